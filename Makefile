@@ -1,0 +1,33 @@
+# Each target does its own set-up: Python 3.11 (or newer) and a package registry are all that is needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# LAPACK's threads fight XLA's on CPU.
+export OPENBLAS_NUM_THREADS ?= 1
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/train.stamp
+	$(BIN)/gems-jax demo
+
+test: $(VENV)/test.stamp lint
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy gems_jax
+
+# requirements.txt pins every package, so that next month's install is this month's.
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/train.stamp: $(VENV)/bin/pip requirements.txt setup.py
+	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[train]'
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/train.stamp requirements.txt setup.py
+	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[train,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

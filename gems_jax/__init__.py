@@ -1,0 +1,77 @@
+"""Gradient multi-subspace tuning (GEMS) for search and recommendation, in JAX.
+
+``import gems_jax as gj``: the core (task gradients, null space, subspaces, gates, the transform) needs jax and
+optax alone; models, items and ranking are imported when first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gems_jax import gates
+from gems_jax.leaf_path import leaf_path
+from gems_jax.matrix_dims import MatrixDims, default_matrix_dims, stacked_matrix_dims
+from gems_jax.null_space import NullSpace, SecondMoment, constrain_to_null_space, null_space_leak
+from gems_jax.task_grads import merge_tasks, task_value_and_grad, task_weights, token_mean
+from gems_jax.transform import STATIC_ARGS, GemsState, gems, scale_by_gems
+
+if TYPE_CHECKING:
+    from gems_jax import items, models, presets
+    from gems_jax.calibrate import estimate_null_space
+    from gems_jax.items import ItemIndex
+    from gems_jax.ranking import metrics, rank_items
+    from gems_jax.reports import diagnostics, state_bytes
+    from gems_jax.wrappers import accumulate, apply_if_finite
+
+# Name -> module (and attribute, where the name is not the module itself); imported at first use.
+_LAZY = {
+    "models": ("gems_jax.models", None),
+    "items": ("gems_jax.items", None),
+    "presets": ("gems_jax.presets", None),
+    "metrics": ("gems_jax.ranking.metrics", None),
+    "rank_items": ("gems_jax.ranking.rank_items", "rank_items"),
+    "ItemIndex": ("gems_jax.items", "ItemIndex"),
+    "estimate_null_space": ("gems_jax.calibrate", "estimate_null_space"),
+    "diagnostics": ("gems_jax.reports", "diagnostics"),
+    "state_bytes": ("gems_jax.reports", "state_bytes"),
+    "accumulate": ("gems_jax.wrappers", "accumulate"),
+    "apply_if_finite": ("gems_jax.wrappers", "apply_if_finite"),
+}
+
+__all__ = [
+    "STATIC_ARGS",
+    "GemsState",
+    "ItemIndex",
+    "MatrixDims",
+    "NullSpace",
+    "SecondMoment",
+    "accumulate",
+    "apply_if_finite",
+    "constrain_to_null_space",
+    "default_matrix_dims",
+    "diagnostics",
+    "estimate_null_space",
+    "gates",
+    "gems",
+    "items",
+    "leaf_path",
+    "merge_tasks",
+    "metrics",
+    "models",
+    "null_space_leak",
+    "presets",
+    "rank_items",
+    "scale_by_gems",
+    "stacked_matrix_dims",
+    "state_bytes",
+    "task_value_and_grad",
+    "task_weights",
+    "token_mean",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'gems_jax' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    value = importlib.import_module(module)
+    return value if attribute is None else getattr(value, attribute)

@@ -1,0 +1,251 @@
+"""The command ``gems-jax``."""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 143
+
+_COMMANDS = {
+    "demo": "the whole path on a tiny model, ends in a report",
+    "prepare": "raw interactions -> validated, split dataset; bad rows quarantined and counted",
+    "pretrain": "a small base model from plain text",
+    "calibrate": "general text -> null space of the base model",
+    "train": "tune on all tasks; first makes what is missing; resumes by itself",
+    "evaluate": "rank both tasks, measure general-domain drift, write eval.json and report.html",
+    "export": "the tuned model as a Hugging Face folder",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0 done, 2 bad input, 143 stopped by SIGTERM after saving."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "OPENBLAS_NUM_THREADS" not in os.environ:
+        # LAPACK's threads fight XLA's on CPU (an SVD of 256 x 256 takes 100 times as long), and the variable is
+        # read when the library is loaded: start again with it.
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "gems_jax.cli", *argv])
+    try:
+        command, options = parse(argv)
+        return command(options)
+    except (ValueError, TypeError, OSError, argparse.ArgumentError) as error:
+        if os.environ.get("GEMS_JAX_TRACEBACK"):
+            raise
+        print(f"gems-jax: error: {_explain(error)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _explain(error: Exception) -> str:
+    """The error's text; an unknown option or field with the nearest valid one."""
+    text = str(error)
+    unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", text)
+    if unknown:
+        name = unknown.group(1) or unknown.group(2)
+        near = difflib.get_close_matches(name, _fields(), n=1, cutoff=0.5)
+        text += f"; did you mean {near[0]!r}?" if near else "; --help lists the fields"
+    return text
+
+
+def _fields() -> list[str]:
+    """All fields of the configuration, dotted."""
+    import dataclasses
+
+    from gems_jax.training.config import Config
+
+    names = []
+    for section in dataclasses.fields(Config):
+        value = getattr(Config(), section.name)
+        names.append(section.name)
+        if dataclasses.is_dataclass(value):
+            names += [f"{section.name}.{field.name}" for field in dataclasses.fields(value)]
+    return names
+
+
+def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
+    """The command's function and its options.
+
+    Raises:
+      ValueError: an unknown option or field (with the nearest valid one), a value of the wrong type.
+    """
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from gems_jax.training.config import Config
+
+    about_all = "Gradient multi-subspace tuning for search and recommendation."
+    parser = ArgumentParser(prog="gems-jax", description=about_all, exit_on_error=False)
+    commands = parser.add_subcommands(required=True, dest="command")
+    for name, about in _COMMANDS.items():
+        sub = ArgumentParser(description=about, exit_on_error=False)
+        sub.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below")
+        if name in ("demo", "train", "evaluate", "export"):
+            default = "runs/demo/gems" if name == "demo" else None
+            sub.add_argument("--workdir", type=str, required=default is None, default=default, help="of the run")
+        if name in ("pretrain", "export"):
+            help_text = "folder to write; default: model.path" if name == "pretrain" else "folder to write"
+            sub.add_argument("--out", type=str, required=name == "export", default=None, help=help_text)
+        if name == "train":
+            sub.add_argument("--distributed", type=bool, default=False, help="form a cluster from the environment")
+        sub.add_class_arguments(Config, None)
+        commands.add_subcommand(name, sub, help=about)
+    parsed = parser.parse_args(argv)
+    return _RUN[parsed.command], parser.instantiate(parsed)[parsed.command]
+
+
+def _config(options: Any) -> Any:
+    import dataclasses
+
+    from gems_jax.training.config import Config
+
+    return Config(**{f.name: options[f.name] for f in dataclasses.fields(Config)})
+
+
+def _quiet() -> None:
+    """Silences what people can do nothing about."""
+    warnings.filterwarnings("ignore", message=".*Sharding info not provided.*")
+    import logging
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def _prepare(options: Any) -> int:
+    from gems_jax.training.stages import ensure_data
+
+    dataset = ensure_data(_config(options))
+    for split, counts in dataset.row_counts().items():
+        print(f"  {split}: " + ", ".join(f"{task} {count:,}" for task, count in counts.items()))
+    return 0
+
+
+def _pretrain(options: Any) -> int:
+    from gems_jax.training.pretrain import pretrain
+
+    config = _config(options)
+    out = Path(options.out or config.model.path)
+    if (out / "config.json").is_file():
+        print(f"pretrain: there is a model in {out} already; remove the folder to make another")
+        return 0
+    pretrain(config, out)
+    return 0
+
+
+def _calibrate(options: Any) -> int:
+    from gems_jax.training.stages import calibrate, ensure_base
+
+    config = _config(options)
+    ensure_base(config)
+    calibrate(config)
+    return 0
+
+
+def _cluster(options: Any) -> None:
+    """Joins a cluster: of a launch script's variables, or whatever the environment has (Slurm, TPU pods)."""
+    import jax
+
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address:
+        jax.distributed.initialize(
+            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        )
+    elif options.distributed:
+        jax.distributed.initialize()
+
+
+def _material(config: Any) -> tuple[Any, Any, Any, Any]:
+    """Base model, material for tuning, null space; made where missing (by one process)."""
+    import jax
+
+    from gems_jax.models import load
+    from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
+
+    needs_null_space = config.train.method == "adamw-constrained" or (
+        config.train.method == "gems" and config.gems.null_space
+    )
+    if jax.process_count() > 1:
+        wanted = [Path(config.data.dir), Path(config.model.path)]
+        wanted += [Path(config.null_space.path)] if needs_null_space else []
+        missing = [str(path) for path in wanted if not path.is_dir()]
+        if missing:
+            raise FileNotFoundError(
+                f"{', '.join(missing)} must exist before several processes train: run gems-jax prepare, pretrain and "
+                "calibrate with the same configuration once"
+            )
+    dataset = ensure_data(config)
+    base, tokenizer = load(ensure_base(config), config.model.dtype)
+    null_space = ensure_null_space(config, base, tokenizer) if needs_null_space else None
+    return base, assemble(config, dataset, (base, tokenizer)), null_space, dataset
+
+
+def _train(options: Any) -> int:
+    _cluster(options)
+    _quiet()
+    from gems_jax.training.tune import Stopped, tune
+
+    config = _config(options)
+    _, material, null_space, _ = _material(config)
+    try:
+        tune(config, material, null_space, Path(options.workdir))
+    except Stopped as stop:
+        print(f"gems-jax: {stop}", file=sys.stderr)
+        return EXIT_STOPPED
+    return 0
+
+
+def _evaluate(options: Any) -> int:
+    _quiet()
+    from gems_jax.training.evaluate import evaluate, table_of
+    from gems_jax.training.tune import keep_config, load_tuned
+
+    config = _config(options)
+    workdir = Path(options.workdir)
+    if not (workdir / "config.yaml").is_file():
+        raise FileNotFoundError(f"{workdir} is no work directory (no config.yaml); run gems-jax train first")
+    keep_config(config, workdir)
+    base, material, _, _ = _material(config)
+    results = evaluate(config, material, base, load_tuned(config, material, workdir), workdir)
+    print(table_of(results))
+    print(f"evaluate: {workdir / 'eval.json'}\nevaluate: {workdir / 'report.html'}")
+    return 0
+
+
+def _export(options: Any) -> int:
+    _quiet()
+    from gems_jax.models import save
+    from gems_jax.training.tune import load_tuned
+
+    config = _config(options)
+    _, material, _, _ = _material(config)
+    model = load_tuned(config, material, Path(options.workdir))
+    save(model, material.tokenizer, options.out)
+    print(f"export: {options.out}")
+    return 0
+
+
+def _demo(options: Any) -> int:
+    _quiet()
+    from gems_jax.training.demo import demo
+
+    report = demo(_config(options), Path(options.workdir))
+    print(f"report: {report.resolve()}")
+    return 0
+
+
+_RUN: dict[str, Callable[[Any], int]] = {
+    "demo": _demo,
+    "prepare": _prepare,
+    "pretrain": _pretrain,
+    "calibrate": _calibrate,
+    "train": _train,
+    "evaluate": _evaluate,
+    "export": _export,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

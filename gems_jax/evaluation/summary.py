@@ -1,0 +1,97 @@
+"""From rankings of a table's rows to the numbers that are reported."""
+
+import zlib
+from typing import Any
+
+import numpy as np
+
+from gems_jax.data.tables import Table
+from gems_jax.evaluation.bootstrap import bootstrap_interval
+from gems_jax.ranking import metrics
+
+REPORTED = (("hit", 5), ("hit", 10), ("ndcg", 10), ("mrr", 10))
+
+
+def shuffled_candidates(table: Table, seed: int) -> np.ndarray:
+    """Each row's target and negatives in an order of its own, so that no tie favours the target.
+
+    Args:
+      table: R rows with C negatives each.
+      seed: of the order, which depends on nothing else but the task's name.
+
+    Returns:
+      Places in ``table.candidates()``, int ``[R, 1 + C]``.
+    """
+    rng = np.random.default_rng([seed, zlib.crc32(table.task.encode())])
+    width = 1 + (0 if table.negatives is None else table.negatives.shape[1])
+    return rng.permuted(np.tile(np.arange(width), (len(table), 1)), axis=1)
+
+
+def summarise(table: Table, ranked: np.ndarray, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Metrics of rankings, with 95 % confidence intervals over users.
+
+    Args:
+      table: R rows, one right item each.
+      ranked: item numbers ``[R, k]``, best first, -1 where there is none; k at least 10 for all to be meant.
+      samples: bootstrap resamples; 0 leaves the intervals out.
+      seed: of the resamples.
+
+    Returns:
+      ``"hit@5"``, ``"hit@10"``, ``"ndcg@10"``, ``"mrr@10"``, each with ``"..._ci"`` as ``[low, high]``, and
+      the numbers of ``"rows"`` and ``"users"``.
+
+    Raises:
+      ValueError: if there is not one ranking a row.
+    """
+    if len(ranked) != len(table) or not len(table):
+        raise ValueError(f"task {table.task!r}: {len(ranked)} rankings for {len(table)} rows; one each is needed")
+    relevance = metrics.relevance(ranked, table.target[:, None])
+    ones = np.ones(len(table), np.int64)
+    users = np.asarray(table.user_ids)
+    summary: dict[str, Any] = {}
+    for name, k in REPORTED:
+        values = getattr(metrics, name)(relevance, ones, k)
+        summary[f"{name}@{k}"] = float(values.mean())
+        if samples:
+            summary[f"{name}@{k}_ci"] = list(bootstrap_interval(values, users, samples=samples, seed=seed))
+    return summary | {"rows": len(table), "users": len(np.unique(users))}
+
+
+def evaluate_scores(
+    table: Table, scores: np.ndarray, *, samples: int = 1000, seed: int = 0, k: int = 20
+) -> dict[str, Any]:
+    """Metrics of a ranker that scores every candidate, such as popularity or BM25.
+
+    Args:
+      table: R rows with C negatives each.
+      scores: ``[R, 1 + C]``, larger is better, of the items of ``table.candidates()``.
+      samples: bootstrap resamples; 0 leaves the intervals out.
+      seed: of the order among equal scores, and of the resamples.
+      k: length of the rankings.
+
+    Returns:
+      As ``summarise``.
+
+    Raises:
+      ValueError: if the scores do not fit the table's candidates, or are not numbers.
+
+    Example:
+      >>> from gems_jax.data.tables import Row, Table
+      >>> rows = [Row("ann", [0], 1, negatives=[2, 3]), Row("bob", [3], 0, negatives=[2, 1])]
+      >>> table = Table.from_rows("rec", rows)
+      >>> evaluate_scores(table, np.array([[0.9, 0.1, 0.2], [0.3, 0.2, 0.1]]), samples=0)["mrr@10"]
+      1.0
+    """
+    candidates = table.candidates()
+    scores = np.asarray(scores)
+    if scores.shape != candidates.shape:
+        raise ValueError(
+            f"task {table.task!r}: scores have shape {scores.shape}, the candidates {candidates.shape}: "
+            "one score a candidate, the target's first"
+        )
+    if np.isnan(scores).any():
+        raise ValueError(f"task {table.task!r}: row {int(np.argwhere(np.isnan(scores))[0][0])} has a score that is nan")
+    order = shuffled_candidates(table, seed)
+    shuffled = np.take_along_axis(scores, order, axis=1)
+    best = np.take_along_axis(order, np.argsort(-shuffled, axis=1, kind="stable")[:, :k], axis=1)
+    return summarise(table, np.take_along_axis(candidates, best, axis=1), samples=samples, seed=seed)

@@ -1,0 +1,80 @@
+"""The transform's state before the first step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gems_jax.branches import lift_inner
+from gems_jax.null_space import factor_arrays
+from gems_jax.plan import Plan
+from gems_jax.settings import Settings
+from gems_jax.state import Diagnostics, GemsState, join_inner, mirror, work_dtype
+
+PyTree = Any
+
+
+def initial_state(params: PyTree, plan: Plan, settings: Settings) -> GemsState:
+    """Zero bases (every branch waits for its first gradient) and fresh inner, fallback and gate states.
+
+    Args:
+      params: tree of arrays.
+      plan: of the same tree.
+      settings: of the transform.
+
+    Returns:
+      A `GemsState`, statistics in float32 (float64 for float64 parameters).
+    """
+    leaves = jax.tree.leaves(params)
+    num_tasks = settings.num_tasks
+    shared_basis, task_basis, shared_inner, task_inner, pending, previous = {}, {}, {}, {}, {}, {}
+    for k in plan.kernels:
+        if k.rank == 0:
+            continue
+        dtype, batch = work_dtype(leaves[k.index].dtype), k.batch_shape
+        shared_basis[k.index] = jnp.zeros((*batch, k.kept, k.rank), dtype)
+        init, _ = lift_inner(settings.inner, len(batch))
+        shared_inner[k.index] = init(jnp.zeros((*batch, k.rank, k.other), dtype))
+        exists = jnp.arange(1 + num_tasks) <= (num_tasks if k.task_rank else 0)
+        pending[k.index] = jnp.broadcast_to(exists.reshape(-1, *(1,) * len(batch)), (1 + num_tasks, *batch))
+        if k.task_rank:
+            low = jnp.zeros((num_tasks, *batch, k.task_rank, k.other), dtype)
+            task_basis[k.index] = jnp.zeros((num_tasks, *batch, k.kept, k.task_rank), dtype)
+            init, _ = lift_inner(settings.inner, 1 + len(batch))
+            task_inner[k.index] = init(low)
+            if settings.gate.needs_progress:
+                previous[k.index] = low
+    # The fallback sees what it will see in every step: float32, also for bfloat16 parameters.
+    others = {i: leaves[i].astype(work_dtype(leaves[i].dtype)) for i in plan.fallback}
+    structure = settings.inner_structure()
+    null_space = settings.options.null_space
+    return GemsState(
+        count=jnp.zeros((), jnp.int32),
+        shared_basis=mirror(params, shared_basis),
+        task_basis=mirror(params, task_basis),
+        shared_inner=join_inner(structure, params, shared_inner),
+        task_inner=join_inner(structure, params, task_inner),
+        pending=mirror(params, pending),
+        previous=mirror(params, previous),
+        # A tree without leaves is optax's placeholder for the parameters (optax.tree.map_params).
+        fallback=settings.fallback.init(mirror(params, others) if leaves else params),
+        gate=settings.gate.init(num_tasks),
+        null_space={} if null_space is None else factor_arrays(null_space),
+        diagnostics=_no_diagnostics(num_tasks),
+    )
+
+
+def _no_diagnostics(num_tasks: int) -> Diagnostics:
+    per_task = jnp.zeros((num_tasks,), jnp.float32)
+    return Diagnostics(
+        gates=jnp.full((num_tasks,), 1 / num_tasks, jnp.float32),
+        weights=per_task,
+        grad_norms=per_task,
+        cosines=jnp.zeros((num_tasks, num_tasks), jnp.float32),
+        captured=jnp.zeros((1 + num_tasks,), jnp.float32),
+        update_norm=jnp.zeros((), jnp.float32),
+        refreshed=jnp.zeros((), jnp.int32),
+        waiting=jnp.zeros((), jnp.int32),
+        absent=jnp.zeros((num_tasks,), jnp.int32),
+        skipped=jnp.zeros((num_tasks,), jnp.int32),
+    )

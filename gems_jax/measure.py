@@ -1,0 +1,105 @@
+"""What a step measures: the tasks' Gramian, who takes part, diagnostics."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gems_jax.branches import BranchState, Presence, Steps
+from gems_jax.state import Diagnostics, work_dtype
+from gems_jax.task_grads import task_weights
+
+PyTree = Any
+
+
+class Measured(NamedTuple):
+    """The gradients of a step, measured.
+
+    Attributes:
+      gramian: ``[T, T]`` inner products of the tasks' gradients over leaves with a full task axis.
+      present: tasks that have a finite gradient other than 0 (and tokens).
+      finite: ``[T]`` bool.
+      weights: ``[T]`` of the tasks in the shared gradient, 0 for those not present.
+    """
+
+    gramian: jax.Array
+    present: Presence
+    finite: jax.Array
+    weights: jax.Array
+
+
+def squared_norm(arrays: Sequence[jax.Array]) -> jax.Array:
+    """``sum |x|^2`` over arrays, float32 or wider."""
+    sizes = [jnp.sum(x.astype(work_dtype(x.dtype)) ** 2) for x in arrays]
+    return sum(sizes, jnp.zeros((), jnp.float32))
+
+
+def measure(
+    gradients: Sequence[jax.Array], num_tasks: int, counts: jax.Array | None, shared: Sequence[jax.Array] | None
+) -> Measured:
+    """Measures stacked gradients.
+
+    Args:
+      gradients: arrays ``[T, ...]``, or ``[1, ...]`` where already merged.
+      num_tasks: ``T``.
+      counts: ``[T]`` tokens per task, or ``None``.
+      shared: the caller's own shared gradient, or ``None``.
+
+    Returns:
+      `Measured`.
+    """
+    stacked = [g for g in gradients if g.shape[0] == num_tasks]
+    merged = [g for g in gradients if g.shape[0] != num_tasks]
+    gramian = jnp.zeros((num_tasks, num_tasks), jnp.float32)
+    for g in stacked:
+        flat = g.astype(work_dtype(g.dtype)).reshape(num_tasks, -1)
+        gramian += jnp.matmul(flat, flat.T, precision=jax.lax.Precision.HIGHEST).astype(jnp.float32)
+    sizes = jnp.diagonal(gramian)
+    finite = jnp.isfinite(sizes)
+    tasks = finite & (sizes > 0) if stacked else jnp.ones((num_tasks,), bool)
+    tokens = jnp.ones((num_tasks,), jnp.float32) if counts is None else jnp.asarray(counts, jnp.float32)
+    tasks &= tokens > 0
+    weights = jnp.where(tasks, task_weights(jnp.where(tasks, tokens, 0.0), num_tasks), 0)
+    is_there = jnp.any(tasks) if shared is None else jnp.isfinite(squared_norm(shared))
+    present = Presence(tasks, is_there & jnp.isfinite(squared_norm(merged)))
+    return Measured(gramian, present, finite, weights)
+
+
+def diagnose(
+    measured: Measured,
+    gates: jax.Array,
+    captured: tuple[jax.Array, jax.Array],
+    emitted: Sequence[jax.Array],
+    branches: Sequence[tuple[Steps, BranchState]],
+    old: Diagnostics,
+) -> Diagnostics:
+    """The step's `Diagnostics`.
+
+    Args:
+      measured: see `measure`.
+      gates: ``[T]``.
+      captured: ``[1 + T]`` squared norms of the low-rank gradients, and of the gradients.
+      emitted: all updates.
+      branches: what each group did.
+      old: the former step's, for the counters.
+    """
+    tasks = measured.present.tasks
+    norms = jnp.sqrt(jnp.where(tasks, jnp.diagonal(measured.gramian), 0))
+    outer = norms[:, None] * norms
+    nonzero = (outer > 0) & jnp.isfinite(measured.gramian)
+    low, full = captured
+    known = (full > 0) & jnp.isfinite(full)
+    zero = jnp.zeros((), jnp.int32)
+    return Diagnostics(
+        gates=gates.astype(jnp.float32),
+        weights=measured.weights,
+        grad_norms=norms,
+        cosines=jnp.where(nonzero, measured.gramian / jnp.where(nonzero, outer, 1), 0),
+        captured=jnp.where(known, low / jnp.where(known, full, 1), 0),
+        update_norm=jnp.sqrt(squared_norm(emitted)).astype(jnp.float32),
+        refreshed=sum((steps.refreshed for steps, _ in branches), zero),
+        waiting=sum((jnp.sum(branch.pending, dtype=jnp.int32) for _, branch in branches), zero),
+        absent=old.absent + (~tasks & measured.finite),
+        skipped=old.skipped + ~measured.finite,
+    )

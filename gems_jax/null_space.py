@@ -1,0 +1,395 @@
+"""The general-domain null space: directions of a kernel that general text does not use."""
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gems_jax.fingerprint import weights_fingerprint
+from gems_jax.leaf_path import leaf_path
+from gems_jax.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, resolve
+from gems_jax.projection import kept_side_first, project_stack, project_update
+from gems_jax.second_moment import SecondMoment
+from gems_jax.subspace import Frame
+
+PyTree = Any
+Side = Literal["in", "out"]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What general text uses of one input, as the thinner of two orthonormal bases.
+
+    Attributes:
+      basis: ``[*batch, d, c]`` orthonormal columns, zero columns as padding within a stack.
+      complement: false where ``basis`` holds the protected directions ``K``, true where it holds their
+        orthogonal complement ``Q``, the null space.
+      kept: ``[*batch]`` number of protected directions.
+      residual: ``[*batch]`` share of the second moment's trace outside them.
+    """
+
+    basis: np.ndarray | jax.Array
+    complement: bool
+    kept: np.ndarray
+    residual: np.ndarray
+
+    @property
+    def dim(self) -> int:
+        return self.basis.shape[-2]
+
+    def frame(self, basis: jax.Array | None = None) -> Frame:
+        return Frame(jnp.asarray(self.basis if basis is None else basis), self.complement)
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """Protected directions of a model's kernels (GEMS, arXiv 2601.09496, section 3).
+
+    ``K``: principal directions of ``C = E[x x^T]`` over general text, ``N = I - K K^T``. With ``K^T dW = 0`` a
+    layer's output on general text does not move.
+
+    Attributes:
+      factors: factor of each distinct input, by name.
+      inputs: name of the input of each constrained kernel, by the kernel's path.
+      side: ``"in"`` (inputs of the kernel) or ``"out"`` (outputs).
+      fingerprint: of the weights it was estimated from, or ``None``.
+
+    Example:
+      >>> import numpy as np
+      >>> ns = NullSpace.from_moments({"mlp/kernel": np.diag([8.0, 1.0, 1.0])}, rank=1)
+      >>> null_space_leak({"mlp": {"kernel": np.eye(3)[:, 1:]}}, ns)["mlp/kernel"].item()
+      0.0
+    """
+
+    factors: dict[str, Factor]
+    inputs: dict[str, str]
+    side: Side = "in"
+    fingerprint: str | None = None
+    rule: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_moments(
+        cls,
+        moments: Mapping[str, Any],
+        *,
+        energy: float | None = None,
+        rank: int | None = None,
+        threshold: float | None = None,
+        side: Side = "in",
+        fingerprint: str | None = None,
+    ) -> "NullSpace":
+        """Principal directions of second moments, by ``eigh`` in float64.
+
+        Exactly one of the rules says how many directions are protected.
+
+        Args:
+          moments: second moments ``[*batch, d, d]`` by kernel path; kernels that share an input share the
+            object, and then one factor.
+          energy: fewest directions that hold at least this share of the trace.
+          rank: this many directions.
+          threshold: eigenvalues at least this large; where none is smaller, the smallest
+            ``max(1, d // 20)`` directions are the null space (the released rule, 2e-2).
+          side: what the moments are of, ``"in"`` or ``"out"``.
+          fingerprint: of the weights, see `weights_fingerprint`.
+
+        Returns:
+          A `NullSpace`.
+
+        Raises:
+          ValueError: no rule or several, a value out of range, a matrix that is not square and finite.
+        """
+        given = {
+            name: float(value)
+            for name, value in (("energy", energy), ("rank", rank), ("threshold", threshold))
+            if value is not None
+        }
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of energy, rank and threshold, got {given or 'none'}")
+        if side not in ("in", "out"):
+            raise ValueError(f"side is {side!r}; choose 'in' or 'out'")
+        if energy is not None and not 0 <= energy <= 1:
+            raise ValueError(f"energy is a share of the trace between 0 and 1, got {energy}")
+        if rank is not None and rank < 0:
+            raise ValueError(f"rank is a number of directions, at least 0, got {rank}")
+        names: dict[int, str] = {}
+        factors: dict[str, Factor] = {}
+        inputs: dict[str, str] = {}
+        for path, moment in moments.items():
+            name = names.setdefault(id(moment), path)
+            inputs[path] = name
+            if name == path:
+                matrix = np.asarray(moment.matrix() if isinstance(moment, SecondMoment) else moment, np.float64)
+                factors[name] = _factor(path, matrix, energy=energy, rank=rank, threshold=threshold)
+        thin = [f for f in factors.values() if energy and np.mean(f.kept) * 100 <= f.dim]
+        if len(thin) * 2 > len(factors):
+            warnings.warn(
+                f"{len(thin)} of {len(factors)} inputs keep next to nothing of general text (a few outlier "
+                f"directions hold {energy:.0%} of the trace); raise energy or use rank",
+                stacklevel=2,
+            )
+        return cls(factors, inputs, side, fingerprint, given)
+
+    def factor(self, path: str) -> Factor:
+        """The factor that constrains a kernel."""
+        return self.factors[self.inputs[path]]
+
+    def check_weights(self, params: PyTree) -> None:
+        """Raises ``ValueError`` unless ``params`` are the weights the null space was estimated from."""
+        paths = {leaf_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)}
+        missing = sorted(set(self.inputs) - paths)
+        if missing:
+            raise ValueError(
+                f"the null space is for other weights: it constrains {missing[0]!r}"
+                f"{f' and {len(missing) - 1} more kernels' if len(missing) > 1 else ''} which this model lacks; "
+                "calibrate again"
+            )
+        if self.fingerprint is not None:
+            found = weights_fingerprint(params, self.inputs)
+            if found != self.fingerprint:
+                raise ValueError(
+                    f"the null space is for other weights: fingerprint {self.fingerprint[:12]} on file, "
+                    f"{found[:12]} from this model; calibrate again from these weights"
+                )
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes ``null_space.json`` and ``factors.npz`` into a directory, all or nothing.
+
+        Raises:
+          FileExistsError: the directory holds something else.
+        """
+        target = Path(directory)
+        if target.exists() and any(target.iterdir()) and not (target / "null_space.json").is_file():
+            raise FileExistsError(f"{target} exists and is not a saved null space; choose another directory")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            arrays: dict[str, Any] = {}
+            for i, factor in enumerate(self.factors.values()):
+                for key in ("basis", "kept", "residual"):
+                    arrays[f"{i}.{key}"] = np.asarray(getattr(factor, key))
+            np.savez(staging / "factors.npz", **arrays)
+            about = {
+                "format": 1,
+                "side": self.side,
+                "fingerprint": self.fingerprint,
+                "rule": self.rule,
+                "factors": [{"name": n, "complement": f.complement} for n, f in self.factors.items()],
+                "inputs": self.inputs,
+            }
+            (staging / "null_space.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike) -> "NullSpace":
+        """Reads what `save` wrote.
+
+        Raises:
+          FileNotFoundError: nothing saved there.
+          ValueError: a damaged file.
+        """
+        source = Path(directory)
+        for name in ("null_space.json", "factors.npz"):
+            if not (source / name).is_file():
+                raise FileNotFoundError(f"no null space in {source}: {name} is missing; make one with calibrate")
+        try:
+            about = json.loads((source / "null_space.json").read_text(encoding="utf-8"))
+            with np.load(source / "factors.npz", allow_pickle=False) as arrays:
+                factors = {
+                    entry["name"]: Factor(
+                        arrays[f"{i}.basis"], bool(entry["complement"]), arrays[f"{i}.kept"], arrays[f"{i}.residual"]
+                    )
+                    for i, entry in enumerate(about["factors"])
+                }
+            return cls(factors, about["inputs"], about["side"], about["fingerprint"], about["rule"])
+        except (KeyError, ValueError, OSError, EOFError) as error:
+            raise ValueError(f"the null space in {source} is damaged ({error}); calibrate again") from error
+
+    def summary(self) -> str:
+        """A table: input, kernels, dimension, directions kept, residual share of the trace."""
+        users: dict[str, int] = {}
+        for name in self.inputs.values():
+            users[name] = users.get(name, 0) + 1
+        rows = [f"{'input of':48s} {'kernels':>7s} {'dim':>5s}  kept (of each layer)       residual"]
+        for name, f in self.factors.items():
+            kept, residual = np.atleast_1d(f.kept).ravel(), np.atleast_1d(f.residual).ravel()
+            span = f"{kept.min()}-{kept.max()}" if kept.size > 1 else str(kept[0])
+            rows.append(f"{name:48s} {users[name]:7d} {f.dim:5d}  {span:26s} {residual.max():.4f}")
+        return "\n".join(rows)
+
+
+def _factor(
+    path: str, matrix: np.ndarray, *, energy: float | None, rank: int | None, threshold: float | None
+) -> Factor:
+    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(f"moment of {path!r} has shape {list(matrix.shape)}, expected [..., d, d]")
+    if not np.all(np.isfinite(matrix)):
+        raise ValueError(f"moment of {path!r} is not finite; look for overflow in the model's activations")
+    batch, d = matrix.shape[:-2], matrix.shape[-1]
+    values, vectors = np.linalg.eigh(matrix.reshape(-1, d, d))
+    values, vectors = np.maximum(values[:, ::-1], 0), vectors[:, :, ::-1]
+    traces = values.sum(axis=1)
+    cumulative = np.cumsum(values, axis=1)
+    if energy is not None:
+        # Counting what is still missing before each direction; rounding of the sum never adds one.
+        missing = energy * traces[:, None] * (1 - 1e-12) > np.pad(cumulative, ((0, 0), (1, 0)))[:, :-1]
+        kept = np.where(traces > 0, missing.sum(axis=1), 0)
+    elif rank is not None:
+        kept = np.full(len(values), min(rank, d))
+    else:
+        kept = (values >= threshold).sum(axis=1)
+        kept = np.where(kept == d, d - max(1, d // 20), kept)
+    # One choice per stack, zero columns as padding.
+    complement = bool((d - kept).max() < kept.max())
+    width = int((d - kept).max() if complement else kept.max())
+    basis = np.zeros((len(values), d, width), np.float32)
+    for i, k in enumerate(kept):
+        columns = vectors[i][:, k:] if complement else vectors[i][:, :k]
+        basis[i, :, : columns.shape[1]] = columns
+    inside = cumulative[np.arange(len(kept)), np.maximum(kept - 1, 0)] * (kept > 0)
+    residual = 1 - inside / np.where(traces > 0, traces, 1)
+    return Factor(
+        basis.reshape(*batch, d, width), complement, kept.reshape(batch).astype(np.int32), residual.reshape(batch)
+    )
+
+
+def check_factor(path: str, spec: MatrixSpec, null_space: NullSpace) -> MatrixSpec:
+    """Checks that a kernel's factor has its dimension and its stack, and returns the kernel's spec.
+
+    Raises:
+      ValueError: it does not.
+    """
+    factor = null_space.factor(path)
+    size = spec.matrix_shape[0 if null_space.side == "in" else 1]
+    if factor.dim != size or factor.basis.shape[:-2] not in ((), spec.batch_shape):
+        raise ValueError(
+            f"the null space of {path!r} has shape {list(factor.basis.shape)}, the kernel {list(spec.shape)} needs "
+            f"[{', '.join(map(str, (*spec.batch_shape, size)))}, directions] on side {null_space.side!r}: "
+            "it was estimated from another model"
+        )
+    return spec
+
+
+def constrained_spec(path: str, shape: tuple[int, ...], null_space: NullSpace, dims: MatrixDims | None) -> MatrixSpec:
+    """Matrix role of a constrained leaf (by default its last two axes), checked against its factor."""
+    if len(shape) < 2:
+        raise ValueError(f"the null space constrains {path!r}, which is no matrix: shape {list(shape)}")
+    return check_factor(path, resolve(dims or MatrixDims(), shape, path), null_space)
+
+
+class ConstrainToNullSpaceState(NamedTuple):
+    """The factors, by input: state, so that they are arguments of a compiled step and can be sharded."""
+
+    factors: dict[str, jax.Array]
+
+
+def constrain_to_null_space(
+    null_space: NullSpace, matrix_dims: MatrixRule | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Projects every update into the null space: ``dW <- N dW``, whatever produced it.
+
+    Chainable behind any optimiser (before or after its learning rate): ``|K^T dW| <= 1e-5 |dW|`` for updates
+    in float32, which is what it emits for constrained kernels whatever the parameter dtype.
+
+    Args:
+      null_space: see `NullSpace`.
+      matrix_dims: callable ``(path, leaf) -> MatrixDims | None`` for kernels whose matrix is not their last
+        two axes.
+
+    Returns:
+      An optax transform; its state holds the factors.
+
+    Raises:
+      ValueError: in ``init``, where no parameter is constrained or a factor does not fit its kernel.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, optax
+      >>> ns = NullSpace.from_moments({"kernel": np.diag([9.0, 1.0])}, rank=1)
+      >>> params = {"kernel": jnp.zeros((2, 3))}
+      >>> tx = optax.chain(optax.sgd(1.0), constrain_to_null_space(ns))
+      >>> tx.update({"kernel": jnp.ones((2, 3))}, tx.init(params))[0]["kernel"].tolist()
+      [[0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]]
+    """
+
+    def spec_of(path: str, leaf: Any) -> MatrixSpec:
+        return constrained_spec(path, leaf.shape, null_space, matrix_dims(path, leaf) if matrix_dims else None)
+
+    def init_fn(params: PyTree) -> ConstrainToNullSpaceState:
+        check_paths(params, null_space)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if leaf_path(path) in null_space.inputs:
+                spec_of(leaf_path(path), leaf)
+        return ConstrainToNullSpaceState(factor_arrays(null_space))
+
+    def update_fn(
+        updates: PyTree, state: ConstrainToNullSpaceState, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, ConstrainToNullSpaceState]:
+        del params, extra_args
+
+        def constrain(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+            name = leaf_path(path)
+            if name not in null_space.inputs:
+                return update
+            frame = null_space.factor(name).frame(state.factors[null_space.inputs[name]])
+            return project_update(update, spec_of(name, update), frame, null_space.side)
+
+        return jax.tree_util.tree_map_with_path(constrain, updates), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def factor_arrays(null_space: NullSpace) -> dict[str, jax.Array]:
+    """The factors' arrays by input name, as they lie in optimiser states."""
+    return {name: jnp.asarray(f.basis) for name, f in null_space.factors.items()}
+
+
+def check_paths(params: PyTree, null_space: NullSpace) -> None:
+    """Raises ``ValueError`` where a null space constrains none of the parameters."""
+    paths = [leaf_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if paths and not set(paths) & set(null_space.inputs):
+        raise ValueError(
+            f"the null space constrains none of the {len(paths)} parameters: it knows "
+            f"{sorted(null_space.inputs)[:3]}..., the parameters are {paths[:3]}..."
+        )
+
+
+def null_space_leak(
+    updates: PyTree, null_space: NullSpace, matrix_dims: MatrixRule | None = None
+) -> dict[str, jax.Array]:
+    """How much of each update lies in protected directions: ``|K^T dW| / |dW|``, 0 where ``dW = 0``.
+
+    Args:
+      updates: tree of ``[*shape]`` updates, or differences of parameters.
+      null_space: see `NullSpace`.
+      matrix_dims: as for `constrain_to_null_space`.
+
+    Returns:
+      Float32 scalar by path of constrained kernel; the largest of a stack.
+    """
+    leaks = {}
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        name = leaf_path(path)
+        if name not in null_space.inputs:
+            continue
+        update = jnp.asarray(update)
+        dims = matrix_dims(name, update) if matrix_dims else None
+        spec = constrained_spec(name, update.shape, null_space, dims)
+        update = update.astype(jnp.promote_types(update.dtype, jnp.float32))
+        matrices = kept_side_first(spec.to_matrices(update), null_space.side)
+        protected = matrices - project_stack(matrices, null_space.factor(name).frame())
+        size = jnp.linalg.norm(matrices, axis=(-2, -1))
+        leaks[name] = jnp.max(jnp.linalg.norm(protected, axis=(-2, -1)) / jnp.where(size > 0, size, 1))
+    return leaks

@@ -1,0 +1,229 @@
+"""What happens to each parameter: static facts from paths and shapes alone."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from gems_jax.leaf_path import leaf_path
+from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
+from gems_jax.null_space import NullSpace, check_factor, check_paths, constrained_spec
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """The static options of `gems_jax.scale_by_gems` that decide what happens to each parameter."""
+
+    num_tasks: int
+    rank: int | float = 128
+    task_rank: int | float | None = None
+    side: Literal["auto", "in", "out"] = "auto"
+    complementary: bool = False
+    null_space: NullSpace | None = None
+    constraint: Literal["update", "gradient"] = "update"
+    matrix_dims: PyTree | MatrixRule | None = None
+
+    def check(self) -> None:
+        if self.num_tasks < 1:
+            raise ValueError(f"num_tasks must be at least 1, got {self.num_tasks}")
+        if self.side not in ("auto", "in", "out"):
+            raise ValueError(f"side is {self.side!r}; choose 'auto', 'in' or 'out'")
+        if self.constraint not in ("update", "gradient"):
+            raise ValueError(f"constraint is {self.constraint!r}; choose 'update' or 'gradient'")
+        for name, value, least in (("rank", self.rank, 1), ("task_rank", self.task_rank, 0)):
+            if value is None:
+                continue
+            if isinstance(value, float) and not 0 < value <= 1:
+                raise ValueError(f"{name}={value}: a float is a fraction of the smaller side, in (0, 1]")
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{name}={value}: an int must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One projected kernel (or stack of them).
+
+    Attributes:
+      index: position of the leaf in the tree.
+      path: its path.
+      spec: its matrix role.
+      side: side of its bases.
+      rank, task_rank: columns of the shared and the task bases; 0 and 0: frozen, its null space is empty.
+      wanted: the ranks before capping.
+      source: name of its null-space factor, or ``None``.
+      free: ``[batch]`` dimension of the null space of each matrix, or ``None``.
+      inside: whether its bases lie in the null space (otherwise a factor acts on the other axis of the
+        low-rank update, or on the gradient).
+    """
+
+    index: int
+    path: str
+    spec: MatrixSpec
+    side: Literal["in", "out"]
+    rank: int
+    task_rank: int
+    wanted: tuple[int, int]
+    source: str | None
+    free: tuple[int, ...] | None
+    inside: bool
+
+    @property
+    def kept(self) -> int:
+        """``p``: size of the side that bases keep."""
+        return self.spec.matrix_shape[0 if self.side == "in" else 1]
+
+    @property
+    def other(self) -> int:
+        """``q``: size of the other side."""
+        return self.spec.matrix_shape[1 if self.side == "in" else 0]
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Leading axes of its state arrays; a single kernel is a stack of one."""
+        return self.spec.batch_shape or (1,)
+
+    def columns(self, rank: int, used: int = 0) -> np.ndarray | None:
+        """``[batch, rank]`` bool: the columns each matrix's null space has room for, ``None`` if for all."""
+        if not self.inside or self.free is None or min(self.free) - used >= rank:
+            return None
+        return np.arange(rank) < np.maximum(np.asarray(self.free)[:, None] - used, 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to the leaves of one tree.
+
+    Attributes:
+      paths: of all leaves, in order.
+      kernels: projected kernels.
+      groups: the same, those of one shape together: each is one batched computation.
+      fallback: indices of the leaves that take the fallback.
+      constrained: spec and factor of fallback leaves that the null space constrains, by index.
+      unnamed: fallback leaves of three or more axes, which only a rule could give a matrix role.
+    """
+
+    paths: tuple[str, ...]
+    kernels: tuple[Kernel, ...]
+    groups: tuple[tuple[Kernel, ...], ...]
+    fallback: tuple[int, ...]
+    constrained: dict[int, tuple[MatrixSpec, str]]
+    unnamed: tuple[str, ...]
+
+
+def _resolve_rank(rank: int | float, smaller: int) -> int:
+    return max(1, round(rank * smaller)) if isinstance(rank, float) else int(rank)
+
+
+def _kernel(index: int, path: str, spec: MatrixSpec, options: Options) -> Kernel:
+    null_space = options.null_space
+    constrained = null_space is not None and path in null_space.inputs
+    m, n = spec.matrix_shape
+    side = options.side
+    if side == "auto":
+        on_update = constrained and options.constraint == "update"
+        side = null_space.side if on_update and null_space is not None else ("in" if m <= n else "out")
+    smaller = min(m, n)
+    rank = _resolve_rank(options.rank, smaller)
+    task_rank = max(1, rank // 2) if options.task_rank is None else options.task_rank
+    task_rank = 0 if task_rank == 0 else _resolve_rank(task_rank, smaller)
+    wanted, cap, source, free, inside = (rank, task_rank), smaller, None, None, False
+    if constrained and null_space is not None:
+        check_factor(path, spec, null_space)
+        factor = null_space.factor(path)
+        source = null_space.inputs[path]
+        if options.constraint == "update":
+            free = tuple(int(x) for x in np.broadcast_to(factor.dim - factor.kept, spec.batch_shape or (1,)).ravel())
+            cap = min(cap, max(free))
+            inside = side == null_space.side
+    rank = min(rank, cap)
+    task_rank = min(task_rank, cap - rank if options.complementary else cap)
+    return Kernel(index, path, spec, side, rank, task_rank, wanted, source, free, inside)
+
+
+def make_plan(params: PyTree, options: Options) -> Plan:
+    """Decides the treatment of every leaf; equal trees of shapes have equal plans.
+
+    Args:
+      params: tree of arrays or anything with shapes and dtypes.
+      options: see `Options`.
+
+    Returns:
+      A `Plan`.
+
+    Raises:
+      ValueError: a rule that makes no leaf a kernel, dimension numbers or factors that do not fit.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    paths = tuple(leaf_path(path) for path, _ in leaves)
+    specs = matrix_specs(params, options.matrix_dims)
+    if leaves and options.matrix_dims is not None and not any(specs):
+        raise ValueError(
+            f"matrix_dims names none of the {len(leaves)} parameters ({', '.join(paths[:3])}, ...); "
+            "it must return MatrixDims for the kernels that get subspaces"
+        )
+    if options.null_space is not None:
+        check_paths(params, options.null_space)
+    kernels = tuple(_kernel(i, paths[i], spec, options) for i, spec in enumerate(specs) if spec is not None)
+    fallback = tuple(i for i, spec in enumerate(specs) if spec is None)
+    constrained = {}
+    if options.null_space is not None and options.constraint == "update":
+        for i in fallback:
+            if paths[i] in options.null_space.inputs:
+                spec = constrained_spec(paths[i], leaves[i][1].shape, options.null_space, None)
+                constrained[i] = (spec, options.null_space.inputs[paths[i]])
+    unnamed = tuple(paths[i] for i in fallback if len(leaves[i][1].shape) > 2)
+    groups: dict[Any, list[Kernel]] = {}
+    for kernel in kernels:
+        if kernel.rank == 0:
+            continue
+        # Stacks are batched as they are; single kernels of one shape are stacked inside the update, so that
+        # the program does not grow with depth.
+        key: Any = kernel.index
+        if not kernel.spec.batch_shape:
+            form = None
+            if kernel.source is not None and options.null_space is not None:
+                factor = options.null_space.factors[kernel.source]
+                form = (factor.complement, factor.basis.shape)
+            dtype = str(leaves[kernel.index][1].dtype)
+            key = (kernel.spec, kernel.side, kernel.rank, kernel.task_rank, kernel.inside, form, dtype)
+        groups.setdefault(key, []).append(kernel)
+    return Plan(paths, kernels, tuple(map(tuple, groups.values())), fallback, constrained, unnamed)
+
+
+class Recorded(NamedTuple):
+    """A plan made by a transform's ``init``: for what structure and shapes, and the shapes of the state."""
+
+    options: Options
+    plan: Plan
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+    state: PyTree
+
+
+_RECORD: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar("plans", default=None)
+
+
+@contextlib.contextmanager
+def recorded_plans() -> Iterator[list[Recorded]]:
+    """Collects the plans that transforms make inside the block, however deep in a chain they are."""
+    plans: list[Recorded] = []
+    token = _RECORD.set(plans)
+    try:
+        yield plans
+    finally:
+        _RECORD.reset(token)
+
+
+def record(options: Options, plan: Plan, params: PyTree, state: PyTree) -> None:
+    """Tells `recorded_plans` of a plan and of the shapes it is for."""
+    plans = _RECORD.get()
+    if plans is not None:
+        shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(params))
+        sizes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        plans.append(Recorded(options, plan, jax.tree.structure(params), shapes, sizes))

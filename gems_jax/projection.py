@@ -1,0 +1,39 @@
+"""Projection of matrices and leaves into a null space."""
+
+import jax
+import jax.numpy as jnp
+
+from gems_jax.matrix_dims import MatrixSpec
+from gems_jax.subspace import Frame
+
+
+def kept_side_first(x: jax.Array, side: str) -> jax.Array:
+    """``[..., in, out]`` as is for side ``in``, transposed for side ``out``."""
+    return x if side == "in" else jnp.swapaxes(x, -1, -2)
+
+
+def project_update(update: jax.Array, spec: MatrixSpec, frame: Frame, side: str) -> jax.Array:
+    """``N dW`` (or ``dW N``) for a leaf, in float32 (float64 stays), highest precision, applied twice.
+
+    Args:
+      update: ``[*shape]``.
+      spec: its matrix role.
+      frame: factor ``[d, c]`` for all of a stack, or ``[*batch, d, c]``.
+      side: ``"in"`` or ``"out"``.
+
+    Returns:
+      ``[*shape]``.
+    """
+    update = update.astype(jnp.promote_types(update.dtype, jnp.float32))
+    matrices = kept_side_first(spec.to_matrices(update), side)
+    return spec.from_matrices(kept_side_first(project_stack(matrices, frame), side))
+
+
+def project_stack(matrices: jax.Array, frame: Frame) -> jax.Array:
+    """``N x`` for a stack ``[batch, d, n]`` with one factor ``[d, c]`` or one each."""
+    if frame.factor is None:
+        return matrices
+    factor = frame.factor.reshape(-1, *frame.factor.shape[-2:])
+    if factor.shape[0] == 1:
+        return jax.vmap(lambda x: Frame(factor[0], frame.complement).project(x))(matrices)
+    return jax.vmap(lambda x, f: Frame(f, frame.complement).project(x))(matrices, factor)

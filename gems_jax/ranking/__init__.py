@@ -1,0 +1,1 @@
+"""Ranking items with a generative model, and measuring rankings."""

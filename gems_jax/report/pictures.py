@@ -1,0 +1,169 @@
+"""The pictures of a report with their captions, from what a run has recorded."""
+
+import base64
+from collections.abc import Iterator
+from html import escape
+
+import numpy as np
+
+from gems_jax.report import charts
+from gems_jax.report.records import Records
+from gems_jax.report.results import Method, task_label
+
+CONFLICT_COLOUR = "#7a4fb0"
+LEAK_BOUND = 1e-5  # what an emitted float32 update may leak into the protected directions
+
+
+def figure(title: str, svg: str, caption: str) -> str:
+    """A card with a picture embedded in the page, its title and one sentence on what it shows."""
+    data = base64.b64encode(svg.encode()).decode()
+    return (
+        f'<figure class="card"><h3>{escape(title)}</h3>'
+        f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def result_pictures(rows: list[Method], tasks: list[str]) -> Iterator[str]:
+    """Hit rate of every method, one picture a task."""
+    for task, colour in zip(tasks, charts.TASK_COLOURS, strict=False):
+        measured = [
+            (row.name, value, row.interval(task, "hit@10"))
+            for row in rows
+            if (value := row.value(task, "hit@10")) is not None
+        ]
+        if measured:
+            svg = charts.bars_chart(measured, _own_name(rows), colour, "hit@10")
+            label = task_label(task)
+            yield figure(
+                f"{label}: hit@10",
+                svg,
+                f"How often the right item is among the first ten ({label.lower()}); "
+                "the thin lines are 95 % confidence intervals over users.",
+            )
+
+
+def drift_pictures(rows: list[Method]) -> Iterator[str]:
+    """Loss on general text before and after tuning: without the item tokens, then with them."""
+    for suffix, title, what in (
+        ("", "Loss on general text", "over the base model's own vocabulary"),
+        ("_full", "The same, with item tokens counted", "where the added item tokens take probability too"),
+    ):
+        moved = [
+            (row.name, row.value("general", "base_loss" + suffix), row.value("general", "loss" + suffix))
+            for row in rows
+        ]
+        known = [(name, old, new) for name, old, new in moved if old is not None and new is not None]
+        if known:
+            svg = charts.drift_chart(known, _own_name(rows), "loss per token (lower is better)")
+            own = next((row for row in rows if row.kind == "run" and row.rise(suffix) is not None), None)
+            moved_by = f" (this run: {own.rise(suffix):+.3f})" if own else ""
+            yield figure(
+                title,
+                svg,
+                f"Loss on text that has nothing to do with items, before and after tuning, {what}{moved_by}: "
+                "a short line means little was forgotten.",
+            )
+
+
+def training_pictures(records: Records) -> Iterator[str]:
+    """Losses, gates, conflict, leak and validation over the steps; what was not recorded is left out."""
+    losses = _by_task(records, "loss/")
+    if losses:
+        ends = ", ".join(
+            f"{label.lower()} {values[: _edge(values)].mean():.2f} → {values[-_edge(values) :].mean():.2f}"
+            for label, (_, values) in losses.items()
+        )
+        yield figure(
+            "Loss of each task",
+            charts.lines_chart(losses, "loss per target token"),
+            f"Training loss of the two kinds of examples ({ends})."
+            if len(losses) == 2
+            else f"Training loss of each task ({ends}).",
+        )
+    gates = _by_task(records, "gate/")
+    if gates:
+        means = ", ".join(f"{label.lower()} {values.mean():.2f}" for label, (_, values) in gates.items())
+        yield figure(
+            "Gates",
+            charts.shares_chart(gates, "share of the update"),
+            f"How the gate divides each update between the task subspaces (mean: {means}).",
+        )
+    yield from _conflict_picture(records)
+    yield from _leak_picture(records)
+    norms = _by_task(records, "grad_norm/")
+    if norms:
+        yield figure(
+            "Gradient norms",
+            charts.lines_chart(norms, "gradient norm"),
+            "Length of each task's gradient; the gate weighs the tasks by it among others.",
+        )
+    yield from _validation_pictures(records)
+
+
+def _conflict_picture(records: Records) -> Iterator[str]:
+    series = {}
+    for key in records.keys("conflict/"):
+        steps, values = records.series(key)
+        pair = key.removeprefix("conflict/").split("-", 1)
+        if len(values):
+            series[" and ".join(task_label(task).lower() for task in pair)] = (steps, values)
+    if not series:
+        return
+    together = np.concatenate([values for _, values in series.values()])
+    yield figure(
+        "Do the tasks pull apart?",
+        charts.lines_chart(
+            series, "cosine of gradients", colours=(CONFLICT_COLOUR, *charts.TASK_COLOURS), zero_line=True
+        ),
+        "Cosine between the tasks' gradients: 1 is the same direction, below 0 they conflict, "
+        f"which happens in {(together < 0).mean():.0%} of the recorded steps.",
+    )
+
+
+def _leak_picture(records: Records) -> Iterator[str]:
+    steps, values = records.series("null_space/leak")
+    if len(values):
+        largest = float(values.max())
+        verdict = "within" if largest <= LEAK_BOUND else "ABOVE"
+        yield figure(
+            "Leak into general directions",
+            charts.leak_chart(steps, values, LEAK_BOUND),
+            "Share of each update that points into the directions general text uses; "
+            f"the largest seen is {largest:.1e}, {verdict} what float32 rounding allows.",
+        )
+
+
+def _validation_pictures(records: Records) -> Iterator[str]:
+    ranked = {}
+    for key in records.keys("eval/"):
+        task, metric = key.removeprefix("eval/").split("/", 1)
+        if metric == "hit@10":
+            ranked[task_label(task)] = records.series(key)
+    ranked = {label: series for label, series in ranked.items() if len(series[0]) > 1}
+    if ranked:
+        yield figure(
+            "Validation during training",
+            charts.lines_chart(ranked, "hit@10"),
+            "Share of validation rows with the right item among the first ten, as training goes on.",
+        )
+    steps, values = records.series("eval/general/loss")
+    if len(values) > 1:
+        yield figure(
+            "General text during training",
+            charts.lines_chart({"general text": (steps, values)}, "loss per token", colours=(charts.GOOD,)),
+            "Loss on held-out general text, item tokens left out: a flat line means nothing is forgotten.",
+        )
+
+
+def _by_task(records: Records, prefix: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    found = {task_label(key.removeprefix(prefix)): records.series(key) for key in records.keys(prefix)}
+    return {label: series for label, series in found.items() if len(series[0])}
+
+
+def _own_name(rows: list[Method]) -> str:
+    return next((row.name for row in rows if row.kind == "run"), "")
+
+
+def _edge(values: np.ndarray) -> int:
+    return max(1, len(values) // 20)

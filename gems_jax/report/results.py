@@ -1,0 +1,131 @@
+"""What is compared in a report: this run, the runs beside it and the baselines without a model."""
+
+import dataclasses
+from html import escape
+from typing import Any
+
+from gems_jax.report.records import Records
+
+TASK_LABELS = {"rec": "Recommendation", "src": "Search"}
+_BASELINE_LABELS = {
+    "popularity": "Popularity",
+    "cooccurrence": "Item co-occurrence",
+    "co-occurrence": "Item co-occurrence",
+    "co_occurrence": "Item co-occurrence",
+    "bm25": "BM25",
+}
+_METRICS = ("hit@10", "ndcg@10")
+_DASH = '<td class="none">–</td>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of the results: a baseline without a model, a run beside this one, or this run.
+
+    Attributes:
+      name: as shown.
+      kind: ``"baseline"``, ``"comparison"`` or ``"run"``.
+      values: entry of each task and of ``"general"``, as in ``eval.json``.
+    """
+
+    name: str
+    kind: str
+    values: dict[str, dict[str, Any]]
+
+    def value(self, task: str, key: str) -> float | None:
+        """A number of a task, if it was measured."""
+        number = self.values.get(task, {}).get(key)
+        return float(number) if isinstance(number, int | float) else None
+
+    def interval(self, task: str, key: str) -> tuple[float, float] | None:
+        """Confidence interval of a number, if there is one."""
+        ends = self.values.get(task, {}).get(key + "_ci")
+        return (float(ends[0]), float(ends[1])) if isinstance(ends, list | tuple) and len(ends) == 2 else None
+
+    def rise(self, suffix: str = "") -> float | None:
+        """How much the loss on general text rose by tuning."""
+        after, before = self.value("general", "loss" + suffix), self.value("general", "base_loss" + suffix)
+        return None if after is None or before is None else after - before
+
+
+def task_label(task: str) -> str:
+    """Name of a task for readers."""
+    return TASK_LABELS.get(task, task.replace("_", " ").capitalize())
+
+
+def methods(records: Records) -> list[Method]:
+    """Baselines, then the runs beside this one, then this run."""
+    evaluation = records.evaluation
+    rows = [
+        Method(_BASELINE_LABELS.get(name, name), "baseline", values)
+        for name, values in evaluation.get("baselines", {}).items()
+    ]
+    rows += [Method(name, "comparison", values) for name, values in evaluation.get("comparison", {}).items()]
+    own = {key: evaluation[key] for key in [*records.tasks(), "general"] if key in evaluation}
+    if own:
+        rows.append(Method(str(evaluation.get("name", "GEMS (this run)")), "run", own))
+    return rows
+
+
+def results_table(rows: list[Method], tasks: list[str]) -> str:
+    """The results as an HTML table: both metrics of each task, and the rise of the general loss.
+
+    Args:
+      rows: methods, top to bottom.
+      tasks: names of the tasks.
+
+    Returns:
+      HTML text; the best value of each column is marked.
+    """
+    with_drift = any(row.rise() is not None for row in rows)
+    span = len(_METRICS)
+    groups = "".join(f'<th class="group" colspan="{span}">{escape(task_label(task))}</th>' for task in tasks)
+    heads = "".join(f"<th>{metric}</th>" for _ in tasks for metric in _METRICS)
+    if with_drift:
+        groups += '<th class="group">General text</th>'
+        heads += "<th>loss rise</th>"
+    columns = [_column(rows, task, metric) for task in tasks for metric in _METRICS]
+    if with_drift:
+        columns.append(_drift_column(rows))
+    body, seen_run = "", False
+    for number, row in enumerate(rows):
+        classes = ["ours"] if row.kind == "run" else []
+        if row.kind != "baseline" and not seen_run:
+            seen_run = True
+            classes += ["first-run"] if number else []
+        cells = "".join(column[number] for column in columns)
+        body += f'<tr class="{" ".join(classes)}"><td>{escape(row.name)}</td>{cells}</tr>'
+    return (
+        f'<div class="card scroll"><table><thead><tr><th class="group"></th>{groups}</tr>'
+        f"<tr><th>Method</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _column(rows: list[Method], task: str, metric: str) -> list[str]:
+    values = [row.value(task, metric) for row in rows]
+    best = max((value for value in values if value is not None), default=None)
+    cells = []
+    for row, value in zip(rows, values, strict=True):
+        if value is None:
+            cells.append(_DASH)
+            continue
+        interval = row.interval(task, metric)
+        note = f'<span class="ci">{interval[0]:.3f} to {interval[1]:.3f}</span>' if interval else ""
+        mark = ' class="best"' if value == best else ""
+        cells.append(f"<td{mark}><b>{value:.3f}</b>{note}</td>")
+    return cells
+
+
+def _drift_column(rows: list[Method]) -> list[str]:
+    rises = [row.rise() for row in rows]
+    best = min((rise for rise in rises if rise is not None), default=None)
+    cells = []
+    for row, rise in zip(rows, rises, strict=True):
+        if rise is None:
+            cells.append(_DASH)
+            continue
+        full = row.rise("_full")
+        note = f'<span class="ci">{full:+.2f} with items</span>' if full is not None else ""
+        mark = ' class="best"' if rise == best else ""
+        cells.append(f"<td{mark}><b>{rise:+.2f}</b>{note}</td>")
+    return cells

@@ -1,0 +1,186 @@
+"""What a transform did, and what its state weighs."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from gems_jax.plan import Kernel, Recorded, recorded_plans
+from gems_jax.state import GemsState, entries
+
+PyTree = Any
+
+
+def diagnostics(state: PyTree) -> dict[str, jax.Array]:
+    """What happened in the last step, from any optimiser state that holds a `GemsState`.
+
+    Args:
+      state: of `gems`, or of a chain, partition, wrapper around it.
+
+    Returns:
+      The fields of `gems_jax.state.Diagnostics` by name: gates, weights, grad_norms, cosines, captured,
+      update_norm, refreshed, waiting, absent, skipped.
+
+    Raises:
+      ValueError: no `GemsState` inside, or several.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gems_jax import gems
+      >>> tx = gems(1e-3, num_tasks=2, rank=1)
+      >>> diagnostics(tx.init({"kernel": jnp.ones((4, 4))}))["gates"].tolist()
+      [0.5, 0.5]
+    """
+    found = [x for x in jax.tree.leaves(state, is_leaf=_is_gems) if _is_gems(x)]
+    if len(found) != 1:
+        raise ValueError(f"expected an optimiser state with one GemsState inside, found {len(found)}")
+    return dict(found[0].diagnostics._asdict())
+
+
+def _is_gems(x: Any) -> bool:
+    return isinstance(x, GemsState)
+
+
+@dataclass(frozen=True)
+class StateRow:
+    """One parameter leaf (or null-space factor) in the table of `state_bytes`.
+
+    Attributes:
+      path: of the leaf.
+      shape: its shape.
+      treatment: ``"subspaces"``, ``"frozen"``, ``"fallback"``, ``"null space"`` or ``"other"``.
+      side: of the bases, ``""`` without.
+      ranks: shared and task rank, with what was asked for where capped.
+      bytes: of optimiser state.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    treatment: str
+    side: str
+    ranks: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """The table of `state_bytes`; ``str()`` prints it.
+
+    Attributes:
+      rows: one a leaf, then one a null-space factor.
+      total: bytes of the whole state.
+      adamw: bytes of AdamW's state, two float32 numbers a parameter.
+      unnamed: fallback leaves of three or more axes, which only a rule could give a matrix role.
+      frozen: kernels whose null space is empty: they do not move.
+    """
+
+    rows: tuple[StateRow, ...]
+    total: int
+    adamw: int
+    unnamed: tuple[str, ...]
+    frozen: tuple[str, ...]
+
+    def __str__(self) -> str:
+        width = max([len(r.path) for r in self.rows] + [4])
+        header = f"{'shape':18s} {'treatment':11s} {'side':4s} {'rank + task rank':34s} {'bytes':>13s}"
+        lines = [f"{'leaf':{width}s}  {header}"]
+        for r in self.rows:
+            shape = "x".join(map(str, r.shape))
+            lines.append(f"{r.path:{width}s}  {shape:18s} {r.treatment:11s} {r.side:4s} {r.ranks:34s} {r.bytes:13,d}")
+        lines.append(f"total {self.total:,d} bytes, {self.total / max(self.adamw, 1):.2f} x AdamW's {self.adamw:,d}")
+        if self.total > self.adamw:
+            lines.append(
+                "This is more than AdamW needs: use a smaller rank (an eighth of the smaller side, rank=0.125), "
+                "a smaller task_rank, or an inner transform with fewer statistics."
+            )
+        if self.unnamed:
+            lines.append(f"No matrix role (name it with matrix_dims to project it): {', '.join(self.unnamed)}")
+        if self.frozen:
+            lines.append(f"Empty null space, does not move: {', '.join(self.frozen)}")
+        return "\n".join(lines)
+
+
+def state_bytes(tx: optax.GradientTransformation, params: PyTree) -> StateBytes:
+    """What the optimiser state of a model weighs, leaf by leaf, before anything is allocated.
+
+    A projected kernel with Adam holds ``(r + T r_t)(p + 2 q)`` numbers, ``p`` the side its bases keep.
+
+    Args:
+      tx: `gems`, also inside a chain, a partition or a wrapper.
+      params: parameters, or their shapes (``jax.eval_shape``).
+
+    Returns:
+      A `StateBytes`; ``print`` it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gems_jax import gems
+      >>> table = state_bytes(gems(1e-3, num_tasks=2, rank=2), {"kernel": jnp.ones((16, 16))})
+      >>> table.rows[0].ranks, table.rows[0].bytes
+      ('2 + 2 x 1', 783)
+    """
+    with recorded_plans() as records:
+        state = jax.eval_shape(tx.init, params)
+    rows: list[StateRow] = []
+    for entry in records:
+        rows += _rows(entry)
+    total = _bytes(state)
+    rest = total - sum(row.bytes for row in rows)
+    if rest:
+        rows.append(StateRow("(counters, gates, other transforms)", (), "other", "", "", rest))
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    plans = [entry.plan for entry in records]
+    return StateBytes(
+        rows=tuple(rows),
+        total=total,
+        adamw=8 * size,
+        unnamed=tuple(path for plan in plans for path in plan.unnamed),
+        frozen=tuple(k.path for plan in plans for k in plan.kernels if k.rank == 0),
+    )
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _ranks(kernel: Kernel, num_tasks: int) -> str:
+    ranks, wanted = (kernel.rank, kernel.task_rank), kernel.wanted
+    text = f"{ranks[0]} + {num_tasks} x {ranks[1]}" if ranks[1] or wanted[1] else f"{ranks[0]}"
+    return text if ranks == wanted else f"{text} (capped from {wanted[0]}, {wanted[1]})"
+
+
+def _like_params(tree: PyTree, treedef: Any) -> list[PyTree]:
+    """The subtrees that mirror the parameters: inner and fallback states hold them among other things."""
+
+    def matches(x: Any) -> bool:
+        try:
+            treedef.flatten_up_to(x)
+        except (ValueError, TypeError):
+            return False
+        return True
+
+    return [x for x in jax.tree.leaves(tree, is_leaf=matches) if matches(x)]
+
+
+def _rows(entry: Recorded) -> list[StateRow]:
+    plan, state, treedef = entry.plan, entry.state, entry.treedef
+    kernels = {k.index: k for k in plan.kernels}
+    held = [state.shared_basis, state.task_basis, state.pending, state.previous]
+    for tree in (state.shared_inner, state.task_inner, state.fallback):
+        held += _like_params(tree, treedef)
+    sizes = [0] * len(plan.paths)
+    for tree in held:
+        for i, part in enumerate(entries(tree, treedef)):
+            sizes[i] += _bytes(part)
+    rows = []
+    for i, path in enumerate(plan.paths):
+        k = kernels.get(i)
+        if k is None:
+            rows.append(StateRow(path, entry.shapes[i], "fallback", "", "", sizes[i]))
+        else:
+            treatment = "subspaces" if k.rank else "frozen"
+            rows.append(StateRow(path, k.spec.shape, treatment, k.side, _ranks(k, entry.options.num_tasks), sizes[i]))
+    rows += [StateRow(f"input of {n}", f.shape, "null space", "", "", _bytes(f)) for n, f in state.null_space.items()]
+    return rows

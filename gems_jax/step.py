@@ -1,0 +1,376 @@
+"""One step of the transform: gradients of all tasks in, one update a leaf out."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gems_jax.branches import BranchState, Presence, Steps, fuse, norm_squared, step_group
+from gems_jax.gates import Signals
+from gems_jax.measure import Measured, diagnose, measure
+from gems_jax.null_space import NullSpace
+from gems_jax.plan import Kernel, Plan
+from gems_jax.projection import kept_side_first, project_stack, project_update
+from gems_jax.settings import Mask, Settings
+from gems_jax.state import (
+    GemsState,
+    entries,
+    gather,
+    join_inner,
+    mirror,
+    scatter,
+    split_inner,
+    to_leaves,
+    to_matrices,
+    work_dtype,
+)
+from gems_jax.subspace import Frame
+from gems_jax.task_grads import weighted_sum
+
+PyTree = Any
+Group = tuple[Kernel, ...]
+NO_FRAME = Frame(None, False)
+
+
+class Call(NamedTuple):
+    """What one call of ``update`` was given, as lists in leaf order.
+
+    Attributes:
+      grads: ``[T, *shape]`` or ``[1, *shape]``.
+      weights: the parameters.
+      shared: ``[*shape]`` the caller's own shared gradient, or ``None``.
+      losses, counts: ``[T]`` or ``None``.
+      extra: extra arguments for inner and fallback transforms.
+    """
+
+    grads: list[jax.Array]
+    weights: list[jax.Array]
+    shared: list[jax.Array] | None
+    losses: jax.Array | None
+    counts: jax.Array | None
+    extra: dict[str, Any]
+
+
+class Factors(NamedTuple):
+    """The null space in force: static facts, and the factors from the state."""
+
+    null_space: NullSpace | None
+    constraint: str
+    arrays: dict[str, jax.Array]
+
+    def of_source(self, source: str | None) -> Frame:
+        if self.null_space is None or source is None:
+            return NO_FRAME
+        return Frame(self.arrays[source], self.null_space.factors[source].complement)
+
+    def of_group(self, group: Group) -> Frame:
+        """``[k or 1, d, c]``, gathered only where kernels differ in their input."""
+        one = self.of_source(group[0].source)
+        if one.factor is None:
+            return one
+        sources = list(dict.fromkeys(k.source for k in group))
+        if len(sources) == 1:
+            return Frame(one.factor.reshape(-1, *one.factor.shape[-2:]), one.complement)
+        factors = [self.arrays[s] for s in sources if s is not None]
+        joined = jax.lax.concatenate(factors, 0).reshape(len(factors), *factors[0].shape)
+        if len(sources) < len(group):
+            joined = joined[jnp.asarray([sources.index(k.source) for k in group])]
+        return Frame(joined, one.complement)
+
+    def on_side(self, group: Group) -> Frame:
+        """For bases made inside the null space."""
+        return self.of_group(group) if group[0].inside else NO_FRAME
+
+    def across(self, group: Group) -> Frame:
+        """For updates whose null space is on the other side than their bases."""
+        return self.of_group(group) if self.constraint == "update" and not group[0].inside else NO_FRAME
+
+    def project(self, group: Group, x: jax.Array) -> jax.Array:
+        """``N x`` on the null space's own side for matrices ``[k, p, q]``, kept side first."""
+        if self.null_space is None or group[0].source is None:
+            return x
+        flip = "in" if self.null_space.side == group[0].side else "out"
+        return kept_side_first(project_stack(kept_side_first(x, flip), self.of_group(group)), flip)
+
+
+def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings: Settings) -> tuple[PyTree, GemsState]:
+    """Merges, projects, steps, fuses and constrains; see `gems_jax.gems`.
+
+    Args:
+      call: what ``update`` was given, checked.
+      params: tree of the parameters.
+      state: the former state.
+      plan: of the parameters.
+      settings: of the transform.
+
+    Returns:
+      ``(updates, state)``: updates ``[*shape]`` in float32 or wider.
+    """
+    treedef: Any = jax.tree.structure(params)
+    factors = Factors(settings.options.null_space, settings.options.constraint, state.null_space)
+    groups = _groups(plan, call, settings.num_tasks)
+    grouped = {k.index for group in groups for k in group}
+    alone = {i: call.grads[i] for i in range(len(call.grads)) if i not in grouped}
+    matrices = [to_matrices([call.grads[k.index] for k in group], group, 1) for group in groups]
+    measured = measure([*matrices, *alone.values()], settings.num_tasks, call.counts, call.shared)
+    present = measured.present
+
+    rows = _Rows.read(state, treedef, settings)
+    full, branches = [], []
+    for group, gradient in zip(groups, matrices, strict=True):
+        shared, task = _shared_and_task(call, group, gradient, measured)
+        full.append(_energy(shared, task, settings.num_tasks))
+        branches.append(_step_branches(call, group, shared, task, rows, present, factors, state, settings))
+
+    captured = sum((steps.energy for steps, _ in branches), jnp.zeros((1 + settings.num_tasks,), jnp.float32))
+    gates, gate_state = _gates(call, branches, captured, measured, state, settings)
+    decay = jnp.where(present.shared, settings.weight_decay, 0) if settings.decays else None
+    decaying = _decaying(params, settings.mask)
+    updates: list[Any] = [None] * len(call.weights)
+    emitted: list[jax.Array] = []
+    for group, (steps, branch) in zip(groups, branches, strict=True):
+        update = fuse(branch, steps, gates, settings.scale, factors.across(group))
+        if decay is not None:
+            update += _decay_of_group(call, group, decay.astype(update.dtype), decaying, factors)
+        emitted.append(update)
+        for k, leaf in zip(group, to_leaves(update, group), strict=True):
+            updates[k.index] = leaf
+        rows.write(group, branch, settings)
+
+    steps_alone, fallback_state = _fallback(call, params, alone, measured, state, plan, settings)
+    for i, update in steps_alone.items():
+        if decay is not None and decaying[i] and i not in _frozen(plan):
+            update += decay.astype(update.dtype) * call.weights[i].astype(update.dtype)
+        if i in plan.constrained and factors.null_space is not None:
+            spec, source = plan.constrained[i]
+            update = project_update(update, spec, factors.of_source(source), factors.null_space.side)
+        updates[i] = update
+        emitted.append(update)
+
+    energies = (captured, sum(full, jnp.zeros_like(captured)))
+    new_state = GemsState(
+        count=optax.safe_increment(state.count),
+        **rows.trees(params, treedef, settings),
+        fallback=fallback_state,
+        gate=gate_state,
+        null_space=state.null_space,
+        diagnostics=diagnose(measured, gates, energies, emitted, branches, state.diagnostics),
+    )
+    return treedef.unflatten(updates), new_state
+
+
+def _groups(plan: Plan, call: Call, num_tasks: int) -> list[Group]:
+    """Groups of the plan, apart where some leaves came with a full task axis and others merged."""
+    groups: list[Group] = []
+    for group in plan.groups:
+        full = tuple(k for k in group if call.grads[k.index].shape[0] == num_tasks)
+        merged = tuple(k for k in group if call.grads[k.index].shape[0] != num_tasks)
+        groups += [part for part in (full, merged) if part]
+    return groups
+
+
+def _shared_and_task(
+    call: Call, group: Group, gradient: jax.Array, measured: Measured
+) -> tuple[jax.Array, jax.Array | None]:
+    """``G_s: [k, p, q]`` and ``G_t: [T, k, p, q]`` (``None`` where merged already), in the working dtype."""
+    dtype = work_dtype(call.weights[group[0].index].dtype)
+    gradient = gradient.astype(dtype)
+    if call.shared is None:
+        shared = weighted_sum(gradient, measured.weights)
+    else:
+        shared = to_matrices([call.shared[k.index] for k in group], group, 0).astype(dtype)
+    shared = jnp.where(measured.present.shared, shared, 0)
+    return shared, gradient if gradient.shape[0] == measured.weights.shape[0] else None
+
+
+def _energy(shared: jax.Array, task: jax.Array | None, num_tasks: int) -> jax.Array:
+    """Squared norms of a group's gradients, ``[1 + T]``."""
+    per_task = jnp.zeros((num_tasks,), shared.dtype) if task is None else norm_squared(task, 3)
+    return jnp.concatenate([norm_squared(shared, 3)[None], per_task]).astype(jnp.float32)
+
+
+def _step_branches(
+    call: Call,
+    group: Group,
+    shared: jax.Array,
+    task: jax.Array | None,
+    rows: "_Rows",
+    present: Presence,
+    factors: Factors,
+    state: GemsState,
+    settings: Settings,
+) -> tuple[Steps, BranchState]:
+    if group[0].task_rank == 0:
+        task = None
+    if factors.constraint == "gradient":
+        shared = factors.project(group, shared)
+        task = None if task is None else jax.vmap(lambda g: factors.project(group, g))(task)
+    weights = to_matrices([call.weights[k.index] for k in group], group, 0).astype(shared.dtype)
+    return step_group(
+        group,
+        rows.branch(group, settings),
+        shared,
+        task,
+        weights,
+        present,
+        factors.on_side(group),
+        settings.refresh(state.count),
+        settings.inner,
+        call.extra,
+    )
+
+
+def _gates(
+    call: Call,
+    branches: Sequence[tuple[Steps, BranchState]],
+    captured: jax.Array,
+    measured: Measured,
+    state: GemsState,
+    settings: Settings,
+) -> tuple[jax.Array, PyTree]:
+    """The gates of this step; their state stays where nothing is to be learnt from it."""
+    present = measured.present
+    norms = captured[1:] if settings.gate.norms == "projected" else jnp.diagonal(measured.gramian)
+    ones = jnp.ones((settings.num_tasks,), jnp.float32)
+
+    def quiet(x: jax.Array | None) -> jax.Array:
+        x = ones if x is None else jnp.asarray(x, jnp.float32)
+        return jnp.where(present.tasks & jnp.isfinite(x), x, 0)
+
+    signals = Signals(
+        losses=quiet(call.losses),
+        grad_norms=quiet(jnp.sqrt(jnp.maximum(norms, 0))),
+        counts=quiet(call.counts),
+        progress=sum((steps.progress for steps, _ in branches), jnp.zeros_like(ones)),
+    )
+    gates, gate_state = settings.gate.update(signals, state.gate)
+    return gates, jax.tree.map(lambda new, old: jnp.where(present.shared, new, old), gate_state, state.gate)
+
+
+def _fallback(
+    call: Call,
+    params: PyTree,
+    grads: dict[int, jax.Array],
+    measured: Measured,
+    state: GemsState,
+    plan: Plan,
+    settings: Settings,
+) -> tuple[dict[int, jax.Array], PyTree]:
+    """Steps of the leaves without a subspace: the fallback's, or 0 for kernels whose null space is empty."""
+    weights = {i: w.astype(work_dtype(w.dtype)) for i, w in enumerate(call.weights) if i in grads}
+    updates = {i: jnp.zeros_like(w) for i, w in weights.items()}
+    if not plan.fallback:
+        return updates, state.fallback
+    there = measured.present.shared
+    merged = {}
+    for i in plan.fallback:
+        gradient = weighted_sum(grads[i], measured.weights) if call.shared is None else call.shared[i]
+        merged[i] = jnp.where(there, gradient.astype(weights[i].dtype), 0)
+    kept = mirror(params, {i: weights[i] for i in plan.fallback})
+    stepped, new = settings.fallback.update(mirror(params, merged), state.fallback, kept, **call.extra)
+    treedef: Any = jax.tree.structure(params)
+    steps = entries(stepped, treedef)
+    for i in plan.fallback:
+        updates[i] = jnp.where(there, steps[i], 0).astype(weights[i].dtype)
+    return updates, jax.tree.map(lambda a, b: jnp.where(there, a, b), new, state.fallback)
+
+
+def _frozen(plan: Plan) -> set[int]:
+    """Kernels that can move in no direction."""
+    return {k.index for k in plan.kernels if k.rank == 0}
+
+
+def _decaying(params: PyTree, mask: Mask) -> list[bool]:
+    """Which leaves decay."""
+    size = len(jax.tree.leaves(params))
+    chosen = mask(params) if callable(mask) else mask
+    flags = [True] * size if chosen is None else jax.tree.leaves(chosen)
+    if len(flags) != size:
+        raise ValueError(f"mask has {len(flags)} entries for {size} parameters; give one bool a leaf")
+    return flags
+
+
+def _decay_of_group(
+    call: Call, group: Group, decay: jax.Array, decaying: Sequence[bool], factors: Factors
+) -> jax.Array:
+    """``weight_decay * N W`` for the members that decay."""
+    weights = to_matrices([call.weights[k.index] for k in group], group, 0).astype(decay.dtype)
+    if factors.constraint == "update":
+        weights = factors.project(group, weights)
+    flags = jnp.asarray([bool(decaying[k.index]) for k in group])
+    return jnp.where(flags[:, None, None], decay * weights, 0)
+
+
+class _Rows(NamedTuple):
+    """The state's trees as lists in leaf order, to read groups from and write them back."""
+
+    shared_basis: list[Any]
+    task_basis: list[Any]
+    shared_inner: list[Any]
+    task_inner: list[Any]
+    pending: list[Any]
+    previous: list[Any]
+
+    @classmethod
+    def read(cls, state: GemsState, treedef: Any, settings: Settings) -> "_Rows":
+        structure = settings.inner_structure()
+        return cls(
+            entries(state.shared_basis, treedef),
+            entries(state.task_basis, treedef),
+            split_inner(structure, state.shared_inner, treedef),
+            split_inner(structure, state.task_inner, treedef),
+            entries(state.pending, treedef),
+            entries(state.previous, treedef),
+        )
+
+    def branch(self, group: Group, settings: Settings) -> BranchState:
+        """A group's kernels, stacked."""
+        batch_ndim = len(group[0].batch_shape)
+
+        def collect(rows: list[Any], leading: int) -> PyTree:
+            return jax.tree.map(lambda *xs: gather(xs, leading, batch_ndim), *[rows[k.index] for k in group])
+
+        has_tasks = group[0].task_rank > 0
+        return BranchState(
+            shared_basis=collect(self.shared_basis, 0),
+            task_basis=collect(self.task_basis, 1) if has_tasks else None,
+            shared_inner=collect(self.shared_inner, 0),
+            task_inner=collect(self.task_inner, 1) if has_tasks else None,
+            pending=collect(self.pending, 1),
+            previous=collect(self.previous, 1) if has_tasks and settings.gate.needs_progress else None,
+        )
+
+    def write(self, group: Group, branch: BranchState, settings: Settings) -> None:
+        """The inverse of `branch`."""
+
+        def spread(rows: list[Any], tree: PyTree, leading: int) -> None:
+            leaves = jax.tree.leaves(tree)
+            structure: Any = jax.tree.structure(tree)
+            parts = [scatter(leaf, group, leading) for leaf in leaves]
+            for j, k in enumerate(group):
+                rows[k.index] = structure.unflatten([part[j] for part in parts])
+
+        spread(self.shared_basis, branch.shared_basis, 0)
+        spread(self.shared_inner, branch.shared_inner, 0)
+        spread(self.pending, branch.pending, 1)
+        if branch.task_basis is not None:
+            spread(self.task_basis, branch.task_basis, 1)
+            spread(self.task_inner, branch.task_inner, 1)
+        if branch.previous is not None:
+            spread(self.previous, branch.previous, 1)
+
+    def trees(self, params: PyTree, treedef: Any, settings: Settings) -> dict[str, PyTree]:
+        """The state's fields, as trees like the parameters."""
+        structure = settings.inner_structure()
+        held = {i for i, basis in enumerate(self.shared_basis) if jax.tree.leaves(basis)}
+        with_tasks = {i for i, basis in enumerate(self.task_basis) if jax.tree.leaves(basis)}
+        return {
+            "shared_basis": treedef.unflatten(self.shared_basis),
+            "task_basis": treedef.unflatten(self.task_basis),
+            "shared_inner": join_inner(structure, params, {i: self.shared_inner[i] for i in held}),
+            "task_inner": join_inner(structure, params, {i: self.task_inner[i] for i in with_tasks}),
+            "pending": treedef.unflatten(self.pending),
+            "previous": treedef.unflatten(self.previous),
+        }

@@ -1,0 +1,268 @@
+"""Low-rank bases of gradients, made inside the null space.
+
+One kernel at a time, kept side first: a gradient is ``[p, q]`` and a basis ``U: [p, r]`` spans leading left
+singular vectors of the constrained gradient. Callers transpose for the other side and ``vmap`` over stacks.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Decomposition = Literal["svd", "eigh", "subspace"]
+Project = Callable[[jax.Array], jax.Array]
+
+# Sweeps of block power iteration: from the previous basis, and from a random block.
+WARM_SWEEPS = 2
+COLD_SWEEPS = 8
+
+
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a @ b`` at the highest precision, so that no accelerator rounds it to bfloat16."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+class Frame(NamedTuple):
+    """The null space that bases are made in: all of it (``factor is None``), or given by one thin factor.
+
+    Attributes:
+      factor: ``[p, c]`` orthonormal columns, zero columns as padding, or ``None``.
+      complement: whether ``factor`` spans the null space (``Q``) or the protected directions (``K``).
+    """
+
+    factor: jax.Array | None
+    complement: bool
+
+    def project(self, x: jax.Array) -> jax.Array:
+        """``N x``, twice, so that float32 rounding of the first pass is removed as well. ``x: [p, ...]``."""
+        if self.factor is None:
+            return x
+        factor = self.factor.astype(x.dtype)
+        for _ in range(2):
+            inside = matmul(factor, matmul(factor.mT, x))
+            x = inside if self.complement else x - inside
+        return x
+
+
+def leading_vectors(
+    matrix: jax.Array,
+    rank: int,
+    method: Decomposition,
+    start: jax.Array | None = None,
+    is_warm: jax.Array | bool = False,
+) -> jax.Array:
+    """Orthonormal ``[p, rank]`` spanning the leading left singular vectors of ``[p, q]``.
+
+    * ``svd``: ``jnp.linalg.svd``, the reference.
+    * ``eigh``: eigenvectors of the Gram matrix of the smaller side; where the kept side is the larger one
+      ``U = A V S^-1``. Several times faster on CPU, same captured energy (singular values below about 3e-4
+      of the largest lose accuracy in float32, which costs energy of order 1e-7).
+    * ``subspace``: block power iteration from ``start`` (GaLore's fixed basis, kept warm), matrix products
+      and QR only.
+
+    Columns beyond the matrix's rank are arbitrary, possibly zero; see `orthonormal_inside`.
+
+    Args:
+      matrix: ``[p, q]`` float32 or float64.
+      rank: at most ``min(p, q)``.
+      method: one of the above.
+      start: ``[p, rank]`` block to iterate from, for ``subspace`` only.
+      is_warm: whether ``start`` is a former basis (few sweeps) or random (more).
+
+    Returns:
+      ``[p, rank]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> a = jnp.diag(jnp.array([1.0, 3.0, 2.0]))
+      >>> jnp.abs(leading_vectors(a, 1, "eigh")).round(3).ravel().tolist()
+      [0.0, 1.0, 0.0]
+    """
+    # The scale of a gradient is irrelevant to its directions; without this the Gram matrix may underflow.
+    largest = jnp.max(jnp.abs(matrix))
+    matrix = matrix / jnp.where(largest > 0, largest, 1)
+    if method == "svd":
+        return jnp.linalg.svd(matrix, full_matrices=False)[0][:, :rank]
+    if method == "eigh":
+        return _eigh_vectors(matrix, rank)
+    if method == "subspace":
+        if start is None:
+            raise ValueError("decomposition 'subspace' iterates from a block: pass start [p, rank]")
+        return _power_iteration(matrix, start, is_warm)
+    raise ValueError(f"decomposition {method!r} is unknown; choose 'svd', 'eigh' or 'subspace'")
+
+
+def _eigh_vectors(matrix: jax.Array, rank: int) -> jax.Array:
+    p, q = matrix.shape
+    if p <= q:
+        return jnp.linalg.eigh(matmul(matrix, matrix.mT))[1][:, ::-1][:, :rank]
+    values, vectors = jnp.linalg.eigh(matmul(matrix.mT, matrix))
+    values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
+    floor = jnp.finfo(matrix.dtype).eps * q * values[0]
+    significant = values > floor
+    scale = jnp.where(significant, jax.lax.rsqrt(jnp.where(significant, values, 1)), 0)
+    return matmul(matrix, vectors) * scale
+
+
+def _power_iteration(matrix: jax.Array, start: jax.Array, is_warm: jax.Array | bool) -> jax.Array:
+    def sweep(_: int, block: jax.Array) -> jax.Array:
+        return jnp.linalg.qr(matmul(matrix, matmul(matrix.mT, block)))[0]
+
+    # The trip count is data, so the first refresh and the later ones are one program.
+    return jax.lax.fori_loop(0, jnp.where(is_warm, WARM_SWEEPS, COLD_SWEEPS), sweep, start)
+
+
+def orthonormal_inside(block: jax.Array, project: Project, fill: jax.Array) -> jax.Array:
+    """Orthonormal columns inside a subspace, leading columns first, missing ones completed.
+
+    Columns that vanish under the projection (they were arbitrary) are replaced by those of ``fill``; then
+    projection and QR alternate, since the QR of nearly dependent columns brings forbidden directions back.
+
+    Args:
+      block: ``[p, r]`` candidate columns of norm about 1.
+      project: orthogonal projection onto a subspace of at least ``r`` dimensions.
+      fill: ``[p, r]`` generic columns.
+
+    Returns:
+      ``[p, r]``, orthonormal to rounding, inside the subspace to rounding.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> drop_first = lambda x: x.at[0].set(0.0)
+      >>> u = orthonormal_inside(jnp.eye(4)[:, :2], drop_first, jax.random.normal(jax.random.key(0), (4, 2)))
+      >>> bool(jnp.allclose(u.T @ u, jnp.eye(2), atol=1e-6)), jnp.abs(u[0]).tolist()
+      (True, [0.0, 0.0])
+    """
+    block = project(block)
+    norms = jnp.linalg.norm(block, axis=0)
+    block = jnp.where(norms > 0.1, block / jnp.where(norms > 0.1, norms, 1), fill / jnp.linalg.norm(fill, axis=0))
+
+    def sweep(_: int, block: jax.Array) -> jax.Array:
+        vectors, triangle = jnp.linalg.qr(project(block))
+        # Householder QR may flip a column; keep the direction it came with.
+        return vectors * jnp.where(jnp.diagonal(triangle) < 0, -1, 1).astype(vectors.dtype)
+
+    # A loop, not three copies: QR is slow to compile on TPU.
+    return jax.lax.fori_loop(0, 3, sweep, block)
+
+
+def map_stack(function: Callable[..., Any], *stacks: Any) -> Any:
+    """``jax.vmap`` over the leading axes of all given arrays (``None`` is passed on); one by one on CPU.
+
+    A batched LAPACK call on CPU waits for the thread pool it runs on: two of them at once, on a pool of two
+    threads, wait for ever (seen with jaxlib 0.10.2). Single calls do not.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda members: function(*members), stacks)
+    return jax.vmap(function, in_axes=tuple(None if x is None else 0 for x in stacks))(*stacks)
+
+
+def canonical_signs(basis: jax.Array) -> jax.Array:
+    """Flips each column so that its entry of largest magnitude (the first on ties) is positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> canonical_signs(jnp.array([[-0.8, 0.6], [0.6, 0.8]])).tolist()
+      [[0.8..., 0.6...], [-0.6..., 0.8...]]
+    """
+    rows = jnp.argmax(jnp.abs(basis), axis=0)
+    entries = jnp.take_along_axis(basis, rows[None], axis=0)
+    return basis * jnp.where(entries < 0, -1, 1).astype(basis.dtype)
+
+
+def align(basis: jax.Array, previous: jax.Array) -> jax.Array:
+    """Rotates a basis within its span onto a former one: ``U R``, ``R`` the polar factor of ``U^T U_old``.
+
+    Moments kept from the former coordinates then stay meaningful.
+
+    Args:
+      basis: ``[p, r]`` orthonormal.
+      previous: ``[p, r]`` orthonormal.
+
+    Returns:
+      ``[p, r]`` of the same span as ``basis``, as near to ``previous`` as a rotation gets.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> old = jnp.eye(3)[:, :2]
+      >>> align(old[:, ::-1], old).round(3).tolist()
+      [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    """
+    overlap = matmul(basis.mT, previous)
+    # Zero columns (a layer whose null space is smaller than the rank) stay where they are.
+    absent = jnp.sum(basis**2, axis=0) < 0.5
+    left, _, right = jnp.linalg.svd(overlap + jnp.diag(absent.astype(overlap.dtype)), full_matrices=False)
+    return matmul(basis, matmul(left, right))
+
+
+def make_basis(
+    gradient: jax.Array,
+    rank: int,
+    frame: Frame,
+    *,
+    method: Decomposition,
+    signs: Literal["canonical", "align"],
+    previous: jax.Array,
+    has_previous: jax.Array,
+    exclude: jax.Array | None = None,
+    columns: jax.Array | None = None,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """A basis for one branch of one kernel, inside the null space (GEMS, arXiv 2601.09496, section 3).
+
+    ``U = Q W`` with ``W`` the leading singular vectors of ``Q^T G``, or the same through ``K``. Singular
+    vectors of ``N G`` alone would not do: beyond its rank they are arbitrary and may lie in ``K``.
+
+    Args:
+      gradient: ``[p, q]`` finite or not.
+      rank: columns of the basis.
+      frame: null space of the kept side.
+      method: decomposition, see `leading_vectors`.
+      signs: ``canonical`` or ``align``, see the functions of these names.
+      previous: ``[p, rank]`` the basis in force, zeros before the first.
+      has_previous: bool scalar, whether it is one.
+      exclude: ``[p, s]`` orthonormal columns to stay orthogonal to (the shared basis), or ``None``.
+      columns: ``[rank]`` bool, false for columns beyond the dimension left: they are zero.
+      key: random key for completing missing directions.
+
+    Returns:
+      ``(basis [p, rank], usable)``: ``usable`` is false where the gradient is zero, not finite or nothing
+      but rounding remains of it inside the null space; then ``basis`` is ``previous``.
+    """
+    finite = jnp.all(jnp.isfinite(gradient))
+    gradient = jnp.where(finite, gradient, 0)
+    largest = jnp.max(jnp.abs(gradient))
+    is_normal = largest >= jnp.finfo(gradient.dtype).tiny
+    gradient = gradient / jnp.where(is_normal, largest, 1)
+
+    def project(x: jax.Array) -> jax.Array:
+        x = frame.project(x)
+        if exclude is not None:
+            for _ in range(2):
+                x = x - matmul(exclude, matmul(exclude.mT, x))
+        return x
+
+    matrix, lift, coordinates = project(gradient), lambda w: w, lambda u: u
+    if frame.factor is not None and frame.complement:
+        factor = frame.factor.astype(gradient.dtype)
+        matrix, lift, coordinates = (
+            matmul(factor.mT, matrix),
+            lambda w: matmul(factor, w),
+            lambda u: matmul(factor.mT, u),
+        )
+    rounding = 100 * jnp.finfo(gradient.dtype).eps
+    usable = finite & is_normal & (jnp.linalg.norm(matrix) > rounding * jnp.linalg.norm(gradient))
+
+    fill = jax.random.normal(key, previous.shape, gradient.dtype)
+    start = coordinates(jnp.where(has_previous, previous, project(fill)))
+    basis = lift(leading_vectors(matrix, rank, method, start, has_previous))
+    exact = method == "svd" or (method == "eigh" and gradient.shape[0] <= gradient.shape[1])
+    if not exact or frame.factor is not None or exclude is not None:
+        basis = orthonormal_inside(basis, project, fill)
+    basis = canonical_signs(basis) if signs == "canonical" else basis
+    if columns is not None:
+        basis = basis * columns.astype(basis.dtype)
+    if signs == "align":
+        basis = jnp.where(has_previous, align(basis, previous), canonical_signs(basis))
+    return jnp.where(usable, basis, previous), usable

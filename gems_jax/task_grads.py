@@ -1,0 +1,218 @@
+"""A gradient for every task, and the ways to merge the task axis."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gems_jax.leaf_path import leaf_path
+
+PyTree = Any
+
+
+def token_mean(losses: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of per-token losses over the tokens of a mask, safe where there are none.
+
+    ``sum(losses * mask) / max(sum(mask), 1)``; without tokens the value and the gradient are 0.
+
+    Args:
+      losses: ``[...]`` a loss per token, any float dtype.
+      mask: ``[...]`` of the same shape, 1 (or a weight) for tokens that count, 0 for padding.
+
+    Returns:
+      The mean, a float32 scalar (float64 for float64 losses).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(token_mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([1, 1, 0])))
+      2.0
+    """
+    dtype = jnp.promote_types(losses.dtype, jnp.float32)
+    weights = mask.astype(dtype)
+    total = jnp.sum(jnp.where(weights != 0, losses.astype(dtype), 0) * weights)
+    count = jnp.sum(weights)
+    return total / jnp.where(count > 0, count, 1)
+
+
+def task_value_and_grad(
+    loss_fn: Callable[..., Any],
+    has_aux: bool = False,
+    chunk_size: int | None = None,
+    spmd_axis_name: str | None = None,
+) -> Callable[[PyTree, PyTree], tuple[Any, PyTree]]:
+    """Losses and gradients of all tasks in one pass, parameters shared.
+
+    ``losses[t], G_t = value_and_grad(loss_fn)(params, task_batch[t])`` by ``jax.vmap`` over the leading task
+    axis of the batch (GEMS, arXiv 2601.09496, section 3: one gradient per task).
+
+    Args:
+      loss_fn: ``loss_fn(params, batch) -> scalar``, or ``(scalar, aux)`` with ``has_aux``; batch leaves are
+        ``[B, ...]``. A task of few rows is padded and masked inside the loss, see `token_mean`.
+      has_aux: whether ``loss_fn`` returns a pair.
+      chunk_size: tasks differentiated at a time; fewer need less memory and more time. ``None``: all.
+      spmd_axis_name: mesh axis over which the task axis is laid out.
+
+    Returns:
+      ``fn(params, task_batch)`` with batch leaves ``[T, B, ...]`` giving ``(losses, grads)``: losses ``[T]``
+      float32, grads a tree like ``params`` with leaves ``[T, *param.shape]``; with ``has_aux``
+      ``((losses, aux), grads)``, aux leaves ``[T, ...]``.
+
+    Raises:
+      ValueError: batch leaves disagree on the number of tasks, or a leaf has no task axis (names the leaf).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> loss = lambda w, batch: jnp.mean((batch["x"] @ w - batch["y"]) ** 2)
+      >>> batch = {"x": jnp.ones((2, 4, 3)), "y": jnp.array([[1.0] * 4, [2.0] * 4])}
+      >>> losses, grads = task_value_and_grad(loss)(jnp.zeros(3), batch)
+      >>> losses.tolist(), grads.shape
+      ([1.0, 4.0], (2, 3))
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is the number of tasks per pass, at least 1, got {chunk_size}")
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
+
+    def fn(params: PyTree, task_batch: PyTree) -> tuple[Any, PyTree]:
+        num_tasks = _num_tasks(task_batch)
+        if chunk_size is None or chunk_size >= num_tasks:
+            value, grads = jax.vmap(value_and_grad, in_axes=(None, 0), spmd_axis_name=spmd_axis_name)(
+                params, task_batch
+            )
+        else:
+            value, grads = jax.lax.map(
+                lambda batch: value_and_grad(params, batch), task_batch, batch_size=chunk_size
+            )
+        losses, aux = value if has_aux else (value, None)
+        losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
+        return ((losses, aux) if has_aux else losses), grads
+
+    return fn
+
+
+def _num_tasks(task_batch: PyTree) -> int:
+    sizes: dict[int, str] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(task_batch):
+        if jnp.ndim(leaf) < 1:
+            raise ValueError(
+                f"batch leaf {leaf_path(path)!r} is a scalar; every leaf needs a leading task axis [T, B, ...]"
+            )
+        sizes.setdefault(jnp.shape(leaf)[0], leaf_path(path))
+    if not sizes:
+        raise ValueError("the task batch has no leaves; expected arrays [T, B, ...]")
+    if len(sizes) > 1:
+        found = ", ".join(f"{size} in {name!r}" for size, name in sizes.items())
+        raise ValueError(f"batch leaves disagree on the number of tasks: {found}; the leading axis is the task")
+    return next(iter(sizes))
+
+
+def task_weights(counts: jax.Array | None, num_tasks: int) -> jax.Array:
+    """Weights that turn per-task means into the mean over the joined batch.
+
+    ``w_t = count_t / sum(count)``; equal when there are no counts or they sum to 0.
+
+    Args:
+      counts: ``[T]`` what each task's loss was averaged over (label tokens), or ``None``.
+      num_tasks: ``T``.
+
+    Returns:
+      ``[T]`` float32, sum 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> task_weights(jnp.array([3, 1]), 2).tolist()
+      [0.75, 0.25]
+    """
+    equal = jnp.full((num_tasks,), 1 / num_tasks, jnp.float32)
+    if counts is None:
+        return equal
+    counts = jnp.asarray(counts, jnp.float32)
+    total = jnp.sum(counts)
+    return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1), equal)
+
+
+def weighted_sum(grad: jax.Array, weights: jax.Array) -> jax.Array:
+    """``sum_t w_t G_t`` in float32 (float64 stays), tasks of weight 0 left out even where not finite.
+
+    Args:
+      grad: ``[T, ...]``, or ``[1, ...]`` where already merged: then the single entry.
+      weights: ``[T]``.
+
+    Returns:
+      ``[...]``.
+    """
+    grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
+    if grad.shape[0] != weights.shape[0]:
+        return grad[0]
+    weights = weights.astype(grad.dtype).reshape(-1, *(1,) * (grad.ndim - 1))
+    return jnp.sum(jnp.where(weights != 0, grad, 0) * weights, axis=0)
+
+
+class MergeTasksState(NamedTuple):
+    """`merge_tasks` keeps nothing."""
+
+
+def merge_tasks() -> optax.GradientTransformationExtraArgs:
+    """Merges the task axis: makes any optax transform usable on stacked gradients.
+
+    ``G = sum_t w_t G_t`` with ``w_t = count_t / sum(count)``: the gradient of the mean over all tasks' tokens.
+    First in a chain, or beside `gems` in ``optax.partition``.
+
+    Returns:
+      A transform whose ``update(grads, state, params, task_counts=None)`` takes leaves ``[T, *shape]`` (or
+      ``[1, *shape]``) and returns ``[*shape]`` in the gradients' dtype. Further extra arguments are ignored.
+
+    Raises:
+      ValueError: a leaf has no task axis, by comparison with ``params`` where they are given.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> tx = optax.chain(merge_tasks(), optax.sgd(1.0))
+      >>> grads = {"w": jnp.array([[1.0, 1.0], [5.0, 5.0]])}
+      >>> params = {"w": jnp.zeros(2)}
+      >>> tx.update(grads, tx.init(params), params, task_counts=jnp.array([3, 1]))[0]["w"].tolist()
+      [-2.0, -2.0]
+    """
+
+    def init_fn(params: PyTree) -> MergeTasksState:
+        del params
+        return MergeTasksState()
+
+    def update_fn(
+        updates: PyTree,
+        state: MergeTasksState,
+        params: PyTree | None = None,
+        *,
+        task_counts: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, MergeTasksState]:
+        del extra_args
+        if params is not None:
+            check_task_axis(updates, params)
+        num_tasks = max((leaf.shape[0] for leaf in jax.tree.leaves(updates)), default=1)
+        weights = task_weights(task_counts, num_tasks)
+        merged = jax.tree.map(lambda g: weighted_sum(g, weights).astype(g.dtype), updates)
+        return merged, state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def check_task_axis(grads: PyTree, params: PyTree, num_tasks: int | None = None) -> None:
+    """Raises ``ValueError`` naming the first gradient leaf that is not ``[T, *shape]`` or ``[1, *shape]``."""
+    leaves = jax.tree_util.tree_leaves_with_path(grads)
+    shapes = [jnp.shape(p) for p in jax.tree.leaves(params)]
+    if len(leaves) != len(shapes):
+        raise ValueError(f"gradients have {len(leaves)} leaves, parameters {len(shapes)}; pass matching trees")
+    for (path, grad), shape in zip(leaves, shapes, strict=True):
+        expected = f"[{num_tasks or 'T'}, {', '.join(map(str, shape))}]"
+        if jnp.ndim(grad) != len(shape) + 1 or jnp.shape(grad)[1:] != shape:
+            raise ValueError(
+                f"gradient leaf {leaf_path(path)!r} has shape {list(jnp.shape(grad))}, expected {expected}: "
+                "a leading task axis, as gems_jax.task_value_and_grad returns it (or [1, ...] if merged)"
+            )
+        if num_tasks is not None and jnp.shape(grad)[0] not in (1, num_tasks):
+            raise ValueError(
+                f"gradient leaf {leaf_path(path)!r} has {jnp.shape(grad)[0]} tasks, expected {num_tasks} "
+                "(num_tasks) or 1 where already merged"
+            )

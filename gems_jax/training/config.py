@@ -1,0 +1,247 @@
+"""What a run is made of: frozen dataclasses, read from YAML files and command-line overrides."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The interactions.
+
+    Attributes:
+      name: of the dataset: ``marketplace`` (generated) or ``amazon_scientific`` (files).
+      path: folder of the raw files, for datasets that have some.
+      dir: folder of the prepared dataset; made where it is missing.
+      seed: of negatives, and of the generated marketplace.
+      num_negatives: candidates beside the target in valid and test.
+      num_users: of the generated marketplace.
+      max_bad_fraction: share of bad rows above which preparation stops.
+    """
+
+    name: Literal["marketplace", "amazon_scientific"] = "marketplace"
+    path: str | None = None
+    dir: str = "runs/demo/data"
+    seed: int = 0
+    num_negatives: int = 99
+    num_users: int = 800
+    max_bad_fraction: float = 0.01
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """General text, whose knowledge is to be kept.
+
+    Attributes:
+      train: a text file, or ``pydoc``: Python's own documentation.
+      heldout: the same for measuring drift.
+      input_length: tokens of an input.
+      eval_batches: batches of ``eval_batch_size`` inputs that drift is measured on, spread over the text.
+      eval_batch_size: inputs a batch.
+    """
+
+    train: str = "pydoc"
+    heldout: str = "pydoc"
+    input_length: int = 96
+    eval_batches: int = 16
+    eval_batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A small T5 1.1 from plain text by span corruption, for machines that can download none.
+
+    Attributes:
+      vocab_size: of the tokenizer trained on the same text.
+      tokenizer: folder of a tokenizer to use instead.
+      d_model, d_kv, d_ff, num_layers, num_decoder_layers, num_heads: shape of the model.
+      tie_word_embeddings: one table for inputs and outputs (T5 1.1 has two).
+      steps, batch_size, learning_rate, warmup: of AdamW with a cosine schedule to a tenth.
+      weight_decay: of kernels.
+      seed: of weights and order.
+    """
+
+    vocab_size: int = 2048
+    tokenizer: str | None = None
+    d_model: int = 96
+    d_kv: int = 24
+    d_ff: int = 192
+    num_layers: int = 2
+    num_decoder_layers: int = 2
+    num_heads: int = 4
+    tie_word_embeddings: bool = False
+    steps: int = 600
+    batch_size: int = 32
+    learning_rate: float = 4e-3
+    warmup: int = 60
+    weight_decay: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model.
+
+    Attributes:
+      path: Hugging Face folder; made by ``pretrain`` where it is missing and ``from_text`` is set.
+      from_text: whether a missing base model is pretrained.
+      dtype: of parameters and computation.
+    """
+
+    path: str = "runs/demo/base"
+    from_text: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class NullSpaceConfig:
+    """The general-domain null space: exactly one of ``energy``, ``rank``, ``threshold``.
+
+    Attributes:
+      path: folder; made by ``calibrate`` where it is missing.
+      energy, rank, threshold, side: see `gems_jax.NullSpace.from_moments`.
+      batches: batches of general text it is estimated from.
+      batch_size: inputs a batch.
+    """
+
+    path: str = "runs/demo/null_space"
+    energy: float | None = 0.95
+    rank: int | None = None
+    threshold: float | None = None
+    side: Literal["in", "out"] = "in"
+    batches: int = 64
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class ItemsConfig:
+    """Item tokens and prompts.
+
+    Attributes:
+      init: of their rows: the mean of the ``title`` tokens' rows, or ``random``.
+      prompts: a template a task, of ``{history}`` and, for searches, ``{query}``.
+      max_length: tokens of an input; the oldest items are dropped.
+      length_buckets: lengths that batches may have instead, a compilation each.
+    """
+
+    init: Literal["title", "random"] = "title"
+    prompts: dict[str, str] = field(
+        default_factory=lambda: {
+            "rec": "history: {history} next:",
+            "src": "search: {query} history: {history} found:",
+        }
+    )
+    max_length: int = 64
+    length_buckets: tuple[int, ...] = (32,)
+
+
+@dataclass(frozen=True)
+class GemsConfig:
+    """Options of `gems_jax.gems`, by the same names.
+
+    Attributes:
+      null_space: whether updates are constrained.
+      gate: ``heuristic``, ``learned`` or ``equal``.
+      others: see `gems_jax.gems`.
+    """
+
+    rank: int | float = 0.25
+    task_rank: int | float | None = None
+    side: Literal["auto", "in", "out"] = "auto"
+    refresh_every: int = 200
+    decomposition: Literal["auto", "svd", "eigh", "subspace"] = "auto"
+    signs: Literal["canonical", "align"] = "canonical"
+    moments: Literal["keep", "reset"] = "keep"
+    complementary: bool = False
+    stagger: bool = False
+    scale: float = 1.0
+    gate: Literal["heuristic", "learned", "equal"] = "heuristic"
+    null_space: bool = True
+    constraint: Literal["update", "gradient"] = "update"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Tuning on all tasks.
+
+    Attributes:
+      method: ``gems``; ``adamw``: joint AdamW on the mean loss; ``adamw-constrained``: the same inside the null
+        space.
+      steps: updates.
+      batch_size: rows of each task a step, over all processes.
+      learning_rate: of kernels.
+      item_learning_rate: of the added item rows.
+      other_learning_rate: of pretrained rows, norms and relative positions where they are trained.
+      schedule: ``cosine`` or ``linear`` decay to 0, or ``constant``, after ``warmup`` steps.
+      warmup: steps of linear warm-up.
+      weight_decay: decoupled, on kernels.
+      train_embeddings, train_norms, train_positions: whether pretrained rows (embedding and head), norms and
+        relative positions train; they are outside the null space and cause most of the forgetting.
+      loss_vocabulary: ``items``: the softmax over the items and the end token; ``full``: over all tokens.
+      dropout: rate.
+      seed: of order and dropout.
+      log_every: steps between lines of metrics.
+      eval_every: steps between evaluations on validation rows; 0: none.
+      eval_rows: validation rows of each task in those.
+      checkpoint_every: steps between checkpoints; 0: only the last.
+    """
+
+    method: Literal["gems", "adamw", "adamw-constrained"] = "gems"
+    steps: int = 300
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    item_learning_rate: float = 1e-2
+    other_learning_rate: float = 1e-3
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    warmup: int = 20
+    weight_decay: float = 0.0
+    train_embeddings: bool = False
+    train_norms: bool = False
+    train_positions: bool = False
+    loss_vocabulary: Literal["items", "full"] = "items"
+    dropout: float = 0.0
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 0
+    eval_rows: int = 500
+    checkpoint_every: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measuring a tuned model.
+
+    Attributes:
+      split: ``test`` or ``valid``.
+      beams: items whose end token is scored.
+      batch_size: rows a pass.
+      rows: rows of each task; ``None``: all.
+      samples: bootstrap resamples of the confidence intervals.
+      compare: work directories of other runs, shown beside this one.
+    """
+
+    split: Literal["test", "valid"] = "test"
+    beams: int = 20
+    batch_size: int = 128
+    rows: int | None = None
+    samples: int = 1000
+    compare: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made of.
+
+    Attributes:
+      name: of the run, in tables.
+    """
+
+    name: str = "GEMS"
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    null_space: NullSpaceConfig = field(default_factory=NullSpaceConfig)
+    items: ItemsConfig = field(default_factory=ItemsConfig)
+    gems: GemsConfig = field(default_factory=GemsConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -1,0 +1,68 @@
+"""The whole path on a tiny model: GEMS beside GEMS without its null space and joint AdamW."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from gems_jax.models import load
+from gems_jax.training.config import Config
+from gems_jax.training.evaluate import evaluate, table_of
+from gems_jax.training.stages import assemble, as_plain, ensure_base, ensure_data, ensure_null_space
+from gems_jax.training.tune import tune
+
+
+def variants(config: Config) -> dict[str, Config]:
+    """The runs that the demo compares, the one of the report last."""
+    unconstrained = dataclasses.replace(config.gems, null_space=False)
+    adamw = dataclasses.replace(config.train, method="adamw")
+    return {
+        "joint AdamW": dataclasses.replace(config, name="joint AdamW", train=adamw),
+        "GEMS without null space": dataclasses.replace(config, name="GEMS without null space", gems=unconstrained),
+        config.name: config,
+    }
+
+
+def demo(config: Config, workdir: Path) -> Path:
+    """Makes everything, tunes, evaluates; what is finished is not done again.
+
+    Args:
+      config: of the run; the defaults are the demo's.
+      workdir: of the run; the others lie beside it.
+
+    Returns:
+      The report's path.
+    """
+    dataset = ensure_data(config)
+    folder = ensure_base(config)
+    ensure_null_space(config)
+    compare: dict[str, str] = {}
+    for name, variant in variants(config).items():
+        is_main = name == config.name
+        place = workdir if is_main else workdir.parent / name.replace(" ", "_").lower()
+        if is_main:
+            variant = dataclasses.replace(variant, evaluate=dataclasses.replace(variant.evaluate, compare=compare))
+        else:
+            compare[name] = str(place)
+        if is_finished(variant, place):
+            print(f"demo: {name} is done already")
+            continue
+        print(f"demo: {name}")
+        base, tokenizer = load(folder, variant.model.dtype)
+        material = assemble(variant, dataset, (base, tokenizer))
+        constrained = variant.train.method != "adamw" and variant.gems.null_space
+        null_space = ensure_null_space(variant, base, tokenizer) if constrained else None
+        tuned = tune(variant, material, null_space, place)
+        results = evaluate(variant, material, base, tuned, place)
+        if is_main:
+            print(table_of(results))
+    return workdir / "report.html"
+
+
+def is_finished(config: Config, place: Path) -> bool:
+    """Whether a run with this very configuration has been evaluated."""
+    import yaml
+
+    if not all((place / name).is_file() for name in ("eval.json", "report.html", "config.yaml")):
+        return False
+    kept = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
+    return kept == json.loads(json.dumps(as_plain(config)))

@@ -1,0 +1,133 @@
+"""Measuring a tuned model: both tasks, general-domain drift, simple rankers beside it, the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gems_jax.data.heuristics import bm25_scores, co_occurrence_scores, popularity_scores
+from gems_jax.data.tables import Dataset, Table
+from gems_jax.evaluation.drift import general_loss
+from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
+from gems_jax.evaluation.examples import readable_examples
+from gems_jax.evaluation.summary import evaluate_scores
+from gems_jax.models import T5
+from gems_jax.report import write_report
+from gems_jax.training.config import Config
+from gems_jax.training.pretrain import heldout_text
+from gems_jax.training.stages import Material, write_json
+
+
+def evaluation_tables(config: Config, dataset: Dataset) -> dict[str, Table]:
+    """The rows that are measured, by task."""
+    tables = {task: dataset.table(config.evaluate.split, task) for task in dataset.tasks}
+    rows = config.evaluate.rows
+    if rows is None:
+        return tables
+    rng = np.random.default_rng(0)
+    return {task: table.take(np.sort(rng.permutation(len(table))[:rows])) for task, table in tables.items()}
+
+
+def simple_rankers(dataset: Dataset, tables: dict[str, Table], samples: int) -> dict[str, dict[str, Any]]:
+    """Popularity, item co-occurrence (from the history) and BM25 (where there are queries)."""
+    training = [dataset.table("train", task) for task in dataset.tasks]
+    size = len(dataset.items)
+    results: dict[str, dict[str, Any]] = {"popularity": {}, "co-occurrence": {}, "BM25": {}}
+    for task, table in tables.items():
+        candidates = table.candidates()
+        popular = popularity_scores(training, candidates, size)
+        results["popularity"][task] = evaluate_scores(table, popular, samples=samples)
+        if any(table.queries):
+            found = bm25_scores(dataset.items, table, candidates)
+            results["BM25"][task] = evaluate_scores(table, found, samples=samples)
+        else:
+            together = co_occurrence_scores(training, table, candidates, size)
+            results["co-occurrence"][task] = evaluate_scores(table, together, samples=samples)
+    return results
+
+
+def evaluate(config: Config, material: Material, base: T5, tuned: T5, workdir: Path) -> dict[str, Any]:
+    """Writes ``eval.json`` and ``report.html``.
+
+    Args:
+      config: of the run.
+      material: data, items, tokenizer.
+      base: the base model, before items were added.
+      tuned: the tuned one.
+      workdir: of the run.
+
+    Returns:
+      What ``eval.json`` holds.
+
+    Raises:
+      FileNotFoundError: a run to compare with has not been evaluated.
+    """
+    options = config.evaluate
+    compared = {name: read_evaluation(Path(folder)) for name, folder in options.compare.items()}
+    tables = evaluation_tables(config, material.dataset)
+    encoded = {task: material.encode(config, table) for task, table in tables.items()}
+    results: dict[str, Any] = {"name": config.name, "method": config.train.method, "steps": config.train.steps}
+    results |= evaluate_ranking(
+        tuned,
+        material.items,
+        tables,
+        encoded,
+        beams=options.beams,
+        vocabulary=config.train.loss_vocabulary,
+        batch_size=options.batch_size,
+        samples=options.samples,
+        save_to=workdir,
+        progress=True,
+    )
+    text = heldout_text(material.tokenizer, config)
+    before, after = general_loss(base, text, progress=True), general_loss(tuned, text, progress=True)
+    # The full vocabulary's softmax at the start: the base model with the item rows that tuning begins from.
+    grown = general_loss(material.model, text)
+    results["general"] = {
+        **after,
+        "base_loss": before["loss"],
+        "base_perplexity": before["perplexity"],
+        "base_loss_full": grown["loss_full"],
+        "rise": after["loss"] - before["loss"],
+        "rise_full": after["loss_full"] - grown["loss_full"],
+    }
+    results["baselines"] = simple_rankers(material.dataset, tables, options.samples)
+    results["comparison"] = {
+        name: {key: value for key, value in found.items() if key in tables or key in ("general", "steps", "method")}
+        for name, found in compared.items()
+    }
+    results["examples"] = []
+    for task, table in tables.items():
+        found = load_rankings(workdir / f"ranking_{task}.npz")
+        titles = material.dataset.titles()
+        results["examples"] += readable_examples(table, found["items"], found["scores"], titles)
+    write_json(workdir / "eval.json", results)
+    write_report(workdir)
+    return results
+
+
+def read_evaluation(workdir: Path) -> dict[str, Any]:
+    """Another run's ``eval.json``."""
+    path = workdir / "eval.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: evaluate that run before comparing with it")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def table_of(results: dict[str, Any]) -> str:
+    """The results as a few lines of text."""
+    tasks = [k for k, v in results.items() if isinstance(v, dict) and "hit@10" in v]
+    rows = [("", *(f"{t} hit@10" for t in tasks), *(f"{t} ndcg@10" for t in tasks), "general loss")]
+
+    def row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+        metric = lambda task, m: f"{found[task][m]:.3f}" if task in found else "-"  # noqa: E731
+        general = found.get("general")
+        drift = f"{general['loss']:.3f} ({general['loss'] - general['base_loss']:+.3f})" if general else "-"
+        return (name, *(metric(t, "hit@10") for t in tasks), *(metric(t, "ndcg@10") for t in tasks), drift)
+
+    rows.append(row(f"{results['name']} (this run)", results))
+    rows += [row(name, found) for name, found in results["comparison"].items()]
+    rows += [row(name, found) for name, found in results["baselines"].items()]
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows)

@@ -1,0 +1,135 @@
+"""The optimiser that a configuration names."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from gems_jax import gates
+from gems_jax.leaf_path import leaf_path
+from gems_jax.matrix_dims import stacked_matrix_dims
+from gems_jax.null_space import NullSpace, constrain_to_null_space
+from gems_jax.task_grads import merge_tasks
+from gems_jax.training.config import Config, GemsConfig, TrainConfig
+from gems_jax.transform import gems
+
+PyTree = Any
+
+
+def is_item_row(path: str) -> bool:
+    """Whether a leaf holds the rows of added items."""
+    return path.startswith(("item_embedding", "item_head"))
+
+
+def is_trained(path: str, config: TrainConfig) -> bool:
+    """Whether a leaf trains: kernels and item rows do, all else by option."""
+    if is_item_row(path):
+        return True
+    if path.startswith(("token_embedding", "lm_head")):
+        return config.train_embeddings
+    if path.endswith("scale"):
+        return config.train_norms
+    if "relative_bias" in path:
+        return config.train_positions
+    return True
+
+
+def schedule(config: TrainConfig, peak: float) -> optax.Schedule:
+    """Linear warm-up to ``peak``, then the decay the configuration names."""
+    rest = max(config.steps - config.warmup, 1)
+    decay = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
+    }[config.schedule]()
+    if config.warmup == 0:
+        return decay
+    # From step 1 of 1 + warmup, so that the first update is not lost.
+    return optax.join_schedules(
+        [optax.linear_schedule(peak / (config.warmup + 1), peak, config.warmup), decay], [config.warmup]
+    )
+
+
+def _groups(tree: PyTree) -> PyTree:
+    """Which learning rate a leaf takes."""
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        name = leaf_path(path)
+        if is_item_row(name):
+            return "items"
+        return "kernels" if name.endswith("kernel") else "others"
+
+    return jax.tree_util.tree_map_with_path(label, tree)
+
+
+def make_gate(config: GemsConfig, num_tasks: int) -> gates.Gate:
+    """The gate a configuration names."""
+    if config.gate == "heuristic":
+        return gates.heuristic()
+    return gates.learned() if config.gate == "learned" else gates.constant([1.0] * num_tasks)
+
+
+def make_optimiser(
+    config: Config, num_tasks: int, null_space: NullSpace | None
+) -> optax.GradientTransformationExtraArgs:
+    """The optimiser for stacked gradients ``[T, *shape]``, learning rates included.
+
+    Args:
+      config: sections ``train`` and ``gems``.
+      num_tasks: ``T``.
+      null_space: needed by ``gems`` with ``gems.null_space`` and by ``adamw-constrained``.
+
+    Returns:
+      An optax transform, the same call for every method.
+
+    Raises:
+      ValueError: a method that needs a null space without one.
+    """
+    train = config.train
+    relative = {
+        "kernels": 1.0,
+        "items": train.item_learning_rate / train.learning_rate,
+        "others": train.other_learning_rate / train.learning_rate,
+    }
+
+    def adam(decay: float) -> Callable[[str], optax.GradientTransformation]:
+        return lambda group: optax.chain(
+            optax.scale_by_adam(),
+            optax.add_decayed_weights(decay if group == "kernels" else 0.0),
+            optax.scale(relative[group]),
+        )
+
+    if train.method == "gems":
+        if config.gems.null_space and null_space is None:
+            raise ValueError("gems.null_space is set but there is no null space; calibrate, or unset it")
+        options = config.gems
+        fallback = optax.partition({group: adam(0.0)(group) for group in relative}, _groups)
+        return gems(
+            schedule(train, train.learning_rate),
+            num_tasks=num_tasks,
+            rank=options.rank,
+            task_rank=options.task_rank,
+            side=options.side,
+            refresh_every=options.refresh_every,
+            decomposition=options.decomposition,
+            signs=options.signs,
+            moments=options.moments,
+            complementary=options.complementary,
+            stagger=options.stagger,
+            scale=options.scale,
+            fallback=fallback,
+            gate=make_gate(options, num_tasks),
+            null_space=null_space if options.null_space else None,
+            constraint=options.constraint,
+            weight_decay=train.weight_decay,
+            mask=lambda params: jax.tree.map(lambda group: group == "kernels", _groups(params)),
+            matrix_dims=stacked_matrix_dims,
+        )
+    parts = [merge_tasks(), optax.partition({group: adam(train.weight_decay)(group) for group in relative}, _groups)]
+    if train.method == "adamw-constrained":
+        if null_space is None:
+            raise ValueError("train.method adamw-constrained needs a null space; calibrate first")
+        parts.append(constrain_to_null_space(null_space, stacked_matrix_dims))
+    parts.append(optax.scale_by_learning_rate(schedule(train, train.learning_rate)))
+    return optax.with_extra_args_support(optax.chain(*parts))

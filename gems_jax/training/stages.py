@@ -1,0 +1,173 @@
+"""The steps before tuning: data, base model, null space; each made once and found again."""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from gems_jax.calibrate import estimate_null_space
+from gems_jax.data.general_text import read_lines, token_stream
+from gems_jax.data.prepare import prepare
+from gems_jax.data.prompts import EncodedTable, encode_table
+from gems_jax.data.span_corruption import heldout_batches
+from gems_jax.data.tables import Dataset, Table
+from gems_jax.data.tokenizer import sentinel_ids
+from gems_jax.items import ItemIndex, add_item_tokens, grow
+from gems_jax.models import T5, load
+from gems_jax.null_space import NullSpace
+from gems_jax.training.config import Config
+from gems_jax.training.pretrain import pretrain
+
+PyTree = Any
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file under a temporary name and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+    os.replace(name, path)
+
+
+def ensure_data(config: Config) -> Dataset:
+    """The prepared dataset, prepared now where it is missing."""
+    data = config.data
+    return prepare(
+        data.name,
+        data.dir,
+        path=data.path,
+        seed=data.seed,
+        num_negatives=data.num_negatives,
+        num_users=data.num_users,
+        max_bad_fraction=data.max_bad_fraction,
+    )
+
+
+def ensure_base(config: Config) -> Path:
+    """The base model's folder, pretrained now where it is missing.
+
+    Raises:
+      FileNotFoundError: no folder, and the configuration does not say to pretrain one.
+    """
+    folder = Path(config.model.path)
+    if not (folder / "config.json").is_file():
+        if not config.model.from_text:
+            raise FileNotFoundError(
+                f"model.path {folder} holds no model (config.json): name a Hugging Face folder, or set "
+                "model.from_text to pretrain a small one from text.train"
+            )
+        pretrain(config, folder)
+    return folder
+
+
+def ensure_null_space(config: Config, model: T5 | None = None, tokenizer: Any = None) -> NullSpace:
+    """The base model's null space, estimated now where it is missing.
+
+    Raises:
+      ValueError: the one on file is for other weights or other settings.
+    """
+    folder = Path(config.null_space.path)
+    if model is None:
+        model, tokenizer = load(ensure_base(config), config.model.dtype)
+    params = nnx.state(model, nnx.Param)
+    if not (folder / "null_space.json").is_file():
+        return calibrate(config, model, tokenizer)
+    null_space = NullSpace.load(folder)
+    null_space.check_weights(params)
+    wanted = {
+        key: float(value)
+        for key in ("energy", "rank", "threshold")
+        if (value := getattr(config.null_space, key)) is not None
+    }
+    if null_space.rule != wanted or null_space.side != config.null_space.side:
+        raise ValueError(
+            f"the null space in {folder} was made with {null_space.rule} on side {null_space.side!r}, the "
+            f"configuration asks for {wanted} on side {config.null_space.side!r}; calibrate again, or name "
+            "another null_space.path"
+        )
+    print(f"calibrate: null space in {folder}")
+    return null_space
+
+
+def calibrate(config: Config, model: T5 | None = None, tokenizer: Any = None) -> NullSpace:
+    """Estimates the null space of the base model from general text and saves it."""
+    if model is None:
+        model, tokenizer = load(ensure_base(config), config.model.dtype)
+    options = config.null_space
+    tokens = token_stream(read_lines(config.text.train, "train"), tokenizer)
+    # Spread over the text; no example twice.
+    batches = heldout_batches(
+        tokens,
+        options.batch_size,
+        config.text.input_length,
+        sentinel_ids=sentinel_ids(tokenizer),
+        max_batches=options.batches,
+    )
+    null_space = estimate_null_space(
+        model,
+        list(batches),
+        energy=options.energy,
+        rank=options.rank,
+        threshold=options.threshold,
+        side=options.side,
+    )
+    null_space.save(options.path)
+    print(null_space.summary())
+    print(f"calibrate: null space in {options.path}")
+    return null_space
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that tuning and evaluation stand on.
+
+    Attributes:
+      model: base model grown by the items.
+      tokenizer: with the item tokens.
+      dataset: prepared interactions.
+      items: item number -> token.
+    """
+
+    model: T5
+    tokenizer: Any
+    dataset: Dataset
+    items: ItemIndex
+    item_tokens: list[int]
+
+    def encode(self, config: Config, table: Table) -> EncodedTable:
+        """A table's inputs under the configured prompt."""
+        if table.task not in config.items.prompts:
+            raise ValueError(f"items.prompts has no template for task {table.task!r}; it has {set(config.items.prompts)}")
+        template = config.items.prompts[table.task]
+        encoded = encode_table(table, self.tokenizer, self.item_tokens, template, config.items.max_length)
+        if encoded.dropped_items or encoded.clipped_queries:
+            print(
+                f"data: {table.task}: {encoded.dropped_items:,} oldest history items dropped and "
+                f"{encoded.clipped_queries:,} queries clipped to fit items.max_length={config.items.max_length}"
+            )
+        return encoded
+
+
+def assemble(config: Config, dataset: Dataset, base: tuple[T5, Any]) -> Material:
+    """The base model with a token and rows for every item."""
+    import numpy as np
+
+    model, tokenizer = base
+    tokens = add_item_tokens(tokenizer, dataset.item_ids(), model.config.vocab_size)
+    titles = tokenizer(dataset.titles(), add_special_tokens=False)["input_ids"]
+    model = grow(model, titles, config.items.init, key=jax.random.key(config.train.seed))
+    return Material(model, tokenizer, dataset, ItemIndex(np.asarray(tokens, np.int32)[:, None]), tokens)
+
+
+def as_plain(config: Config) -> dict[str, Any]:
+    """The configuration as nested dictionaries."""
+    return asdict(config)
+
+

@@ -1,0 +1,48 @@
+"""Packaging of gems_jax. The core needs jax and optax alone; everything else is an extra."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# jax: `jax.make_mesh(axis_types=...)` and `jax.set_mesh` as used here exist from 0.10; 0.12 is unseen.
+# optax: `optax.tree.*` with extra-argument transforms as of 0.2.8.
+CORE = ["jax>=0.10.2,<0.12", "optax>=0.2.8,<0.3"]
+
+TRAIN = [
+    "flax>=0.12.8,<0.13",  # NNX: split/merge with pure jax transforms
+    "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints
+    "transformers>=5.23,<6",  # tokenizers and configurations only; no model code
+    "tokenizers>=0.22,<0.24",  # training a tokenizer from plain text
+    "safetensors>=0.5,<1",  # weights in and out
+    "tensorflow-datasets>=4.9.10,<5",  # prepared tables
+    "array-record>=0.8,<1",  # their file format, which needs no TensorFlow
+    "grain>=0.2.18,<0.3",  # input pipeline with exact resume
+    "jsonargparse[signatures]>=4.53,<5",  # configurations: YAML files and overrides
+    "matplotlib>=3.10,<4",  # pictures of the report
+    "bm25s>=0.3,<0.4",  # the lexical search baseline
+    "tqdm>=4.67,<5",  # progress with rate and time left
+]
+
+TEST = [
+    "pytest>=9,<10",
+    "hypothesis>=6.150,<7",  # properties
+    "chex>=0.1.92,<0.2",
+    "nbmake>=1.5.5,<2",  # notebooks as tests
+    "ipykernel>=7,<8",
+    "torch>=2.9,<2.15",  # oracle for the models: transformers on torch
+    "ruff>=0.14,<0.18",
+    "mypy>=1.18,<3",
+]
+
+setup(
+    name="gems-jax",
+    version="0.1.0",
+    description="Gradient multi-subspace tuning (GEMS) for search and recommendation, in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["gems_jax", "gems_jax.*"]),
+    install_requires=CORE,
+    extras_require={"train": TRAIN, "test": TEST},
+    entry_points={"console_scripts": ["gems-jax=gems_jax.cli:main"]},
+)

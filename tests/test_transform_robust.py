@@ -1,0 +1,243 @@
+"""Any number of tasks, absent tasks, gradients that are merged, poor, broken or in bfloat16."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import LOSSES, QUICK, assert_no_leak, difference, make_grads, make_null_space, make_params, run
+
+import gems_jax as gj
+
+SHAPES = {"w": (8, 6), "bias": (6,)}
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 8])
+def test_any_number_of_tasks_keeps_the_constraint_and_gates_that_sum_to_one(num_tasks):
+    ns, _ = make_null_space({"w": 8})
+    tx = gj.gems(1e-2, num_tasks=num_tasks, rank=4, null_space=ns, refresh_every=2)
+    _, state, seen = run(tx, make_params(SHAPES), lambda i: make_grads(i, num_tasks, SHAPES), 3)
+    assert_no_leak(seen[-1], ns)
+    gates = gj.diagnostics(state)["gates"]
+    assert gates.shape == (num_tasks,)
+    np.testing.assert_allclose(jnp.sum(gates), 1, rtol=1e-6)
+    assert state.__class__ is tuple
+    assert state[0].task_basis["w"].shape == (num_tasks, 1, 8, 2)
+
+
+def test_permuting_the_tasks_permutes_their_state_and_leaves_the_update_alone():
+    order = np.array([2, 0, 1])
+    losses, counts = np.array([1.0, 2.0, 5.0], np.float32), np.array([10.0, 40.0, 7.0], np.float32)
+    tx = gj.scale_by_gems(num_tasks=3, rank=3, refresh_every=2)
+    params = make_params(SHAPES)
+    grads_of = lambda i: make_grads(i, 3, SHAPES)  # noqa: E731
+    permuted = lambda i: {n: g[order] for n, g in grads_of(i).items()}  # noqa: E731
+    _, state, seen = run(tx, params, grads_of, 3, task_losses=losses, task_counts=counts)
+    _, other, again = run(tx, params, permuted, 3, task_losses=losses[order], task_counts=counts[order])
+    assert difference(again, seen) < 1e-4
+    np.testing.assert_allclose(other.diagnostics.gates, state.diagnostics.gates[order], rtol=1e-5)
+    np.testing.assert_allclose(other.task_basis["w"], state.task_basis["w"][order], atol=1e-4)
+    np.testing.assert_allclose(other.task_inner.nu["w"], state.task_inner.nu["w"][order], rtol=1e-3, atol=1e-6)
+
+
+def test_cosines_show_agreement_and_conflict():
+    g = make_grads(0, 1, SHAPES)
+    grads = {n: np.concatenate([x, 2 * x, -x]) for n, x in g.items()}
+    tx = gj.scale_by_gems(num_tasks=3, rank=2)
+    _, state, _ = run(tx, make_params(SHAPES), lambda i: grads, 1)
+    found = gj.diagnostics(state)
+    np.testing.assert_allclose(found["cosines"], [[1, 1, -1], [1, 1, -1], [-1, -1, 1]], atol=1e-5)
+    size = np.sqrt(sum((x**2).sum() for x in g.values()))
+    np.testing.assert_allclose(found["grad_norms"], size * np.array([1, 2, 1]), rtol=1e-5)
+
+
+# --- one compiled step, many kinds of gradients ---------------------------------------------------------------
+
+
+@functools.cache
+def machine():
+    ns, _ = make_null_space({"w": 8})
+    tx = gj.gems(1e-2, num_tasks=2, rank=3, refresh_every=3, null_space=ns, weight_decay=0.1)
+    params = jax.tree.map(jnp.asarray, make_params(SHAPES))
+
+    def step(grads, state, params, losses, counts):
+        updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
+        return optax.apply_updates(params, updates), state, updates
+
+    return ns, tx.init(params), params, jax.jit(step, compiler_options=QUICK)
+
+
+def drive(grads_of, steps=7, counts_of=lambda i: [8.0, 8.0], losses_of=lambda i: [1.0, 2.0]):
+    _, state, params, step = machine()
+    states, updates = [], []
+    for i in range(steps):
+        params, state, update = step(grads_of(i), state, params, jnp.asarray(losses_of(i)), jnp.asarray(counts_of(i)))
+        states.append(state[0])
+        updates.append(update)
+    return params, states, updates
+
+
+def assert_all_finite(tree):
+    for leaf in jax.tree.leaves(tree):
+        assert np.all(np.isfinite(np.asarray(leaf, float)))
+
+
+def broken(kind, step, task):
+    grads = make_grads(step, shapes=SHAPES)
+    rng = np.random.default_rng(step)
+    for name, g in grads.items():
+        if kind == "nan":
+            g[task].flat[3] = np.nan
+        elif kind == "infinite":
+            g[task].flat[3] = np.inf
+        elif kind == "zero":
+            g[task] = 0
+        elif kind == "subnormal":
+            g[task] *= 1e-41
+        elif kind == "tiny":
+            g[task] *= 1e-15
+        elif kind == "huge":
+            g[task] *= 1e16
+        elif kind == "rank one" and name == "w":
+            g[task] = rng.normal(size=(8, 1)) * rng.normal(size=(1, 6))
+        elif kind == "constant":
+            g[task] = 1.0
+    return grads
+
+
+KINDS = ["nan", "infinite", "zero", "subnormal", "tiny", "huge", "rank one", "constant"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("when", [(0, 1), (3,), (4, 5)], ids=["first steps", "a refresh", "between"])
+def test_no_gradient_of_one_task_breaks_anything(kind, when):
+    ns, *_ = machine()
+    params, states, updates = drive(lambda i: broken(kind if i in when else "", i, 0))
+    assert_all_finite((params, states, updates))
+    for update in updates:
+        assert_no_leak(update, ns)
+        assert np.max(np.abs(update["w"])) > 1e-5  # the other task goes on
+    for state in states:
+        np.testing.assert_allclose(jnp.sum(state.diagnostics.gates), 1, rtol=1e-5)
+    # After everything is well again each basis is orthonormal.
+    for basis in (states[-1].shared_basis["w"][0], *states[-1].task_basis["w"][:, 0]):
+        np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)
+    assert int(states[-1].diagnostics.skipped[0]) == (len(when) if kind in ("nan", "infinite") else 0)
+
+
+@pytest.mark.parametrize("kind", ["nan", "zero", "subnormal"])
+def test_a_step_without_any_usable_gradient_changes_nothing_but_the_count(kind):
+    both = lambda i: broken(kind, i, slice(None)) if i == 4 else make_grads(i, shapes=SHAPES)  # noqa: E731
+    _, states, updates = drive(both, 6)
+    assert max(float(np.max(np.abs(u))) for u in jax.tree.leaves(updates[4])) == 0
+    same = lambda s: s._replace(count=0, diagnostics=0, pending=0)  # noqa: E731
+    for old, new in zip(jax.tree.leaves(same(states[3])), jax.tree.leaves(same(states[4])), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert max(float(np.max(np.abs(u))) for u in jax.tree.leaves(updates[5])) > 0
+
+
+def test_a_basis_is_never_replaced_by_noise_and_the_branch_catches_up_later():
+    for kind in ("nan", "zero"):
+        _, states, _ = drive(lambda i: broken(kind if i in (3, 4) else "", i, 1), 6)  # noqa: B023
+        basis = [np.asarray(s.task_basis["w"]) for s in states]
+        np.testing.assert_array_equal(basis[3][1], basis[2][1])  # its refresh at step 3 is missed
+        assert np.any(basis[3][0] != basis[2][0])
+        np.testing.assert_array_equal(basis[4][1], basis[2][1])
+        assert np.any(basis[5][1] != basis[4][1])  # caught up
+        assert [int(s.diagnostics.waiting) for s in states] == [0, 0, 0, 1, 1, 0]
+
+
+def test_a_task_absent_for_a_while_is_frozen_and_counted():
+    absent = lambda i: [8.0, 0.0] if i in (1, 2) else [8.0, 8.0]  # noqa: E731
+    _, states, _ = drive(lambda i: broken("zero" if i in (1, 2) else "", i, 1), 4, counts_of=absent)
+    for i in (1, 2):
+        np.testing.assert_array_equal(states[i].task_inner.mu["w"][1], states[0].task_inner.mu["w"][1])
+        assert np.any(states[i].task_inner.mu["w"][0] != states[0].task_inner.mu["w"][0])
+        assert int(states[i].task_inner.count["w"][1, 0]) == 1
+    assert np.asarray(states[3].diagnostics.absent).tolist() == [0, 2]
+    assert np.asarray(states[1].diagnostics.weights).tolist() == [1.0, 0.0]
+
+
+def test_losses_that_are_not_finite_do_not_reach_the_gates():
+    _, states, updates = drive(lambda i: make_grads(i, shapes=SHAPES), 2, losses_of=lambda i: [np.nan, 1.0])
+    assert_all_finite((states, updates))
+    np.testing.assert_allclose(jnp.sum(states[-1].diagnostics.gates), 1, rtol=1e-5)
+
+
+# --- merged gradients, the caller's own shared gradient -------------------------------------------------------
+
+
+def test_leaves_merged_already_serve_the_shared_branch_and_the_fallback_alone():
+    mean = lambda i: {n: g.mean(axis=0, keepdims=True) for n, g in make_grads(i, shapes=SHAPES).items()}  # noqa: E731
+    tx = gj.scale_by_gems(num_tasks=2, rank=3)
+    without = gj.scale_by_gems(num_tasks=2, rank=3, task_rank=0)
+    params = make_params(SHAPES)
+    _, state, seen = run(tx, params, mean, 2)
+    _, _, expected = run(without, params, lambda i: make_grads(i, shapes=SHAPES), 2)
+    assert difference(seen, expected) < 1e-5
+    assert int(state.diagnostics.waiting) == 2
+    only_bias = lambda i: make_grads(i, shapes=SHAPES) | {"bias": mean(i)["bias"]}  # noqa: E731
+    _, _, seen = run(tx, params, only_bias, 2)
+    _, _, expected = run(tx, params, lambda i: make_grads(i, shapes=SHAPES), 2)
+    np.testing.assert_allclose(seen[-1]["bias"], expected[-1]["bias"], rtol=1e-5)
+
+
+def test_merged_and_stacked_kernels_of_one_shape_are_told_apart():
+    shapes = {"a": (8, 6), "b": (8, 6)}
+    grads_of = lambda i: make_grads(i, shapes=shapes)  # noqa: E731
+    mixed = lambda i: grads_of(i) | {"b": grads_of(i)["b"].mean(axis=0, keepdims=True)}  # noqa: E731
+    tx = gj.scale_by_gems(num_tasks=2, rank=3, gate=gj.gates.constant([1, 1]))
+    params = make_params(shapes)
+    _, _, all_stacked = run(tx, params, grads_of, 2)
+    _, _, some = run(tx, params, mixed, 2)
+    np.testing.assert_allclose(some[-1]["a"], all_stacked[-1]["a"], atol=1e-6)
+    assert np.max(np.abs(some[-1]["b"] - all_stacked[-1]["b"])) > 1e-3
+
+
+def test_a_shared_gradient_of_the_callers_own_replaces_the_weighted_sum():
+    tx = gj.scale_by_gems(num_tasks=2, rank=3)
+    params = make_params(SHAPES)
+    grads_of = lambda i: make_grads(i, shapes=SHAPES)  # noqa: E731
+    weighted = lambda i: {n: 0.8 * g[0] + 0.2 * g[1] for n, g in grads_of(i).items()}  # noqa: E731
+    other = lambda i: {n: g[0] for n, g in grads_of(i).items()}  # noqa: E731
+    gate = {"task_losses": LOSSES}
+    _, _, plain = run(tx, params, grads_of, 2, **gate)
+    _, _, equal = run(tx, params, grads_of, 2, shared_grads=lambda i: {n: g.mean(0) for n, g in grads_of(i).items()}, **gate)  # fmt: skip
+    assert difference(equal, plain) < 1e-5
+    _, _, first = run(tx, params, grads_of, 2, shared_grads=other, **gate)
+    _, _, second = run(tx, params, grads_of, 2, shared_grads=weighted, **gate)
+    assert difference(first, plain) > 1e-2
+    assert difference(second, first) > 1e-3
+
+
+def test_bfloat16_parameters_and_gradients_keep_float32_state_and_updates():
+    ns, _ = make_null_space({"w": 8})
+    tx = gj.gems(1e-2, num_tasks=2, rank=3, null_space=ns, weight_decay=0.1, refresh_every=2)
+    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), make_params(SHAPES))
+    start = jax.tree.map(lambda x: (x.shape, str(x.dtype)), tx.init(params))
+    half = lambda i: jax.tree.map(lambda g: jnp.asarray(g, jnp.bfloat16), make_grads(i, shapes=SHAPES))  # noqa: E731
+    new, state, seen = run(tx, params, half, 3)
+    assert jax.tree.map(lambda x: (x.shape, str(x.dtype)), state) == start
+    assert not any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(state))
+    assert all(u.dtype == np.float32 for updates in seen for u in updates.values())
+    assert all(p.dtype == jnp.bfloat16 for p in new.values())
+    for updates in seen:
+        assert_no_leak(updates, ns)
+    exact = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    full = lambda i: jax.tree.map(lambda g: g.astype(jnp.float32), half(i))  # noqa: E731
+    _, _, expected = run(tx, exact, full, 1)
+    assert difference(seen[0], expected[0]) < 1e-5
+
+
+def test_float64_parameters_are_computed_in_float64():
+    with jax.enable_x64(True):
+        ns, protected = make_null_space({"w": 8})
+        params = make_params(SHAPES, dtype=np.float64)
+        tx = gj.scale_by_gems(num_tasks=2, rank=3, null_space=ns)
+        _, state, seen = run(tx, params, lambda i: make_grads(i, shapes=SHAPES, dtype=np.float64), 2)
+        assert seen[0]["w"].dtype == np.float64
+        assert state.shared_basis["w"].dtype == jnp.float64
+        k = np.asarray(ns.factor("w").basis, np.float64)
+        assert np.linalg.norm(k.T @ seen[1]["w"]) < 1e-12 * np.linalg.norm(seen[1]["w"])
