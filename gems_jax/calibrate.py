@@ -74,9 +74,7 @@ def estimate_null_space(
     def moments_of(params: PyTree, batch: Batch) -> dict[str, SecondMoment]:
         masks = _masks(batch)
         called = {k: v for k, v in batch.items() if names is None or k in names}
-        found, moments = kernel_moments(
-            lambda params, batch: apply(params, batch), params, called, specs, side, masks
-        )
+        found, moments = kernel_moments(lambda params, batch: apply(params, batch), params, called, specs, side, masks)
         inputs.update(found)
         return moments
 
@@ -113,7 +111,8 @@ def _as_function(model: Any, params: PyTree | None) -> tuple[Callable[[PyTree, B
 
     if not isinstance(model, nnx.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass a Flax NNX module, or a function with params=")
-    graphdef, weights, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, weights, *others = nnx.split(model, nnx.Param, ...)
+    (rest,) = others
     return (
         lambda params, batch: nnx.merge(graphdef, params, rest)(**batch),
         weights,

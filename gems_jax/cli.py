@@ -90,6 +90,9 @@ def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
         if name in ("pretrain", "export"):
             help_text = "folder to write; default: model.path" if name == "pretrain" else "folder to write"
             sub.add_argument("--out", type=str, required=name == "export", default=None, help=help_text)
+        if name == "prepare":
+            help_text = "also the base model and the null space, where they are missing"
+            sub.add_argument("--all", action="store_true", help=help_text)
         if name == "train":
             sub.add_argument("--distributed", type=bool, default=False, help="form a cluster from the environment")
         sub.add_class_arguments(Config, None)
@@ -111,13 +114,15 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*Sharding info not provided.*")
     import logging
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "bm25s"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _prepare(options: Any) -> int:
     from gems_jax.training.stages import ensure_data
 
-    dataset = ensure_data(_config(options))
+    config = _config(options)
+    dataset = _material(config)[3] if options.all else ensure_data(config)
     for split, counts in dataset.row_counts().items():
         print(f"  {split}: " + ", ".join(f"{task} {count:,}" for task, count in counts.items()))
     return 0
@@ -150,9 +155,7 @@ def _cluster(options: Any) -> None:
 
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address:
-        jax.distributed.initialize(
-            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-        )
+        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
     elif options.distributed:
         jax.distributed.initialize()
 
@@ -173,8 +176,8 @@ def _material(config: Any) -> tuple[Any, Any, Any, Any]:
         missing = [str(path) for path in wanted if not path.is_dir()]
         if missing:
             raise FileNotFoundError(
-                f"{', '.join(missing)} must exist before several processes train: run gems-jax prepare, pretrain and "
-                "calibrate with the same configuration once"
+                f"{', '.join(missing)} must exist before several processes train: run gems-jax prepare --all with the "
+                "same configuration once"
             )
     dataset = ensure_data(config)
     base, tokenizer = load(ensure_base(config), config.model.dtype)

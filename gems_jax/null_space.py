@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,7 +208,8 @@ class NullSpace:
                 raise FileNotFoundError(f"no null space in {source}: {name} is missing; make one with calibrate")
         try:
             about = json.loads((source / "null_space.json").read_text(encoding="utf-8"))
-            with np.load(source / "factors.npz", allow_pickle=False) as arrays:
+            # Opened here: np.load leaves a file that is no archive open.
+            with open(source / "factors.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 factors = {
                     entry["name"]: Factor(
                         arrays[f"{i}.basis"], bool(entry["complement"]), arrays[f"{i}.kept"], arrays[f"{i}.residual"]
@@ -215,7 +217,7 @@ class NullSpace:
                     for i, entry in enumerate(about["factors"])
                 }
             return cls(factors, about["inputs"], about["side"], about["fingerprint"], about["rule"])
-        except (KeyError, ValueError, OSError, EOFError) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"the null space in {source} is damaged ({error}); calibrate again") from error
 
     def summary(self) -> str:

@@ -15,7 +15,7 @@ Project = Callable[[jax.Array], jax.Array]
 
 # Sweeps of block power iteration: from the previous basis, and from a random block.
 WARM_SWEEPS = 2
-COLD_SWEEPS = 8
+COLD_SWEEPS = 16
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:

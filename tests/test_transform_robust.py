@@ -89,9 +89,9 @@ def broken(kind, step, task):
     rng = np.random.default_rng(step)
     for name, g in grads.items():
         if kind == "nan":
-            g[task].flat[3] = np.nan
+            g[task][..., 3] = np.nan
         elif kind == "infinite":
-            g[task].flat[3] = np.inf
+            g[task][..., 3] = np.inf
         elif kind == "zero":
             g[task] = 0
         elif kind == "subnormal":
@@ -149,6 +149,14 @@ def test_a_basis_is_never_replaced_by_noise_and_the_branch_catches_up_later():
         assert [int(s.diagnostics.waiting) for s in states] == [0, 0, 0, 1, 1, 0]
 
 
+def test_a_task_absent_at_first_gets_its_basis_when_it_comes():
+    _, states, _ = drive(lambda i: broken("zero" if i in (0, 1) else "", i, 1), 3)
+    assert [int(s.diagnostics.waiting) for s in states] == [1, 1, 0]
+    assert [int(s.diagnostics.refreshed) for s in states] == [2, 0, 1]
+    assert np.all(np.asarray(states[1].task_basis["w"][1]) == 0)
+    assert int(states[2].task_inner.count["w"][1, 0]) == 1
+
+
 def test_a_task_absent_for_a_while_is_frozen_and_counted():
     absent = lambda i: [8.0, 0.0] if i in (1, 2) else [8.0, 8.0]  # noqa: E731
     _, states, _ = drive(lambda i: broken("zero" if i in (1, 2) else "", i, 1), 4, counts_of=absent)
@@ -204,7 +212,8 @@ def test_a_shared_gradient_of_the_callers_own_replaces_the_weighted_sum():
     other = lambda i: {n: g[0] for n, g in grads_of(i).items()}  # noqa: E731
     gate = {"task_losses": LOSSES}
     _, _, plain = run(tx, params, grads_of, 2, **gate)
-    _, _, equal = run(tx, params, grads_of, 2, shared_grads=lambda i: {n: g.mean(0) for n, g in grads_of(i).items()}, **gate)  # fmt: skip
+    mean = lambda i: {n: g.mean(0) for n, g in grads_of(i).items()}  # noqa: E731
+    _, _, equal = run(tx, params, grads_of, 2, shared_grads=mean, **gate)
     assert difference(equal, plain) < 1e-5
     _, _, first = run(tx, params, grads_of, 2, shared_grads=other, **gate)
     _, _, second = run(tx, params, grads_of, 2, shared_grads=weighted, **gate)

@@ -19,7 +19,7 @@ def as_dict(tree: PyTree) -> dict[str, Any]:
 def from_dict(values: dict[str, Any], like: PyTree) -> PyTree:
     """The inverse of `as_dict`, in the structure of ``like``."""
     paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
-    return jax.tree.structure(like).unflatten([values[path] for path in paths])
+    return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path in paths])
 
 
 class Checkpoints:

@@ -130,8 +130,8 @@ class ItemsConfig:
             "src": "search: {query} history: {history} found:",
         }
     )
-    max_length: int = 64
-    length_buckets: tuple[int, ...] = (32,)
+    max_length: int = 40
+    length_buckets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class TrainConfig:
     """
 
     method: Literal["gems", "adamw", "adamw-constrained"] = "gems"
-    steps: int = 300
+    steps: int = 500
     batch_size: int = 32
     learning_rate: float = 3e-3
     item_learning_rate: float = 1e-2

@@ -7,7 +7,7 @@ from pathlib import Path
 from gems_jax.models import load
 from gems_jax.training.config import Config
 from gems_jax.training.evaluate import evaluate, table_of
-from gems_jax.training.stages import assemble, as_plain, ensure_base, ensure_data, ensure_null_space
+from gems_jax.training.stages import as_plain, assemble, ensure_base, ensure_data, ensure_null_space
 from gems_jax.training.tune import tune
 
 

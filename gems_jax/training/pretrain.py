@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -85,7 +84,7 @@ def pretrain(config: Config, out: str | Path) -> dict[str, float]:
     lines = read_lines(config.text.train, "train")
     if options.tokenizer is None:
         print(f"pretrain: training a tokenizer of {options.vocab_size} pieces on {len(lines):,} lines")
-        tokenizer = train_tokenizer(lines, options.vocab_size)
+        tokenizer: Any = train_tokenizer(lines, options.vocab_size)
     else:
         from transformers import AutoTokenizer
 
@@ -114,7 +113,8 @@ def pretrain(config: Config, out: str | Path) -> dict[str, float]:
     )
     is_kernel = lambda tree: jax.tree_util.tree_map_with_path(lambda p, _: leaf_path(p).endswith("kernel"), tree)  # noqa: E731
     tx = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=options.weight_decay, mask=is_kernel)
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.98, weight_decay=options.weight_decay, mask=is_kernel),
     )
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -144,7 +144,9 @@ class Material:
     def encode(self, config: Config, table: Table) -> EncodedTable:
         """A table's inputs under the configured prompt."""
         if table.task not in config.items.prompts:
-            raise ValueError(f"items.prompts has no template for task {table.task!r}; it has {set(config.items.prompts)}")
+            raise ValueError(
+                f"items.prompts has no template for task {table.task!r}; it has {set(config.items.prompts)}"
+            )
         template = config.items.prompts[table.task]
         encoded = encode_table(table, self.tokenizer, self.item_tokens, template, config.items.max_length)
         if encoded.dropped_items or encoded.clipped_queries:
@@ -169,5 +171,3 @@ def assemble(config: Config, dataset: Dataset, base: tuple[T5, Any]) -> Material
 def as_plain(config: Config) -> dict[str, Any]:
     """The configuration as nested dictionaries."""
     return asdict(config)
-
-

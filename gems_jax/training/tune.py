@@ -22,7 +22,6 @@ from tqdm import tqdm
 from gems_jax.data.pipeline import task_batches
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.evaluation.evaluate import evaluate_ranking
-from gems_jax.leaf_path import leaf_path
 from gems_jax.models import T5, token_losses
 from gems_jax.null_space import NullSpace, null_space_leak
 from gems_jax.reports import diagnostics, state_bytes
@@ -47,7 +46,9 @@ def split_model(model: T5, config: Config) -> tuple[Any, PyTree, PyTree]:
     def trained(path: tuple[Any, ...], value: Any) -> bool:
         return isinstance(value, nnx.Param) and is_trained("/".join(map(str, path)), config.train)
 
-    return nnx.split(model, trained, ...)
+    graphdef, params, *others = nnx.split(model, trained, ...)
+    (rest,) = others
+    return graphdef, params, rest
 
 
 def task_loss(graphdef: Any, config: Config) -> Callable[[PyTree, PyTree, Batch], jax.Array]:
@@ -69,7 +70,11 @@ def task_loss(graphdef: Any, config: Config) -> Callable[[PyTree, PyTree, Batch]
 
 
 def make_step(
-    graphdef: Any, config: Config, tx: optax.GradientTransformationExtraArgs, tasks: tuple[str, ...], ns: NullSpace | None
+    graphdef: Any,
+    config: Config,
+    tx: optax.GradientTransformationExtraArgs,
+    tasks: tuple[str, ...],
+    ns: NullSpace | None,
 ) -> Callable[..., tuple[PyTree, PyTree, dict[str, jax.Array]]]:
     """One update as a pure function: per-task gradients, fused and constrained, applied; and what to log.
 
@@ -208,7 +213,9 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
         )
         validate = validator(config, material, graphdef, rest) if train.eval_every and first else None
         tokens, since = 0, time.perf_counter()
-        with tqdm(total=train.steps, initial=start, desc="train", unit="step", disable=not first, mininterval=1.0) as bar:
+        with tqdm(
+            total=train.steps, initial=start, desc="train", unit="step", disable=not first, mininterval=1.0
+        ) as bar:
             for number in range(start, train.steps):
                 batch = next(batches)
                 tokens += int(batch["attention_mask"].sum()) * jax.process_count()
@@ -276,7 +283,9 @@ def validator(config: Config, material: Material, graphdef: Any, rest: PyTree) -
             samples=0,
         )
         metrics = {
-            f"eval/{task}/{name}": float(values[name]) for task, values in found.items() for name in ("hit@10", "ndcg@10")
+            f"eval/{task}/{name}": float(values[name])
+            for task, values in found.items()
+            for name in ("hit@10", "ndcg@10")
         }
         return metrics | {"eval/general/loss": general_loss(model, text)["loss"]}
 

@@ -1,0 +1,166 @@
+"""Gates: shares against numpy, and a learned gate that learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import QUICK, make_grads, make_params, run
+from reference import heuristic_gates
+
+import gems_jax as gj
+from gems_jax.gates import Signals, constant, heuristic, learned, network, share
+
+FEW = settings(max_examples=25, deadline=None, derandomize=True)
+numbers = st.lists(st.sampled_from([0.0, 1e-12, 1e-3, 0.7, 1.0, 50.0, 1e20]), min_size=3, max_size=3)
+
+
+@FEW
+@given(losses=numbers, norms=numbers, counts=numbers)
+def test_heuristic_gates_are_those_of_numpy_and_sum_to_one(losses, norms, counts):
+    signals = [jnp.asarray(x, jnp.float32) for x in (losses, norms, counts)]
+    gate = heuristic()
+    gates, _ = gate.update(Signals(*signals, progress=jnp.zeros(3)), gate.init(3))
+    np.testing.assert_allclose(gates, heuristic_gates(losses, norms, counts), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(jnp.sum(gates), 1, rtol=1e-6)
+
+
+def test_shares_of_nothing_are_equal_and_large_numbers_do_not_overflow():
+    np.testing.assert_allclose(share(jnp.zeros(3)), 1 / 3)
+    large = jnp.array([5e37] * 7 + [2.5e37], jnp.float32)  # their plain sum is infinite
+    np.testing.assert_allclose(share(large), np.array([1.0] * 7 + [0.5]) / 7.5, rtol=1e-6)
+
+
+def test_each_coefficient_has_its_signal():
+    ones = jnp.ones(2)
+    for i, name in enumerate(("loss", "grad_norm", "count")):
+        signals = [ones, ones, ones]
+        signals[i] = jnp.array([3.0, 1.0])
+        only = heuristic(**({"loss": 0.0, "grad_norm": 0.0, "count": 0.0} | {name: 2.0}))
+        np.testing.assert_allclose(only.update(Signals(*signals, progress=ones), ())[0], [0.75, 0.25])
+
+
+def test_norms_of_projected_gradients_can_be_used_instead():
+    params, shapes = make_params({"w": (8, 6), "bias": (6,)}), {"w": (8, 6), "bias": (6,)}
+
+    def grads_of(i):
+        grads = make_grads(i, shapes=shapes)
+        grads["bias"][0] *= 100  # outside the subspaces
+        return grads
+
+    gates = {}
+    for norms in ("full", "projected"):
+        gate = heuristic(loss=0.0, grad_norm=1.0, count=0.0, norms=norms)
+        _, state, _ = run(gj.scale_by_gems(num_tasks=2, rank=3, gate=gate), params, grads_of, 1)
+        gates[norms] = np.asarray(state.diagnostics.gates)
+    assert gates["full"][0] > 0.9
+    assert gates["projected"][0] < 0.7
+
+
+def test_constant_gates_weigh_the_task_updates():
+    params = make_params({"w": (8, 6)})
+    grads_of = lambda i: make_grads(i, shapes={"w": (8, 6)})  # noqa: E731
+    seen = {}
+    for weights in ((1, 0), (0, 1), (1, 1)):
+        _, state, updates = run(gj.scale_by_gems(num_tasks=2, rank=3, gate=constant(weights)), params, grads_of, 1)
+        seen[weights] = updates[0]["w"]
+        np.testing.assert_allclose(state.diagnostics.gates, np.array(weights) / sum(weights))
+    np.testing.assert_allclose(seen[(1, 1)], (seen[(1, 0)] + seen[(0, 1)]) / 2, atol=1e-5)
+
+
+def simulate(progress_of, steps=300, **options):
+    gate = learned(**({"learning_rate": 3e-3} | options))
+    ones = jnp.ones(2)
+
+    def step(state, i):
+        gates, state = gate.update(Signals(ones, ones, ones, progress_of(i)), state)
+        return state, gates
+
+    state, gates = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(steps)), compiler_options=QUICK)(gate.init(2))
+    return np.asarray(gates), state
+
+
+def test_a_learned_gate_moves_to_the_task_whose_updates_lower_the_mean_loss():
+    gates, _ = simulate(lambda i: jnp.array([1.0, -0.2]))
+    np.testing.assert_allclose(gates[0], [0.5, 0.5], atol=1e-6)
+    assert gates[-1, 0] > 0.9
+    gates, _ = simulate(lambda i: jnp.array([-0.2, 1.0]))
+    assert gates[-1, 1] > 0.9
+
+
+def test_a_learned_gate_does_not_collapse_when_both_tasks_help():
+    gates, _ = simulate(lambda i: jnp.array([1.0, 1.0]))
+    np.testing.assert_allclose(gates[-1], [0.5, 0.5], atol=0.05)
+    noisy = lambda i: 1.0 + 0.3 * jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (2,))  # noqa: E731
+    gates, _ = simulate(noisy, learning_rate=1e-3)
+    assert 0.15 < gates[-1, 0] < 0.85
+
+
+def test_the_entropy_weight_keeps_gates_apart_from_zero():
+    weak, _ = simulate(lambda i: jnp.array([1.0, 0.9]), entropy=0.0)
+    strong, _ = simulate(lambda i: jnp.array([1.0, 0.9]), entropy=1.0)
+    assert weak[-1].min() < 0.05
+    assert strong[-1].min() > 0.3
+
+
+def test_the_temperature_decays_to_its_floor():
+    _, state = simulate(lambda i: jnp.zeros(2), temperature=1.5, min_temperature=0.4, decay=0.9, steps=30)
+    np.testing.assert_allclose(state.temperature, 0.4)
+
+
+def test_without_news_a_learned_gate_stays_as_it_is():
+    gates, state = simulate(lambda i: jnp.array([jnp.nan, 1.0]), steps=5)
+    np.testing.assert_allclose(gates, 0.5, atol=1e-6)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
+
+
+def test_in_training_the_gate_finds_the_task_that_serves_the_mean():
+    """Task 0 has a steady gradient, task 1 noise without a direction: its updates lower no loss."""
+    fixed = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+
+    def grads_of(i):
+        noise = np.random.default_rng([1, i]).normal(size=(8, 6)).astype(np.float32)
+        return {"w": np.stack([fixed, 2 * noise])}
+
+    tx = gj.scale_by_gems(num_tasks=2, rank=4, gate=learned(learning_rate=3e-3))
+    losses = np.ones(2, np.float32)
+    _, state, _ = run(tx, make_params({"w": (8, 6)}), grads_of, 150, task_losses=losses)
+    assert state.diagnostics.gates[0] > 0.7
+    assert state.previous["w"].shape == (2, 1, 2, 8)
+
+
+def test_the_network_is_relu_layers_and_a_softmax():
+    rng = np.random.default_rng(0)
+    layers = [(rng.normal(size=s), rng.normal(size=s[1])) for s in ((6, 5), (5, 4), (4, 2))]
+    x = rng.normal(size=6)
+    h = np.maximum(np.maximum(x @ layers[0][0] + layers[0][1], 0) @ layers[1][0] + layers[1][1], 0)
+    logits = (h @ layers[2][0] + layers[2][1]) / 0.7
+    expected = np.exp(logits) / np.exp(logits).sum()
+    params = [{"kernel": jnp.asarray(k, jnp.float32), "bias": jnp.asarray(b, jnp.float32)} for k, b in layers]
+    np.testing.assert_allclose(network(params, jnp.asarray(x, jnp.float32), 0.7), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: heuristic(loss=-1.0), "gate coefficients"),
+        (lambda: heuristic(0.0, 0.0, 0.0), "gate coefficients"),
+        (lambda: heuristic(norms="low"), "norms is 'low'"),
+        (lambda: constant([]), "constant gates"),
+        (lambda: constant([1, -1]), "constant gates"),
+        (lambda: learned(hidden=1), "hidden >= 2"),
+        (lambda: learned(temperature=0.05), "min_temperature"),
+        (lambda: learned(decay=0.0), "decay"),
+    ],
+    ids=range(8),
+)
+def test_arguments_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_gates_are_used_through_the_package():
+    tx = gj.gems(1e-2, num_tasks=2, rank=2, gate=gj.gates.constant([1, 3]))
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
