@@ -98,6 +98,12 @@ def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
         sub.add_class_arguments(Config, None)
         commands.add_subcommand(name, sub, help=about)
     parsed = parser.parse_args(argv)
+    options = parsed[parsed.command]
+    if parsed.command in ("evaluate", "export") and not options.config:
+        # Without a configuration, the one the run was made with; overrides come after it.
+        kept = Path(options.workdir) / "config.yaml"
+        if kept.is_file():
+            parsed = parser.parse_args([argv[0], "--config", str(kept), *argv[1:]])
     return _RUN[parsed.command], parser.instantiate(parsed)[parsed.command]
 
 
@@ -114,8 +120,9 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*Sharding info not provided.*")
     import logging
 
-    for name in ("absl", "bm25s"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    # bm25s sets its own level when it is imported; a filter stays.
+    logging.getLogger("bm25s").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def _prepare(options: Any) -> int:
@@ -188,9 +195,10 @@ def _material(config: Any) -> tuple[Any, Any, Any, Any]:
 def _train(options: Any) -> int:
     _cluster(options)
     _quiet()
-    from gems_jax.training.tune import Stopped, tune
+    from gems_jax.training.tune import Stopped, check_config, tune
 
     config = _config(options)
+    check_config(config, Path(options.workdir))
     _, material, null_space, _ = _material(config)
     try:
         tune(config, material, null_space, Path(options.workdir))
@@ -200,6 +208,14 @@ def _train(options: Any) -> int:
     return 0
 
 
+def _check_tuned(workdir: Path) -> None:
+    """Before anything is loaded or made."""
+    if not (workdir / "config.yaml").is_file():
+        raise FileNotFoundError(f"{workdir} is no work directory (no config.yaml); run gems-jax train first")
+    if not any(path.name.isdigit() for path in workdir.glob("checkpoints/*")):
+        raise FileNotFoundError(f"{workdir} holds no checkpoint yet; run gems-jax train until it has saved one")
+
+
 def _evaluate(options: Any) -> int:
     _quiet()
     from gems_jax.training.evaluate import evaluate, table_of
@@ -207,8 +223,7 @@ def _evaluate(options: Any) -> int:
 
     config = _config(options)
     workdir = Path(options.workdir)
-    if not (workdir / "config.yaml").is_file():
-        raise FileNotFoundError(f"{workdir} is no work directory (no config.yaml); run gems-jax train first")
+    _check_tuned(workdir)
     keep_config(config, workdir)
     base, material, _, _ = _material(config)
     results = evaluate(config, material, base, load_tuned(config, material, workdir), workdir)
@@ -220,11 +235,14 @@ def _evaluate(options: Any) -> int:
 def _export(options: Any) -> int:
     _quiet()
     from gems_jax.models import save
-    from gems_jax.training.tune import load_tuned
+    from gems_jax.training.tune import check_config, load_tuned
 
     config = _config(options)
+    workdir = Path(options.workdir)
+    _check_tuned(workdir)
+    check_config(config, workdir)
     _, material, _, _ = _material(config)
-    model = load_tuned(config, material, Path(options.workdir))
+    model = load_tuned(config, material, workdir)
     save(model, material.tokenizer, options.out)
     print(f"export: {options.out}")
     return 0

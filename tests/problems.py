@@ -7,8 +7,18 @@ import optax
 
 import gems_jax as gj
 
-# Small programs that run a few times: compile time is what counts.
-QUICK = {"xla_backend_optimization_level": 0}
+
+def _quick_options():
+    """Small programs that run a few times: compile time is what counts. Without effect where not known."""
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
+    except Exception:  # another version of XLA, another backend
+        return {}
+    return options
+
+
+QUICK = _quick_options()
 SHAPES = {"tall": (12, 6), "wide": (6, 10), "square": (8, 8), "out_bias": (5,)}
 SIDES = {"tall": "out", "wide": "in", "square": "in"}
 
@@ -44,7 +54,7 @@ def make_null_space(dims, kept=3, side="in", seed=0):
 def run(tx, params, grads_of, steps, start=0, state=None, **extra):
     """Steps under one jit; returns parameters, state and the updates of every step."""
     params = jax.tree.map(jnp.asarray, params)
-    state = tx.init(params) if state is None else state
+    state = jax.jit(tx.init, compiler_options=QUICK)(params) if state is None else state
     seen = []
 
     def step(grads, state, params, extra):

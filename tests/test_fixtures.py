@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import QUICK
 from shared import SHARED, needs_shared
 
 import gems_jax as gj
 from gems_jax import gates as gates_lib
 from gems_jax.presets import released
 
-# Small programs that run a few times: compile time is what counts.
-QUICK = {"xla_backend_optimization_level": 0}
 pytestmark = needs_shared
 CASES = sorted(path.stem for path in (SHARED / "fixtures").glob("opt_*.npz"))
 NULLS = sorted(path.stem for path in (SHARED / "fixtures").glob("null_*.npz"))
@@ -58,7 +57,7 @@ def trajectory(case, dtype, stored_bases):
         bases=bases if stored_bases else None,
     )
     params = {n: array(case[f"W0_{i}"]) for i, n in enumerate(names)}
-    state = tx.init(params)
+    state = jax.jit(tx.init, compiler_options=QUICK)(params)
     step = jax.jit(lambda g, s, p, e, m: tx.update(g, s, p, shared_grads=m, **e), compiler_options=QUICK)
     seen, gates = [], []
     for t in range(6):
@@ -135,15 +134,19 @@ def test_gate_network_and_its_temperature_are_the_released_ones():
     weights = [case[n] for n in names if case[n].ndim == 2]
     biases = [case[n] for n in names if case[n].ndim == 1]
     layers = [{"kernel": jnp.asarray(w.T), "bias": jnp.asarray(b)} for w, b in zip(weights, biases, strict=True)]
-    for row in range(len(case["gates"])):
-        signals = [jnp.asarray(case[key][row], jnp.float32) for key in ("losses", "grad_norms", "counts")]
+
+    @jax.vmap
+    def forward(*signals):
         features = jnp.concatenate(gates_lib.shares(gates_lib.Signals(*signals, progress=jnp.zeros(2))))
-        found = gates_lib.network(layers, features, float(case["net_temperature"]))
-        np.testing.assert_allclose(found, case["net_gates_f32"][row], atol=2e-6)
+        return gates_lib.network(layers, features, float(case["net_temperature"]))
+
+    signals = [jnp.asarray(case[key], jnp.float32) for key in ("losses", "grad_norms", "counts")]
+    np.testing.assert_allclose(forward(*signals), case["net_gates_f32"], atol=2e-6)
     # The released schedule decays before its first use, ours after: shifted by one.
     gate = gates_lib.learned()
-    state, seen = gate.init(2), []
+    update = jax.jit(lambda s: gate.update(gates_lib.Signals(*[jnp.ones(2)] * 4), s)[1], compiler_options=QUICK)
+    state, seen = jax.jit(lambda: gate.init(2), compiler_options=QUICK)(), []
     for _ in range(5):
-        state = gate.update(gates_lib.Signals(*[jnp.ones(2)] * 4), state)[1]
+        state = update(state)
         seen.append(float(state.temperature))
     np.testing.assert_allclose(seen, [1.5, *case["temperature_schedule"][:4]], rtol=1e-6)

@@ -215,7 +215,7 @@ def test_a_rule_that_returns_something_else_is_a_type_error():
 def test_calls_that_do_not_fit_are_refused_by_name():
     tx = gj.gems(1e-3, num_tasks=2, rank=2)
     params, grads = make_params(SHAPES), grads_of(0)
-    state = tx.init(params)
+    state = jax.eval_shape(tx.init, params)
     with pytest.raises(ValueError, match=r"gradient leaf 'bias' has shape \[6\], expected \[2, 6\]"):
         tx.update(grads | {"bias": grads["bias"][0]}, state, params)
     with pytest.raises(ValueError, match="gradient leaf 'w' has 3 tasks, expected 2"):
@@ -230,7 +230,7 @@ def test_calls_that_do_not_fit_are_refused_by_name():
         tx.update(grads, state, params, shared_grads=grads)
     learned = gj.gems(1e-3, num_tasks=2, rank=2, gate=gj.gates.learned())
     with pytest.raises(ValueError, match="the gate needs task_losses"):
-        learned.update(grads, learned.init(params), params)
+        learned.update(grads, jax.eval_shape(learned.init, params), params)
     masked = gj.gems(1e-3, num_tasks=2, rank=2, weight_decay=0.1, mask={"w": True})
     state = masked.init(params)
     with pytest.raises(ValueError, match="mask has 1 entries for 2 parameters"):

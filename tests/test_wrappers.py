@@ -42,7 +42,8 @@ def train(tx, batches, params=PARAMS):
         updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
         return optax.apply_updates(params, updates), state, updates
 
-    step, state, seen = jax.jit(step, compiler_options=QUICK), tx.init(params), []
+    step, seen = jax.jit(step, compiler_options=QUICK), []
+    state = jax.jit(tx.init, compiler_options=QUICK)(params)
     for batch in batches:
         params, state, updates = step(params, state, batch)
         seen.append(updates)

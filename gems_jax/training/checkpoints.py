@@ -66,13 +66,11 @@ class Checkpoints:
         if step is None:
             return None
         abstract = lambda tree: jax.tree.map(ocp.utils.to_shape_dtype_struct, as_dict(tree))  # noqa: E731
-        found = self._manager.restore(
+        found = self._restore(
             step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract(params)),
-                optimiser=ocp.args.StandardRestore(abstract(opt_state)),
-                data=ocp.args.JsonRestore(),
-            ),
+            params=ocp.args.StandardRestore(abstract(params)),
+            optimiser=ocp.args.StandardRestore(abstract(opt_state)),
+            data=ocp.args.JsonRestore(),
         )
         return step, from_dict(found["params"], params), from_dict(found["optimiser"], opt_state), found["data"]
 
@@ -86,5 +84,12 @@ class Checkpoints:
         if step is None:
             raise FileNotFoundError(f"no checkpoint in {self._directory}; run gems-jax train first")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, as_dict(params))
-        found = self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))
+        found = self._restore(step, params=ocp.args.StandardRestore(abstract))
         return from_dict(found["params"], params)
+
+    def _restore(self, step: int, **parts: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**parts))
+        except Exception as error:  # damage shows as anything from a bare Exception to a KeyError
+            place = self._directory / str(step)
+            raise ValueError(f"checkpoint {place} cannot be read ({error}); remove it to go on without it") from error

@@ -170,8 +170,7 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
     """
     train = config.train
     first = jax.process_index() == 0
-    if first:
-        keep_config(config, workdir)
+    check_config(config, workdir)
     tables = {task: material.dataset.table("train", task) for task in material.dataset.tasks}
     tasks = tuple(tables)
     encoded = {task: material.encode(config, table) for task, table in tables.items()}
@@ -184,9 +183,9 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
     graphdef, params, rest = split_model(model, config)
     # Copies: the step donates its parameters, and the material's model is compared with afterwards.
     params, rest = jax.device_put((jax.tree.map(jnp.copy, params), rest), replicated)
-    opt_state = jax.jit(tx.init, out_shardings=replicated)(params)
     if first:
         describe(tx, params, config)
+    opt_state = jax.jit(tx.init, out_shardings=replicated)(params)
     batches = task_batches(
         encoded,
         train.batch_size,
@@ -200,14 +199,16 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
         decoder_start_token_id=model.config.decoder_start_token_id,
     )
     start = 0
+    if first:
+        keep_config(config, workdir)
     with Checkpoints(workdir / "checkpoints") as checkpoints, Signals() as signals, Log(workdir, first) as log:
         restored = checkpoints.restore_latest(params, opt_state)
         if restored is not None:
             start, params, opt_state, position = restored
             batches.set_state(position)
-            log.truncate(start)
             if first:
                 print(f"train: resuming from step {start} in {workdir}")
+        log.truncate(start)
         step_fn = jax.jit(
             make_step(graphdef, config, tx, tasks, null_space if constrained else None), donate_argnums=(0, 1)
         )
@@ -236,9 +237,10 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
                 bar.update()
                 done = number + 1 == train.steps
                 due = train.checkpoint_every and (number + 1) % train.checkpoint_every == 0
-                if done or due or signals.stopping():
+                stopping = signals.stopping()
+                if done or due or stopping:
                     checkpoints.save(number + 1, params, opt_state, batches.get_state())
-                if signals.stopping() and not done:
+                if stopping and not done:
                     checkpoints.wait()
                     raise Stopped(f"stopped by a signal at step {number + 1}; saved in {workdir}; run again to go on")
         if start >= train.steps and first:
@@ -310,8 +312,8 @@ def describe(tx: Any, params: PyTree, config: Config) -> None:
         print(state_bytes(tx, params))
 
 
-def keep_config(config: Config, workdir: Path) -> None:
-    """Writes ``config.yaml``, or checks that the one there agrees in every field that decides the result.
+def check_config(config: Config, workdir: Path) -> None:
+    """Checks that a work directory's configuration, if it has one, agrees in every field that decides the result.
 
     Raises:
       ValueError: fields differ (named).
@@ -319,21 +321,31 @@ def keep_config(config: Config, workdir: Path) -> None:
     # These decide where things lie, how often they are looked at and how results are shown, not what they are.
     free = {"name", "evaluate", "data.dir", "model.path", "null_space.path", "model.from_text", "pretrain"}
     free |= {f"train.{x}" for x in ("log_every", "eval_every", "eval_rows", "checkpoint_every")}
-    values = json.loads(json.dumps(as_plain(config)))
     path = workdir / "config.yaml"
-    if path.is_file():
-        old, new = flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), flatten(values)
-        differ = [
-            name
-            for name in sorted(set(old) | set(new))
-            if old.get(name) != new.get(name) and not any(name == f or name.startswith(f + ".") for f in free)
-        ]
-        if differ:
-            shown = "; ".join(f"{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in differ[:5])
-            raise ValueError(f"{workdir} belongs to another configuration ({shown}); choose another --workdir")
+    if not path.is_file():
+        return
+    new = flatten(json.loads(json.dumps(as_plain(config))))
+    try:
+        old = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        raise ValueError(f"{path} is damaged; choose another --workdir") from None
+    differ = [
+        name
+        for name in sorted(set(old) | set(new))
+        if old.get(name) != new.get(name) and not any(name == f or name.startswith(f + ".") for f in free)
+    ]
+    if differ:
+        shown = "; ".join(f"{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in differ[:5])
+        raise ValueError(f"{workdir} belongs to another configuration ({shown}); choose another --workdir")
+
+
+def keep_config(config: Config, workdir: Path) -> None:
+    """Writes ``config.yaml``, unless a run of another configuration is there (`check_config`)."""
+    check_config(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.yaml"
     staging = path.with_name(".config.yaml.tmp")
-    staging.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    staging.write_text(yaml.safe_dump(json.loads(json.dumps(as_plain(config))), sort_keys=False), encoding="utf-8")
     os.replace(staging, path)
 
 
