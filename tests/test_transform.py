@@ -225,8 +225,12 @@ def test_side_decides_which_axis_the_bases_keep():
         state = shapes_of_state(side=side, rank=3)
         assert state.shared_basis["w"].shape == (1, kept, 3)
         assert state.shared_inner.mu["w"].shape == (1, 3, other)
-    _, _, seen = one_kernel(1, side="in")
-    assert np.linalg.matrix_rank(seen[0]["w"], tol=1e-4) == 3 + 2
+    _, state, seen = one_kernel(2, side="in")
+    # Three shared columns and one of each task: every update is inside what they span.
+    bases = np.concatenate([state.shared_basis["w"][0], *state.task_basis["w"][:, 0]], axis=1)
+    assert bases.shape == (8, 5)
+    outside = seen[1]["w"] - bases @ np.linalg.lstsq(bases, seen[1]["w"], rcond=None)[0]
+    assert np.linalg.norm(outside) < 1e-4 * np.linalg.norm(seen[1]["w"])
 
 
 def test_ranks_as_fractions_capped_and_without_task_branches():

@@ -1,0 +1,153 @@
+"""From nothing to a report, by the commands; resuming."""
+
+import json
+import os
+import re
+import signal
+import warnings
+from html.parser import HTMLParser
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from tiny import everything_in, gems_jax, metrics, options
+
+import gems_jax as gj
+from gems_jax import cli
+from gems_jax.training import tune as loop
+from gems_jax.training.stages import assemble, ensure_data
+
+
+def resolved(argv):
+    return cli._config(cli.parse([str(word) for word in argv])[1])
+
+
+def test_each_command_leaves_what_it_promises(trained):
+    root = trained.root
+    assert (root / "data" / "card.json").is_file()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(everything_in(root / "base"))
+    assert (root / "null_space" / "null_space.json").is_file()
+    kept = {"config.yaml", "metrics.jsonl", "checkpoints", "eval.json", "report.html"}
+    assert kept <= {path.name for path in (root / "run").iterdir()}
+    assert not [name for name in everything_in(root) if re.search(r"tmp|(^|/)\.", name)]
+
+
+def test_every_step_is_logged_with_its_figures(trained):
+    lines = metrics(trained.root / "run")
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    wanted = {f"{kind}/{task}" for kind in ("loss", "gate", "grad_norm") for task in ("rec", "src")}
+    wanted |= {"conflict/rec-src", "null_space/leak", "tokens_per_second"}
+    for line in lines:
+        assert wanted <= set(line)
+        assert all(np.isfinite(value) for value in line.values())
+        assert line["gate/rec"] + line["gate/src"] == pytest.approx(1)
+        assert -1 <= line["conflict/rec-src"] <= 1
+
+
+def test_updates_stay_in_the_null_space(trained):
+    leaks = [line["null_space/leak"] for line in metrics(trained.root / "run")]
+    assert 0 < max(leaks) <= 1e-5
+
+
+def test_the_step_is_compiled_once(trained):
+    assert [name for name in trained.said["compiled"] if "step" in name] == ["jit(step)"]
+
+
+def test_evaluation_has_both_tasks_drift_and_simple_rankers(trained):
+    found = json.loads((trained.root / "run" / "eval.json").read_text())
+    for task in ("rec", "src"):
+        assert {"hit@5", "hit@10", "ndcg@10", "mrr@10", "hit@10_ci"} <= set(found[task])
+        low, high = found[task]["hit@10_ci"]
+        assert 0 <= low <= found[task]["hit@10"] <= high <= 1
+    assert {"loss", "base_loss", "loss_full", "base_loss_full"} <= set(found["general"])
+    assert set(found["baselines"]) == {"popularity", "co-occurrence", "BM25"}
+    example = found["examples"][0]
+    assert {"task", "history", "query", "top", "target"} <= set(example)
+    assert all(entry["title"] for entry in example["top"])
+
+
+def test_the_report_needs_no_other_file(trained):
+    text = (trained.root / "run" / "report.html").read_text()
+    links = []
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            links.extend(value for name, value in attrs if name in ("src", "href") and value)
+
+    Links().feed(text)
+    assert [link for link in links if not link.startswith(("data:", "#"))] == []
+    assert "BM25" in text
+    assert len(text) > 20_000  # pictures
+
+
+def test_the_exported_folder_is_the_tuned_model(trained):
+    config = resolved(["train", "--workdir", "-", *options(trained.root)])
+    base = gj.models.load(trained.root / "base")
+    material = assemble(config, ensure_data(config), base)
+    tuned = loop.load_tuned(config, material, trained.root / "run")
+    loaded, tokenizer = gj.models.load(trained.root / "exported")
+    text = tokenizer(["history: " + gj.items.item_token(material.dataset.item_ids()[3]) + " next:"])
+    batch = {
+        "input_ids": np.asarray(text["input_ids"], np.int32),
+        "decoder_input_ids": np.asarray([[0, material.item_tokens[5]]], np.int32),
+    }
+    ours, theirs = (np.asarray(model(**batch)) for model in (tuned, loaded))
+    np.testing.assert_array_equal(ours, theirs)
+    assert np.any(ours != np.asarray(material.model(**batch)))
+    assert material.item_tokens[3] in batch["input_ids"]
+
+
+def checkpoint(workdir, step, part):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that arrays come as they were saved is what is wanted
+        return ocp.StandardCheckpointer().restore((workdir / "checkpoints" / str(step) / part).resolve())
+
+
+def test_a_run_stopped_and_killed_on_the_way_ends_as_if_it_had_not_been(trained, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "run"
+    command = ["train", *options(trained.root, train__checkpoint_every=5), "--workdir", workdir]
+    write = loop.Log.write
+
+    def stop_at_4(log, line):
+        write(log, line)
+        if line["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def crash_at_7(log, line):
+        write(log, line)
+        if line["step"] == 7:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(loop.Log, "write", stop_at_4)
+    assert gems_jax(*command) == cli.EXIT_STOPPED
+    assert "stopped by a signal at step 4; saved in" in capsys.readouterr().err
+    assert [line["step"] for line in metrics(workdir)] == [1, 2, 3, 4]
+
+    monkeypatch.setattr(loop.Log, "write", crash_at_7)
+    with pytest.raises(RuntimeError, match="power cut"):
+        gems_jax(*command)
+    assert "resuming from step 4" in capsys.readouterr().out
+
+    monkeypatch.setattr(loop.Log, "write", write)
+    assert gems_jax(*command) == 0
+    assert "resuming from step 5" in capsys.readouterr().out
+
+    for part in ("params", "optimiser"):
+        whole, pieces = checkpoint(trained.root / "run", 8, part), checkpoint(workdir, 8, part)
+        assert set(whole) == set(pieces)
+        for name in whole:
+            np.testing.assert_array_equal(np.asarray(whole[name]), np.asarray(pieces[name]), err_msg=name)
+    timeless = lambda lines: [{k: v for k, v in x.items() if k != "tokens_per_second"} for x in lines]  # noqa: E731
+    assert timeless(metrics(workdir)) == timeless(metrics(trained.root / "run"))
+
+
+def test_training_what_is_trained_does_nothing(trained, capsys):
+    run = trained.root / "run"
+    before = {name: (run / name).stat().st_mtime_ns for name in everything_in(run / "checkpoints") if (run / name).is_file()}
+    lines = metrics(run)
+    assert gems_jax("train", *options(trained.root), "--workdir", run) == 0
+    assert "is trained already (8 steps)" in capsys.readouterr().out
+    assert metrics(run) == lines
+    assert before == {
+        name: (run / name).stat().st_mtime_ns for name in everything_in(run / "checkpoints") if (run / name).is_file()
+    }

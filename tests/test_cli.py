@@ -1,0 +1,255 @@
+"""What the command line says about bad input: one message, exit code 2, nothing half-written."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+from tiny import everything_in, gems_jax, options, write_raw
+
+from gems_jax import cli
+from gems_jax.training.config import Config
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def fails(capsys, *argv):
+    """The message of a command that must be refused."""
+    capsys.readouterr()
+    assert gems_jax(*argv) == cli.EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    lines = [line for line in said.splitlines() if line.startswith("gems-jax: error: ")]
+    assert len(lines) == 1, said
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["prepare", "--train.stepz", "3"], "did you mean 'train.steps'?"),
+        (["prepare", "--trian.steps=3"], "did you mean 'train.steps'?"),
+        (["prepare", "--train.steps", "many"], "many"),
+        (["prepare", "--gems.side", "left"], "left"),
+        (["prepare", "--data.name", "books"], "books"),
+        (["prepare", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["tune"], "tune"),
+        ([], "command"),
+        (["train"], "workdir"),
+        (["export", "--workdir", "w"], "out"),
+        (["evaluate", "--workdir", "w"], "w is no work directory (no config.yaml); run gems-jax train first"),
+        (["export", "--workdir", "w", "--out", "o"], "w is no work directory"),
+        (["pretrain", "--out", "o", "--text.train", "no.txt"], "general text no.txt does not exist"),
+        (["pretrain", "--out", "o", "--pretrain.tokenizer", "nowhere"], "nowhere"),
+        (["calibrate", "--model.path", "nowhere", "--model.from_text", "false"], "nowhere holds no model"),
+        (["prepare", "--data.name", "amazon_scientific"], "needs data.path"),
+        (["prepare", "--data.name", "amazon_scientific", "--data.path", "no"], "no is not a folder"),
+    ],
+)
+def test_a_command_that_cannot_be_is_refused(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *argv)
+    assert everything_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n  stepz: 3\n", "did you mean 'train.steps'?"),
+        ("training:\n  steps: 3\n", "training"),
+        ("train:\n  steps: often\n", "often"),
+        ("train: [1, 2\n", "file.yaml"),
+    ],
+)
+def test_a_bad_configuration_file_is_refused(text, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file.yaml").write_text(text)
+    assert message in fails(capsys, "prepare", "--config", "file.yaml")
+    assert everything_in(tmp_path) == ["file.yaml"]
+
+
+def test_the_demo_configuration_is_the_defaults():
+    path = REPOSITORY / "configs" / "demo.yaml"
+    parsed = cli._config(cli.parse(["prepare", "--config", str(path)])[1])
+    assert dataclasses.asdict(parsed) == dataclasses.asdict(Config())
+
+
+def prepare_raw(raw, *argv):
+    return ["prepare", "--data.name", "amazon_scientific", "--data.path", raw, "--data.dir", raw.parent / "made",
+            "--data.num_negatives", 2, *argv]  # fmt: skip
+
+
+def test_bad_rows_are_counted_skipped_and_listed_with_the_reason(tmp_path, capsys):
+    raw = write_raw(tmp_path / "raw")
+    path = raw / "Scientific.item.json"
+    path.write_text(path.read_text().replace('"title": "tool 4"', '"title": tool 4').replace('"tool 9"', '" "'))
+    users = {f"u{n}": [n, n + 1, n + 2, n + 3] for n in range(4)}
+    (raw / "Scientific.inter.json").write_text(json.dumps(users | {"u9": [0, 1, 2, 777]}))
+    assert gems_jax(*prepare_raw(raw, "--data.max_bad_fraction", 0.5)) == 0
+    said = capsys.readouterr().out
+    assert "left out 1 (item: it is malformed JSON)" in said
+    assert "left out 1 (item: it has no title)" in said
+    assert "(event: its item is not in the catalogue)" in said
+    listed = [json.loads(line) for line in (tmp_path / "made" / "quarantine.jsonl").read_text().splitlines()]
+    assert {"user u9"} <= {row["id"] for row in listed if row["detail"] == "item 777"}
+
+
+def test_more_bad_rows_than_allowed_stop_preparation(tmp_path, capsys):
+    raw = write_raw(tmp_path / "raw")
+    path = raw / "Scientific.item.json"
+    path.write_text(path.read_text().replace('"tool 9"', '""'))
+    assert "1 of 10 rows of kind 'item'" in fails(capsys, *prepare_raw(raw))
+    assert everything_in(tmp_path) == ["raw", *(f"raw/{name}" for name in sorted(x.name for x in raw.iterdir()))]
+
+
+def test_a_missing_raw_file_and_an_empty_split_are_named(tmp_path, capsys):
+    raw = write_raw(tmp_path / "raw", queries=False)
+    assert "src" in fails(capsys, *prepare_raw(raw))
+    (raw / "queries.tsv").unlink()
+    assert "queries.tsv" in fails(capsys, *prepare_raw(raw))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+
+
+@pytest.fixture
+def others(prepared, tmp_path):
+    """A base model with other weights than those the null space is for."""
+    base = tmp_path / "base"
+    shutil.copytree(prepared.root / "base", base)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: value + np.float32(1e-3) for name, value in weights.items()}, base / "model.safetensors")
+    return base
+
+
+def test_a_null_space_for_other_weights_is_refused(prepared, others, tmp_path, capsys):
+    run = tmp_path / "run"
+    said = fails(capsys, "train", *options(prepared.root, model__path=others), "--workdir", run)
+    assert "null space" in said
+    assert "weights" in said
+    assert not run.exists()
+
+
+def test_a_null_space_of_other_settings_is_refused(prepared, tmp_path, capsys):
+    run = tmp_path / "run"
+    said = fails(capsys, "train", *options(prepared.root, null_space__energy=0.5), "--workdir", run)
+    assert "calibrate again" in said
+    assert not run.exists()
+
+
+def test_a_cut_off_base_model_is_refused(prepared, others, tmp_path, capsys):
+    path = others / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    run = tmp_path / "run"
+    assert str(others) in fails(capsys, "train", *options(prepared.root, model__path=others), "--workdir", run)
+    assert not run.exists()
+
+
+def test_ranks_above_a_kernels_size_are_capped_and_shown(prepared, tmp_path, capsys):
+    settings = options(prepared.root, gems__rank=500, gems__task_rank=4, gems__null_space=False, train__steps=0)
+    assert gems_jax("train", *settings, "--workdir", tmp_path / "run") == 0
+    row = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("encoder/block/attention/q/kernel"))
+    assert "32 + 2 x 4 (capped from 500, 4)" in row
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"gems__rank": 0}, "rank=0"),
+        ({"gems__rank": 1.5}, "rank=1.5"),
+        ({"train__batch_size": 0}, "batch_size 0"),
+        ({"items__max_length": 3}, "max_length 3"),
+        ({"items__prompts": '{"rec": "history: {history}"}'}, "no template for task 'src'"),
+        ({"items__prompts": '{"rec": "{histroy}", "src": "{query}"}'}, "unknown field {histroy}"),
+    ],
+)
+def test_settings_that_cannot_be_leave_no_work_directory(changed, message, prepared, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert message in fails(capsys, "train", *options(prepared.root, **changed), "--workdir", run)
+    assert not run.exists()
+
+
+def test_a_work_directory_of_another_configuration_is_refused(trained, tmp_path, capsys):
+    run = trained.root / "run"
+    before = (run / "config.yaml").read_text()
+    for command in ("train", "evaluate"):
+        argv = options(trained.root, train__learning_rate=0.5, model__path=tmp_path / "base")
+        said = fails(capsys, command, *argv, "--workdir", run)
+        assert "train.learning_rate: 0.003 there, 0.5 now" in said
+        assert "choose another --workdir" in said
+    assert (run / "config.yaml").read_text() == before
+    assert everything_in(tmp_path) == []
+
+
+def test_a_damaged_work_directory_is_refused(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained.root / "run", run)
+    for path in sorted((run / "checkpoints" / "8" / "params").rglob("*")):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    said = fails(capsys, "evaluate", *options(trained.root), "--workdir", run)
+    assert str(run / "checkpoints" / "8") in said
+    shutil.rmtree(run / "checkpoints" / "8")
+    assert "holds no checkpoint yet" in fails(capsys, "evaluate", *options(trained.root), "--workdir", run)
+    (run / "config.yaml").write_text("a: [")
+    assert "config.yaml" in fails(capsys, "train", *options(trained.root), "--workdir", run)
+
+
+def test_evaluation_without_a_configuration_takes_the_runs_own(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained.root / "run", run)
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert gems_jax("evaluate", "--workdir", run, "--evaluate.rows", 8) == 0
+    kept["evaluate"]["rows"] = 8
+    assert yaml.safe_load((run / "config.yaml").read_text()) == kept
+
+
+def test_comparing_with_a_run_that_is_not_evaluated_is_refused(trained, tmp_path, capsys):
+    said = fails(capsys, "evaluate", "--workdir", trained.root / "run", "--evaluate.compare", f'{{"x": "{tmp_path}"}}')
+    assert f"{tmp_path / 'eval.json'} does not exist" in said
+
+
+def test_help_lists_every_command():
+    done = subprocess.run([sys.executable, "-m", "gems_jax.cli", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in cli._RUN)
+
+
+def test_errors_reach_the_shell_as_one_line_and_code_2(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "gems_jax.cli", "train", "--workdir", "w", "--train.step", "3"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "did you mean 'train.steps'?" in done.stderr
+    assert everything_in(tmp_path) == []
+
+
+def test_a_terminated_process_saves_and_exits_with_143(prepared, tmp_path):
+    settings = options(prepared.root, gems__null_space=False, train__steps=100000)
+    log = (tmp_path / "said.txt").open("w")
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "gems_jax.cli", "train", *settings, "--workdir", str(run)]
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
+        begin = time.monotonic()
+        while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").read_text():
+            assert process.poll() is None
+            assert time.monotonic() - begin < 120
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == cli.EXIT_STOPPED
+    assert "saved in" in (tmp_path / "said.txt").read_text()
+    assert [path.name.isdigit() for path in (run / "checkpoints").iterdir()] == [True]
