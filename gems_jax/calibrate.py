@@ -21,7 +21,7 @@ def estimate_null_space(
     batches: Iterable[Batch],
     *,
     energy: float | None = None,
-    rank: int | None = None,
+    rank: int | float | None = None,
     threshold: float | None = None,
     side: Side = "in",
     progress: bool = True,

@@ -50,6 +50,8 @@ def _explain(error: Exception) -> str:
         name = unknown.group(1) or unknown.group(2)
         near = difflib.get_close_matches(name, _fields(), n=1, cutoff=0.5)
         text += f"; did you mean {near[0]!r}?" if near else "; --help lists the fields"
+    if text.startswith("Problems parsing config"):  # it does not say which
+        text = text.replace("parsing config", "parsing the file of --config", 1).replace('in "<unicode string>", ', "")
     return text
 
 
@@ -79,10 +81,10 @@ def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
     from gems_jax.training.config import Config
 
     about_all = "Gradient multi-subspace tuning for search and recommendation."
-    parser = ArgumentParser(prog="gems-jax", description=about_all, exit_on_error=False)
+    parser = ArgumentParser(prog="gems-jax", description=about_all, exit_on_error=False, allow_abbrev=False)
     commands = parser.add_subcommands(required=True, dest="command")
     for name, about in _COMMANDS.items():
-        sub = ArgumentParser(description=about, exit_on_error=False)
+        sub = ArgumentParser(description=about, exit_on_error=False, allow_abbrev=False)
         sub.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below")
         if name in ("demo", "train", "evaluate", "export"):
             default = "runs/demo/gems" if name == "demo" else None

@@ -84,7 +84,7 @@ class NullSpace:
         moments: Mapping[str, Any],
         *,
         energy: float | None = None,
-        rank: int | None = None,
+        rank: int | float | None = None,
         threshold: float | None = None,
         side: Side = "in",
         fingerprint: str | None = None,
@@ -97,7 +97,7 @@ class NullSpace:
           moments: second moments ``[*batch, d, d]`` by kernel path; kernels that share an input share the
             object, and then one factor.
           energy: fewest directions that hold at least this share of the trace.
-          rank: this many directions.
+          rank: this many directions; a float in (0, 1) is a share of the input's dimension.
           threshold: eigenvalues at least this large; where none is smaller, the smallest
             ``max(1, d // 20)`` directions are the null space (the released rule, 2e-2).
           side: what the moments are of, ``"in"`` or ``"out"``.
@@ -122,6 +122,8 @@ class NullSpace:
             raise ValueError(f"energy is a share of the trace between 0 and 1, got {energy}")
         if rank is not None and rank < 0:
             raise ValueError(f"rank is a number of directions, at least 0, got {rank}")
+        if isinstance(rank, float) and not 0 < rank < 1:
+            raise ValueError(f"rank={rank}: a float is a share of the input's dimension, in (0, 1)")
         names: dict[int, str] = {}
         factors: dict[str, Factor] = {}
         inputs: dict[str, str] = {}
@@ -234,7 +236,7 @@ class NullSpace:
 
 
 def _factor(
-    path: str, matrix: np.ndarray, *, energy: float | None, rank: int | None, threshold: float | None
+    path: str, matrix: np.ndarray, *, energy: float | None, rank: int | float | None, threshold: float | None
 ) -> Factor:
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
         raise ValueError(f"moment of {path!r} has shape {list(matrix.shape)}, expected [..., d, d]")
@@ -250,7 +252,7 @@ def _factor(
         missing = energy * traces[:, None] * (1 - 1e-12) > np.pad(cumulative, ((0, 0), (1, 0)))[:, :-1]
         kept = np.where(traces > 0, missing.sum(axis=1), 0)
     elif rank is not None:
-        kept = np.full(len(values), min(rank, d))
+        kept = np.full(len(values), round(rank * d) if isinstance(rank, float) else min(rank, d))
     else:
         kept = (values >= threshold).sum(axis=1)
         kept = np.where(kept == d, d - max(1, d // 20), kept)

@@ -227,3 +227,11 @@ def test_the_summary_lists_every_input():
     text = ns.summary()
     assert "q" in text
     assert len(text.splitlines()) == 3
+
+
+def test_a_fractional_rank_protects_that_share_of_every_input():
+    moments = {"a/kernel": np.eye(8), "b/kernel": np.eye(32)}
+    ns = gj.NullSpace.from_moments(moments, rank=0.25)
+    assert (ns.factor("a/kernel").kept.item(), ns.factor("b/kernel").kept.item()) == (2, 8)
+    with pytest.raises(ValueError, match="share of the input's dimension"):
+        gj.NullSpace.from_moments(moments, rank=1.5)

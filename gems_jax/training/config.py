@@ -105,7 +105,7 @@ class NullSpaceConfig:
 
     path: str = "runs/demo/null_space"
     energy: float | None = 0.95
-    rank: int | None = None
+    rank: int | float | None = None
     threshold: float | None = None
     side: Literal["in", "out"] = "in"
     batches: int = 64

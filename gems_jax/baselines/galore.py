@@ -1,0 +1,79 @@
+"""GaLore: the joint gradient in one low-rank subspace a matrix."""
+
+from typing import Any
+
+import optax
+import optax.contrib
+
+from gems_jax.baselines.joint import joint
+from gems_jax.baselines.weighting import PyTree
+
+
+def galore(
+    inner_tx: optax.GradientTransformation,
+    *,
+    rank: int = 128,
+    refresh_every: int = 200,
+    scale: float = 1.0,
+    weight_dimension_numbers: Any = None,
+    num_tasks: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """GaLore on the joint gradient: ``dW = scale * P X``, ``X`` the inner transform's step on ``P^T G``.
+
+    ``P`` holds the leading singular vectors of ``G`` on the longer side, taken anew every ``refresh_every``
+    steps (Zhao et al., arXiv 2403.03507); computed by ``optax.contrib.scale_by_galore``. Leaves that are not
+    matrices take the inner transform as they are.
+
+    Args:
+      inner_tx: optimiser of the low-rank gradients, which cannot look at parameters. For decoupled weight decay
+        chain it behind: ``optax.chain(galore(optax.scale_by_adam()), optax.add_decayed_weights(0.1),
+        optax.scale_by_learning_rate(1e-3))``.
+      rank: of the subspaces, capped at the smaller side.
+      refresh_every: steps between new subspaces.
+      scale: factor on the updates of matrices.
+      weight_dimension_numbers: as in ``optax.contrib.scale_by_galore``; ``None``: leaves of two axes.
+      num_tasks: ``T``, to check the gradients against; ``None``: as they come.
+
+    Returns:
+      A transform with the call of `joint`.
+
+    Raises:
+      ValueError: arguments out of range; in ``update`` a leaf without its task axis, or an inner transform that
+        needs parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> params = {"w": jnp.zeros((3, 2))}
+      >>> tx = galore(optax.sgd(1.0), rank=1)
+      >>> grads = {"w": jnp.stack([jnp.ones((3, 2)), 3 * jnp.ones((3, 2))])}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> updates["w"].round(3).tolist()                      # a gradient of rank one stays whole
+      [[-2.0, -2.0], [-2.0, -2.0], [-2.0, -2.0]]
+    """
+    if refresh_every < 1:
+        raise ValueError(f"refresh_every is a number of steps, at least 1, got {refresh_every}")
+    low_rank = optax.contrib.scale_by_galore(
+        rank=rank,
+        update_proj_gap=refresh_every,
+        scale=scale,
+        base_optimizer=_without_params(inner_tx),
+        weight_dimension_numbers=weight_dimension_numbers,
+    )
+    return joint(low_rank, num_tasks=num_tasks)
+
+
+def _without_params(inner_tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    inner = optax.with_extra_args_support(inner_tx)
+
+    def update_fn(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
+        try:
+            return inner.update(updates, state, params)
+        except ValueError as error:
+            if "params" not in str(error):
+                raise
+            raise ValueError(
+                "galore's inner transform works on low-rank gradients and cannot look at parameters, as weight decay "
+                "does; give one that does not and chain optax.add_decayed_weights behind"
+            ) from error
+
+    return optax.GradientTransformation(inner.init, update_fn)

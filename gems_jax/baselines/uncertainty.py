@@ -1,0 +1,71 @@
+"""Uncertainty weighting: learned log-variances of the tasks."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gems_jax.baselines.weighting import PyTree, Tasks, weighted
+
+
+class UncertaintyState(NamedTuple):
+    """``log_variances: [T]`` float32, and the state of their optimiser, ``[T, ...]``."""
+
+    log_variances: jax.Array
+    optimiser: PyTree
+
+
+def uncertainty(
+    inner_tx: optax.GradientTransformation,
+    *,
+    num_tasks: int,
+    variance_tx: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Weights by learned uncertainty: minimises ``sum_t exp(-s_t) L_t + s_t / 2`` over the model and ``s``.
+
+    ``s_t = log sigma_t^2`` starts at 0, so weights ``w_t = exp(-s_t)`` start at 1; at rest ``w_t = 1 / (2 L_t)``
+    (Kendall, Gal, Cipolla, arXiv 1705.07115, equation 10, for cross entropies). ``s`` lives in the state and is
+    trained there; the variance of a task that is absent from a step, or not finite, stays as it is.
+
+    Args:
+      inner_tx: optimiser of the merged gradient.
+      num_tasks: ``T``.
+      variance_tx: optimiser of ``s``, each task's on its own; ``None``: ``optax.adam(1e-3)``.
+
+    Returns:
+      A transform whose ``update(grads, state, params, task_losses, task_counts=None)`` takes leaves
+      ``[T, *shape]`` (or ``[1, *shape]``) and returns ``[*shape]``. Counts only tell which tasks are absent.
+
+    Raises:
+      ValueError: ``num_tasks`` below 1; in ``update`` no ``task_losses``, or a leaf without its task axis.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> params = jnp.zeros(2)
+      >>> tx = uncertainty(optax.sgd(1.0), num_tasks=2, variance_tx=optax.sgd(0.1))
+      >>> updates, state = tx.update(jnp.eye(2), tx.init(params), params, task_losses=jnp.array([1.0, 0.5]))
+      >>> updates.tolist(), state.method.log_variances.round(3).tolist()
+      ([-1.0, -1.0], [0.05..., 0.0])
+    """
+    # The task axis is a batch axis of this optimiser, so that a task's whole state can be kept as it was.
+    trained_by = optax.adam(1e-3) if variance_tx is None else variance_tx
+
+    def init() -> UncertaintyState:
+        start = jnp.zeros((num_tasks,), jnp.float32)
+        return UncertaintyState(start, jax.vmap(trained_by.init)(start))
+
+    def weigh(tasks: Tasks, state: UncertaintyState) -> tuple[jax.Array, UncertaintyState]:
+        assert tasks.losses is not None
+        usable = tasks.present & jnp.isfinite(tasks.losses)
+        weights = jnp.exp(-state.log_variances)
+        slopes = jnp.where(usable, 0.5 - weights * tasks.losses, 0)
+        steps, optimiser = jax.vmap(trained_by.update)(slopes, state.optimiser, state.log_variances)
+        moved = UncertaintyState(state.log_variances + steps, optimiser)
+
+        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(usable.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+        return jnp.where(usable, weights, 0), jax.tree.map(keep, moved, state)
+
+    return weighted("uncertainty", inner_tx, weigh, init, num_tasks=num_tasks, needs_losses=True)

@@ -1,0 +1,228 @@
+"""From stacked gradients to one weight a task, and from weights to one merged gradient."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gems_jax.leaf_path import leaf_path
+from gems_jax.task_grads import check_task_axis, weighted_sum
+
+PyTree = Any
+
+
+class Tasks(NamedTuple):
+    """What a method may look at in a step.
+
+    Attributes:
+      gramian: ``[T, T]`` float32 inner products of the tasks' gradients over all leaves with a full task axis,
+        zero in rows and columns of tasks that are not present.
+      present: ``[T]`` bool, tasks with tokens and a finite gradient other than 0.
+      finite: ``[T]`` bool, tasks whose gradient is finite (its squared norm, in float32).
+      losses: ``[T]`` float32, or ``None`` where not given.
+      counts: ``[T]`` float32, ones where not given.
+    """
+
+    gramian: jax.Array
+    present: jax.Array
+    finite: jax.Array
+    losses: jax.Array | None
+    counts: jax.Array
+
+
+class WeightedState(NamedTuple):
+    """State of a baseline.
+
+    Attributes:
+      method: arrays of the method itself, ``()`` where it keeps none.
+      inner: state of the transform that takes the merged gradient.
+    """
+
+    method: PyTree
+    inner: PyTree
+
+
+Weigh = Callable[[Tasks, PyTree], tuple[jax.Array, PyTree]]
+
+
+def gramian(leaves: Sequence[jax.Array]) -> jax.Array:
+    """``G[s, t] = sum over leaves of <g_s, g_t>``, contracted leaf by leaf, so that nothing is flattened.
+
+    Args:
+      leaves: arrays ``[T, ...]``, at least one.
+
+    Returns:
+      ``[T, T]`` float32, accumulated in float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> gramian([jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([1.0, 3.0])]).tolist()
+      [[6.0, 5.0], [5.0, 10.0]]
+    """
+    total = jnp.zeros((leaves[0].shape[0],) * 2, jnp.float32)
+    for g in leaves:
+        g = _wide(g)
+        axes = tuple(range(1, g.ndim))
+        total += jnp.tensordot(g, g, (axes, axes), precision=jax.lax.Precision.HIGHEST).astype(jnp.float32)
+    return total
+
+
+def merge(grads: PyTree, weights: jax.Array) -> PyTree:
+    """``sum_t w_t G_t`` leaf by leaf, in the gradients' dtype.
+
+    A leaf that was merged before stands for the gradient of every task: it is multiplied by ``sum_t w_t``, and
+    left out where it is not finite.
+
+    Args:
+      grads: leaves ``[T, *shape]`` or ``[1, *shape]``.
+      weights: ``[T]``; a task of weight 0 is left out even where it is not finite.
+
+    Returns:
+      Leaves ``[*shape]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> merge({"w": jnp.array([[1.0, 2.0], [3.0, jnp.nan]])}, jnp.array([2.0, 0.0]))["w"].tolist()
+      [2.0, 4.0]
+    """
+
+    def one(g: jax.Array) -> jax.Array:
+        if g.shape[0] == weights.shape[0]:
+            return weighted_sum(g, weights).astype(g.dtype)
+        wide = _wide(g[0])
+        wide = jnp.where(jnp.all(jnp.isfinite(wide)), wide, 0) * jnp.sum(weights).astype(wide.dtype)
+        return wide.astype(g.dtype)
+
+    return jax.tree.map(one, grads)
+
+
+def weighted(
+    name: str,
+    inner_tx: optax.GradientTransformation,
+    weigh: Weigh,
+    init: Callable[[], PyTree] = lambda: (),
+    *,
+    num_tasks: int | None = None,
+    needs_losses: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """A transform that gives ``inner_tx`` the gradient ``sum_t w_t G_t``.
+
+    Args:
+      name: of the method, for messages.
+      inner_tx: optimiser of the merged gradient.
+      weigh: ``weigh(tasks, state) -> (weights [T], state)``, see `Tasks`.
+      init: gives the method's first state.
+      num_tasks: ``T``; ``None``: the gradients' own leading axis.
+      needs_losses: whether the method cannot do without ``task_losses``.
+
+    Returns:
+      The transform. Weights of tasks that are not finite are set to 0; other extra arguments reach ``inner_tx``.
+
+    Raises:
+      ValueError: here, ``num_tasks`` below 1; in ``update``, a leaf without its task axis (names the leaf), or
+        ``task_losses`` or ``task_counts`` missing or of another shape.
+    """
+    if num_tasks is not None and num_tasks < 1:
+        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
+    inner = optax.with_extra_args_support(inner_tx)
+
+    def init_fn(params: PyTree) -> WeightedState:
+        return WeightedState(init(), inner.init(params))
+
+    def update_fn(
+        updates: PyTree,
+        state: WeightedState,
+        params: PyTree | None = None,
+        *,
+        task_losses: jax.Array | None = None,
+        task_counts: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, WeightedState]:
+        tasks_in = _checked_num_tasks(updates, params, num_tasks)
+        if needs_losses and task_losses is None:
+            raise ValueError(f"{name} needs task_losses: call update(..., task_losses=array of [{tasks_in}])")
+        tasks = _look(
+            jax.tree.leaves(updates),
+            tasks_in,
+            _per_task("task_losses", task_losses, tasks_in),
+            _per_task("task_counts", task_counts, tasks_in),
+        )
+        weights, method = weigh(tasks, state.method)
+        weights = jnp.where(tasks.finite & jnp.isfinite(weights), weights, 0).astype(jnp.float32)
+        steps, inner_state = inner.update(merge(updates, weights), state.inner, params, **extra_args)
+        return steps, WeightedState(method, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _checked_num_tasks(grads: PyTree, params: PyTree | None, num_tasks: int | None) -> int:
+    if params is not None:
+        check_task_axis(grads, params, num_tasks)
+    leaves = jax.tree_util.tree_leaves_with_path(grads)
+    for path, leaf in leaves:
+        if jnp.ndim(leaf) < 1:
+            raise ValueError(
+                f"gradient leaf {leaf_path(path)!r} is a scalar, expected a leading task axis [T, ...], as "
+                "gems_jax.task_value_and_grad returns it"
+            )
+    largest = num_tasks or max((leaf.shape[0] for _, leaf in leaves), default=1)
+    for path, leaf in leaves:
+        if leaf.shape[0] not in (1, largest):
+            raise ValueError(
+                f"gradient leaf {leaf_path(path)!r} has shape {list(leaf.shape)}, expected {largest} tasks (or 1 "
+                "where already merged) in its leading axis"
+            )
+    return largest
+
+
+def _per_task(name: str, value: jax.Array | None, num_tasks: int) -> jax.Array | None:
+    if value is None:
+        return None
+    if jnp.shape(value) != (num_tasks,):
+        raise ValueError(f"{name} has shape {list(jnp.shape(value))}, expected [{num_tasks}], one a task")
+    return jnp.asarray(value, jnp.float32)
+
+
+def _look(leaves: list[jax.Array], num_tasks: int, losses: jax.Array | None, counts: jax.Array | None) -> Tasks:
+    stacked = [g for g in leaves if g.shape[0] == num_tasks]
+    if not stacked:  # everything was merged before: one gradient for all tasks
+        stacked = [jnp.broadcast_to(g, (num_tasks, *g.shape[1:])) for g in leaves]
+    # Not the Gramian's diagonal: methods that do not look at the Gramian should not pay for it.
+    sizes = jnp.zeros((num_tasks,), jnp.float32)
+    for g in stacked:
+        sizes += jnp.sum(_wide(g) ** 2, axis=tuple(range(1, g.ndim))).astype(jnp.float32)
+    counts = jnp.ones((num_tasks,), jnp.float32) if counts is None else counts
+    finite = jnp.isfinite(sizes)
+    present = finite & (sizes > 0) & (counts > 0)
+    products = gramian(stacked) if stacked else jnp.zeros((num_tasks, num_tasks), jnp.float32)
+    return Tasks(jnp.where(present[:, None] & present, products, 0), present, finite, losses, counts)
+
+
+def share_of_present(present: jax.Array) -> jax.Array:
+    """``[T]`` float32: ``1 / (number present)`` for tasks that are present, 0 for others."""
+    return present / jnp.maximum(jnp.sum(present), 1).astype(jnp.float32)
+
+
+def relative_gramian(tasks: Tasks) -> tuple[jax.Array, jax.Array]:
+    """The Gramian divided by the mean of its diagonal over present tasks, and that mean (1 if there are none)."""
+    mean = jnp.sum(jnp.diagonal(tasks.gramian) * share_of_present(tasks.present))
+    mean = jnp.where(mean > 0, mean, 1)
+    return tasks.gramian / mean, mean
+
+
+def cosines(tasks: Tasks) -> tuple[jax.Array, jax.Array]:
+    """Cosines ``[T, T]`` between the tasks' gradients, 0 for tasks not present, and norms ``[T]`` (then 1)."""
+    norms = jnp.sqrt(jnp.where(tasks.present, jnp.diagonal(tasks.gramian), 1))
+    return tasks.gramian / norms / norms[:, None], norms
+
+
+def inverse_eigenvalues(values: jax.Array, power: float) -> tuple[jax.Array, jax.Array]:
+    """``values ** -power`` where above rounding of the largest, else 0, and which those are."""
+    kept = values > jnp.finfo(values.dtype).eps * values.shape[0] * jnp.max(values)
+    return jnp.where(kept, jnp.where(kept, values, 1) ** -power, 0), kept
