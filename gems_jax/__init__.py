@@ -15,7 +15,7 @@ from gems_jax.task_grads import merge_tasks, task_value_and_grad, task_weights, 
 from gems_jax.transform import STATIC_ARGS, GemsState, gems, scale_by_gems
 
 if TYPE_CHECKING:
-    from gems_jax import items, models, presets
+    from gems_jax import baselines, items, models, presets
     from gems_jax.calibrate import estimate_null_space
     from gems_jax.items import ItemIndex
     from gems_jax.ranking import metrics, rank_items
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Name -> module (and attribute, where the name is not the module itself); imported at first use.
 _LAZY = {
+    "baselines": ("gems_jax.baselines", None),
     "models": ("gems_jax.models", None),
     "items": ("gems_jax.items", None),
     "presets": ("gems_jax.presets", None),
@@ -46,6 +47,7 @@ __all__ = [
     "SecondMoment",
     "accumulate",
     "apply_if_finite",
+    "baselines",
     "constrain_to_null_space",
     "default_matrix_dims",
     "diagnostics",

@@ -56,6 +56,7 @@ fi
 if ((code)); then
   # Those left wait for the one that is gone: they can neither go on nor save.
   kill -KILL "${pids[@]}" 2>/dev/null || true
+  wait "${pids[@]}" 2>/dev/null || true
   echo "launch/local.sh: a process ended with code $code; what the others said is in $workdir/logs" >&2
   exit "$code"
 fi

@@ -143,11 +143,10 @@ def test_a_run_stopped_and_killed_on_the_way_ends_as_if_it_had_not_been(trained,
 
 def test_training_what_is_trained_does_nothing(trained, capsys):
     run = trained.root / "run"
-    before = {name: (run / name).stat().st_mtime_ns for name in everything_in(run / "checkpoints") if (run / name).is_file()}
-    lines = metrics(run)
+    saved = run / "checkpoints"
+    times = lambda: {name: (saved / name).stat().st_mtime_ns for name in everything_in(saved)}  # noqa: E731
+    before, lines = times(), metrics(run)
     assert gems_jax("train", *options(trained.root), "--workdir", run) == 0
     assert "is trained already (8 steps)" in capsys.readouterr().out
     assert metrics(run) == lines
-    assert before == {
-        name: (run / name).stat().st_mtime_ns for name in everything_in(run / "checkpoints") if (run / name).is_file()
-    }
+    assert times() == before

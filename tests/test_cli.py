@@ -4,10 +4,8 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -235,23 +233,3 @@ def test_errors_reach_the_shell_as_one_line_and_code_2(tmp_path):
     assert done.stderr.count("\n") == 1
     assert "did you mean 'train.steps'?" in done.stderr
     assert everything_in(tmp_path) == []
-
-
-def test_a_terminated_process_saves_and_exits_with_143(prepared, tmp_path):
-    settings = options(prepared.root, gems__null_space=False, train__steps=100000)
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "gems_jax.cli", "train", *settings, "--workdir", str(run)]
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    with (
-        (tmp_path / "said.txt").open("w") as said,
-        subprocess.Popen(command, env=environment, stdout=said, stderr=said) as process,
-    ):
-        begin = time.monotonic()
-        while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").read_text():
-            assert process.poll() is None
-            assert time.monotonic() - begin < 120
-            time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == cli.EXIT_STOPPED
-    assert "saved in" in (tmp_path / "said.txt").read_text()
-    assert [path.name.isdigit() for path in (run / "checkpoints").iterdir()] == [True]

@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.baselines.weighting import PyTree, Tasks, inverse_eigenvalues, relative_gramian, share_of_present, weighted
+from gems_jax.baselines.weighting import (
+    PyTree,
+    Tasks,
+    inverse_eigenvalues,
+    relative_gramian,
+    share_of_present,
+    weighted,
+)
 
 
 def alignment(gramian: jax.Array) -> jax.Array:
@@ -58,7 +65,8 @@ def aligned_mtl(
       >>> import jax.numpy as jnp, optax
       >>> params = jnp.zeros(2)
       >>> tx = aligned_mtl(optax.sgd(1.0))
-      >>> tx.update(jnp.array([[4.0, 0.0], [0.0, 2.0]]), tx.init(params), params)[0].round(3).tolist()
+      >>> updates, _ = tx.update(jnp.array([[4.0, 0.0], [0.0, 2.0]]), tx.init(params), params)
+      >>> [round(x, 3) for x in updates.tolist()]
       [-1.0, -1.0]
     """
     return weighted("aligned_mtl", inner_tx, aligned, num_tasks=num_tasks)

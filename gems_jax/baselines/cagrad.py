@@ -8,7 +8,7 @@ from gems_jax.baselines.simplex import minimise_on_simplex
 from gems_jax.baselines.weighting import PyTree, Tasks, relative_gramian, share_of_present, weighted
 
 # Of the mean squared norm: keeps the norm of a vanishing combination smooth in float32.
-_SMOOTH = 1e-6
+_SMOOTH = 1e-8
 
 
 def cagrad(
@@ -37,7 +37,7 @@ def cagrad(
       >>> params = jnp.zeros(2)
       >>> tx = cagrad(optax.sgd(1.0), c=0.5)
       >>> grads = jnp.array([[4.0, 0.0], [0.0, 4.0]])
-      >>> tx.update(grads, tx.init(params), params)[0].round(3).tolist()
+      >>> [round(x, 3) for x in tx.update(grads, tx.init(params), params)[0].tolist()]
       [-3.0, -3.0]
     """
     if not c >= 0:

@@ -43,7 +43,8 @@ def imtl_g(
       >>> import jax.numpy as jnp, optax
       >>> params = jnp.zeros(2)
       >>> tx = imtl_g(optax.sgd(1.0))
-      >>> tx.update(jnp.array([[3.0, 0.0], [0.0, 1.0]]), tx.init(params), params)[0].round(3).tolist()
+      >>> updates, _ = tx.update(jnp.array([[3.0, 0.0], [0.0, 1.0]]), tx.init(params), params)
+      >>> [round(x, 3) for x in updates.tolist()]
       [-0.75, -0.75]
     """
     return weighted("imtl_g", inner_tx, equal_projections, num_tasks=num_tasks)

@@ -36,7 +36,8 @@ def mgda(
       >>> import jax.numpy as jnp, optax
       >>> params = jnp.zeros(2)
       >>> tx = mgda(optax.sgd(1.0))
-      >>> tx.update(jnp.array([[1.0, 1.0], [1.0, -3.0]]), tx.init(params), params)[0].round(3).tolist()
+      >>> updates, _ = tx.update(jnp.array([[1.0, 1.0], [1.0, -3.0]]), tx.init(params), params)
+      >>> [round(x, 3) for x in updates.tolist()]
       [-1.0, -0.0]
     """
     return weighted("mgda", inner_tx, shortest, num_tasks=num_tasks)

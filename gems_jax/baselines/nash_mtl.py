@@ -65,7 +65,8 @@ def nash_mtl(
       >>> import jax.numpy as jnp, optax
       >>> params = jnp.zeros(2)
       >>> tx = nash_mtl(optax.sgd(1.0))
-      >>> tx.update(jnp.array([[9.0, 0.0], [0.0, 0.5]]), tx.init(params), params)[0].round(3).tolist()
+      >>> updates, _ = tx.update(jnp.array([[9.0, 0.0], [0.0, 0.5]]), tx.init(params), params)
+      >>> [round(x, 3) for x in updates.tolist()]
       [-1.0, -1.0]
     """
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 Derivatives = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+Point = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def minimise_on_simplex(derivatives: Derivatives, present: jax.Array, iterations: int = 30) -> jax.Array:
@@ -35,7 +36,7 @@ def minimise_on_simplex(derivatives: Derivatives, present: jax.Array, iterations
     both = there * there[:, None]
     corner = jnp.where(jnp.any(present), 0.0, 1.0)
 
-    def step(carry: tuple[jax.Array, jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, ...], None]:
+    def step(carry: Point, _: None) -> tuple[Point, None]:
         w, z, multiplier = carry
         gradient, hessian = derivatives(w * there)
         target = 0.1 * jnp.sum(there * w * z) / number

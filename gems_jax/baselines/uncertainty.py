@@ -8,6 +8,9 @@ import optax
 
 from gems_jax.baselines.weighting import PyTree, Tasks, weighted
 
+# On log-variances: a loss that stays 0 would drive its weight to infinity.
+_BOUND = 20.0
+
 
 class UncertaintyState(NamedTuple):
     """``log_variances: [T]`` float32, and the state of their optimiser, ``[T, ...]``."""
@@ -26,7 +29,7 @@ def uncertainty(
 
     ``s_t = log sigma_t^2`` starts at 0, so weights ``w_t = exp(-s_t)`` start at 1; at rest ``w_t = 1 / (2 L_t)``
     (Kendall, Gal, Cipolla, arXiv 1705.07115, equation 10, for cross entropies). ``s`` lives in the state and is
-    trained there; the variance of a task that is absent from a step, or not finite, stays as it is.
+    trained there, within -20 and 20; the variance of a task that is absent from a step, or not finite, stays as it is.
 
     Args:
       inner_tx: optimiser of the merged gradient.
@@ -45,8 +48,8 @@ def uncertainty(
       >>> params = jnp.zeros(2)
       >>> tx = uncertainty(optax.sgd(1.0), num_tasks=2, variance_tx=optax.sgd(0.1))
       >>> updates, state = tx.update(jnp.eye(2), tx.init(params), params, task_losses=jnp.array([1.0, 0.5]))
-      >>> updates.tolist(), state.method.log_variances.round(3).tolist()
-      ([-1.0, -1.0], [0.05..., 0.0])
+      >>> updates.tolist(), [round(s, 3) for s in state.method.log_variances.tolist()]
+      ([-1.0, -1.0], [0.05, 0.0])
     """
     # The task axis is a batch axis of this optimiser, so that a task's whole state can be kept as it was.
     trained_by = optax.adam(1e-3) if variance_tx is None else variance_tx
@@ -59,9 +62,10 @@ def uncertainty(
         assert tasks.losses is not None
         usable = tasks.present & jnp.isfinite(tasks.losses)
         weights = jnp.exp(-state.log_variances)
-        slopes = jnp.where(usable, 0.5 - weights * tasks.losses, 0)
+        # A single huge loss must not overflow the optimiser's second moment.
+        slopes = jnp.where(usable, jnp.maximum(0.5 - weights * tasks.losses, -1e6), 0)
         steps, optimiser = jax.vmap(trained_by.update)(slopes, state.optimiser, state.log_variances)
-        moved = UncertaintyState(state.log_variances + steps, optimiser)
+        moved = UncertaintyState(jnp.clip(state.log_variances + steps, -_BOUND, _BOUND), optimiser)
 
         def keep(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(usable.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -89,7 +89,7 @@ def pretrain(config: Config, out: str | Path) -> dict[str, float]:
         from transformers import AutoTokenizer
 
         if not Path(options.tokenizer).is_dir():
-            raise FileNotFoundError(f"pretrain.tokenizer {options.tokenizer} is not a folder; name one, or leave it out")
+            raise FileNotFoundError(f"pretrain.tokenizer {options.tokenizer} is not a folder; name one or leave it out")
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     tokens = token_stream(lines, tokenizer)
     sentinels = sentinel_ids(tokenizer)

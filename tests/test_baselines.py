@@ -1,0 +1,485 @@
+"""Baselines against closed forms and float64 numpy, and properties that all of them share."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import QUICK, difference
+
+from gems_jax import baselines, merge_tasks
+from gems_jax.baselines.aligned_mtl import alignment
+from gems_jax.baselines.pcgrad import projected
+
+SHAPES = {"w": (4, 3), "stack": (2, 3, 2), "scale": ()}
+SIZE = 25
+GRADIENT_BASED = ("pcgrad", "cagrad", "mgda", "nash_mtl", "imtl_g", "aligned_mtl")
+WITH_LOSSES = ("uncertainty", "dwa")
+MERGING = ("joint", *WITH_LOSSES, *GRADIENT_BASED)
+ALL = (*MERGING, "galore")
+PARAMS = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
+
+
+def make(name, num_tasks, inner=None, **options):
+    return getattr(baselines, name)(inner or optax.identity(), num_tasks=num_tasks, **options)
+
+
+def as_tree(jacobian):
+    """Rows of ``[T, 25]`` as stacked leaves."""
+    ends = np.cumsum([int(np.prod(shape)) for shape in SHAPES.values()])[:-1]
+    parts = np.split(np.asarray(jacobian, np.float32), ends, axis=1)
+    return {
+        name: jnp.asarray(part.reshape(-1, *shape)) for (name, shape), part in zip(SHAPES.items(), parts, strict=True)
+    }
+
+
+def as_row(tree):
+    return np.concatenate([np.asarray(tree[name], np.float64).ravel() for name in SHAPES])
+
+
+def jacobian(num_tasks, seed=0, conflict=0.7):
+    """Tasks of different norms that conflict, in float64."""
+    rng = np.random.default_rng([seed, num_tasks])
+    rows = rng.normal(size=(num_tasks, SIZE))
+    rows -= conflict * rows.mean(0) * (num_tasks > 1)
+    return rows * rng.uniform(0.3, 2.0, size=(num_tasks, 1))
+
+
+@functools.cache
+def compiled(name, num_tasks, options=()):
+    tx = make(name, num_tasks, **dict(options))
+
+    def step(grads, state, losses, counts):
+        return tx.update(grads, state, PARAMS, task_losses=losses, task_counts=counts)
+
+    return tx.init(PARAMS), jax.jit(step, compiler_options=QUICK)
+
+
+def merged(name, rows, losses=None, counts=None, **options):
+    """The merged gradient of one first step, ``[25]`` float64."""
+    num_tasks = len(rows)
+    state, step = compiled(name, num_tasks, tuple(options.items()))
+    losses = np.linspace(1, 2, num_tasks) if losses is None else losses
+    counts = np.ones(num_tasks) if counts is None else counts
+    return as_row(step(as_tree(rows), state, jnp.asarray(losses, jnp.float32), jnp.asarray(counts, jnp.float32))[0])
+
+
+def weights_of(update, rows):
+    return np.linalg.lstsq(rows.T, update, rcond=None)[0]
+
+
+# --- joint and galore --------------------------------------------------------------------------------------------
+
+
+def test_joint_is_merge_tasks_before_the_inner_transform():
+    counts = jnp.asarray([3.0, 1.0, 4.0])
+    ours, theirs = make("joint", 3, optax.adam(0.1)), optax.chain(merge_tasks(), optax.adam(0.1))
+    state, other = ours.init(PARAMS), theirs.init(PARAMS)
+    step = jax.jit(lambda g, s: ours.update(g, s, PARAMS, task_counts=counts), compiler_options=QUICK)
+    reference = jax.jit(lambda g, s: theirs.update(g, s, PARAMS, task_counts=counts), compiler_options=QUICK)
+    for seed in range(3):
+        grads = as_tree(jacobian(3, seed))
+        updates, state = step(grads, state)
+        expected, other = reference(grads, other)
+        assert difference(updates, expected) < 1e-6
+
+
+@pytest.mark.parametrize("options", [{"rank": 2, "refresh_every": 2}, {"rank": 1, "scale": 0.5}], ids=str)
+def test_galore_is_optax_s_on_the_mean_gradient(options):
+    params = {"w": jnp.zeros((6, 4)), "b": jnp.zeros(3)}
+    ours = baselines.galore(optax.sgd(1.0, momentum=0.9), **options)
+    gap = {"update_proj_gap": options["refresh_every"]} if "refresh_every" in options else {}
+    given = {k: v for k, v in options.items() if k != "refresh_every"} | gap
+    theirs = optax.contrib.galore(1.0, base_optimizer=optax.trace(0.9), **given)
+    state, other = ours.init(params), theirs.init(params)
+    rng, counts = np.random.default_rng(0), jnp.asarray([1.0, 3.0])
+    update = jax.jit(lambda g, s: ours.update(g, s, params, task_counts=counts), compiler_options=QUICK)
+    reference = jax.jit(theirs.update, compiler_options=QUICK)
+    for _ in range(3):
+        grads = {k: jnp.asarray(rng.normal(size=(2, *p.shape)), jnp.float32) for k, p in params.items()}
+        updates, state = update(grads, state)
+        mean = jax.tree.map(lambda g: 0.25 * g[0] + 0.75 * g[1], grads)
+        expected, other = reference(mean, other, params)
+        assert difference(updates, expected) < 1e-4
+
+
+def test_galore_says_that_its_inner_transform_cannot_see_parameters():
+    tx = baselines.galore(optax.adamw(1e-3), rank=2)
+    with pytest.raises(ValueError, match="cannot look at parameters, as weight decay.*add_decayed_weights"):
+        jax.eval_shape(lambda g: tx.update(g, tx.init(PARAMS), PARAMS), as_tree(jacobian(2)))
+    with pytest.raises(ValueError, match="refresh_every is a number of steps, at least 1, got 0"):
+        baselines.galore(optax.sgd(1.0), refresh_every=0)
+
+
+# --- weights from losses -----------------------------------------------------------------------------------------
+
+
+def test_uncertainty_starts_at_one_and_comes_to_rest_at_half_the_inverse_loss():
+    rows, losses = jacobian(2), jnp.asarray([0.25, 2.0])
+    assert np.allclose(merged("uncertainty", rows, losses), rows.sum(0), atol=1e-5)
+    tx = make("uncertainty", 2, variance_tx=optax.sgd(0.2))
+    update = jax.jit(lambda s: tx.update(as_tree(rows), s, PARAMS, task_losses=losses), compiler_options=QUICK)
+    state = tx.init(PARAMS)
+    for _ in range(200):
+        updates, state = update(state)
+    np.testing.assert_allclose(weights_of(as_row(updates), rows), 1 / (2 * losses), rtol=1e-3)
+
+
+def test_uncertainty_trains_with_its_own_optimiser_and_keeps_what_an_absent_task_has():
+    tx = make("uncertainty", 2)
+    state, s, mu, nu = tx.init(PARAMS), np.zeros(2), np.zeros(2), np.zeros(2)
+    for step in range(1, 4):
+        losses = np.array([1.0 + step, 0.1])
+        grads, counts = as_tree(jacobian(2)), jnp.asarray([1.0, float(step == 1)])
+        _, state = tx.update(grads, state, PARAMS, task_losses=jnp.asarray(losses), task_counts=counts)
+        slope = 0.5 - np.exp(-s) * losses
+        there = np.array([True, step == 1])
+        mu, nu = np.where(there, 0.9 * mu + 0.1 * slope, mu), np.where(there, 0.999 * nu + 0.001 * slope**2, nu)
+        adam = 1e-3 * (mu / (1 - 0.9**step)) / (np.sqrt(nu / (1 - 0.999**step)) + 1e-8)
+        s = np.where(there, s - adam, s)
+    np.testing.assert_allclose(state.method.log_variances, s, atol=1e-6)
+
+
+@pytest.mark.parametrize(("temperature", "window"), [(2.0, 1), (0.5, 1), (2.0, 2)])
+def test_dwa_weights_are_the_softmax_of_loss_ratios(temperature, window):
+    rows = jacobian(3)
+    state, step = compiled("dwa", 3, (("temperature", temperature), ("window", window)))
+    losses = np.random.default_rng(0).uniform(0.5, 3.0, size=(7, 3))
+    for k in range(7):
+        updates, state = step(as_tree(rows), state, jnp.asarray(losses[k], jnp.float32), jnp.ones(3))
+        done = k // window
+        means = losses[: done * window].reshape(done, window, 3).mean(1)
+        ratios = means[-1] / means[-2] if done > 1 else np.ones(3)
+        e = np.exp(ratios / temperature)
+        np.testing.assert_allclose(weights_of(as_row(updates), rows), 3 * e / e.sum(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", WITH_LOSSES)
+def test_methods_on_losses_ask_for_them(name):
+    tx = make(name, 2)
+    with pytest.raises(ValueError, match=rf"{name} needs task_losses: call update\(..., task_losses=array of \[2\]"):
+        tx.update(as_tree(jacobian(2)), tx.init(PARAMS), PARAMS)
+
+
+# --- weights from the Gramian ------------------------------------------------------------------------------------
+
+
+def test_pcgrad_of_two_tasks_is_the_formula():
+    a, b = rows = np.array([jacobian(2)[0], jacobian(2)[1] - jacobian(2)[0]])
+    assert a @ b < 0
+    expected = (a - a @ b / (b @ b) * b) + (b - a @ b / (a @ a) * a)
+    np.testing.assert_allclose(merged("pcgrad", rows), expected, atol=1e-5)
+    friends = np.array([a, -b])
+    np.testing.assert_allclose(merged("pcgrad", friends), a - b, atol=1e-5)
+
+
+def test_pcgrad_of_many_tasks_follows_from_the_gramian_alone():
+    rows, rng = jacobian(5, conflict=1.2), np.random.default_rng(1)
+    orders = np.stack([rng.permutation(5) for _ in range(5)])
+    expected = []
+    for i in range(5):
+        g = rows[i].copy()
+        for j in orders[i]:
+            if j != i and g @ rows[j] < 0:
+                g -= g @ rows[j] / (rows[j] @ rows[j]) * rows[j]
+        expected.append(g)
+    ours = projected(jnp.asarray(rows @ rows.T, jnp.float32), jnp.asarray(orders)) @ rows
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_pcgrad_draws_new_orders_every_step_from_the_key_in_its_state():
+    rows = jacobian(8, conflict=1.2)
+    state, step = compiled("pcgrad", 8)
+    first, later = step(as_tree(rows), state, jnp.ones(8), jnp.ones(8))
+    again, _ = step(as_tree(rows), state, jnp.ones(8), jnp.ones(8))
+    second, _ = step(as_tree(rows), later, jnp.ones(8), jnp.ones(8))
+    np.testing.assert_array_equal(as_row(first), as_row(again))
+    assert np.abs(as_row(first) - as_row(second)).max() > 1e-3
+    assert np.abs(as_row(first) - merged("pcgrad", rows, seed=1)).max() > 1e-3
+
+
+def simplex_grid(num_tasks, steps):
+    points = itertools.product(range(steps + 1), repeat=num_tasks - 1)
+    grid = np.array([p for p in points if sum(p) <= steps]) / steps
+    return np.concatenate([grid, 1 - grid.sum(1, keepdims=True)], axis=1)
+
+
+def test_mgda_of_two_tasks_is_the_closed_form():
+    for seed in range(4):
+        a, b = rows = jacobian(2, seed) * [[1.0], [3.0 if seed % 2 else 1.0]]
+        w = np.clip((b - a) @ b / ((a - b) @ (a - b)), 0, 1)
+        np.testing.assert_allclose(merged("mgda", rows), w * a + (1 - w) * b, atol=1e-4)
+
+
+def test_mgda_is_no_longer_than_any_combination_on_a_grid():
+    for seed in range(4):
+        rows = jacobian(3, seed)
+        shortest = np.linalg.norm(simplex_grid(3, 200) @ rows, axis=1).min()
+        ours = merged("mgda", rows)
+        w = weights_of(ours, rows)
+        assert np.linalg.norm(ours) <= shortest * (1 + 1e-5)
+        assert w.min() > -1e-5
+        assert abs(w.sum() - 1) < 1e-5
+
+
+def test_mgda_of_opposed_tasks_stands_still():
+    rows = np.stack([jacobian(1)[0], -2 * jacobian(1)[0]])
+    assert np.linalg.norm(merged("mgda", rows)) < 1e-5 * np.linalg.norm(rows)
+
+
+@pytest.mark.parametrize("c", [0.2, 0.5, 0.9])
+def test_cagrad_is_best_for_the_worst_task_on_the_ball(c):
+    for seed in range(3):
+        rows = jacobian(3, seed)
+        mean = rows.mean(0)
+        radius = c * np.linalg.norm(mean)
+        combined = simplex_grid(3, 200) @ rows
+        dual = combined @ mean + radius * np.linalg.norm(combined, axis=1)
+        ours = merged("cagrad", rows, c=c)
+        # The smallest dual value is the largest that any direction on the ball gives to its worst task.
+        assert np.linalg.norm(ours - mean) == pytest.approx(radius, rel=1e-4)
+        assert (rows @ ours).min() == pytest.approx(dual.min(), rel=1e-3)
+        best = combined[dual.argmin()]
+        np.testing.assert_allclose(ours, mean + radius * best / np.linalg.norm(best), atol=3e-2)
+
+
+def test_cagrad_at_zero_is_the_mean_and_below_is_refused():
+    np.testing.assert_allclose(merged("cagrad", jacobian(3), c=0.0), jacobian(3).mean(0), atol=1e-6)
+    with pytest.raises(ValueError, match="cagrad's c must be at least 0, got -1"):
+        baselines.cagrad(optax.identity(), c=-1)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 8])
+def test_nash_weights_solve_the_bargaining_condition(num_tasks):
+    rows = jacobian(num_tasks)
+    a = weights_of(merged("nash_mtl", rows), rows)
+    assert a.min() > 0
+    np.testing.assert_allclose(rows @ rows.T @ a * a, 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 8])
+def test_imtl_g_projects_equally_on_all_tasks(num_tasks):
+    rows = jacobian(num_tasks)
+    ours = merged("imtl_g", rows)
+    projections = rows @ ours / np.linalg.norm(rows, axis=1)
+    np.testing.assert_allclose(projections, projections[0], rtol=1e-3)
+    assert projections[0] > 0
+    assert abs(weights_of(ours, rows).sum()) == pytest.approx(1, abs=1e-4)
+
+
+def test_imtl_g_of_two_tasks_is_the_closed_form():
+    a, b = rows = jacobian(2)
+    u, v = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    w = a @ (u - v) / ((a - b) @ (u - v))  # the second task's weight, in the paper's notation
+    np.testing.assert_allclose(merged("imtl_g", rows), (1 - w) * a + w * b, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 8])
+def test_aligned_gradients_have_condition_number_one(num_tasks):
+    rows = jacobian(num_tasks)
+    aligned = np.asarray(alignment(jnp.asarray(rows @ rows.T, jnp.float32)), np.float64) @ rows
+    values = np.linalg.svd(aligned, compute_uv=False)
+    assert values[0] / values[-1] == pytest.approx(1, abs=1e-3)
+    u, s, vt = np.linalg.svd(rows, full_matrices=False)
+    np.testing.assert_allclose(merged("aligned_mtl", rows), (s[-1] * u @ vt).mean(0), atol=1e-3)
+
+
+def test_aligned_gradients_of_deficient_rank_stay_in_their_span():
+    row = jacobian(1)[0]
+    np.testing.assert_allclose(merged("aligned_mtl", np.stack([row, row])), row, atol=1e-4)
+
+
+# --- what all of them share --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_one_task_keeps_its_direction(name):
+    row = jacobian(1)
+    ours = merged(name, row)
+    assert ours @ row[0] == pytest.approx(np.linalg.norm(ours) * np.linalg.norm(row), rel=1e-5)
+    assert np.linalg.norm(ours) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tasks"),
+    # The random orders of PCGrad are of no consequence only where there are two tasks.
+    [case for case in itertools.product(MERGING, [2, 8]) if case[0] != "pcgrad" or case[1] == 2],
+)
+def test_the_order_of_the_tasks_does_not_matter(name, num_tasks):
+    rows, rng = jacobian(num_tasks), np.random.default_rng(0)
+    losses, counts = rng.uniform(1, 2, num_tasks), rng.integers(1, 9, num_tasks)
+    order = np.roll(np.arange(num_tasks), 1)
+    ours = merged(name, rows, losses, counts)
+    np.testing.assert_allclose(merged(name, rows[order], losses[order], counts[order]), ours, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_scaling_all_gradients_scales_the_update(name):
+    rows = jacobian(3)
+    expected = merged(name, rows) * (1 if name == "nash_mtl" else 100)
+    np.testing.assert_allclose(merged(name, 100 * rows), expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["nash_mtl", "imtl_g"])
+def test_scaling_one_task_keeps_the_direction(name):
+    rows = jacobian(3)
+    one, other = merged(name, rows), merged(name, rows * [[1.0], [20.0], [0.1]])
+    assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) == pytest.approx(1, abs=1e-4)
+    if name == "nash_mtl":
+        np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tasks"), [("pcgrad", 2), *itertools.product(["mgda", "nash_mtl", "imtl_g"], [2, 3, 8])]
+)
+def test_no_conflict_is_left_where_none_is_promised(name, num_tasks):
+    for seed in range(3):
+        rows = jacobian(num_tasks, seed, conflict=0.95)
+        assert (rows @ merged(name, rows)).min() > -1e-4
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("name", MERGING)
+def test_a_task_that_is_absent_or_not_finite_is_left_out(name, bad):
+    rows = jacobian(3)
+    rows[1] = bad
+    losses, counts = np.array([1.0, 0.0 if bad == 0 else bad, 2.0]), np.array([3, 0 if bad == 0 else 5, 4])
+    kept = [0, 2]
+    expected = merged(name, rows[kept], losses[kept], counts[kept])
+    np.testing.assert_allclose(merged(name, rows, losses, counts), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_extreme_steps_leave_nothing_that_is_not_finite(name):
+    state, step = compiled(name, 3)
+    row = jacobian(1)[0]
+    opposed = np.stack([row, -row, row])
+    extremes = [0 * opposed, opposed, np.stack([row] * 3), 1e-15 * jacobian(3), 1e-42 * jacobian(3), 1e12 * jacobian(3)]
+    extremes += [np.full_like(opposed, np.nan), jacobian(3) * [[1e-9], [1.0], [1e9]]]
+    for rows in extremes:
+        for losses in (np.zeros(3), np.array([1e-30, 1e30, 1.0]), np.full(3, np.nan)):
+            updates, state = step(as_tree(rows), state, jnp.asarray(losses, jnp.float32), jnp.ones(3))
+            assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state))), (rows[0, 0], losses)
+    last, _ = step(as_tree(jacobian(3)), state, jnp.ones(3), jnp.ones(3))
+    assert np.linalg.norm(as_row(last)) > 1e-2
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_later_steps_compile_nothing_and_the_state_s_arrays_keep_their_types(name):
+    tx = make(name, 2, optax.scale_by_adam())
+    state = tx.init(PARAMS)
+    form = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert all(np.asarray(x).dtype.kind in "fiu" for x in jax.tree.leaves(state))
+
+    def step(grads, state):
+        updates, state = tx.update(grads, state, PARAMS, task_losses=jnp.ones(2), task_counts=jnp.ones(2))
+        return updates, state
+
+    step = jax.jit(step, compiler_options=QUICK)
+    for seed in range(2):
+        updates, state = step(as_tree(jacobian(2, seed)), state)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == form
+        assert jax.tree.map(jnp.shape, updates) == SHAPES
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bfloat16_parameters_keep_the_types_of_updates_and_state(name):
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    grads = jax.tree.map(lambda p: jnp.zeros((2, *p.shape), p.dtype), params)
+    tx = make(name, 2, optax.scale_by_adam())
+    state = jax.eval_shape(tx.init, params)
+    update = lambda g, s: tx.update(g, s, params, task_losses=jnp.ones(2))  # noqa: E731
+    updates, after = jax.eval_shape(update, grads, state)
+    types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert types(after) == types(state)
+    assert types(updates) == types(params)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_optax_finds_what_mirrors_the_parameters(name):
+    tx = make(name, 2, optax.trace(0.9))
+    state = tx.init(PARAMS)
+    marked = optax.tree.map_params(tx, lambda x: x + 1, state)
+    count = sum(int(jnp.sum(a != b)) for a, b in zip(jax.tree.leaves(marked), jax.tree.leaves(state), strict=True))
+    assert count > 0
+    assert jax.tree.structure(marked) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("name", GRADIENT_BASED)
+def test_no_array_holds_all_leaves_of_all_tasks(name):
+    tx = make(name, 2)
+    state = tx.init(PARAMS)
+    jaxpr = jax.make_jaxpr(lambda g: tx.update(g, state, PARAMS))(as_tree(jacobian(2)))
+    largest = max(var.aval.size for eqn in jaxpr.jaxpr.eqns for var in eqn.outvars)
+    assert largest <= 2 * 12  # the largest leaf, twice
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_leaf_without_its_task_axis_is_refused_by_name(name):
+    tx = make(name, 2)
+    grads, state = as_tree(jacobian(2)), jax.eval_shape(tx.init, PARAMS)
+    losses = jnp.ones(2)
+    with pytest.raises(ValueError, match=r"gradient leaf 'w' has shape \[4, 3\], expected \[2, 4, 3\]"):
+        tx.update(grads | {"w": grads["w"][0]}, state, PARAMS, task_losses=losses)
+    with pytest.raises(ValueError, match="gradient leaf 'stack' has 3 tasks, expected 2"):
+        tx.update(grads | {"stack": jnp.zeros((3, 2, 3, 2))}, state, PARAMS, task_losses=losses)
+    with pytest.raises(ValueError, match=r"task_counts has shape \[3\], expected \[2\]"):
+        tx.update(grads, state, PARAMS, task_losses=losses, task_counts=jnp.ones(3))
+    with pytest.raises(ValueError, match="num_tasks must be at least 1, got 0"):
+        make(name, 0)
+
+
+def test_without_parameters_and_num_tasks_a_leaf_that_differs_is_named():
+    tx = baselines.mgda(optax.identity())
+    grads, state = as_tree(jacobian(2)), tx.init(PARAMS)
+    with pytest.raises(ValueError, match=r"gradient leaf 'stack' has shape \[2, 2, 3, 2\], expected 7 tasks"):
+        tx.update(grads | {"scale": jnp.zeros(7)}, state)
+    with pytest.raises(ValueError, match="gradient leaf 'scale' is a scalar"):
+        tx.update(grads | {"scale": jnp.zeros(())}, state)
+    assert tx.update(grads, state)[0]["w"].shape == (4, 3)
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_a_leaf_merged_before_stands_for_every_task(name):
+    same = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    tx, grads = make(name, 2), as_tree(jacobian(2))
+    whole = {"w": same[None], "stack": grads["stack"], "scale": grads["scale"]}
+    step = jax.jit(lambda g, s: tx.update(g, s, task_losses=jnp.ones(2))[0], compiler_options=QUICK)
+    updates = step(whole, tx.init(PARAMS))
+    rows = np.stack([as_row({k: grads[k][t] if k != "w" else 0 * same for k in SHAPES}) for t in range(2)])
+    total = weights_of(as_row(updates | {"w": 0 * same}), rows).sum()
+    np.testing.assert_allclose(updates["w"], total * same, rtol=1e-3, atol=1e-5)
+    updates = step(whole | {"w": jnp.full((1, 4, 3), jnp.nan)}, tx.init(PARAMS))
+    assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("name", ["joint", "mgda", "nash_mtl"])
+def test_gradients_all_merged_before_keep_their_direction(name):
+    row = jacobian(1)
+    tx = make(name, 2)
+    update = jax.jit(lambda g, s: tx.update(g, s)[0], compiler_options=QUICK)
+    ours = as_row(update(as_tree(row), tx.init(PARAMS)))
+    assert ours @ row[0] == pytest.approx(np.linalg.norm(ours) * np.linalg.norm(row), rel=1e-5)
+
+
+def test_other_extra_arguments_reach_the_inner_transform():
+    def update(updates, state, params=None, *, factor, **extra):
+        return jax.tree.map(lambda u: factor * u, updates), state
+
+    inner = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    tx = baselines.joint(inner)
+    updates, _ = tx.update(jnp.ones((2, 3)), tx.init(jnp.zeros(3)), jnp.zeros(3), factor=5.0)
+    assert updates.tolist() == [5.0, 5.0, 5.0]
+
+
+def test_a_loss_that_stays_zero_does_not_drive_its_weight_to_infinity():
+    tx = make("uncertainty", 2, variance_tx=optax.sgd(100.0))
+    state = tx.init(PARAMS)
+    for _ in range(2):
+        updates, state = tx.update(as_tree(jacobian(2)), state, PARAMS, task_losses=jnp.asarray([0.0, 1.0]))
+    assert state.method.log_variances[0] == -20
+    assert np.isfinite(as_row(updates)).all()
