@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from gems_jax.leaf_path import leaf_path
 from gems_jax.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, resolve
 from gems_jax.projection import kept_side_first, project_stack, project_update
 from gems_jax.second_moment import SecondMoment
+from gems_jax.staging import fresh_folder
 from gems_jax.subspace import Frame
 
 PyTree = Any
@@ -174,7 +174,7 @@ class NullSpace:
         if target.exists() and any(target.iterdir()) and not (target / "null_space.json").is_file():
             raise FileExistsError(f"{target} exists and is not a saved null space; choose another directory")
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        staging = fresh_folder(target)
         try:
             arrays: dict[str, Any] = {}
             for i, factor in enumerate(self.factors.values()):

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.tables import Dataset, Item, Table
+from gems_jax.staging import fresh_folder
 
 FORMAT_VERSION = 1
 CARD = "card.json"
@@ -51,7 +51,7 @@ def save(dataset: Dataset, folder: str | Path) -> Path:
     if folder.is_dir() and any(folder.iterdir()) and not is_complete(folder):
         raise ValueError(f"{folder} holds something other than a prepared dataset; name an empty or a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = fresh_folder(folder)
     try:
         _write_lines(temporary / ITEMS, (vars(item) for item in dataset.items))
         _write_lines(temporary / QUARANTINE, dataset.quarantined)

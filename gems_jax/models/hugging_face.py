@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gems_jax.items import MAX_UNUSED_ROWS
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models.t5 import T5, T5Config
+from gems_jax.staging import fresh_folder
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -98,7 +98,7 @@ def save(model: T5, tokenizer: Any, folder: str | os.PathLike[str]) -> None:
     if target.is_dir() and any(target.iterdir()) and not (target / _CONFIG).is_file():
         raise ValueError(f"{target} holds files but no model ({_CONFIG}): it would be replaced; give another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    fresh = fresh_folder(target)
     try:
         from safetensors.flax import save_file
 
@@ -406,7 +406,7 @@ def _replace_folder(fresh: Path, target: Path) -> None:
         raise ValueError(
             f"{target} holds folders beside a model ({others[0]}): they would be lost; give another folder"
         )
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    old = fresh_folder(target)
     os.replace(target, old)
     os.replace(fresh, target)
     shutil.rmtree(old, ignore_errors=True)
