@@ -122,7 +122,7 @@ def state_bytes(tx: optax.GradientTransformation, params: PyTree) -> StateBytes:
       ('2 + 2 x 1', 783)
     """
     with recorded_plans() as records:
-        state = jax.eval_shape(tx.init, params)
+        state = jax.eval_shape(lambda tree: tx.init(tree), params)
     rows: list[StateRow] = []
     for entry in records:
         rows += _rows(entry)

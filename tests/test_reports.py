@@ -77,3 +77,9 @@ def test_diagnostics_are_found_wherever_the_state_is():
         assert set(diagnostics(outer.init(params))) >= {"gates", "captured", "cosines", "skipped", "update_norm"}
     with pytest.raises(ValueError, match="found 0"):
         diagnostics(optax.adam(1e-3).init(params))
+
+
+def test_the_table_is_whole_every_time_it_is_asked_for():
+    params = {"kernel": jnp.ones((8, 16))}
+    tx = gj.gems(1e-3, num_tasks=2, rank=2)
+    assert str(gj.state_bytes(tx, params)) == str(gj.state_bytes(tx, params))
