@@ -26,7 +26,6 @@ TRAIN = [
 TEST = [
     "pytest>=9,<10",
     "hypothesis>=6.150,<7",  # properties
-    "chex>=0.1.92,<0.2",
     "nbmake>=1.5.5,<2",  # notebooks as tests
     "ipykernel>=7,<8",
     "torch>=2.9,<2.15",  # oracle for the models: transformers on torch
