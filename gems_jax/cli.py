@@ -197,7 +197,8 @@ def _material(config: Any) -> tuple[Any, Any, Any, Any]:
 def _train(options: Any) -> int:
     _cluster(options)
     _quiet()
-    from gems_jax.training.tune import Stopped, check_config, tune
+    from gems_jax.training.tune import Stopped, tune
+    from gems_jax.training.workdir import check_config
 
     config = _config(options)
     check_config(config, Path(options.workdir))
@@ -221,7 +222,8 @@ def _check_tuned(workdir: Path) -> None:
 def _evaluate(options: Any) -> int:
     _quiet()
     from gems_jax.training.evaluate import evaluate, table_of
-    from gems_jax.training.tune import keep_config, load_tuned
+    from gems_jax.training.tune import load_tuned
+    from gems_jax.training.workdir import keep_config
 
     config = _config(options)
     workdir = Path(options.workdir)
@@ -237,7 +239,8 @@ def _evaluate(options: Any) -> int:
 def _export(options: Any) -> int:
     _quiet()
     from gems_jax.models import save
-    from gems_jax.training.tune import check_config, load_tuned
+    from gems_jax.training.tune import load_tuned
+    from gems_jax.training.workdir import check_config
 
     config = _config(options)
     workdir = Path(options.workdir)

@@ -1,12 +1,9 @@
 """Tuning one model on all tasks: the loop."""
 
 import dataclasses
-import json
 import math
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import yaml
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
@@ -30,7 +26,9 @@ from gems_jax.training.checkpoints import Checkpoints
 from gems_jax.training.config import Config
 from gems_jax.training.optimiser import is_trained, make_optimiser, schedule
 from gems_jax.training.pretrain import heldout_text
-from gems_jax.training.stages import Material, as_plain
+from gems_jax.training.signals import Signals
+from gems_jax.training.stages import Material
+from gems_jax.training.workdir import Log, check_config, keep_config
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]
@@ -310,112 +308,3 @@ def describe(tx: Any, params: PyTree, config: Config) -> None:
     print(f"train: {config.train.method}, {size:,} trained parameters, {config.train.steps:,} steps")
     if config.train.method == "gems":
         print(state_bytes(tx, params))
-
-
-def check_config(config: Config, workdir: Path) -> None:
-    """Checks that a work directory's configuration, if it has one, agrees in every field that decides the result.
-
-    Raises:
-      ValueError: fields differ (named).
-    """
-    # These decide where things lie, how often they are looked at and how results are shown, not what they are.
-    free = {"name", "evaluate", "data.dir", "model.path", "null_space.path", "model.from_text", "pretrain"}
-    free |= {f"train.{x}" for x in ("log_every", "eval_every", "eval_rows", "checkpoint_every")}
-    path = workdir / "config.yaml"
-    if not path.is_file():
-        return
-    new = flatten(json.loads(json.dumps(as_plain(config))))
-    try:
-        old = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
-        raise ValueError(f"{path} is damaged; choose another --workdir") from None
-    differ = [
-        name
-        for name in sorted(set(old) | set(new))
-        if old.get(name) != new.get(name) and not any(name == f or name.startswith(f + ".") for f in free)
-    ]
-    if differ:
-        shown = "; ".join(f"{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in differ[:5])
-        raise ValueError(f"{workdir} belongs to another configuration ({shown}); choose another --workdir")
-
-
-def keep_config(config: Config, workdir: Path) -> None:
-    """Writes ``config.yaml``, unless a run of another configuration is there (`check_config`)."""
-    check_config(config, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.yaml"
-    staging = path.with_name(".config.yaml.tmp")
-    staging.write_text(yaml.safe_dump(json.loads(json.dumps(as_plain(config))), sort_keys=False), encoding="utf-8")
-    os.replace(staging, path)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
-class Log:
-    """``metrics.jsonl``: a line a logged step, written by the first process alone."""
-
-    def __init__(self, workdir: Path, active: bool):
-        self._path = workdir / "metrics.jsonl"
-        self._active = active
-
-    def __enter__(self) -> "Log":
-        if self._active:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        if self._active:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        if self._path.is_file():
-            for text in self._path.read_text(encoding="utf-8").splitlines():
-                if text.endswith("}"):
-                    yield json.loads(text)
-
-    def truncate(self, step: int) -> None:
-        """Drops lines after a step: they will be written again."""
-        if self._active:
-            kept = "".join(json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step)
-            staging = self._path.with_suffix(".tmp")
-            staging.write_text(kept, encoding="utf-8")
-            os.replace(staging, self._path)
-
-
-class Signals:
-    """Notes a SIGTERM, so that the loop saves and stops after the step in progress, in all processes alike."""
-
-    def __init__(self) -> None:
-        self._stop = False
-        self._old: Any = None
-
-    def __enter__(self) -> "Signals":
-        try:
-            self._old = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not in the main thread: whoever owns it decides
-            self._old = None
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGTERM, self._old)
-
-    def _note(self, *args: object) -> None:
-        self._stop = True
-
-    def stopping(self) -> bool:
-        if jax.process_count() == 1:
-            return self._stop
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.process_allgather(np.asarray(self._stop)).any())

@@ -1,0 +1,92 @@
+"""A work directory's own files: the configuration it belongs to, and its lines of metrics."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gems_jax.training.config import Config
+from gems_jax.training.stages import as_plain
+
+
+def check_config(config: Config, workdir: Path) -> None:
+    """Checks that a work directory's configuration, if it has one, agrees in every field that decides the result.
+
+    Raises:
+      ValueError: fields differ (named).
+    """
+    # These decide where things lie, how often they are looked at and how results are shown, not what they are.
+    free = {"name", "evaluate", "data.dir", "model.path", "null_space.path", "model.from_text", "pretrain"}
+    free |= {f"train.{x}" for x in ("log_every", "eval_every", "eval_rows", "checkpoint_every")}
+    path = workdir / "config.yaml"
+    if not path.is_file():
+        return
+    new = flatten(json.loads(json.dumps(as_plain(config))))
+    try:
+        old = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        raise ValueError(f"{path} is damaged; choose another --workdir") from None
+    differ = [
+        name
+        for name in sorted(set(old) | set(new))
+        if old.get(name) != new.get(name) and not any(name == f or name.startswith(f + ".") for f in free)
+    ]
+    if differ:
+        shown = "; ".join(f"{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in differ[:5])
+        raise ValueError(f"{workdir} belongs to another configuration ({shown}); choose another --workdir")
+
+
+def keep_config(config: Config, workdir: Path) -> None:
+    """Writes ``config.yaml``, unless a run of another configuration is there (`check_config`)."""
+    check_config(config, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.yaml"
+    staging = path.with_name(".config.yaml.tmp")
+    staging.write_text(yaml.safe_dump(json.loads(json.dumps(as_plain(config))), sort_keys=False), encoding="utf-8")
+    os.replace(staging, path)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+class Log:
+    """``metrics.jsonl``: a line a logged step, written by the first process alone."""
+
+    def __init__(self, workdir: Path, active: bool):
+        self._path = workdir / "metrics.jsonl"
+        self._active = active
+
+    def __enter__(self) -> "Log":
+        if self._active:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        if self._active:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        if self._path.is_file():
+            for text in self._path.read_text(encoding="utf-8").splitlines():
+                if text.endswith("}"):
+                    yield json.loads(text)
+
+    def truncate(self, step: int) -> None:
+        """Drops lines after a step: they will be written again."""
+        if self._active:
+            kept = "".join(json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step)
+            staging = self._path.with_suffix(".tmp")
+            staging.write_text(kept, encoding="utf-8")
+            os.replace(staging, self._path)
