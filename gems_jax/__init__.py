@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gems_jax.items import ItemIndex
     from gems_jax.ranking import metrics, rank_items
     from gems_jax.reports import diagnostics, state_bytes
+    from gems_jax.sharding import state_sharding
     from gems_jax.wrappers import accumulate, apply_if_finite
 
 # Name -> module (and attribute, where the name is not the module itself); imported at first use.
@@ -32,8 +33,10 @@ _LAZY = {
     "rank_items": ("gems_jax.ranking.rank_items", "rank_items"),
     "ItemIndex": ("gems_jax.items", "ItemIndex"),
     "estimate_null_space": ("gems_jax.calibrate", "estimate_null_space"),
+    "observed_matrix_dims": ("gems_jax.calibrate", "observed_matrix_dims"),
     "diagnostics": ("gems_jax.reports", "diagnostics"),
     "state_bytes": ("gems_jax.reports", "state_bytes"),
+    "state_sharding": ("gems_jax.sharding", "state_sharding"),
     "accumulate": ("gems_jax.wrappers", "accumulate"),
     "apply_if_finite": ("gems_jax.wrappers", "apply_if_finite"),
 }
@@ -65,6 +68,7 @@ __all__ = [
     "scale_by_gems",
     "stacked_matrix_dims",
     "state_bytes",
+    "state_sharding",
     "task_value_and_grad",
     "task_weights",
     "token_mean",

@@ -10,7 +10,7 @@ import optax
 
 from gems_jax.plan import Kernel
 from gems_jax.projection import kept_side_first, project_stack
-from gems_jax.subspace import Decomposition, Frame, make_basis, map_stack, matmul
+from gems_jax.subspace import Decomposition, Frame, make_basis, map_stack, matmul, norms
 
 PyTree = Any
 
@@ -132,32 +132,30 @@ def compute_bases(
     old: Bases, gradients: Gradients, do: jax.Array, frame: Frame, masks: Masks, refresh: Refresh
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     """New bases of the branches in ``do: [1 + T, k]`` whose gradients yield one, and which those are."""
-    complement = frame.complement
 
-    def one(gradient: Any, previous: Any, factor: Any, exclude: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
+    def one(varying: Any, shared: Any) -> tuple[jax.Array, jax.Array]:
+        gradient, previous = varying
+        factor, exclude, columns = shared
         return make_basis(
             gradient,
             previous.shape[-1],
-            Frame(factor, complement),
+            Frame(factor, frame.complement),
             method=refresh.method,
             signs=refresh.signs,
             previous=previous,
             has_previous=has_basis(previous),
             exclude=exclude,
-            columns=mask,
+            columns=columns,
             key=refresh.key,
         )
 
-    factor = frame.factor
-    shared, replaced = map_stack(one, gradients[0], old[0], factor, None, masks[0])
+    shared, replaced = map_stack(one, 1, (gradients[0], old[0]), (frame.factor, None, masks[0]))
     done = (replaced & do[0])[None]
     shared = where_leading(done[0], shared, old[0])
     if old[1] is None:
         return shared, None, done
     exclude = shared if refresh.complementary else None
-    task, replaced = map_stack(
-        lambda gradient, previous: map_stack(one, gradient, previous, factor, exclude, masks[1]), gradients[1], old[1]
-    )
+    task, replaced = map_stack(one, 2, (gradients[1], old[1]), (frame.factor, exclude, masks[1]))
     task_done = replaced & do[1:]
     return shared, where_leading(task_done, task, old[1]), jnp.concatenate([done, task_done])
 
@@ -192,18 +190,25 @@ def refresh_bases(
     def everything(do: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array]:
         return compute_bases(old, gradients, do, frame, masks, refresh)
 
-    wanted = pending | refresh.due
+    room = _room(masks, pending.shape)
+    wanted = (pending | refresh.due) & room
     do = wanted & usable
-    shared, task, done = jax.lax.cond(
-        jnp.any(do), everything, lambda do: (old[0], old[1], jnp.zeros_like(do)), do
-    )
+    shared, task, done = jax.lax.cond(jnp.any(do), everything, lambda do: (old[0], old[1], jnp.zeros_like(do)), do)
     pending = wanted & ~done
     if refresh.stagger_every is None or size == 1:
         return (shared, task), pending, done
     due, (shared, task), replaced = _refresh_a_few(
-        (shared, task), gradients, usable & ~done, frame, masks, refresh, refresh.stagger_every
+        (shared, task), gradients, usable & ~done & room, frame, masks, refresh, refresh.stagger_every
     )
-    return (shared, task), (pending | due) & ~replaced & ~done, done | replaced
+    return (shared, task), (pending | (due & room)) & ~replaced & ~done, done | replaced
+
+
+def _room(masks: Masks, shape: tuple[int, ...]) -> jax.Array:
+    """``[1 + T, k]`` bool: branches with room for any column; the others have nothing to wait for."""
+    shared, task = (
+        jnp.ones(shape[1:], bool) if mask is None else jnp.any(jnp.asarray(mask), axis=-1) for mask in masks
+    )
+    return jnp.concatenate([shared[None], jnp.broadcast_to(task, (shape[0] - 1, *shape[1:]))])
 
 
 def _refresh_a_few(
@@ -262,6 +267,10 @@ def run_inner(
     init, update = lift_inner(inner, basis.ndim - 2)
     on = active[..., None, None]
     low = jnp.where(on, matmul(basis.mT, gradient), 0)
+    # Where the gradient's rank is below the basis', surplus columns meet nothing but rounding, which Adam would
+    # blow up to full-size steps: no digit of these rows means anything.
+    rounding = 16 * jnp.finfo(low.dtype).eps * norms(gradient)
+    low = jnp.where(norms(low, -1) > rounding, low, 0)
     low_weights = matmul(basis.mT, weights)
     if moments == "reset":
         state = where_leading(fresh, init(low_weights), state)
@@ -318,7 +327,8 @@ def step_group(
             (state.shared_basis, None), (shared_grad, None), state.pending[:1], usable, frame, masks, refresh
         )
         # Task branches whose gradients came merged in this step wait for the next that are not.
-        later = state.pending[1:] if state.task_basis is None else state.pending[1:] | refresh.due
+        room = _room(masks, state.pending.shape)[1:]
+        later = state.pending[1:] if state.task_basis is None else (state.pending[1:] | refresh.due) & room
         state = state._replace(shared_basis=shared, pending=jnp.concatenate([waiting, later]))
         energy = jnp.zeros((num_tasks,), shared_grad.dtype)
         tasks = None

@@ -1,53 +1,72 @@
-"""The null space of a model, from general text, in one pass."""
+"""The null space of a model, from general text."""
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gems_jax.capture import kernel_moments
+from gems_jax.capture import Inputs, PyTree, kernel_inputs
+from gems_jax.directions import Directions, Rule, principal_directions, stack_directions, warn_if_little_is_kept
 from gems_jax.leaf_path import leaf_path
-from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs, stacked_matrix_dims
-from gems_jax.null_space import NullSpace, SecondMoment, Side, weights_fingerprint
+from gems_jax.matrix_dims import MatrixRule, stacked_matrix_dims
+from gems_jax.moment_groups import moment_groups
+from gems_jax.moment_pass import Batch, as_function, kernel_specs, masks_of, moment_pass
+from gems_jax.null_space import NullSpace, Side, weights_fingerprint
+from gems_jax.replay import mask_fits
+from gems_jax.second_moment import SecondMoment, symmetric
 
-PyTree = Any
-Batch = Mapping[str, Any]
+Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
 
 
 def estimate_null_space(
     model: Any,
-    batches: Iterable[Batch],
+    batches: Batches,
     *,
     energy: float | None = None,
     rank: int | float | None = None,
     threshold: float | None = None,
+    max_directions: int | None = None,
     side: Side = "in",
+    memory_limit: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     progress: bool = True,
     params: PyTree | None = None,
     matrix_dims: MatrixRule | None = None,
 ) -> NullSpace:
-    """The general-domain null space of all kernels of a model, in one pass over general text.
+    """The general-domain null space of all kernels of a model, from general text.
 
     ``C = E[x x^T]`` of what each kernel is multiplied with (side ``in``) or yields (``out``), padding masked,
     no mean removed; principal directions as in `NullSpace.from_moments` (arXiv 2601.09496, section 3).
 
+    One pass over the text, in which the moments of all layers are held at once: 4 bytes for each entry of
+    ``C``, once for each distinct input. With a ``memory_limit`` that is less, one pass for each group of layers
+    that fits, as far as the group's last layer. On the host one matrix at a time is decomposed, in float64.
+
     Args:
       model: a Flax NNX module, or a function ``model(params, **batch)`` with ``params``.
-      batches: dictionaries of arrays; those that the model's call names are passed to it. ``attention_mask``
-        and ``decoder_attention_mask`` (or ``label_mask``) ``[B, S]`` say which positions count.
+      batches: dictionaries of arrays, or a function that returns an iterator of them; those that the model's
+        call names are passed to it. ``attention_mask`` and ``decoder_attention_mask`` (or ``label_mask``)
+        ``[B, S]`` say which positions count; the latter for what depends on entries named ``decoder_...``.
       energy, rank, threshold: how many directions are protected; exactly one.
+      max_directions: at most so many of each input, see `Rule`.
       side: ``"in"`` or ``"out"``.
+      memory_limit: bytes that second moments may take on a device; beside them there is one layer's product.
+      mesh: spreads the rows of each moment over its devices, and those of the batches, where they divide.
       progress: shows batches done and rate.
       params: parameters where ``model`` is a function.
       matrix_dims: which leaves are kernels; default `stacked_matrix_dims`.
 
     Returns:
-      A `NullSpace` with the weights' fingerprint.
+      A `NullSpace` with the weights' fingerprint. Kernels that the pass never multiplies with an activation are
+      not in it; a warning names them and says why.
 
     Raises:
-      ValueError: no batches, no kernels seen, or masks of one length that cannot be told apart.
+      ValueError: no batches, no kernels seen, a ``memory_limit`` below a single moment, or one that needs several
+        passes over batches that can be read once.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -58,103 +77,155 @@ def estimate_null_space(
       >>> ns.factor("a/kernel").kept.item()
       1
     """
-    apply, params, names = _as_function(model, params)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    rule = matrix_dims or stacked_matrix_dims
-    specs: dict[str, MatrixSpec] = {
-        leaf_path(path): spec
-        for (path, _), spec in zip(leaves, matrix_specs(params, rule), strict=True)
-        if spec is not None
-    }
-    if not specs:
-        raise ValueError("the model has no kernels under matrix_dims; give a rule that names them")
-    inputs: dict[str, str] = {}
-
-    @jax.jit
-    def moments_of(params: PyTree, batch: Batch) -> dict[str, SecondMoment]:
-        masks = _masks(batch)
-        called = {k: v for k, v in batch.items() if names is None or k in names}
-        found, moments = kernel_moments(lambda params, batch: apply(params, batch), params, called, specs, side, masks)
-        inputs.update(found)
-        return moments
-
-    total: dict[str, SecondMoment] | None = None
-    add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
-    for batch in _progress(batches, progress):
-        moments = moments_of(params, _told_apart(batch))
-        total = moments if total is None else add(total, moments)
-    if total is None:
-        raise ValueError("no batches of general text to calibrate on")
-    if not inputs:
-        raise ValueError(f"the model's pass uses none of its kernels ({', '.join(list(specs)[:3])}, ...) in products")
-    matrices = {name: moment.total / _per_matrix(moment) for name, moment in total.items()}
-    by_kernel = {path: matrices[inputs[path]] for path in sorted(inputs)}
-    return NullSpace.from_moments(
-        by_kernel,
-        energy=energy,
-        rank=rank,
-        threshold=threshold,
-        side=side,
-        fingerprint=weights_fingerprint(params, inputs),
-    )
-
-
-def _per_matrix(moment: SecondMoment) -> jax.Array:
-    return jnp.maximum(moment.count, 1).astype(jnp.float32)[..., None, None]
+    rule = Rule(energy, rank, threshold, max_directions)
+    if side not in ("in", "out"):
+        raise ValueError(f"side is {side!r}; choose 'in' or 'out'")
+    function = as_function(model, params)
+    specs = kernel_specs(function.params, matrix_dims)
+    if mesh is not None:
+        function = function._replace(params=jax.tree.map(lambda leaf: _on(mesh, leaf), function.params))
+    read, first = _readable(batches)
+    found = kernel_inputs(function.apply, function.params, function.called(first), specs, side)
+    if not found.inputs:
+        raise ValueError(
+            f"the model's pass uses none of its kernels ({', '.join(list(specs)[:3])}, ...) in products: "
+            f"{_listed(found.remarks)}"
+        )
+    _warn(found, first)
+    groups = moment_groups(found.inputs, memory_limit, 1 if mesh is None else mesh.size)
+    if len(groups) > 1 and isinstance(batches, Iterator):
+        raise ValueError(
+            f"memory_limit={memory_limit} needs {len(groups)} passes over the text, but batches can be read once; "
+            "give a list, or a function that returns an iterator"
+        )
+    directions: dict[str, list[Directions]] = {entry.name: [] for entry in found.inputs}
+    num_batches: int | None = None
+    for number, group in enumerate(groups):
+        label = "calibrating" if len(groups) == 1 else f"calibrating, pass {number + 1} of {len(groups)}"
+        start, add = moment_pass(function, specs, side, found.inputs, group, mesh)
+        moments, seen = start(), 0
+        for batch in _progress(read(), progress, label):
+            moments = add(function.params, {key: _placed(value, mesh) for key, value in batch.items()}, moments)
+            seen += 1
+        if num_batches not in (None, seen):
+            raise ValueError(f"batches gave {num_batches} batches at first and {seen} in pass {number + 1}")
+        num_batches = seen
+        for name in group:
+            # One after the other: a moment is let go when it is decomposed.
+            directions[name] += _decompose(name, moments.pop(name), rule, mesh)
+    stacks = {entry.name: entry.stack for entry in found.inputs}
+    inputs = dict(sorted(found.names().items()))
+    factors = {name: stack_directions(directions[name], stacks[name]) for name in dict.fromkeys(inputs.values())}
+    warn_if_little_is_kept(factors, energy)
+    return NullSpace(factors, inputs, side, weights_fingerprint(function.params, inputs), rule.given())
 
 
-def _as_function(model: Any, params: PyTree | None) -> tuple[Callable[[PyTree, Batch], Any], PyTree, set[str] | None]:
-    """A function of parameters and batch, the parameters, and the batch entries it takes (None: all)."""
-    if params is not None:
-        return (lambda params, batch: model(params, **batch)), params, _keywords(model)
-    from flax import nnx
+def observed_matrix_dims(model: Any, batch: Batch, params: PyTree | None = None) -> MatrixRule:
+    """The matrix roles of a model's kernels as its forward pass uses them, as a rule for ``matrix_dims``.
 
-    if not isinstance(model, nnx.Module):
-        raise TypeError(f"model is a {type(model).__name__}; pass a Flax NNX module, or a function with params=")
-    graphdef, weights, *others = nnx.split(model, nnx.Param, ...)
-    (rest,) = others
-    return (
-        lambda params, batch: nnx.merge(graphdef, params, rest)(**batch),
-        weights,
-        _keywords(type(model).__call__),
-    )
+    For leaves whose path ends in ``kernel`` or that have two axes; what is not multiplied with an activation has
+    no role. Saves writing `MatrixDims` for the head-split kernels of ``nnx.LinearGeneral`` and ``nnx.Einsum``.
 
+    Args:
+      model, params: see `estimate_null_space`.
+      batch: arguments of a call; nothing is computed.
 
-def _keywords(function: Callable[..., Any]) -> set[str] | None:
-    parameters = inspect.signature(function).parameters.values()
-    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}
+    Returns:
+      A rule: ``(path, leaf) -> MatrixDims | None``.
 
-
-def _masks(batch: Batch) -> dict[tuple[int, ...], jax.Array]:
-    """Masks by their shape; the decoder's is its own or that of the labels."""
-    masks: dict[tuple[int, ...], jax.Array] = {}
-    decoder = "decoder_attention_mask" if "decoder_attention_mask" in batch else "label_mask"
-    for name in ("attention_mask", decoder):
-        if name in batch:
-            masks[tuple(batch[name].shape)] = batch[name]
-    return masks
-
-
-def _told_apart(batch: Batch) -> Batch:
-    """Pads the decoder's side by a masked position where both sides are of one length.
-
-    A product's input is matched with its mask by shape, so the two lengths must differ.
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"q": {"kernel": jnp.ones((4, 2, 3))}}
+      >>> model = lambda params, x: jnp.einsum("bsm,mhd->bshd", x, params["q"]["kernel"])
+      >>> observed_matrix_dims(model, {"x": jnp.ones((2, 6, 4))}, params)("q/kernel", params["q"]["kernel"])
+      MatrixDims(in_axes=(0,), out_axes=(1, 2))
     """
-    batch = {key: jnp.asarray(value) for key, value in batch.items()}
-    if "input_ids" not in batch or "decoder_input_ids" not in batch:
-        return batch
-    if batch["input_ids"].shape != batch["decoder_input_ids"].shape:
-        return batch
-    mask = batch.get("decoder_attention_mask", batch.get("label_mask", jnp.ones_like(batch["decoder_input_ids"])))
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, 1)))  # noqa: E731
-    return batch | {"decoder_input_ids": pad(batch["decoder_input_ids"]), "decoder_attention_mask": pad(mask)}
+    function = as_function(model, params)
+    paths = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(function.params)}
+    default = {path: stacked_matrix_dims(path, leaf) for path, leaf in paths.items()}
+    wanted = dict.fromkeys(path for path, dims in default.items() if dims is not None or path.endswith("kernel"))
+    roles = kernel_inputs(function.apply, function.params, function.called(batch), wanted).roles
+    return lambda path, leaf: roles.get(path)
 
 
-def _progress(batches: Iterable[Batch], show: bool) -> Iterable[Batch]:
+def _decompose(name: str, moment: SecondMoment, rule: Rule, mesh: jax.sharding.Mesh | None) -> list[Directions]:
+    everywhere = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    counts = np.maximum(np.asarray(moment.count), 1).reshape(-1)
+    stack = moment.total.shape[:-2]
+    take = jax.jit(_matrix_at, out_shardings=everywhere)
+    found = []
+    for n, index in enumerate(np.ndindex(stack)):
+        lower = np.asarray(take(moment.total, tuple(jnp.asarray(i) for i in index)), np.float64)
+        found.append(principal_directions(name, symmetric(lower) / counts[n], rule))
+    return found
+
+
+def _matrix_at(total: jax.Array, index: tuple[jax.Array, ...]) -> jax.Array:
+    return total[index]
+
+
+def _placed(value: Any, mesh: jax.sharding.Mesh | None) -> jax.Array:
+    """An entry of a batch, its rows spread over a mesh where they divide."""
+    if mesh is None:
+        return jnp.asarray(value)
+    rows = (mesh.axis_names,) if np.ndim(value) and len(value) % mesh.size == 0 else ()
+    return jax.device_put(value, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*rows)))
+
+
+def _on(mesh: jax.sharding.Mesh, leaf: jax.Array) -> jax.Array:
+    """A parameter on the devices of a mesh: as it is if it is there already, else on each."""
+    devices = getattr(getattr(leaf, "sharding", None), "device_set", None)
+    if devices == set(mesh.devices.flat):
+        return leaf
+    return jax.device_put(leaf, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def _readable(batches: Batches) -> tuple[Callable[[], Iterable[Batch]], Batch]:
+    """A function that gives all batches (again), and the first."""
+    again = batches if callable(batches) else lambda: batches
+    iterator = iter(again())
+    first = next(iterator, None)
+    if first is None:
+        raise ValueError("no batches of general text to calibrate on")
+    if isinstance(batches, Iterator):
+
+        def once() -> Iterator[Batch]:
+            yield first
+            yield from iterator
+
+        return once, first
+    return again, first
+
+
+def _warn(found: Inputs, batch: Batch) -> None:
+    if found.remarks:
+        warnings.warn(
+            f"not all uses of {len(found.remarks)} kernels are in the null space: {_listed(found.remarks)}",
+            stacklevel=3,
+        )
+    masks = masks_of(batch)
+    for entry in found.inputs:
+        for use in entry.uses:
+            mask = masks.decoder if use.is_decoder else masks.tokens
+            if mask is None or mask_fits(use.positions, mask.shape) or math.prod(use.positions) < mask.size:
+                continue
+            warnings.warn(
+                f"padding counts in the null space of {entry.name!r}: its input's positions {list(use.positions)} "
+                f"do not begin with those of the mask, {list(mask.shape)}",
+                stacklevel=3,
+            )
+
+
+def _listed(remarks: Mapping[str, str], most: int = 5) -> str:
+    lines = [f"{path!r}: {text}" for path, text in list(remarks.items())[:most]]
+    return "; ".join(lines) + (f"; and {len(remarks) - most} more" if len(remarks) > most else "")
+
+
+def _progress(batches: Iterable[Batch], show: bool, label: str) -> Iterable[Batch]:
     if not show:
         return batches
     try:
         from tqdm import tqdm
     except ImportError:
         return batches
-    return tqdm(batches, desc="calibrating", unit="batch")
+    return tqdm(batches, desc=label, unit="batch")

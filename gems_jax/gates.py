@@ -179,7 +179,7 @@ def learned(
     temperature: float = 1.5,
     min_temperature: float = 0.1,
     decay: float = 0.99,
-    entropy: float = 0.01,
+    entropy: float = 0.1,
     seed: int = 0,
 ) -> Gate:
     """A small network on the tasks' shares, trained by a hypergradient while the model trains.
@@ -203,6 +203,17 @@ def learned(
 
     Raises:
       ValueError: a value out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> gate = learned(learning_rate=0.1, hidden=8)
+      >>> shares = jnp.ones(2)
+      >>> progress = jnp.array([1.0, 0.0])  # the first task's last step lowered the mean loss
+      >>> gates, state = gate.update(Signals(shares, shares, shares, progress), gate.init(2))
+      >>> for _ in range(10):
+      ...     gates, state = gate.update(Signals(shares, shares, shares, progress), state)
+      >>> bool(gates[0] > 0.6)
+      True
     """
     if hidden < 2 or not 0 < min_temperature <= temperature or not 0 < decay <= 1:
         raise ValueError(

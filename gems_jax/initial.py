@@ -65,11 +65,11 @@ def initial_state(params: PyTree, plan: Plan, settings: Settings) -> GemsState:
 
 
 def _no_diagnostics(num_tasks: int) -> Diagnostics:
-    per_task = jnp.zeros((num_tasks,), jnp.float32)
+    # A buffer each: states are donated.
     return Diagnostics(
         gates=jnp.full((num_tasks,), 1 / num_tasks, jnp.float32),
-        weights=per_task,
-        grad_norms=per_task,
+        weights=jnp.zeros((num_tasks,), jnp.float32),
+        grad_norms=jnp.zeros((num_tasks,), jnp.float32),
         cosines=jnp.zeros((num_tasks, num_tasks), jnp.float32),
         captured=jnp.zeros((1 + num_tasks,), jnp.float32),
         update_norm=jnp.zeros((), jnp.float32),

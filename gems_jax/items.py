@@ -1,19 +1,45 @@
-"""Items as tokens: one new token an item, the model's tables grown by a row for each."""
+"""Items as tokens: one new token an item, or several that items share."""
 
 import dataclasses
+import json
+import os
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-if TYPE_CHECKING:
-    from gems_jax.models.t5 import T5
+from gems_jax.grow import grow
 
-# Embedding tables are padded to a multiple of a power of two; more rows without a token than this mean that
-# tokenizer and model do not belong together.
-MAX_UNUSED_ROWS = 255
+__all__ = [
+    "ItemIndex",
+    "add_identifier_tokens",
+    "add_item_tokens",
+    "grow",
+    "index_identifiers",
+    "item_token",
+    "load_item_identifiers",
+    "max_unused_rows",
+]
+
+# More rows without a token than the largest models have mean that tokenizer and model do not belong together.
+_MAX_UNUSED_ROWS = 511
+# What tables are usually padded to a multiple of, if at all.
+_USUAL_PADDING = 64
+
+
+def max_unused_rows(rows: int) -> int:
+    """How many rows of a table of ``rows`` may be without a token, as tables are padded to round sizes.
+
+    A multiple of 64 may have 511 (Qwen 2.5: 399 of 152,064), others fewer than the power of two that divides them.
+
+    Example:
+      >>> max_unused_rows(32128), max_unused_rows(40), max_unused_rows(41)
+      (511, 7, 0)
+    """
+    padding = rows & -rows
+    return _MAX_UNUSED_ROWS if padding >= _USUAL_PADDING else padding - 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +109,7 @@ def add_item_tokens(tokenizer: Any, item_ids: Sequence[str], vocab_size: int | N
       item_ids: the N items' identifiers.
       vocab_size: rows of the model's embedding, where the items' ids shall begin; ``None``: the tokenizer's size.
         Rows that the model has beyond the tokenizer (tables are padded to round sizes) get tokens
-        ``<unused_...>``, up to 255.
+        ``<unused_...>``, as many as `max_unused_rows` allows.
 
     Returns:
       The N token ids, one after the other from ``vocab_size`` on.
@@ -92,24 +118,30 @@ def add_item_tokens(tokenizer: Any, item_ids: Sequence[str], vocab_size: int | N
       ValueError: if there are no items, one occurs twice or is in the tokenizer already, or the tokenizer does not
         belong to a model of ``vocab_size``.
     """
-    from transformers import AddedToken
-
     tokens = [item_token(item_id) for item_id in item_ids]
     if not tokens:
         raise ValueError("item_ids is empty: give the identifiers of the items to add")
-    vocabulary = tokenizer.get_vocab()
     seen: set[str] = set()
     for token in tokens:
         if token in seen:
             raise ValueError(f"item_ids holds the item of {token} twice; each may be added once")
+        seen.add(token)
+    return _add_tokens(tokenizer, tokens, vocab_size)
+
+
+def _add_tokens(tokenizer: Any, tokens: Sequence[str], vocab_size: int | None) -> list[int]:
+    """Adds distinct tokens, their ids one after the other from ``vocab_size`` on."""
+    from transformers import AddedToken
+
+    vocabulary = tokenizer.get_vocab()
+    for token in tokens:
         if token in vocabulary:
             raise ValueError(
                 f"the tokenizer already has {token} (id {vocabulary[token]}): start from the tokenizer without items"
             )
-        seen.add(token)
     size = len(tokenizer)
     start = size if vocab_size is None else vocab_size
-    if not 0 <= start - size <= MAX_UNUSED_ROWS:
+    if not 0 <= start - size <= max_unused_rows(start):
         raise ValueError(
             f"the tokenizer has {size} tokens, the model's vocabulary {start}: they do not belong together; load both "
             "from one folder"
@@ -117,7 +149,7 @@ def add_item_tokens(tokenizer: Any, item_ids: Sequence[str], vocab_size: int | N
     unused = [f"<unused_{number}>" for number in range(size, start)]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in unused])
     tokenizer.add_tokens([AddedToken(token, lstrip=True, rstrip=True, normalized=False) for token in tokens])
-    ids = tokenizer.convert_tokens_to_ids(tokens)
+    ids = tokenizer.convert_tokens_to_ids(list(tokens))
     if list(ids) != list(range(start, start + len(tokens))):
         raise ValueError(
             f"the tokenizer gave the items ids from {min(ids)} to {max(ids)}, expected {start} to "
@@ -126,83 +158,108 @@ def add_item_tokens(tokenizer: Any, item_ids: Sequence[str], vocab_size: int | N
     return list(ids)
 
 
-def grow(
-    model: "T5",
-    title_token_ids: Sequence[Sequence[int]],
-    init: Literal["title", "random"] = "title",
-    key: jax.Array | None = None,
-) -> "T5":
-    """A model with a row for each item behind the pretrained ones, which stay as they are.
-
-    ``"title"``: the mean of the title's token rows, in the embedding and in the output layer each of its own
-    table; ``"random"``: normal. Either is rescaled to the mean norm of the pretrained rows, since the mean of rows
-    is much shorter than they are.
+def load_item_identifiers(path: str | os.PathLike[str], item_ids: Sequence[str]) -> list[tuple[str, ...]]:
+    """Reads identifiers of several tokens an item, such as the four levels of a semantic id (arXiv 2305.05065).
 
     Args:
-      model: a `T5` without items.
-      title_token_ids: for each of the N items its title's token ids, all of the pretrained vocabulary.
-      init: where the new rows start from.
-      key: PRNG key, for ``"random"`` only.
+      path: JSON file, an object of item id to its tokens: ``["<a_12>", "<b_7>"]`` or in one string
+        ``"<a_12><b_7>"``. An identifier may be the beginning of another's: the end token tells them apart.
+      item_ids: the N items, in the order of their numbers.
 
     Returns:
-      A new model with ``item_embedding`` and, if the output layer is a table of its own, ``item_head``.
+      The tokens of each item.
 
     Raises:
-      ValueError: if the model has items already, there are none, a title is empty or holds an unknown token id, or
-        the key is missing.
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is no such object, an item is missing, unknown or stands there twice, or an identifier is
+        empty, wrong or another item's, too.
 
     Example:
-      >>> import jax
-      >>> from gems_jax.models import T5, T5Config
-      >>> config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_decoder_layers=1,
-      ...                   num_heads=2)
-      >>> model = grow(T5.create(config, jax.random.key(0)), [[5, 6], [7]])
-      >>> model.item_embedding.embedding.shape
-      (2, 8)
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "identifiers.json"
+      >>> _ = path.write_text('{"B01": ["<a_1>", "<b_2>"], "B02": "<a_1><b_3>"}')
+      >>> load_item_identifiers(path, ["B02", "B01"])
+      [('<a_1>', '<b_3>'), ('<a_1>', '<b_2>')]
     """
-    from flax import nnx
-
-    from gems_jax.leaf_path import leaf_path
-    from gems_jax.models.t5 import T5
-
-    config = model.config
-    if config.num_added_tokens:
-        raise ValueError(f"the model already has {config.num_added_tokens} items: grow the model without items")
-    if not title_token_ids:
-        raise ValueError("title_token_ids is empty: give the title's tokens of each item")
-    if init not in ("title", "random"):
-        raise ValueError(f"init must be 'title' or 'random', got {init!r}")
-    if init == "random" and key is None:
-        raise ValueError("init='random' needs a key, such as jax.random.key(0)")
-    params = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))}
-    tables = {"token_embedding/embedding": "item_embedding/embedding"}
-    if not config.tie_word_embeddings:
-        tables["lm_head/embedding"] = "item_head/embedding"
-    for number, (pretrained, added) in enumerate(tables.items()):
-        table = np.asarray(params[pretrained].astype(jnp.float32))
-        if init == "title":
-            rows = _title_means(table, title_token_ids)
-        else:
-            assert key is not None
-            shape = (len(title_token_ids), config.d_model)
-            rows = np.asarray(jax.random.normal(jax.random.fold_in(key, number), shape))
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        target = np.linalg.norm(table, axis=1).mean()
-        params[added] = jnp.asarray(rows * (target / np.maximum(norms, 1e-12)), config.param_dtype)
-    return T5.from_params(dataclasses.replace(config, num_added_tokens=len(title_token_ids)), params)
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give the JSON file of the items' identifiers")
+    try:
+        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+        raise ValueError(f"{path} must hold one JSON object, item id to tokens")
+    known, found = set(item_ids), {}
+    owners: dict[tuple[str, ...], str] = {}
+    for item_id, written in pairs:
+        if item_id not in known:
+            raise ValueError(f"{path}: item {item_id!r} is not one of the {len(known)} items of the catalogue")
+        if item_id in found:
+            raise ValueError(f"{path}: item {item_id!r} stands there twice")
+        tokens = _identifier(written, f"{path}: item {item_id!r}")
+        if tokens in owners:
+            raise ValueError(f"{path}: items {owners[tokens]!r} and {item_id!r} have the same identifier {tokens}")
+        owners[tokens] = item_id
+        found[item_id] = tokens
+    missing = [item_id for item_id in item_ids if item_id not in found]
+    if missing:
+        raise ValueError(f"{path}: no identifier for {len(missing)} items, such as {missing[0]!r}")
+    return [found[item_id] for item_id in item_ids]
 
 
-def _title_means(table: np.ndarray, titles: Sequence[Sequence[int]]) -> np.ndarray:
-    lengths = np.array([len(title) for title in titles])
-    if not lengths.all():
-        raise ValueError(
-            f"title_token_ids, item {int(np.argmin(lengths))}: the title is empty; give it a text, or use init='random'"
-        )
-    flat = np.concatenate([np.asarray(title, np.int64) for title in titles])
-    if flat.min() < 0 or flat.max() >= len(table):
-        raise ValueError(
-            f"title_token_ids reaches from {flat.min()} to {flat.max()}: the pretrained vocabulary is 0 to "
-            f"{len(table) - 1}"
-        )
-    sums = np.add.reduceat(table[flat], np.concatenate([[0], np.cumsum(lengths)[:-1]]), axis=0)
-    return sums / lengths[:, None]
+def _identifier(written: Any, place: str) -> tuple[str, ...]:
+    tokens = re.findall(r"<[^<>]*>", written) if isinstance(written, str) else written
+    if isinstance(written, str) and "".join(tokens) != written:
+        raise ValueError(f"{place}: {written!r} is no row of tokens like '<a_12><b_7>'; give a list of tokens")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) and token.strip() == token for token in tokens):
+        raise ValueError(f"{place}: {written!r} must be a list of tokens or a string like '<a_12><b_7>'")
+    if not tokens or not all(tokens):
+        raise ValueError(f"{place}: the identifier or one of its tokens is empty: {written!r}")
+    return tuple(tokens)
+
+
+def add_identifier_tokens(
+    tokenizer: Any, identifiers: Sequence[Sequence[str]], vocab_size: int | None = None
+) -> ItemIndex:
+    """Adds the tokens that identifiers consist of to a tokenizer, in place, each once, in the order of their text.
+
+    Like those of `add_item_tokens` they take the spaces around them along.
+
+    Args:
+      tokenizer: a Hugging Face tokenizer.
+      identifiers: the tokens of each of the N items, from `load_item_identifiers`.
+      vocab_size: rows of the model's embedding, see `add_item_tokens`.
+
+    Returns:
+      The items' token ids.
+
+    Raises:
+      ValueError: if there are no items, two have the same tokens, a token is in the tokenizer already, or the
+        tokenizer does not belong to a model of ``vocab_size``.
+    """
+    tokens = sorted({token for identifier in identifiers for token in identifier})
+    if not tokens:
+        raise ValueError("identifiers is empty: give the tokens of each item")
+    _add_tokens(tokenizer, tokens, vocab_size)
+    return index_identifiers(tokenizer, identifiers)
+
+
+def index_identifiers(tokenizer: Any, identifiers: Sequence[Sequence[str]]) -> ItemIndex:
+    """The items' token ids for a tokenizer that has their tokens, such as one that was loaded with its model.
+
+    Args:
+      tokenizer: a Hugging Face tokenizer.
+      identifiers: the tokens of each of the N items.
+
+    Raises:
+      ValueError: if the tokenizer lacks one of the tokens, or an item's identifier is empty or another's, too.
+    """
+    vocabulary = tokenizer.get_vocab()
+    ids = np.full((len(identifiers), max((len(tokens) for tokens in identifiers), default=0)), -1, np.int32)
+    for item, tokens in enumerate(identifiers):
+        for place, token in enumerate(tokens):
+            if token not in vocabulary:
+                raise ValueError(f"the tokenizer lacks {token}, a token of item {item}: add_identifier_tokens adds it")
+            ids[item, place] = vocabulary[token]
+    return ItemIndex(ids)

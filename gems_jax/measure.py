@@ -19,7 +19,7 @@ class Measured(NamedTuple):
     Attributes:
       gramian: ``[T, T]`` inner products of the tasks' gradients over leaves with a full task axis.
       present: tasks that have a finite gradient other than 0 (and tokens).
-      finite: ``[T]`` bool.
+      finite: ``[T]`` bool, whether a task's gradient is, and all that came merged for all tasks.
       weights: ``[T]`` of the tasks in the shared gradient, 0 for those not present.
     """
 
@@ -58,12 +58,13 @@ def measure(
     sizes = jnp.diagonal(gramian)
     finite = jnp.isfinite(sizes)
     tasks = finite & (sizes > 0) if stacked else jnp.ones((num_tasks,), bool)
-    tokens = jnp.ones((num_tasks,), jnp.float32) if counts is None else jnp.asarray(counts, jnp.float32)
+    tokens = jnp.ones((num_tasks,), jnp.float32) if counts is None else jnp.asarray(counts)
     tasks &= tokens > 0
-    weights = jnp.where(tasks, task_weights(jnp.where(tasks, tokens, 0.0), num_tasks), 0)
-    is_there = jnp.any(tasks) if shared is None else jnp.isfinite(squared_norm(shared))
-    present = Presence(tasks, is_there & jnp.isfinite(squared_norm(merged)))
-    return Measured(gramian, present, finite, weights)
+    weights = jnp.where(tasks, task_weights(jnp.where(tasks, tokens, 0), num_tasks), 0)
+    common = jnp.isfinite(squared_norm([*merged, *(shared or [])]))
+    is_there = jnp.any(tasks) if shared is None else jnp.ones((), bool)
+    # What all tasks share and is not finite makes all of them leave the step out, and is counted for each.
+    return Measured(gramian, Presence(tasks, is_there & common), finite & common, weights)
 
 
 def diagnose(
@@ -93,7 +94,7 @@ def diagnose(
     zero = jnp.zeros((), jnp.int32)
     return Diagnostics(
         gates=gates.astype(jnp.float32),
-        weights=measured.weights,
+        weights=measured.weights.astype(jnp.float32),
         grad_norms=norms,
         cosines=jnp.where(nonzero, measured.gramian / jnp.where(nonzero, outer, 1), 0),
         captured=jnp.where(known, low / jnp.where(known, full, 1), 0),

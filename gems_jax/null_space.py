@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,41 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gems_jax.directions import Factor, Rule, factor_of, warn_if_little_is_kept
 from gems_jax.fingerprint import weights_fingerprint
 from gems_jax.leaf_path import leaf_path
 from gems_jax.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, resolve
 from gems_jax.projection import kept_side_first, project_stack, project_update
 from gems_jax.second_moment import SecondMoment
 from gems_jax.staging import fresh_folder
-from gems_jax.subspace import Frame
 
 PyTree = Any
 Side = Literal["in", "out"]
-
-
-@dataclass(frozen=True)
-class Factor:
-    """What general text uses of one input, as the thinner of two orthonormal bases.
-
-    Attributes:
-      basis: ``[*batch, d, c]`` orthonormal columns, zero columns as padding within a stack.
-      complement: false where ``basis`` holds the protected directions ``K``, true where it holds their
-        orthogonal complement ``Q``, the null space.
-      kept: ``[*batch]`` number of protected directions.
-      residual: ``[*batch]`` share of the second moment's trace outside them.
-    """
-
-    basis: np.ndarray | jax.Array
-    complement: bool
-    kept: np.ndarray
-    residual: np.ndarray
-
-    @property
-    def dim(self) -> int:
-        return self.basis.shape[-2]
-
-    def frame(self, basis: jax.Array | None = None) -> Frame:
-        return Frame(jnp.asarray(self.basis if basis is None else basis), self.complement)
 
 
 @dataclass(frozen=True)
@@ -86,6 +60,7 @@ class NullSpace:
         energy: float | None = None,
         rank: int | float | None = None,
         threshold: float | None = None,
+        max_directions: int | None = None,
         side: Side = "in",
         fingerprint: str | None = None,
     ) -> "NullSpace":
@@ -96,10 +71,7 @@ class NullSpace:
         Args:
           moments: second moments ``[*batch, d, d]`` by kernel path; kernels that share an input share the
             object, and then one factor.
-          energy: fewest directions that hold at least this share of the trace.
-          rank: this many directions; a float in (0, 1) is a share of the input's dimension.
-          threshold: eigenvalues at least this large; where none is smaller, the smallest
-            ``max(1, d // 20)`` directions are the null space (the released rule, 2e-2).
+          energy, rank, threshold, max_directions: see `Rule`.
           side: what the moments are of, ``"in"`` or ``"out"``.
           fingerprint: of the weights, see `weights_fingerprint`.
 
@@ -109,21 +81,9 @@ class NullSpace:
         Raises:
           ValueError: no rule or several, a value out of range, a matrix that is not square and finite.
         """
-        given = {
-            name: float(value)
-            for name, value in (("energy", energy), ("rank", rank), ("threshold", threshold))
-            if value is not None
-        }
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of energy, rank and threshold, got {given or 'none'}")
+        how_many = Rule(energy, rank, threshold, max_directions)
         if side not in ("in", "out"):
             raise ValueError(f"side is {side!r}; choose 'in' or 'out'")
-        if energy is not None and not 0 <= energy <= 1:
-            raise ValueError(f"energy is a share of the trace between 0 and 1, got {energy}")
-        if rank is not None and rank < 0:
-            raise ValueError(f"rank is a number of directions, at least 0, got {rank}")
-        if isinstance(rank, float) and not 0 < rank < 1:
-            raise ValueError(f"rank={rank}: a float is a share of the input's dimension, in (0, 1)")
         names: dict[int, str] = {}
         factors: dict[str, Factor] = {}
         inputs: dict[str, str] = {}
@@ -131,16 +91,10 @@ class NullSpace:
             name = names.setdefault(id(moment), path)
             inputs[path] = name
             if name == path:
-                matrix = np.asarray(moment.matrix() if isinstance(moment, SecondMoment) else moment, np.float64)
-                factors[name] = _factor(path, matrix, energy=energy, rank=rank, threshold=threshold)
-        thin = [f for f in factors.values() if energy and np.mean(f.kept) * 100 <= f.dim]
-        if len(thin) * 2 > len(factors):
-            warnings.warn(
-                f"{len(thin)} of {len(factors)} inputs keep next to nothing of general text (a few outlier "
-                f"directions hold {energy:.0%} of the trace); raise energy or use rank",
-                stacklevel=2,
-            )
-        return cls(factors, inputs, side, fingerprint, given)
+                stack = moment.matrix() if isinstance(moment, SecondMoment) else np.asarray(moment)
+                factors[name] = factor_of(path, stack, how_many)
+        warn_if_little_is_kept(factors, energy)
+        return cls(factors, inputs, side, fingerprint, how_many.given())
 
     def factor(self, path: str) -> Factor:
         """The factor that constrains a kernel."""
@@ -235,41 +189,6 @@ class NullSpace:
         return "\n".join(rows)
 
 
-def _factor(
-    path: str, matrix: np.ndarray, *, energy: float | None, rank: int | float | None, threshold: float | None
-) -> Factor:
-    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
-        raise ValueError(f"moment of {path!r} has shape {list(matrix.shape)}, expected [..., d, d]")
-    if not np.all(np.isfinite(matrix)):
-        raise ValueError(f"moment of {path!r} is not finite; look for overflow in the model's activations")
-    batch, d = matrix.shape[:-2], matrix.shape[-1]
-    values, vectors = np.linalg.eigh(matrix.reshape(-1, d, d))
-    values, vectors = np.maximum(values[:, ::-1], 0), vectors[:, :, ::-1]
-    traces = values.sum(axis=1)
-    cumulative = np.cumsum(values, axis=1)
-    if energy is not None:
-        # Counting what is still missing before each direction; rounding of the sum never adds one.
-        missing = energy * traces[:, None] * (1 - 1e-12) > np.pad(cumulative, ((0, 0), (1, 0)))[:, :-1]
-        kept = np.where(traces > 0, missing.sum(axis=1), 0)
-    elif rank is not None:
-        kept = np.full(len(values), round(rank * d) if isinstance(rank, float) else min(rank, d))
-    else:
-        kept = (values >= threshold).sum(axis=1)
-        kept = np.where(kept == d, d - max(1, d // 20), kept)
-    # One choice per stack, zero columns as padding.
-    complement = bool((d - kept).max() < kept.max())
-    width = int((d - kept).max() if complement else kept.max())
-    basis = np.zeros((len(values), d, width), np.float32)
-    for i, k in enumerate(kept):
-        columns = vectors[i][:, k:] if complement else vectors[i][:, :k]
-        basis[i, :, : columns.shape[1]] = columns
-    inside = cumulative[np.arange(len(kept)), np.maximum(kept - 1, 0)] * (kept > 0)
-    residual = 1 - inside / np.where(traces > 0, traces, 1)
-    return Factor(
-        basis.reshape(*batch, d, width), complement, kept.reshape(batch).astype(np.int32), residual.reshape(batch)
-    )
-
-
 def check_factor(path: str, spec: MatrixSpec, null_space: NullSpace) -> MatrixSpec:
     """Checks that a kernel's factor has its dimension and its stack, and returns the kernel's spec.
 
@@ -356,8 +275,8 @@ def constrain_to_null_space(
 
 
 def factor_arrays(null_space: NullSpace) -> dict[str, jax.Array]:
-    """The factors' arrays by input name, as they lie in optimiser states."""
-    return {name: jnp.asarray(f.basis) for name, f in null_space.factors.items()}
+    """The factors' arrays by input name, as they lie in optimiser states: copies, since states are donated."""
+    return {name: jnp.array(f.basis, copy=True) for name, f in null_space.factors.items()}
 
 
 def check_paths(params: PyTree, null_space: NullSpace) -> None:

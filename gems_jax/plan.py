@@ -211,13 +211,19 @@ _RECORD: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def recorded_plans() -> Iterator[list[Recorded]]:
-    """Collects the plans that transforms make inside the block, however deep in a chain they are."""
+    """Collects the plans that transforms make inside the block, however deep in a chain they are.
+
+    Blocks may be nested: the outer one gets the inner one's plans too.
+    """
+    outer = _RECORD.get()
     plans: list[Recorded] = []
     token = _RECORD.set(plans)
     try:
         yield plans
     finally:
         _RECORD.reset(token)
+        if outer is not None:
+            outer.extend(plans)
 
 
 def record(options: Options, plan: Plan, params: PyTree, state: PyTree) -> None:

@@ -33,7 +33,4 @@ def project_stack(matrices: jax.Array, frame: Frame) -> jax.Array:
     """``N x`` for a stack ``[batch, d, n]`` with one factor ``[d, c]`` or one each."""
     if frame.factor is None:
         return matrices
-    factor = frame.factor.reshape(-1, *frame.factor.shape[-2:])
-    if factor.shape[0] == 1:
-        return jax.vmap(lambda x: Frame(factor[0], frame.complement).project(x))(matrices)
-    return jax.vmap(lambda x, f: Frame(f, frame.complement).project(x))(matrices, factor)
+    return frame._replace(factor=frame.factor.reshape(-1, *frame.factor.shape[-2:])).project(matrices)

@@ -50,7 +50,8 @@ class StateRow:
     Attributes:
       path: of the leaf.
       shape: its shape.
-      treatment: ``"subspaces"``, ``"frozen"``, ``"fallback"``, ``"null space"`` or ``"other"``.
+      treatment: ``"subspaces"``, ``"frozen"``, ``"fallback"``, ``"constrained"`` (the fallback's update, projected),
+        ``"null space"`` or ``"other"``.
       side: of the bases, ``""`` without.
       ranks: shared and task rank, with what was asked for where capped.
       bytes: of optimiser state.
@@ -178,7 +179,8 @@ def _rows(entry: Recorded) -> list[StateRow]:
     for i, path in enumerate(plan.paths):
         k = kernels.get(i)
         if k is None:
-            rows.append(StateRow(path, entry.shapes[i], "fallback", "", "", sizes[i]))
+            treatment = "constrained" if i in plan.constrained else "fallback"
+            rows.append(StateRow(path, entry.shapes[i], treatment, "", "", sizes[i]))
         else:
             treatment = "subspaces" if k.rank else "frozen"
             rows.append(StateRow(path, k.spec.shape, treatment, k.side, _ranks(k, entry.options.num_tasks), sizes[i]))

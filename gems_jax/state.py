@@ -27,7 +27,8 @@ class Diagnostics(NamedTuple):
       refreshed: bases replaced in this step.
       waiting: branches that wait for a usable gradient.
       absent: ``[T]`` steps in which a task had nothing to say.
-      skipped: ``[T]`` steps in which a task's gradient was not finite and was left out.
+      skipped: ``[T]`` steps in which a task's gradient (or what came merged for all) was not finite and was left
+        out.
     """
 
     gates: jax.Array

@@ -1,7 +1,7 @@
 """Low-rank bases of gradients, made inside the null space.
 
-One kernel at a time, kept side first: a gradient is ``[p, q]`` and a basis ``U: [p, r]`` spans leading left
-singular vectors of the constrained gradient. Callers transpose for the other side and ``vmap`` over stacks.
+Kept side first: a gradient is ``[..., p, q]`` and a basis ``U: [..., p, r]`` spans leading left singular vectors
+of the constrained gradient. Callers transpose for the other side; leading axes are a stack of kernels.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,10 @@ import jax.numpy as jnp
 Decomposition = Literal["svd", "eigh", "subspace"]
 Project = Callable[[jax.Array], jax.Array]
 
+# Distance from the span of the columns before it that a column of length 1 needs for Cholesky QR in float32: the
+# loss of orthogonality of one pass grows with the inverse square.
+_WELL_CONDITIONED = 0.03
+
 # Sweeps of block power iteration: from the previous basis, and from a random block.
 WARM_SWEEPS = 2
 COLD_SWEEPS = 16
@@ -23,11 +27,16 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
+def norms(x: jax.Array, axis: int | tuple[int, int] = (-2, -1)) -> jax.Array:
+    """Euclidean norms over the given axes, which stay as axes of size 1."""
+    return jnp.sqrt(jnp.sum(x * x, axis=axis, keepdims=True))
+
+
 class Frame(NamedTuple):
     """The null space that bases are made in: all of it (``factor is None``), or given by one thin factor.
 
     Attributes:
-      factor: ``[p, c]`` orthonormal columns, zero columns as padding, or ``None``.
+      factor: ``[..., p, c]`` orthonormal columns, zero columns as padding, or ``None``.
       complement: whether ``factor`` spans the null space (``Q``) or the protected directions (``K``).
     """
 
@@ -35,7 +44,7 @@ class Frame(NamedTuple):
     complement: bool
 
     def project(self, x: jax.Array) -> jax.Array:
-        """``N x``, twice, so that float32 rounding of the first pass is removed as well. ``x: [p, ...]``."""
+        """``N x``, twice, so that float32 rounding of the first pass is removed as well. ``x: [..., p, n]``."""
         if self.factor is None:
             return x
         factor = self.factor.astype(x.dtype)
@@ -52,26 +61,26 @@ def leading_vectors(
     start: jax.Array | None = None,
     is_warm: jax.Array | bool = False,
 ) -> jax.Array:
-    """Orthonormal ``[p, rank]`` spanning the leading left singular vectors of ``[p, q]``.
+    """Orthonormal ``[..., p, rank]`` spanning the leading left singular vectors of ``[..., p, q]``.
 
     * ``svd``: ``jnp.linalg.svd``, the reference.
     * ``eigh``: eigenvectors of the Gram matrix of the smaller side; where the kept side is the larger one
       ``U = A V S^-1``. Several times faster on CPU, same captured energy (singular values below about 3e-4
       of the largest lose accuracy in float32, which costs energy of order 1e-7).
     * ``subspace``: block power iteration from ``start`` (GaLore's fixed basis, kept warm), matrix products
-      and QR only.
+      and the orthonormalisation of thin blocks only.
 
     Columns beyond the matrix's rank are arbitrary, possibly zero; see `orthonormal_inside`.
 
     Args:
-      matrix: ``[p, q]`` float32 or float64.
+      matrix: ``[..., p, q]`` float32 or float64.
       rank: at most ``min(p, q)``.
       method: one of the above.
-      start: ``[p, rank]`` block to iterate from, for ``subspace`` only.
-      is_warm: whether ``start`` is a former basis (few sweeps) or random (more).
+      start: ``[..., p, rank]`` block to iterate from, for ``subspace`` only.
+      is_warm: ``[...]`` bool, whether ``start`` is a former basis (few sweeps, if all are) or random (more).
 
     Returns:
-      ``[p, rank]``.
+      ``[..., p, rank]``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -80,10 +89,10 @@ def leading_vectors(
       [0.0, 1.0, 0.0]
     """
     # The scale of a gradient is irrelevant to its directions; without this the Gram matrix may underflow.
-    largest = jnp.max(jnp.abs(matrix))
+    largest = jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True)
     matrix = matrix / jnp.where(largest > 0, largest, 1)
     if method == "svd":
-        return jnp.linalg.svd(matrix, full_matrices=False)[0][:, :rank]
+        return jnp.linalg.svd(matrix, full_matrices=False)[0][..., :rank]
     if method == "eigh":
         return _eigh_vectors(matrix, rank)
     if method == "subspace":
@@ -94,12 +103,12 @@ def leading_vectors(
 
 
 def _eigh_vectors(matrix: jax.Array, rank: int) -> jax.Array:
-    p, q = matrix.shape
+    p, q = matrix.shape[-2:]
     if p <= q:
-        return jnp.linalg.eigh(matmul(matrix, matrix.mT))[1][:, ::-1][:, :rank]
+        return jnp.linalg.eigh(matmul(matrix, matrix.mT))[1][..., ::-1][..., :rank]
     values, vectors = jnp.linalg.eigh(matmul(matrix.mT, matrix))
-    values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
-    floor = jnp.finfo(matrix.dtype).eps * q * values[0]
+    values, vectors = values[..., None, ::-1][..., :rank], vectors[..., ::-1][..., :rank]
+    floor = jnp.finfo(matrix.dtype).eps * q * values[..., :1]
     significant = values > floor
     scale = jnp.where(significant, jax.lax.rsqrt(jnp.where(significant, values, 1)), 0)
     return matmul(matrix, vectors) * scale
@@ -107,25 +116,64 @@ def _eigh_vectors(matrix: jax.Array, rank: int) -> jax.Array:
 
 def _power_iteration(matrix: jax.Array, start: jax.Array, is_warm: jax.Array | bool) -> jax.Array:
     def sweep(_: int, block: jax.Array) -> jax.Array:
-        return jnp.linalg.qr(matmul(matrix, matmul(matrix.mT, block)))[0]
+        return orthonormal_columns(matmul(matrix, matmul(matrix.mT, block)))[0]
 
     # The trip count is data, so the first refresh and the later ones are one program.
-    return jax.lax.fori_loop(0, jnp.where(is_warm, WARM_SWEEPS, COLD_SWEEPS), sweep, start)
+    return jax.lax.fori_loop(0, jnp.where(jnp.all(jnp.asarray(is_warm)), WARM_SWEEPS, COLD_SWEEPS), sweep, start)
+
+
+def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Orthonormal columns of the same leading spans, by Cholesky where the block is well conditioned.
+
+    ``X = Q R`` with ``R^T R = X^T X`` is a few matrix products (Cholesky QR), much faster than Householder
+    reflections, which are left for blocks whose columns, scaled to length 1, nearly depend on each other.
+
+    Args:
+      block: ``[..., p, r]``.
+
+    Returns:
+      ``(Q [..., p, r], well [])``: ``well`` says whether all blocks were well conditioned. Columns keep their
+      direction (``R`` has a positive diagonal); those that depended on others are arbitrary.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> q, well = orthonormal_columns(jnp.array([[2.0, 2.0], [0.0, 1.0]]))
+      >>> q.round(6).tolist(), bool(well)
+      ([[1.0, 0.0], [0.0, 1.0]], True)
+    """
+    lengths = norms(block, -2)
+    block = block / jnp.where(lengths > 0, lengths, 1)
+    # Distance of each column from the span of those before it; NaN where the matrix is not positive definite.
+    lower = jax.lax.linalg.cholesky(matmul(block.mT, block), symmetrize_input=False)
+    distances = jnp.diagonal(lower, axis1=-2, axis2=-1)
+    well = jnp.all(distances > _WELL_CONDITIONED)
+
+    def by_cholesky(block: jax.Array) -> jax.Array:
+        return jax.lax.linalg.triangular_solve(lower, block, left_side=False, lower=True, transpose_a=True)
+
+    def by_householder(block: jax.Array) -> jax.Array:
+        vectors, triangle = jnp.linalg.qr(block)
+        # Reflections may flip a column; keep the direction it came with.
+        signs = jnp.where(jnp.diagonal(triangle, axis1=-2, axis2=-1) < 0, -1, 1).astype(vectors.dtype)
+        return vectors * signs[..., None, :]
+
+    return jax.lax.cond(well, by_cholesky, by_householder, block), well
 
 
 def orthonormal_inside(block: jax.Array, project: Project, fill: jax.Array) -> jax.Array:
     """Orthonormal columns inside a subspace, leading columns first, missing ones completed.
 
     Columns that vanish under the projection (they were arbitrary) are replaced by those of ``fill``; then
-    projection and QR alternate, since the QR of nearly dependent columns brings forbidden directions back.
+    projection and orthonormalisation alternate, since that of nearly dependent columns brings forbidden
+    directions back.
 
     Args:
-      block: ``[p, r]`` candidate columns of norm about 1.
+      block: ``[..., p, r]`` candidate columns of norm about 1.
       project: orthogonal projection onto a subspace of at least ``r`` dimensions.
-      fill: ``[p, r]`` generic columns.
+      fill: ``[..., p, r]`` generic columns.
 
     Returns:
-      ``[p, r]``, orthonormal to rounding, inside the subspace to rounding.
+      ``[..., p, r]``, orthonormal to rounding, inside the subspace to rounding.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -135,27 +183,39 @@ def orthonormal_inside(block: jax.Array, project: Project, fill: jax.Array) -> j
       (True, [0.0, 0.0])
     """
     block = project(block)
-    norms = jnp.linalg.norm(block, axis=0)
-    block = jnp.where(norms > 0.1, block / jnp.where(norms > 0.1, norms, 1), fill / jnp.linalg.norm(fill, axis=0))
+    lengths = norms(block, -2)
+    block = jnp.where(lengths > 0.1, block / jnp.where(lengths > 0.1, lengths, 1), fill / norms(fill, -2))
 
-    def sweep(_: int, block: jax.Array) -> jax.Array:
-        vectors, triangle = jnp.linalg.qr(project(block))
-        # Householder QR may flip a column; keep the direction it came with.
-        return vectors * jnp.where(jnp.diagonal(triangle) < 0, -1, 1).astype(vectors.dtype)
+    def unfinished(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        sweeps, was_well, _ = carry
+        return sweeps < jnp.where(was_well, 2, 3)
 
-    # A loop, not three copies: QR is slow to compile on TPU.
-    return jax.lax.fori_loop(0, 3, sweep, block)
+    def sweep(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        sweeps, was_well, block = carry
+        block, well = orthonormal_columns(project(block))
+        return sweeps + 1, was_well & well, block
+
+    # A loop, not copies: reflections are slow to compile on TPU.
+    return jax.lax.while_loop(unfinished, sweep, (jnp.zeros((), jnp.int32), jnp.ones((), bool), block))[2]
 
 
-def map_stack(function: Callable[..., Any], *stacks: Any) -> Any:
-    """``jax.vmap`` over the leading axes of all given arrays (``None`` is passed on); one by one on CPU.
+def map_stack(function: Callable[..., Any], depth: int, varying: Any, shared: Any) -> Any:
+    """``function(varying, shared)``, which takes stacks; on CPU it gets their members one by one.
 
     A batched LAPACK call on CPU waits for the thread pool it runs on: two of them at once, on a pool of two
     threads, wait for ever (seen with jaxlib 0.10.2). Single calls do not.
+
+    Args:
+      function: on trees of arrays with any leading axes.
+      depth: leading axes of ``varying``.
+      varying: tree of arrays ``[*lead, ...]``.
+      shared: tree of arrays with the last of these leading axes only.
     """
-    if jax.default_backend() == "cpu":
-        return jax.lax.map(lambda members: function(*members), stacks)
-    return jax.vmap(function, in_axes=tuple(None if x is None else 0 for x in stacks))(*stacks)
+    if jax.default_backend() != "cpu":
+        return function(varying, shared)
+    if depth > 1:
+        return jax.lax.map(lambda members: map_stack(function, depth - 1, members, shared), varying)
+    return jax.lax.map(lambda members: function(*members), (varying, shared))
 
 
 def canonical_signs(basis: jax.Array) -> jax.Array:
@@ -166,8 +226,8 @@ def canonical_signs(basis: jax.Array) -> jax.Array:
       >>> canonical_signs(jnp.array([[-0.8, 0.6], [0.6, 0.8]])).tolist()
       [[0.8..., 0.6...], [-0.6..., 0.8...]]
     """
-    rows = jnp.argmax(jnp.abs(basis), axis=0)
-    entries = jnp.take_along_axis(basis, rows[None], axis=0)
+    rows = jnp.argmax(jnp.abs(basis), axis=-2, keepdims=True)
+    entries = jnp.take_along_axis(basis, rows, axis=-2)
     return basis * jnp.where(entries < 0, -1, 1).astype(basis.dtype)
 
 
@@ -177,11 +237,11 @@ def align(basis: jax.Array, previous: jax.Array) -> jax.Array:
     Moments kept from the former coordinates then stay meaningful.
 
     Args:
-      basis: ``[p, r]`` orthonormal.
-      previous: ``[p, r]`` orthonormal.
+      basis: ``[..., p, r]`` orthonormal.
+      previous: ``[..., p, r]`` orthonormal.
 
     Returns:
-      ``[p, r]`` of the same span as ``basis``, as near to ``previous`` as a rotation gets.
+      ``[..., p, r]`` of the same span as ``basis``, as near to ``previous`` as a rotation gets.
 
     Example:
       >>> import jax.numpy as jnp
@@ -191,8 +251,9 @@ def align(basis: jax.Array, previous: jax.Array) -> jax.Array:
     """
     overlap = matmul(basis.mT, previous)
     # Zero columns (a layer whose null space is smaller than the rank) stay where they are.
-    absent = jnp.sum(basis**2, axis=0) < 0.5
-    left, _, right = jnp.linalg.svd(overlap + jnp.diag(absent.astype(overlap.dtype)), full_matrices=False)
+    absent = jnp.sum(basis**2, axis=-2, keepdims=True) < 0.5
+    overlap += absent * jnp.eye(basis.shape[-1], dtype=overlap.dtype)
+    left, _, right = jnp.linalg.svd(overlap, full_matrices=False)
     return matmul(basis, matmul(left, right))
 
 
@@ -215,26 +276,28 @@ def make_basis(
     vectors of ``N G`` alone would not do: beyond its rank they are arbitrary and may lie in ``K``.
 
     Args:
-      gradient: ``[p, q]`` finite or not.
+      gradient: ``[..., p, q]`` finite or not; leading axes are a stack of kernels.
       rank: columns of the basis.
       frame: null space of the kept side.
       method: decomposition, see `leading_vectors`.
       signs: ``canonical`` or ``align``, see the functions of these names.
-      previous: ``[p, rank]`` the basis in force, zeros before the first.
-      has_previous: bool scalar, whether it is one.
-      exclude: ``[p, s]`` orthonormal columns to stay orthogonal to (the shared basis), or ``None``.
-      columns: ``[rank]`` bool, false for columns beyond the dimension left: they are zero.
+      previous: ``[..., p, rank]`` the basis in force, zeros before the first.
+      has_previous: ``[...]`` bool, whether it is one.
+      exclude: ``[..., p, s]`` orthonormal columns to stay orthogonal to (the shared basis), or ``None``.
+      columns: ``[..., rank]`` bool, false for columns beyond the dimension left: they are zero.
       key: random key for completing missing directions.
 
     Returns:
-      ``(basis [p, rank], usable)``: ``usable`` is false where the gradient is zero, not finite or nothing
-      but rounding remains of it inside the null space; then ``basis`` is ``previous``.
+      ``(basis [..., p, rank], usable [...])``: ``usable`` is false where the gradient is zero, not finite or
+      nothing but rounding remains of it inside the null space; then ``basis`` is ``previous``.
     """
-    finite = jnp.all(jnp.isfinite(gradient))
+    whole = (-2, -1)
+    finite = jnp.all(jnp.isfinite(gradient), axis=whole, keepdims=True)
     gradient = jnp.where(finite, gradient, 0)
-    largest = jnp.max(jnp.abs(gradient))
+    largest = jnp.max(jnp.abs(gradient), axis=whole, keepdims=True)
     is_normal = largest >= jnp.finfo(gradient.dtype).tiny
     gradient = gradient / jnp.where(is_normal, largest, 1)
+    warm = jnp.asarray(has_previous)
 
     def project(x: jax.Array) -> jax.Array:
         x = frame.project(x)
@@ -252,17 +315,17 @@ def make_basis(
             lambda u: matmul(factor.mT, u),
         )
     rounding = 100 * jnp.finfo(gradient.dtype).eps
-    usable = finite & is_normal & (jnp.linalg.norm(matrix) > rounding * jnp.linalg.norm(gradient))
+    usable = finite & is_normal & (norms(matrix) > rounding * norms(gradient))
 
-    fill = jax.random.normal(key, previous.shape, gradient.dtype)
-    start = coordinates(jnp.where(has_previous, previous, project(fill)))
-    basis = lift(leading_vectors(matrix, rank, method, start, has_previous))
-    exact = method == "svd" or (method == "eigh" and gradient.shape[0] <= gradient.shape[1])
+    fill = jnp.broadcast_to(jax.random.normal(key, previous.shape[-2:], gradient.dtype), previous.shape)
+    start = coordinates(jnp.where(warm[..., None, None], previous, project(fill)))
+    basis = lift(leading_vectors(matrix, rank, method, start, warm))
+    exact = method == "svd" or (method == "eigh" and gradient.shape[-2] <= gradient.shape[-1])
     if not exact or frame.factor is not None or exclude is not None:
         basis = orthonormal_inside(basis, project, fill)
     basis = canonical_signs(basis) if signs == "canonical" else basis
     if columns is not None:
-        basis = basis * columns.astype(basis.dtype)
+        basis = basis * columns[..., None, :].astype(basis.dtype)
     if signs == "align":
-        basis = jnp.where(has_previous, align(basis, previous), canonical_signs(basis))
-    return jnp.where(usable, basis, previous), usable
+        basis = jnp.where(warm[..., None, None], align(basis, previous), canonical_signs(basis))
+    return jnp.where(usable, basis, previous), usable[..., 0, 0]

@@ -81,9 +81,7 @@ def task_value_and_grad(
                 params, task_batch
             )
         else:
-            value, grads = jax.lax.map(
-                lambda batch: value_and_grad(params, batch), task_batch, batch_size=chunk_size
-            )
+            value, grads = jax.lax.map(lambda batch: value_and_grad(params, batch), task_batch, batch_size=chunk_size)
         losses, aux = value if has_aux else (value, None)
         losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
         return ((losses, aux) if has_aux else losses), grads
@@ -117,7 +115,7 @@ def task_weights(counts: jax.Array | None, num_tasks: int) -> jax.Array:
       num_tasks: ``T``.
 
     Returns:
-      ``[T]`` float32, sum 1.
+      ``[T]`` float32 (float64 for such counts), sum 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -127,7 +125,8 @@ def task_weights(counts: jax.Array | None, num_tasks: int) -> jax.Array:
     equal = jnp.full((num_tasks,), 1 / num_tasks, jnp.float32)
     if counts is None:
         return equal
-    counts = jnp.asarray(counts, jnp.float32)
+    counts = jnp.asarray(counts)
+    counts = counts.astype(jnp.promote_types(counts.dtype, jnp.float32))
     total = jnp.sum(counts)
     return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1), equal)
 

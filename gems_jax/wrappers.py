@@ -89,12 +89,11 @@ def accumulate(
         tasks = num_tasks or next((entry.options.num_tasks for entry in plans), None)
         if tasks is None:
             raise ValueError("the wrapped transform contains no gems: give accumulate(tx, k, num_tasks=...)")
-        zeros = jnp.zeros((tasks,), jnp.float32)
         return AccumulateState(
             micro_step=jnp.zeros((), jnp.int32),
             gradients=jax.tree.map(lambda p: jnp.zeros((tasks, *p.shape), work_dtype(p.dtype)), params),
-            losses=zeros,
-            counts=zeros,
+            losses=jnp.zeros((tasks,), jnp.float32),
+            counts=jnp.zeros((tasks,), jnp.float32),
             inner=inner,
         )
 
@@ -192,8 +191,8 @@ def apply_if_finite(
     tx = optax.with_extra_args_support(tx)
 
     def init_fn(params: PyTree) -> ApplyIfFiniteState:
-        zero = jnp.zeros((), jnp.int32)
-        return ApplyIfFiniteState(zero, zero, jnp.asarray(True), tx.init(params))
+        zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731, a buffer each: states are donated
+        return ApplyIfFiniteState(zero(), zero(), jnp.asarray(True), tx.init(params))
 
     def update_fn(
         updates: PyTree, state: ApplyIfFiniteState, params: PyTree | None = None, **extra_args: Any

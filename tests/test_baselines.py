@@ -1,6 +1,7 @@
 """Baselines against closed forms and float64 numpy, and properties that all of them share."""
 
 import functools
+import inspect
 import itertools
 
 import jax
@@ -386,6 +387,77 @@ def test_later_steps_compile_nothing_and_the_state_s_arrays_keep_their_types(nam
     assert step._cache_size() == 1
 
 
+def stepper(tx, **jit_options):
+    def step(grads, state, params):
+        losses, counts = jnp.asarray([1.0, 2.0]), jnp.asarray([3.0, 1.0])
+        updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step, compiler_options=QUICK, **jit_options)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_learning_rate_can_be_injected_and_buffers_donated(name):
+    """Numbers that decide shapes or are checked are static, as ``STATIC_ARGS`` are for `gems_jax.gems`."""
+    factory = getattr(baselines, name)
+    options = {p: v.default for p, v in inspect.signature(factory).parameters.items() if p != "inner_tx"}
+    options = {p: v for p, v in options.items() if v is not inspect.Parameter.empty} | {"num_tasks": 2}
+
+    def make_tx(learning_rate, **static):
+        inner = optax.trace(0.9) if name == "galore" else optax.adamw(1.0, weight_decay=0.1)
+        return optax.chain(factory(inner, **static), optax.scale_by_learning_rate(learning_rate))
+
+    def with_rate(learning_rate):
+        return make_tx(learning_rate, **options)
+
+    tx = optax.inject_hyperparams(with_rate)(learning_rate=0.1)
+    start = jax.tree.map(lambda p: p + 1.0, PARAMS)
+    step, plain = stepper(tx, donate_argnums=(1, 2)), stepper(with_rate(0.1))
+    fresh = lambda: (tx.init(start), jax.tree.map(jnp.copy, start))  # noqa: E731
+    (state, params), (other, expected) = fresh(), (with_rate(0.1).init(start), start)
+    for seed in range(2):
+        params, state = step(as_tree(jacobian(2, seed)), state, params)
+        expected, other = plain(as_tree(jacobian(2, seed)), other, expected)
+    assert difference(params, expected) < 1e-5
+    assert difference(params, start) > 1e-3
+    state, params = fresh()
+    state.hyperparams["learning_rate"] = jnp.zeros(())
+    still, _ = step(as_tree(jacobian(2)), state, params)
+    assert difference(still, start) == 0
+    assert step._cache_size() == 1
+    # The factory itself, with what it holds besides transforms as static arguments.
+    direct = optax.inject_hyperparams(factory, static_args=tuple(options))(optax.sgd(0.1), **options)
+    init = jax.eval_shape(direct.init, PARAMS)
+    assert jax.tree.structure(init.inner_state) == jax.tree.structure(
+        jax.eval_shape(factory(optax.sgd(0.1), **options).init, PARAMS)
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_abstract_parameters_give_the_form_of_the_state(name):
+    tx = make(name, 2, optax.scale_by_adam())
+    abstract, state = jax.eval_shape(tx.init, jax.eval_shape(lambda: PARAMS)), tx.init(PARAMS)
+    assert jax.tree.structure(abstract) == jax.tree.structure(state)
+    form = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]  # noqa: E731
+    assert form(abstract) == form(state)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nnx_optimizers_take_them(name):
+    from flax import nnx
+
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, make(name, 2, optax.sgd(0.1)), wrt=nnx.Param)
+    start = jnp.array(model.kernel[...])
+    grads = jax.tree.map(lambda p: jnp.ones((2, *p.shape)), nnx.state(model, nnx.Param))
+    update = nnx.jit(lambda model, optimizer, grads: optimizer.update(model, grads, task_losses=jnp.ones(2)))
+    update(model, optimizer, grads)
+    assert int(optimizer.step[...]) == 1
+    moved = model.kernel[...] - start
+    assert np.all(np.asarray(moved) < -1e-3)  # against the gradient both tasks agree on
+    np.testing.assert_allclose(moved, moved[0, 0], rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_bfloat16_parameters_keep_the_types_of_updates_and_state(name):
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
@@ -483,3 +555,14 @@ def test_a_loss_that_stays_zero_does_not_drive_its_weight_to_infinity():
         updates, state = tx.update(as_tree(jacobian(2)), state, PARAMS, task_losses=jnp.asarray([0.0, 1.0]))
     assert state.method.log_variances[0] == -20
     assert np.isfinite(as_row(updates)).all()
+
+
+def test_a_shared_gradient_of_the_callers_own_replaces_the_joint_one_and_is_refused_elsewhere():
+    params, grads = {"w": jnp.ones((2, 3))}, {"w": jnp.ones((2, 2, 3))}
+    own = {"w": jnp.arange(6.0).reshape(2, 3)}
+    tx = baselines.joint(optax.sgd(1.0))
+    updates, _ = tx.update(grads, tx.init(params), params, shared_grads=own)
+    np.testing.assert_array_equal(updates["w"], -own["w"])
+    tx = baselines.pcgrad(optax.sgd(1.0))
+    with pytest.raises(ValueError, match="pcgrad weighs the tasks' gradients itself: leave shared_grads out"):
+        tx.update(grads, tx.init(params), params, shared_grads=own)

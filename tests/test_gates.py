@@ -1,5 +1,7 @@
 """Gates: shares against numpy, and a learned gate that learns."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +133,56 @@ def test_in_training_the_gate_finds_the_task_that_serves_the_mean():
     assert state.previous["w"].shape == (2, 1, 2, 8)
 
 
+@functools.cache
+def training_run():
+    """``run(seed, second task's rows, share of noise in its labels) -> gates of every step``: an MLP on a teacher."""
+    tx = gj.gems(1e-2, num_tasks=2, rank=4, refresh_every=30, gate=learned(learning_rate=1e-3, hidden=16))
+
+    def network(params, x):
+        return jnp.tanh(x @ params["hidden"]) @ params["out"]
+
+    def loss(params, batch):
+        return gj.token_mean(jnp.mean((network(params, batch["x"]) - batch["y"]) ** 2, axis=-1), batch["mask"])
+
+    def run(seed, rows, noise):
+        keys = jax.random.split(jax.random.key(seed), 5)
+        draw = lambda a, b: {"hidden": jax.random.normal(a, (8, 16)), "out": jax.random.normal(b, (16, 4))}  # noqa: E731
+        teacher, params = draw(keys[0], keys[1]), draw(keys[2], keys[3])
+        shares = jnp.asarray([0.0, noise])[:, None, None]
+
+        def step(carry, key):
+            params, state = carry
+            x, random = (
+                jax.random.normal(key, (2, 16, 8)),
+                4 * jax.random.normal(jax.random.fold_in(key, 1), (2, 16, 4)),
+            )
+            y = (1 - shares) * network(teacher, x) + shares * random
+            mask = (jnp.arange(16) < jnp.stack([16, rows])[:, None]).astype(jnp.float32)
+            losses, grads = gj.task_value_and_grad(loss)(params, {"x": x, "y": y, "mask": mask})
+            updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=mask.sum(axis=1))
+            return (optax.apply_updates(params, updates), state), (gj.diagnostics(state)["gates"], losses[0])
+
+        return jax.lax.scan(step, (params, tx.init(params)), jax.random.split(keys[4], 200))[1]
+
+    return jax.jit(run, compiler_options=QUICK)
+
+
+def test_training_a_network_the_gate_leaves_a_task_of_pure_noise():
+    """The second task's few rows have random labels: nothing that it learns lowers the mean loss on the next batch."""
+    for seed in range(6):
+        gates, losses = training_run()(seed, 2, 1.0)
+        assert np.mean(gates[:10, 0]) < 0.75
+        assert np.mean(gates[-20:, 0]) > 0.85, seed
+        assert np.mean(losses[-20:]) < 0.3 * losses[0]
+
+
+def test_training_a_network_on_tasks_that_both_help_the_gate_keeps_both():
+    for seed in range(6):
+        gates, _ = training_run()(seed, 16, 0.0)
+        assert 0.1 < np.mean(gates[-20:, 0]) < 0.9, seed
+        np.testing.assert_allclose(np.sum(gates, axis=1), 1, rtol=1e-5)
+
+
 def test_the_network_is_relu_layers_and_a_softmax():
     rng = np.random.default_rng(0)
     layers = [(rng.normal(size=s), rng.normal(size=s[1])) for s in ((6, 5), (5, 4), (4, 2))]
@@ -163,4 +215,6 @@ def test_arguments_out_of_range_are_refused(make, message):
 
 def test_gates_are_used_through_the_package():
     tx = gj.gems(1e-2, num_tasks=2, rank=2, gate=gj.gates.constant([1, 3]))
-    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+    params = {"w": jnp.ones((4, 5))}
+    _, state = tx.update({"w": jnp.ones((2, 4, 5))}, tx.init(params), params)
+    np.testing.assert_allclose(gj.diagnostics(state)["gates"], [0.25, 0.75])

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,13 @@ import torch
 import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
+from shared import SHARED, needs_shared
+from tiny import cheap_compilation
 from tokenizers import Tokenizer, models
 
 from gems_jax.items import add_item_tokens, grow
 from gems_jax.models import T5, T5Config, from_config, load, save
+from gems_jax.models.hugging_face import FAMILIES
 
 V = 40
 CONFIG = T5Config(
@@ -41,6 +47,12 @@ def torch_logits(folder: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
 def inputs_of(tokens: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {"input_ids": rng.integers(2, tokens, (3, 7)), "decoder_input_ids": rng.integers(2, tokens, (3, 4))}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cheap_compilation() -> Any:
+    with cheap_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -196,11 +208,11 @@ def test_random_weights_are_made_from_a_config_a_mapping_or_a_folder(folder: Pat
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "bert"}, r"config.json: model_type is 'bert', known are \['t5'\]"),
+        ({"model_type": "bert"}, r"config.json: model_type is 'bert', known are \['llama', 'mistral'"),
         ({"d_ff": "24"}, r"whole numbers for \['d_ff'\]"),
         ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu'"),
         ({"num_heads": 0}, "config.json: T5Config.num_heads must be at least 1"),
-        ({"num_layers": 3}, r"missing \['encoder.block.2.layer.0.layer_norm.weight'"),
+        ({"num_layers": 3}, r"missing \['encoder.block.2.layer.0.SelfAttention.k.weight'"),
         ({"num_layers": 1}, r"unknown \['encoder.block.1.layer.0.SelfAttention.k.weight'"),
         ({"d_ff": 32}, r"tensor \S+wi_0.weight has shape \(24, 16\), config.json asks for \(32, 16\)"),
         ({"vocab_size": 41}, r"tensor shared.weight has shape \(40, 16\), config.json asks for \(41, 16\)"),
@@ -291,3 +303,144 @@ def test_files_that_are_no_model_are_not_replaced(model: T5, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="folders beside a model"):
         save(model, tokenizer_of(V), tmp_path / "model")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_mesh_gets_the_weights_part_by_part_and_keeps_them_spread_when_the_model_grows(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    program = [sys.executable, str(Path(__file__).with_name("sharded_models.py")), str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    # No more than a device's part of a tensor is read at once; the largest is a quarter of the table.
+    assert found["most_read"] == V * 16 // 4
+    split = ["model", None]
+    assert found["specs"] == {
+        "kernel": [None, None, "model"],
+        "table": split,
+        "norm": [None],
+        "relative_bias": [None, None],
+        "items": split,
+        "grown items": split,
+        "three items": [None, None],
+    }
+
+
+def test_large_weights_go_to_several_files_and_an_index_that_transformers_reads(model: T5, tmp_path: Path) -> None:
+    save(model, tokenizer_of(V), tmp_path / "parts", max_file_bytes=6000)
+    save(model, tokenizer_of(V), tmp_path / "one")
+    index = json.loads((tmp_path / "parts" / "model.safetensors.index.json").read_text())
+    parts = sorted(path.name for path in (tmp_path / "parts").glob("*.safetensors"))
+    assert len(parts) > 3
+    assert parts[0] == f"model-00001-of-{len(parts):05}.safetensors"
+    assert parts == sorted(set(index["weight_map"].values()))
+    whole = load_file(tmp_path / "one" / "model.safetensors")
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
+    for part in parts:
+        tensors = load_file(tmp_path / "parts" / part)
+        assert sum(tensor.nbytes for tensor in tensors.values()) <= 6000
+        for name, tensor in tensors.items():
+            assert index["weight_map"][name] == part
+            assert tensor.tobytes() == whole.pop(name).tobytes()
+    assert not whole
+    inputs = inputs_of(V)
+    np.testing.assert_array_equal(torch_logits(tmp_path / "parts", inputs), torch_logits(tmp_path / "one", inputs))
+    with pytest.raises(ValueError, match="max_file_bytes must be at least 1, got 0"):
+        save(model, tokenizer_of(V), tmp_path / "none", max_file_bytes=0)
+
+
+def test_an_index_that_is_damaged_or_leads_elsewhere_is_named(damaged: Path) -> None:
+    (damaged / "model.safetensors").rename(damaged / "a.safetensors")
+    index = damaged / "model.safetensors.index.json"
+    for content in ("{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"shared.weight": "../a.safetensors"}}'):
+        index.write_text(content)
+        with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is no index of weights"):
+            load(damaged)
+    shutil.copy(damaged / "a.safetensors", damaged / "b.safetensors")
+    index.write_text('{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}')
+    with pytest.raises(ValueError, match=r"b\.safetensors holds tensor \S+, which another file"):
+        load(damaged)
+
+
+def test_pickled_weights_are_not_read_but_their_conversion_is_asked_for(damaged: Path) -> None:
+    (damaged / "model.safetensors").rename(damaged / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"only pytorch_model\.bin, which is pickled.*convert it to safetens"):
+        load(damaged)
+
+
+def test_whether_the_output_layer_is_tied_is_what_the_weights_say(damaged: Path) -> None:
+    change_config(damaged, tie_word_embeddings=True)
+    assert not load(damaged)[0].config.tie_word_embeddings
+    change_tensors(damaged, lambda tensors: tensors.update({"lm_head.weight": tensors["shared.weight"].copy()}))
+    assert load(damaged)[0].config.tie_word_embeddings
+    change_config(damaged, tie_word_embeddings=False)
+    change_tensors(damaged, lambda tensors: tensors.pop("lm_head.weight"))
+    with pytest.raises(ValueError, match=r"missing \['lm_head.weight'\]"):
+        load(damaged)
+
+
+@pytest.mark.parametrize("model_type", ["mt5", "umt5"])
+def test_the_other_kinds_of_t5_keep_their_name(model_type: str, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, model_type=model_type)
+    save(T5.create(config, jax.random.key(0)), tokenizer_of(V), tmp_path / "model")
+    assert load(tmp_path / "model")[0].config == config
+
+
+def test_the_config_of_real_models_is_read(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 512, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    flan = {
+        "architectures": ["T5ForConditionalGeneration"], "decoder_start_token_id": 0, "dense_act_fn": "gelu_new",
+        "dropout_rate": 0.1, "eos_token_id": 1, "feed_forward_proj": "gated-gelu", "initializer_factor": 1.0,
+        "is_encoder_decoder": True, "is_gated_act": True, "layer_norm_epsilon": 1e-06, "model_type": "t5",
+        "n_positions": 512, "num_decoder_layers": 2, "output_past": True, "pad_token_id": 0, "use_cache": True,
+        "relative_attention_max_distance": 128, "relative_attention_num_buckets": 32, "tie_word_embeddings": False,
+        "transformers_version": "4.23.1", "task_specific_params": {"summarization": {"num_beams": 4}},
+    }  # fmt: skip
+    model = from_config(sizes | flan, jax.random.key(0))
+    assert (model.config.feed_forward, model.config.scales_outputs) == ("gated-gelu", False)
+    umt5 = {"model_type": "umt5", "scalable_attention": True, "tokenizer_class": "T5Tokenizer"}
+    assert from_config(sizes | umt5, jax.random.key(0)).encoder.relative_bias.embedding.shape == (1, 32, 2)
+    assert from_config(sizes | {"model_type": "mt5"}, jax.random.key(0)).config.feed_forward == "gated-gelu"
+
+
+@needs_shared
+def test_the_config_of_a_published_t5_is_read() -> None:
+    values = json.loads((SHARED / "data" / "tokenizers" / "t5_small" / "config.json").read_text())
+    config = FAMILIES["t5"].read_config(values, "config")
+    assert (config.d_model, config.num_heads, config.d_kv, config.feed_forward) == (128, 6, 64, "relu")
+    assert config.tie_word_embeddings
+    assert config.scales_outputs
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dense_act_fn": "silu"}, "dense_act_fn is 'silu', implemented for t5 here is 'gelu_new'"),
+        ({"is_gated_act": False}, "is_gated_act is False"),
+        ({"is_encoder_decoder": False}, "is_encoder_decoder is False"),
+        ({"is_decoder": True}, "is_decoder is True"),
+        ({"architectures": ["T5EncoderModel"]}, "architectures is .'T5EncoderModel'.,"),
+        ({"hidden_size": 99}, "hidden_size is 99, implemented for t5 here is 16"),
+        ({"rotary": {"base": 10}}, r"unknown options \['rotary'\] might change what a t5 model computes"),
+        ({"quantization_config": {"bits": 4}}, r"unknown options \['quantization_config'\]"),
+        ({"eos_token_id": [1, 2]}, r"config.json: eos_token_id is \[1, 2\], implemented for t5 here is one token id"),
+        ({"gems_base_vocab_size": 41}, "gems_base_vocab_size is 41, it must be from 1 to vocab_size=40"),
+        ({"gems_base_vocab_size": "9"}, "gems_base_vocab_size is '9'"),
+    ],
+)
+def test_an_option_that_is_not_implemented_is_named(values: dict[str, Any], message: str, damaged: Path) -> None:
+    change_config(damaged, **values)
+    with pytest.raises(ValueError, match=message):
+        load(damaged)
+
+
+def test_options_that_are_off_need_no_implementation(damaged: Path) -> None:
+    change_config(damaged, rotary=None, some_option=False, other={})
+    load(damaged)
+
+
+def test_weights_that_are_no_floating_point_numbers_are_named(damaged: Path) -> None:
+    change_tensors(damaged, lambda tensors: tensors.update({"shared.weight": tensors["shared.weight"].astype(np.int8)}))
+    with pytest.raises(ValueError, match=r"tensor shared\.weight has dtype I8"):
+        load(damaged)

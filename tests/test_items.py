@@ -1,5 +1,7 @@
 """Item tokens: ids one after the other, no stray tokens between them, and rows that fit the pretrained ones."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,12 +9,28 @@ import numpy as np
 import pytest
 from flax import nnx
 from shared import SHARED, needs_shared
+from tiny import cheap_compilation
 
 from gems_jax.data.tokenizer import train_tokenizer
-from gems_jax.items import ItemIndex, add_item_tokens, grow, item_token
-from gems_jax.models import T5, T5Config
+from gems_jax.items import (
+    ItemIndex,
+    add_identifier_tokens,
+    add_item_tokens,
+    grow,
+    index_identifiers,
+    item_token,
+    load_item_identifiers,
+)
+from gems_jax.models import T5, T5Config, from_config, load, save
+from gems_jax.models.tokenizer_folder import load_tokenizer
 
 TEXT = "cheap garden lamps and red garden chairs for a small balcony"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cheap_compilation() -> Any:
+    with cheap_compilation():
+        yield
 
 
 @pytest.fixture
@@ -52,26 +70,13 @@ def test_no_stray_token_stands_between_item_tokens(tokenizer: Any) -> None:
     encoded_between(tokenizer, add_item_tokens(tokenizer, ["B01", "B02", "b01"]))
 
 
-@needs_shared
-def test_no_stray_token_stands_between_items_of_the_t5_tokenizer_whose_table_is_padded() -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    folder = SHARED / "data" / "tokenizers" / "t5_small"
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    assert len(tokenizer) == 32100
-    ids = add_item_tokens(tokenizer, ["B01", "B02", "b01"], 32128)
-    assert ids == [32128, 32129, 32130]
-    assert len(tokenizer) == 32131
-    encoded_between(tokenizer, ids)
-
-
 def test_items_that_cannot_be_added_are_named(tokenizer: Any) -> None:
     size = len(tokenizer)
     with pytest.raises(ValueError, match="item_ids is empty"):
         add_item_tokens(tokenizer, [])
     with pytest.raises(ValueError, match="<item_a> twice"):
         add_item_tokens(tokenizer, ["a", "b", "a"])
-    for vocab_size in (size - 1, size + 300):
+    for vocab_size in (size - 1, 64 * (size // 64 + 9)):
         with pytest.raises(ValueError, match=f"{size} tokens, the model's vocabulary {vocab_size}"):
             add_item_tokens(tokenizer, ["a"], vocab_size)
     assert len(tokenizer) == size
@@ -156,3 +161,140 @@ def test_an_item_index_holds_padded_token_ids() -> None:
 def test_a_wrong_item_index_is_named(token_ids: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ItemIndex(token_ids)
+
+
+IDENTIFIERS = [("<a_1>", "<b_10>", "<c_3>"), ("<a_1>", "<b_2>"), ("<a_4>", "<b_2>", "<c_3>"), ("<a_1>", "<b_10>")]
+
+
+def test_identifiers_get_a_token_for_each_code_and_an_index_of_the_items(tokenizer: Any) -> None:
+    size = len(tokenizer)
+    index = add_identifier_tokens(tokenizer, IDENTIFIERS)
+    assert len(tokenizer) == size + 5
+    codes = ["<a_1>", "<a_4>", "<b_10>", "<b_2>", "<c_3>"]
+    assert tokenizer.convert_ids_to_tokens(range(size, size + 5)) == codes
+    expected = [[0, 2, 4], [0, 3, -1], [1, 3, 4], [0, 2, -1]]
+    np.testing.assert_array_equal(index.token_ids, np.where(np.array(expected) < 0, -1, np.array(expected) + size))
+    for separator in ("", " "):
+        text = separator.join(code for identifier in IDENTIFIERS for code in identifier)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ids == [token for row in index.token_ids.tolist() for token in row if token >= 0]
+    with pytest.raises(ValueError, match=r"already has <a_1> \(id"):
+        add_identifier_tokens(tokenizer, IDENTIFIERS)
+    with pytest.raises(ValueError, match="identifiers is empty"):
+        add_identifier_tokens(tokenizer, [])
+    with pytest.raises(ValueError, match="lacks <x_1>, a token of item 0"):
+        index_identifiers(tokenizer, [("<x_1>",)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"identifiers\.json is no valid JSON"),
+        ('["<a_1>"]', "must hold one JSON object"),
+        ('{"x": ["<a_1>"]}', "item 'x' is not one of the 2 items of the catalogue"),
+        ('{"i": ["<a_1>"], "i": ["<a_2>"]}', "item 'i' stands there twice"),
+        ('{"i": ["<a_1>"], "j": "<a_1>"}', r"items 'i' and 'j' have the same identifier \('<a_1>',\)"),
+        ('{"i": []}', "item 'i': the identifier or one of its tokens is empty"),
+        ('{"i": ""}', "item 'i': the identifier or one of its tokens is empty"),
+        ('{"i": ["<a_1>", ""]}', "one of its tokens is empty"),
+        ('{"i": [3]}', "must be a list of tokens"),
+        ('{"i": {"a": 1}}', "must be a list of tokens"),
+        ('{"i": null}', "must be a list of tokens"),
+        ('{"i": "a_1 b_2"}', "is no row of tokens like"),
+        ('{"i": ["<a_1>"]}', "no identifier for 1 items, such as 'j'"),
+    ],
+)
+def test_a_wrong_file_of_identifiers_is_named(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "identifiers.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_item_identifiers(path, ["i", "j"])
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load_item_identifiers(tmp_path / "nowhere", ["i"])
+
+
+def test_an_identifier_may_be_the_beginning_of_another_and_be_written_either_way(tmp_path: Path) -> None:
+    path = tmp_path / "identifiers.json"
+    path.write_text('{"i": "<a_1><b_2>", "j": ["<a_1>"]}')
+    assert load_item_identifiers(path, ["j", "i"]) == [("<a_1>",), ("<a_1>", "<b_2>")]
+
+
+def carried_index(vocab_size: int) -> ItemIndex:
+    # Item 1 carries a pretrained token, too; item 2 one code twice.
+    return ItemIndex(np.array([[vocab_size, vocab_size + 2], [vocab_size + 1, 7], [vocab_size, vocab_size]]))
+
+
+def test_a_code_starts_from_the_mean_of_the_titles_of_the_items_that_carry_it(model: T5) -> None:
+    grown = grow(model, TITLES, identifiers=carried_index(30))
+    assert grown.config.num_added_tokens == 3
+    for table, rows in tables_of(model, grown):
+        wide = table.astype(np.float64)
+        norm = np.linalg.norm(wide, axis=1).mean()
+        means = np.stack([wide[title].mean(0) for title in TITLES])
+        for row, carriers in zip(rows, ([0, 2], [1], [0]), strict=True):
+            mean = means[carriers].mean(0)
+            np.testing.assert_allclose(row, mean / np.linalg.norm(mean) * norm, rtol=1e-5, atol=1e-6)
+    random = grow(model, None, "random", jax.random.key(0), carried_index(30))
+    assert random.item_embedding.embedding.shape == (3, 16)
+
+
+def test_identifiers_that_do_not_belong_to_the_model_or_the_titles_are_named(model: T5) -> None:
+    for vocab_size in (31, 4):
+        with pytest.raises(ValueError, match="must be all from 30"):
+            grow(model, TITLES, identifiers=carried_index(vocab_size))
+    with pytest.raises(ValueError, match="has 2 titles, identifiers 3 items"):
+        grow(model, TITLES[:2], identifiers=carried_index(30))
+    with pytest.raises(ValueError, match="only init='random' with identifiers can do without"):
+        grow(model, None, identifiers=carried_index(30))
+    with pytest.raises(ValueError, match="only init='random' with identifiers can do without"):
+        grow(model, None, "random", jax.random.key(0))
+
+
+@pytest.mark.parametrize("kind", ["t5", "decoder"])
+@pytest.mark.parametrize("codes", [False, True], ids=["a token an item", "codes"])
+def test_grown_models_and_tokenizers_survive_saving_and_loading(
+    kind: str, codes: bool, tokenizer: Any, tmp_path: Path
+) -> None:
+    size = len(tokenizer)
+    sizes: dict[str, Any] = {"vocab_size": size, "d_model": 16, "d_ff": 24, "num_layers": 1, "num_heads": 4}
+    if kind == "t5":
+        base: Any = T5.create(T5Config(**sizes, d_kv=4, num_decoder_layers=1), jax.random.key(0))
+    else:
+        values = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
+        base = from_config({"model_type": "llama", "vocab_size": size, **values}, jax.random.key(0))
+    if codes:
+        index = add_identifier_tokens(tokenizer, IDENTIFIERS, size)
+        grown = grow(base, [[5, 6], [7], [8, 9], [3]], identifiers=index)
+    else:
+        add_item_tokens(tokenizer, ["B01", "B02", "b01"], size)
+        grown = grow(base, TITLES)
+    assert type(grown) is type(base)
+    save(grown, tokenizer, tmp_path / "grown")
+    values = json.loads((tmp_path / "grown" / "config.json").read_text())
+    assert (values["gems_base_vocab_size"], values["vocab_size"]) == (size, len(tokenizer))
+    model, loaded = load(tmp_path / "grown")
+    assert type(model) is type(base)
+    assert model.config.num_added_tokens == len(tokenizer) - size
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(model, nnx.Param), nnx.state(grown, nnx.Param))
+    if codes:
+        np.testing.assert_array_equal(index_identifiers(loaded, IDENTIFIERS).token_ids, index.token_ids)
+    else:
+        encoded_between(loaded, loaded.convert_tokens_to_ids([item_token(name) for name in ("B01", "B02", "b01")]))
+
+
+@needs_shared
+@pytest.mark.parametrize(("name", "rows"), [("t5_small", 32128), ("qwen3", 151936), ("llama2", 32000)])
+def test_no_stray_token_stands_between_the_items_and_codes_of_real_tokenizers(
+    name: str, rows: int, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(SHARED / "data" / "tokenizers" / name)
+    ids = add_item_tokens(tokenizer, ["B01", "B02", "b01"], rows)
+    assert ids == [rows, rows + 1, rows + 2]
+    index = add_identifier_tokens(tokenizer, IDENTIFIERS)
+    tokenizer.save_pretrained(tmp_path)
+    for each in (tokenizer, load_tokenizer(tmp_path)):
+        encoded_between(each, ids)
+        for separator in ("", " "):
+            text = separator.join(code for identifier in IDENTIFIERS for code in identifier)
+            found = each(text, add_special_tokens=False)["input_ids"]
+            assert found == [token for row in index.token_ids.tolist() for token in row if token >= 0]

@@ -52,6 +52,17 @@ def test_the_table_names_caps_frozen_kernels_factors_and_leaves_without_a_role()
     assert f"{table.total:,d}" in text
 
 
+def test_the_table_tells_projected_fallback_leaves_from_free_ones():
+    ns = gj.NullSpace.from_moments({"out/kernel": np.eye(16), "layers/kernel": np.eye(16)}, rank=2)
+    only_layers = lambda path, leaf: gj.MatrixDims() if path == "layers/kernel" else None  # noqa: E731
+    table = state_bytes(gj.gems(1e-3, num_tasks=2, rank=2, null_space=ns, matrix_dims=only_layers), PARAMS)
+    treatments = {row.path: row.treatment for row in table.rows}
+    assert treatments["layers/kernel"] == "subspaces"
+    assert treatments["out/kernel"] == "constrained"
+    assert treatments["out/bias"] == "fallback"
+    assert "constrained" in str(table)
+
+
 def test_a_state_larger_than_adamws_comes_with_advice():
     table = state_bytes(gj.gems(1e-3, num_tasks=3, rank=1.0, matrix_dims=RULE), PARAMS)
     assert table.total > table.adamw
@@ -67,7 +78,9 @@ def test_the_table_sees_through_partition_and_wrappers():
     assert table.total == actual(tx)
     assert {row.path for row in table.rows} >= {"layers/kernel", "out/kernel", "out/bias"}
     wrapped = gj.accumulate(gj.gems(1e-3, num_tasks=2, rank=2, matrix_dims=RULE), 2)
-    assert state_bytes(wrapped, PARAMS).total == actual(wrapped)
+    table = state_bytes(wrapped, PARAMS)
+    assert table.total == actual(wrapped)
+    assert {row.path for row in table.rows} >= {"layers/kernel", "out/kernel", "out/bias", "embedding"}
 
 
 def test_diagnostics_are_found_wherever_the_state_is():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import QUICK, orthonormal
 
-from gems_jax.subspace import Frame, align, canonical_signs, leading_vectors, make_basis
+from gems_jax.subspace import Frame, align, canonical_signs, leading_vectors, make_basis, orthonormal_columns
 
 FEW = settings(max_examples=12, deadline=None, derandomize=True)
 P, Q, KEPT, RANK = 10, 7, 4, 3
@@ -142,3 +142,68 @@ def test_an_unknown_decomposition_is_refused():
         leading_vectors(jnp.eye(3), 1, "qr")
     with pytest.raises(ValueError, match="pass start"):
         leading_vectors(jnp.eye(3), 1, "subspace")
+
+
+@FEW
+@given(
+    seed=st.integers(0, 1000),
+    smallest=st.sampled_from([1.0, 0.3, 1e-2, 1e-5, 0.0]),
+    stretch=st.sampled_from([1.0, 1e8]),
+)
+def test_orthonormal_columns_keep_leading_spans_and_directions(seed, smallest, stretch):
+    """Also of blocks that Cholesky cannot take, and where columns differ in length by many orders."""
+    block = matrix(np.geomspace(1, smallest, 4) if smallest else [1, 1, 1, 0], seed, (9, 4))
+    lengths = np.geomspace(1, stretch, 4)
+    q, well = ORTHONORMAL(jnp.asarray(block * lengths, jnp.float32))
+    q = np.asarray(q, float)
+    np.testing.assert_allclose(q.T @ q, np.eye(4), atol=2e-4 if well else 2e-6)
+    assert well if smallest >= 0.3 else (not well or smallest == 1e-2)
+    if smallest > 1e-3:
+        expected = np.linalg.qr(block)[0]
+        np.testing.assert_allclose(q, expected * np.sign(np.sum(q * expected, axis=0)), atol=1e-3)
+        assert np.all(np.sum(q * block, axis=0) > 0)
+
+
+ORTHONORMAL = jax.jit(orthonormal_columns, compiler_options=QUICK)
+
+
+@pytest.mark.parametrize("method", ["svd", "eigh", "subspace"])
+def test_a_stack_of_kernels_gets_the_bases_of_its_members(method):
+    """Members of all kinds: one without a former basis, one of rank one, one that is not finite."""
+    gradients = np.stack(
+        [matrix(SPECTRA[name], i) for i, name in enumerate(["apart", "rank one", "apart", "ill conditioned"])]
+    )
+    gradients[2, 0, 0] = np.nan
+    factors = np.stack([orthonormal(P, KEPT, i) for i in range(4)])
+    warm = np.array([True, False, True, True])
+    previous = np.stack([orthonormal(P, P, [i, 7])[:, -RANK:] for i in range(4)]) * warm[:, None, None]
+    exclude = np.stack([orthonormal(P, 1, [i, 8]) for i in range(4)])
+    exclude -= factors @ (factors.swapaxes(1, 2) @ exclude)
+    exclude /= np.linalg.norm(exclude, axis=1, keepdims=True)
+    columns = np.array([[True] * 3, [True] * 3, [True] * 3, [True, True, False]])
+
+    def bases(gradient, factor, previous, warm, exclude, columns):
+        return make_basis(
+            gradient, RANK, Frame(factor, False), method=method, signs="canonical", previous=previous,
+            has_previous=warm, exclude=exclude, columns=columns, key=jax.random.key(0),
+        )  # fmt: skip
+
+    args = [jnp.asarray(x, x.dtype if x.dtype == bool else jnp.float32) for x in (
+        gradients, factors, previous, warm, exclude, columns)]  # fmt: skip
+    together, usable = jax.jit(bases)(*args)
+    np.testing.assert_array_equal(usable, [True, True, False, True])
+    np.testing.assert_array_equal(together[2], np.asarray(args[2])[2])
+    for i in range(4):
+        one, _ = bases(*(x[i] for x in args))
+        # A stack is swept as often as its coldest member needs, so iterated bases are at least as good.
+        gained, alone = (
+            np.sum((np.asarray(u, float).T @ np.nan_to_num(gradients[i])) ** 2) for u in (together[i], one)
+        )
+        assert gained >= alone * (1 - 1e-4)
+        if method != "subspace" and i in (0, 2):
+            np.testing.assert_allclose(together[i], one, atol=1e-4)
+        u = np.asarray(together[i], float)
+        np.testing.assert_allclose(u.T @ u, np.diag(columns[i].astype(float)), atol=1e-5)
+        if i != 2:
+            assert np.linalg.norm(factors[i].T @ u) < 1e-5
+            assert np.linalg.norm(exclude[i].T @ u) < 1e-5

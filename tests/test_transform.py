@@ -314,6 +314,18 @@ def test_auto_decomposition_is_eigh_off_tpu():
     assert program("auto") == program("eigh") != program("svd")
 
 
+def test_auto_decomposition_is_subspace_iteration_on_tpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    params = make_params(KERNEL)
+
+    def program(decomposition):
+        tx = gj.scale_by_gems(num_tasks=2, rank=2, decomposition=decomposition)
+        return str(jax.make_jaxpr(tx.update)(make_grads(0, shapes=KERNEL), tx.init(params), params))
+
+    assert program("auto") == program("subspace")
+    assert "eigh" not in program("auto")
+
+
 def test_seed_decides_how_bases_of_poor_gradients_are_completed():
     ns, _ = make_null_space({"w": 8})
     thin = lambda i: {"w": np.ones((2, 8, 6), np.float32)}  # noqa: E731

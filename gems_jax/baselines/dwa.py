@@ -65,8 +65,8 @@ def dwa(
         raise ValueError(f"dwa needs temperature > 0 and window >= 1, got temperature={temperature}, window={window}")
 
     def init() -> DwaState:
-        zeros = jnp.zeros((num_tasks,), jnp.float32)
-        return DwaState(zeros, jnp.zeros((num_tasks,), jnp.int32), zeros, zeros)
+        zeros = lambda dtype=jnp.float32: jnp.zeros((num_tasks,), dtype)  # noqa: E731, a buffer each: states are donated
+        return DwaState(zeros(), zeros(jnp.int32), zeros(), zeros())
 
     def weigh(tasks: Tasks, state: DwaState) -> tuple[jax.Array, DwaState]:
         assert tasks.losses is not None

@@ -41,4 +41,4 @@ def joint(
       >>> tx.update(grads, tx.init(params), params, task_counts=jnp.array([3, 1]))[0].tolist()
       [-2.0, -2.0]
     """
-    return weighted("joint", inner_tx, weights_by_counts, num_tasks=num_tasks)
+    return weighted("joint", inner_tx, weights_by_counts, num_tasks=num_tasks, takes_shared=True)

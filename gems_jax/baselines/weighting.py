@@ -106,6 +106,7 @@ def weighted(
     *,
     num_tasks: int | None = None,
     needs_losses: bool = False,
+    takes_shared: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """A transform that gives ``inner_tx`` the gradient ``sum_t w_t G_t``.
 
@@ -116,13 +117,15 @@ def weighted(
       init: gives the method's first state.
       num_tasks: ``T``; ``None``: the gradients' own leading axis.
       needs_losses: whether the method cannot do without ``task_losses``.
+      takes_shared: whether ``shared_grads`` may replace the weighted sum.
 
     Returns:
       The transform. Weights of tasks that are not finite are set to 0; other extra arguments reach ``inner_tx``.
 
     Raises:
       ValueError: here, ``num_tasks`` below 1; in ``update``, a leaf without its task axis (names the leaf), or
-        ``task_losses`` or ``task_counts`` missing or of another shape.
+        ``task_losses`` or ``task_counts`` missing or of another shape, ``shared_grads`` where the method has no use
+        for it.
     """
     if num_tasks is not None and num_tasks < 1:
         raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
@@ -138,11 +141,14 @@ def weighted(
         *,
         task_losses: jax.Array | None = None,
         task_counts: jax.Array | None = None,
+        shared_grads: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, WeightedState]:
         tasks_in = _checked_num_tasks(updates, params, num_tasks)
         if needs_losses and task_losses is None:
             raise ValueError(f"{name} needs task_losses: call update(..., task_losses=array of [{tasks_in}])")
+        if shared_grads is not None and not takes_shared:
+            raise ValueError(f"{name} weighs the tasks' gradients itself: leave shared_grads out")
         tasks = _look(
             jax.tree.leaves(updates),
             tasks_in,
@@ -151,7 +157,8 @@ def weighted(
         )
         weights, method = weigh(tasks, state.method)
         weights = jnp.where(tasks.finite & jnp.isfinite(weights), weights, 0).astype(jnp.float32)
-        steps, inner_state = inner.update(merge(updates, weights), state.inner, params, **extra_args)
+        merged = merge(updates, weights) if shared_grads is None else shared_grads
+        steps, inner_state = inner.update(merged, state.inner, params, **extra_args)
         return steps, WeightedState(method, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,199 @@
+"""Principal directions of second moments, one matrix at a time, and the rules that say how many are protected."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gems_jax.subspace import Frame
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What general text uses of one input, as the thinner of two orthonormal bases.
+
+    Attributes:
+      basis: ``[*batch, d, c]`` orthonormal columns, zero columns as padding within a stack.
+      complement: false where ``basis`` holds the protected directions ``K``, true where it holds their
+        orthogonal complement ``Q``, the null space.
+      kept: ``[*batch]`` number of protected directions.
+      residual: ``[*batch]`` share of the second moment's trace outside them.
+    """
+
+    basis: np.ndarray | jax.Array
+    complement: bool
+    kept: np.ndarray
+    residual: np.ndarray
+
+    @property
+    def dim(self) -> int:
+        return self.basis.shape[-2]
+
+    def frame(self, basis: jax.Array | None = None) -> Frame:
+        return Frame(jnp.asarray(self.basis if basis is None else basis), self.complement)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How many directions are protected: exactly one of the first three, and at most ``max_directions``.
+
+    Args:
+      energy: fewest directions that hold at least this share of the trace.
+      rank: this many directions; a float in (0, 1) is a share of the dimension.
+      threshold: eigenvalues at least this large; where none is smaller, the smallest ``max(1, d // 20)``
+        directions are the null space (the released rule, 2e-2).
+      max_directions: the leading ones of these; what is given up shows in the residual.
+
+    Raises:
+      ValueError: none of the first three or several, or a value out of range.
+
+    Example:
+      >>> Rule(rank=0.25).kept(np.array([3.0, 1.0, 0.5, 0.1]), 4.6, 4)
+      1
+    """
+
+    energy: float | None = None
+    rank: int | float | None = None
+    threshold: float | None = None
+    max_directions: int | None = None
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in self.given().items() if k != "max_directions"}
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of energy, rank and threshold, got {given or 'none'}")
+        if self.energy is not None and not 0 <= self.energy <= 1:
+            raise ValueError(f"energy is a share of the trace between 0 and 1, got {self.energy}")
+        if self.rank is not None and self.rank < 0:
+            raise ValueError(f"rank is a number of directions, at least 0, got {self.rank}")
+        if isinstance(self.rank, float) and not 0 < self.rank < 1:
+            raise ValueError(f"rank={self.rank}: a float is a share of the input's dimension, in (0, 1)")
+        if self.max_directions is not None and self.max_directions < 1:
+            raise ValueError(f"max_directions is a number of directions, at least 1, got {self.max_directions}")
+
+    def given(self) -> dict[str, float]:
+        """What is not ``None``, as numbers."""
+        return {name: float(value) for name, value in vars(self).items() if value is not None}
+
+    def kept(self, values: np.ndarray, trace: float, d: int) -> int:
+        """How many of the leading eigenvalues, in falling order, of a matrix of dimension ``d``."""
+        if self.energy is not None:
+            # Counting what is still missing before each direction; rounding of the sum never adds one.
+            before = np.concatenate([[0.0], np.cumsum(values)[:-1]])
+            kept = int(np.sum(self.energy * trace * (1 - 1e-12) > before)) if trace > 0 else 0
+        elif self.rank is not None:
+            kept = round(self.rank * d) if isinstance(self.rank, float) else min(self.rank, d)
+        else:
+            kept = int(np.sum(values >= self.threshold))
+            kept = d - max(1, d // 20) if kept == d else kept
+        return kept if self.max_directions is None else min(kept, self.max_directions)
+
+
+class Directions(NamedTuple):
+    """Protected directions of one matrix: the thinner basis ``[d, c]``, whether it is that of the complement."""
+
+    basis: np.ndarray
+    complement: bool
+    kept: int
+    residual: float
+
+
+def principal_directions(path: str, matrix: np.ndarray, rule: Rule) -> Directions:
+    """Principal directions of one second moment, by ``eigh`` in float64.
+
+    Args:
+      path: of the kernel, for errors.
+      matrix: ``[d, d]``.
+      rule: how many. Where ``max_directions`` is at most half of ``d``, no others are computed.
+
+    Returns:
+      `Directions`, the basis in float32.
+
+    Raises:
+      ValueError: the matrix is not finite.
+
+    Example:
+      >>> found = principal_directions("w", np.diag([3.0, 1.0, 0.0]), Rule(energy=0.7))
+      >>> found.kept, found.residual, np.abs(found.basis).ravel().tolist()
+      (1, 0.25, [1.0, 0.0, 0.0])
+    """
+    if not np.all(np.isfinite(matrix)):
+        raise ValueError(f"moment of {path!r} is not finite; look for overflow in the model's activations")
+    matrix, d = np.asarray(matrix, np.float64), matrix.shape[-1]
+    most = rule.max_directions
+    if most is not None and 2 * most <= d:
+        import scipy.linalg  # comes with jax
+
+        values, vectors = scipy.linalg.eigh(matrix, subset_by_index=(d - most, d - 1))
+        trace = float(np.trace(matrix))
+        values = np.maximum(values, 0)
+    else:
+        values, vectors = np.linalg.eigh(matrix)
+        values = np.maximum(values, 0)
+        trace = float(values.sum())
+    values, vectors = values[::-1], vectors[:, ::-1]
+    kept = rule.kept(values, trace, d)
+    complement = d - kept < kept
+    basis = vectors[:, kept:] if complement else vectors[:, :kept]
+    inside = float(np.cumsum(values)[kept - 1]) if kept else 0.0
+    return Directions(basis.astype(np.float32), complement, kept, 1 - inside / trace if trace > 0 else 1.0)
+
+
+def stack_directions(found: Sequence[Directions], stack: Sequence[int]) -> Factor:
+    """The factor of a stack of matrices: one choice of basis for all, zero columns as padding.
+
+    Example:
+      >>> few, many = (principal_directions("w", np.diag([3.0, 2.0, 1.0, 0.0]), Rule(rank=k)) for k in (1, 4))
+      >>> factor = stack_directions([few, many], (2,))
+      >>> factor.complement, factor.basis.shape, factor.kept.tolist()
+      (True, (2, 4, 3), [1, 4])
+    """
+    d = found[0].basis.shape[0]
+    kept = np.array([one.kept for one in found])
+    complement = bool((d - kept).max() < kept.max())
+    width = int((d - kept).max() if complement else kept.max())
+    basis = np.zeros((len(found), d, width), np.float32)
+    for columns, one in zip(basis, found, strict=True):
+        chosen = one.basis if one.complement == complement else _orthogonal_complement(one.basis)
+        columns[:, : chosen.shape[1]] = chosen
+    return Factor(
+        basis.reshape(*stack, d, width),
+        complement,
+        kept.reshape(stack).astype(np.int32),
+        np.array([one.residual for one in found]).reshape(stack),
+    )
+
+
+def _orthogonal_complement(basis: np.ndarray) -> np.ndarray:
+    d, columns = basis.shape
+    if columns == 0:
+        return np.eye(d, dtype=np.float32)
+    return np.linalg.qr(basis.astype(np.float64), mode="complete")[0][:, columns:].astype(np.float32)
+
+
+def factor_of(path: str, moments: np.ndarray | jax.Array, rule: Rule) -> Factor:
+    """The factor of a stack of second moments ``[*batch, d, d]``, decomposed one after the other.
+
+    Raises:
+      ValueError: no stack of square matrices, or not finite.
+    """
+    if moments.ndim < 2 or moments.shape[-1] != moments.shape[-2]:
+        raise ValueError(f"moment of {path!r} has shape {list(moments.shape)}, expected [..., d, d]")
+    stack, d = moments.shape[:-2], moments.shape[-1]
+    flat = moments.reshape(math.prod(stack), d, d)
+    return stack_directions([principal_directions(path, np.asarray(m, np.float64), rule) for m in flat], stack)
+
+
+def warn_if_little_is_kept(factors: Mapping[str, Factor], energy: float | None) -> None:
+    """Warns where most inputs keep next to nothing: a few outlier directions hold the trace."""
+    thin = [f for f in factors.values() if energy and np.mean(f.kept) * 100 <= f.dim]
+    if len(thin) * 2 > len(factors):
+        warnings.warn(
+            f"{len(thin)} of {len(factors)} inputs keep next to nothing of general text (a few outlier "
+            f"directions hold {energy:.0%} of the trace); raise energy or use rank",
+            stacklevel=3,
+        )

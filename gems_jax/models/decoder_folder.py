@@ -1,0 +1,243 @@
+"""Llama, Mistral, Qwen2 and Qwen3 as Hugging Face writes them: ``config.json`` and the names of the tensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gems_jax.models.decoder import Decoder
+from gems_jax.models.decoder_config import DecoderConfig
+from gems_jax.models.family import Family, Weight
+from gems_jax.models.rope_folder import read_rope, rope_values
+
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+# What an absent key stands for: the defaults of transformers' config classes.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+    "mistral": {
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "sliding_window": 4096,
+    },
+    "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096, "head_dim": 128},
+}
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_MORE_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window", "max_window_layers")
+_READ = {
+    *_SIZES,
+    *_MORE_SIZES,
+    *("model_type", "architectures", "hidden_act"),
+    *("initializer_range", "rms_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings"),
+    *("attention_bias", "attention_dropout", "mlp_bias"),
+    *("use_sliding_window", "layer_types"),
+}
+# Keys of real files that do not change what the model computes from tokens.
+_NO_EFFECT = {
+    *("transformers_version", "transformers.js_config", "_name_or_path", "torch_dtype", "dtype", "use_cache"),
+    *("pretraining_tp", "tokenizer_class", "unsloth_version", "unsloth_fixed"),
+    *("is_llama_config", "is_decoder", "torchscript", "task_specific_params", "problem_type", "id2label", "label2id"),
+    *("return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward", "pruned_heads"),
+    *("max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p", "num_beams"),
+    *("num_beam_groups", "num_return_sequences", "length_penalty", "repetition_penalty", "no_repeat_ngram_size"),
+    *("encoder_no_repeat_ngram_size", "diversity_penalty", "early_stopping", "remove_invalid_values"),
+}
+
+
+def read_config(values: Mapping[str, Any], place: Path | str) -> DecoderConfig:
+    """The config that a ``config.json`` describes.
+
+    Args:
+      values: of the file, as written by any version of transformers.
+      place: its name in messages.
+
+    Raises:
+      ValueError: if a key is missing or wrong, or asks for something that the model does not compute.
+
+    Example:
+      >>> sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
+      >>> read_config({"model_type": "llama", **sizes, "num_attention_heads": 2}, "config").head_dim
+      4
+    """
+    kind = values.get("model_type")
+    if kind not in _CLASSES:
+        raise ValueError(f"{place}: model_type is {kind!r}, decoders are {sorted(_CLASSES)}")
+    missing = [key for key in _SIZES if isinstance(values.get(key), bool) or not isinstance(values.get(key), int)]
+    if missing:
+        raise ValueError(f"{place}: a {kind} config needs whole numbers for {missing}")
+    given = {**_DEFAULTS[kind], **values}
+    wrong = [key for key in _MORE_SIZES if not isinstance(given.get(key), int | None)]
+    if wrong:
+        raise ValueError(f"{place}: {wrong} must be whole numbers or null, got {[given[key] for key in wrong]}")
+    _refuse(given, kind, place)
+    stops = given.get("eos_token_id")
+    stops = [stops] if isinstance(stops, int) else list(stops or [])
+    eos = stops[0] if stops else None
+    pad = given.get("pad_token_id")
+    heads = given["num_attention_heads"]
+    max_positions = given["max_position_embeddings"]
+    try:
+        theta, scaling = read_rope(given, max_positions)
+        window, sliding_layers = _windows(given, kind)
+        return DecoderConfig(
+            model_type=kind,
+            vocab_size=given["vocab_size"],
+            d_model=given["hidden_size"],
+            d_ff=given["intermediate_size"],
+            num_layers=given["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=given.get("num_key_value_heads") or heads,
+            head_dim=given.get("head_dim") or given["hidden_size"] // heads,
+            attention_bias=bool(given.get("attention_bias")),
+            mlp_bias=bool(given.get("mlp_bias")),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            max_positions=max_positions,
+            sliding_window=window,
+            sliding_layers=sliding_layers,
+            tie_word_embeddings=given.get("tie_word_embeddings", False),
+            norm_epsilon=given.get("rms_norm_eps", 1e-6),
+            initializer_range=given.get("initializer_range", 0.02),
+            pad_token_id=_padding(eos) if pad is None or pad < 0 else pad,
+            bos_token_id=given.get("bos_token_id"),
+            eos_token_id=eos,
+            more_stop_ids=tuple(stops[1:]),
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _refuse(given: Mapping[str, Any], kind: str, place: Path | str) -> None:
+    """Raises for what the model does not compute."""
+    expected = {
+        "hidden_act": ("silu", "swish"),
+        "attention_dropout": (0,),
+        "partial_rotary_factor": (1,),
+        "architectures": ([_CLASSES[kind]], []),
+    }
+    if kind in ("qwen2", "mistral"):
+        expected |= {"attention_bias": (False,)}
+    if kind != "llama":
+        expected |= {"mlp_bias": (False,)}
+    if kind == "mistral":
+        expected |= {"layer_types": ()}
+    for key, implemented in expected.items():
+        if given.get(key) is not None and given[key] not in implemented:
+            choice = " or ".join(map(repr, implemented)) or "its absence"
+            raise ValueError(f"{place}: {key} is {given[key]!r}, implemented for {kind} is {choice}")
+    unknown = sorted(key for key in set(given) - _READ - _NO_EFFECT if given[key] not in (None, False, [], {}))
+    if unknown:
+        raise ValueError(
+            f"{place}: unknown options {unknown} might change what a {kind} model computes: remove them from the file "
+            "if they do not"
+        )
+
+
+def _windows(given: Mapping[str, Any], kind: str) -> tuple[int | None, tuple[bool, ...] | None]:
+    """Width of the sliding window, and in which layers it holds."""
+    if kind == "llama":
+        return None, None
+    if kind == "mistral":
+        return given["sliding_window"], None
+    layers, types = given["num_hidden_layers"], given.get("layer_types")
+    window = given["sliding_window"] if given.get("use_sliding_window") else None
+    if types is None:
+        first = given.get("max_window_layers", 28)
+        types = ["sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers)]
+    if set(types) - {"full_attention", "sliding_attention"} or len(types) != layers:
+        raise ValueError(f"layer_types must be {layers} times full_attention or sliding_attention, got {types}")
+    sliding = tuple(name == "sliding_attention" for name in types)
+    if any(sliding) and not window:
+        raise ValueError("layer_types has sliding_attention, but use_sliding_window or sliding_window is not set")
+    return (window, sliding) if any(sliding) else (None, None)
+
+
+def _padding(eos_token_id: int | None) -> int:
+    """What pads a text where the file names no token for it; as for transformers the token that ends one."""
+    return 0 if eos_token_id is None else eos_token_id
+
+
+def config_values(config: DecoderConfig) -> dict[str, Any]:
+    """The values of ``config.json`` for a config, item rows not counted as vocabulary."""
+    stops = config.stop_ids
+    padded_as_ended = config.pad_token_id == _padding(config.eos_token_id)
+    values: dict[str, Any] = {
+        "architectures": [_CLASSES[config.model_type]],
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_positions,
+        "initializer_range": config.initializer_range,
+        "rms_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "attention_dropout": 0.0,
+        "pad_token_id": None if padded_as_ended else config.pad_token_id,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(stops) if len(stops) > 1 else config.eos_token_id,
+        "dtype": config.param_dtype,
+        **rope_values(config.rope_theta, config.rope_scaling),
+    }
+    if config.model_type in ("llama", "qwen3"):
+        values["attention_bias"] = config.attention_bias
+    if config.model_type == "llama":
+        values["mlp_bias"] = config.mlp_bias
+    if config.model_type == "mistral":
+        values["sliding_window"] = config.sliding_window
+    if config.model_type in ("qwen2", "qwen3"):
+        sliding = config.sliding_layers or (config.sliding_window is not None,) * config.num_layers
+        values["use_sliding_window"] = config.sliding_window is not None
+        values["sliding_window"] = config.sliding_window
+        # Read by versions of transformers that do not know layer_types.
+        values["max_window_layers"] = sliding.index(True) if any(sliding) else config.num_layers
+        values["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in sliding]
+    return values
+
+
+def weights(config: DecoderConfig) -> dict[str, Weight]:
+    """Leaf path -> tensors, item rows excepted: they stand behind the pretrained ones."""
+    layers = config.num_layers
+    found = {
+        "token_embedding/embedding": Weight("model.embed_tokens.weight"),
+        "final_norm/scale": Weight("model.norm.weight"),
+        "block/attention_norm/scale": Weight("model.layers.{}.input_layernorm.weight", layers),
+        "block/mlp_norm/scale": Weight("model.layers.{}.post_attention_layernorm.weight", layers),
+    }
+    if not config.tie_word_embeddings:
+        found["lm_head/embedding"] = Weight("lm_head.weight")
+    qkv_bias = config.attention_bias or config.model_type == "qwen2"
+    kernels = [("attention", name, "self_attn", qkv_bias) for name in ("q", "k", "v")]
+    kernels += [("attention", "o", "self_attn", config.attention_bias)]
+    kernels += [("mlp", name, "mlp", config.mlp_bias) for name in ("gate", "up", "down")]
+    for part, name, theirs, bias in kernels:
+        tensor = f"model.layers.{{}}.{theirs}.{name}_proj"
+        found[f"block/{part}/{name}/kernel"] = Weight(f"{tensor}.weight", layers, transposed=True)
+        if bias:
+            found[f"block/{part}/{name}/bias"] = Weight(f"{tensor}.bias", layers)
+    if config.model_type == "qwen3":
+        for name in ("q_norm", "k_norm"):
+            found[f"block/attention/{name}/scale"] = Weight(f"model.layers.{{}}.self_attn.{name}.weight", layers)
+    return found
+
+
+FAMILY = Family(
+    config=DecoderConfig,
+    model=Decoder,
+    read_config=read_config,
+    config_values=config_values,
+    weights=weights,
+    # Older files hold the frequencies of the rotary positions, which follow from the config.
+    ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+)

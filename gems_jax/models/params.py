@@ -1,0 +1,51 @@
+"""Parameters of a model by leaf path."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gems_jax.leaf_path import leaf_path
+
+
+def param_shapes(model: type, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Leaf path to shape and dtype of the parameters of ``model(config, key)``, none of which is made."""
+    return {leaf_path(path): leaf for path, leaf in _abstract(model, config)[1]}
+
+
+def params_of(model: nnx.Module) -> dict[str, jax.Array]:
+    """Leaf path to parameter."""
+    return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))}
+
+
+def model_from_params(model: type, config: Any, params: Mapping[str, Any]) -> Any:
+    """A model with given weights.
+
+    Args:
+      model: class of the model, made by ``model(config, key)``.
+      config: shape of the model.
+      params: leaf path, such as ``"encoder/block/attention/q/kernel"``, to array.
+
+    Raises:
+      ValueError: if a leaf is missing, unknown or of another shape.
+    """
+    graph, shapes, tree = _abstract(model, config)
+    names, kind = [leaf_path(path) for path, _ in shapes], type(config).__name__
+    missing, unknown = set(names) - set(params), set(params) - set(names)
+    if missing or unknown:
+        raise ValueError(
+            f"parameters do not fit this {kind}: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
+        )
+    leaves = []
+    for name, (_, leaf) in zip(names, shapes, strict=True):
+        if params[name].shape != leaf.shape:
+            raise ValueError(f"{name} has shape {params[name].shape}, this {kind} needs {leaf.shape}")
+        leaves.append(jnp.asarray(params[name], leaf.dtype))
+    return nnx.merge(graph, jax.tree_util.tree_unflatten(tree, leaves))
+
+
+def _abstract(model: type, config: Any) -> tuple[Any, list[tuple[Any, jax.ShapeDtypeStruct]], Any]:
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: model(config, jax.random.key(0))))
+    return graph, *jax.tree_util.tree_flatten_with_path(abstract)

@@ -1,0 +1,195 @@
+"""T5, mT5 and UMT5 as Hugging Face writes them: ``config.json`` and the names of the tensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gems_jax.models.family import Family, Weight
+from gems_jax.models.t5 import T5
+from gems_jax.models.t5_config import MODEL_TYPES, T5Config
+
+_CLASSES = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration"}
+_CLASSES["umt5"] = "UMT5ForConditionalGeneration"
+_SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+# What feed_forward_proj stands for: gated or not, and the names of its activation.
+_FEED_FORWARD = {"relu": (False, ("relu",)), "gated-gelu": (True, ("gelu_new", "gelu_pytorch_tanh"))}
+# Other names that transformers has for a size.
+_ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
+_READ = {
+    *_SIZES,
+    *_ALIASES,
+    *("model_type", "architectures", "num_decoder_layers", "feed_forward_proj", "is_gated_act", "dense_act_fn"),
+    *("relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate", "layer_norm_epsilon"),
+    *("tie_word_embeddings", "scale_decoder_outputs", "is_encoder_decoder", "is_decoder"),
+    *("pad_token_id", "eos_token_id", "decoder_start_token_id"),
+}
+# Keys of real files that do not change what the model computes from tokens.
+_NO_EFFECT = {
+    *("transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "tokenizer_class", "n_positions"),
+    *("output_past", "initializer_factor", "classifier_dropout", "scalable_attention", "task_specific_params"),
+    *("gradient_checkpointing", "torchscript", "problem_type", "id2label", "label2id", "bos_token_id"),
+    *("return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward", "pruned_heads"),
+    *("max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p", "num_beams"),
+    *("num_beam_groups", "num_return_sequences", "length_penalty", "repetition_penalty", "no_repeat_ngram_size"),
+    *("encoder_no_repeat_ngram_size", "diversity_penalty", "early_stopping", "remove_invalid_values"),
+}
+
+
+def read_config(values: Mapping[str, Any], place: Path | str) -> T5Config:
+    """The config that a ``config.json`` describes.
+
+    Args:
+      values: of the file, as written by any version of transformers.
+      place: its name in messages.
+
+    Raises:
+      ValueError: if a key is missing or wrong, or asks for something that the model does not compute.
+
+    Example:
+      >>> sizes = {"vocab_size": 20, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+      >>> read_config({"model_type": "t5", **sizes}, "config").feed_forward
+      'relu'
+    """
+    kind = values.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise ValueError(f"{place}: model_type is {kind!r}, T5's are {list(MODEL_TYPES)}")
+    missing = [key for key in _SIZES if not isinstance(values.get(key), int)]
+    if missing:
+        raise ValueError(f"{place}: a T5 config needs whole numbers for {missing}")
+    feed_forward = values.get("feed_forward_proj", "relu" if kind == "t5" else "gated-gelu")
+    _refuse(values, kind, feed_forward, place)
+    tied = values.get("tie_word_embeddings", True)
+    scaled = values.get("scale_decoder_outputs")
+    pad = _or(values.get("pad_token_id"), 0)
+    try:
+        return T5Config(
+            model_type=kind,
+            vocab_size=values["vocab_size"],
+            d_model=values["d_model"],
+            d_kv=values["d_kv"],
+            d_ff=values["d_ff"],
+            num_layers=values["num_layers"],
+            num_decoder_layers=_or(values.get("num_decoder_layers"), values["num_layers"]),
+            num_heads=values["num_heads"],
+            feed_forward=feed_forward,
+            relative_buckets=values.get("relative_attention_num_buckets", 32),
+            relative_max_distance=values.get("relative_attention_max_distance", 128),
+            dropout_rate=values.get("dropout_rate", 0.0),
+            tie_word_embeddings=tied,
+            scale_decoder_outputs=_or(scaled, tied) if kind == "t5" else None,
+            norm_epsilon=values.get("layer_norm_epsilon", 1e-6),
+            pad_token_id=pad,
+            eos_token_id=_or(values.get("eos_token_id"), 1),
+            decoder_start_token_id=_or(values.get("decoder_start_token_id"), pad),
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _refuse(values: Mapping[str, Any], kind: str, feed_forward: Any, place: Path | str) -> None:
+    """Raises for what the model does not compute."""
+    if feed_forward not in _FEED_FORWARD:
+        raise ValueError(f"{place}: feed_forward_proj is {feed_forward!r}, known are {sorted(_FEED_FORWARD)}")
+    gated, activations = _FEED_FORWARD[feed_forward]
+    # The last two follow from feed_forward_proj, but where they differ transformers believes them.
+    expected: dict[str, tuple[Any, ...]] = {
+        "is_gated_act": (gated,),
+        "dense_act_fn": activations,
+        "is_encoder_decoder": (True,),
+        "is_decoder": (False,),
+        "architectures": ([_CLASSES[kind]], []),
+    }
+    expected |= {alias: (values[size],) for alias, size in _ALIASES.items()}
+    for key, implemented in expected.items():
+        if values.get(key) is not None and values[key] not in implemented:
+            choice = " or ".join(map(repr, implemented))
+            raise ValueError(f"{place}: {key} is {values[key]!r}, implemented for {kind} here is {choice}")
+    for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
+        if not isinstance(values.get(key, 0), int | None):
+            raise ValueError(f"{place}: {key} is {values[key]!r}, implemented for {kind} here is one token id")
+    unknown = sorted(key for key in set(values) - _READ - _NO_EFFECT if values[key] not in (None, False, [], {}))
+    if unknown:
+        raise ValueError(
+            f"{place}: unknown options {unknown} might change what a {kind} model computes: remove them from the file "
+            "if they do not"
+        )
+
+
+def config_values(config: T5Config) -> dict[str, Any]:
+    """The values of ``config.json`` for a config, item rows not counted as vocabulary."""
+    values = {
+        "architectures": [_CLASSES[config.model_type]],
+        "model_type": config.model_type,
+        "is_encoder_decoder": True,
+        "vocab_size": config.vocab_size,
+        "d_model": config.d_model,
+        "d_kv": config.d_kv,
+        "d_ff": config.d_ff,
+        "num_layers": config.num_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "num_heads": config.num_heads,
+        "feed_forward_proj": config.feed_forward,
+        "relative_attention_num_buckets": config.relative_buckets,
+        "relative_attention_max_distance": config.relative_max_distance,
+        "dropout_rate": config.dropout_rate,
+        "layer_norm_epsilon": config.norm_epsilon,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "pad_token_id": config.pad_token_id,
+        "eos_token_id": config.eos_token_id,
+        "decoder_start_token_id": config.decoder_start_token_id,
+        "dtype": config.param_dtype,
+    }
+    # The others' scaling is fixed, transformers has no key for it.
+    return values | ({"scale_decoder_outputs": config.scales_outputs} if config.model_type == "t5" else {})
+
+
+def weights(config: T5Config) -> dict[str, Weight]:
+    """Leaf path -> tensors, item rows excepted: they stand behind the pretrained ones."""
+    mlp = ("wi_0", "wi_1", "wo") if config.feed_forward == "gated-gelu" else ("wi", "wo")
+    found = {"token_embedding/embedding": Weight("shared.weight")}
+    if not config.tie_word_embeddings:
+        found["lm_head/embedding"] = Weight("lm_head.weight")
+    stacks = {
+        "encoder": (config.num_layers, (("attention", "SelfAttention"),)),
+        "decoder": (
+            config.num_decoder_layers,
+            (("self_attention", "SelfAttention"), ("cross_attention", "EncDecAttention")),
+        ),
+    }
+    for stack, (layers, attentions) in stacks.items():
+        block = f"{stack}.block.{{}}.layer"
+        parts = [(ours, theirs, ("q", "k", "v", "o")) for ours, theirs in attentions]
+        for place, (ours, theirs, kernels) in enumerate([*parts, ("mlp", "DenseReluDense", mlp)]):
+            found[f"{stack}/block/{ours}_norm/scale"] = Weight(f"{block}.{place}.layer_norm.weight", layers)
+            for kernel in kernels:
+                found[f"{stack}/block/{ours}/{kernel}/kernel"] = Weight(
+                    f"{block}.{place}.{theirs}.{kernel}.weight", layers, transposed=True
+                )
+        bias = f"{block}.0.SelfAttention.relative_attention_bias.weight"
+        per_layer = Weight(bias, layers) if config.positions_per_layer else Weight(bias.format(0))
+        found[f"{stack}/relative_bias/embedding"] = per_layer
+        found[f"{stack}/final_norm/scale"] = Weight(f"{stack}.final_layer_norm.weight")
+    return found
+
+
+FAMILY = Family(
+    config=T5Config,
+    model=T5,
+    read_config=read_config,
+    config_values=config_values,
+    weights=weights,
+    # Older files repeat the shared table, and hold a bias that the reference code never uses.
+    ignored=(
+        r"(encoder|decoder)\.embed_tokens\.weight",
+        r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
+    ),
+)

@@ -1,0 +1,179 @@
+"""T5's encoder and decoder: one block over the stacked parameters of all layers, applied in one scan."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gems_jax.models.attention import dropout
+from gems_jax.models.layers import Embedding, RMSNorm, rows
+from gems_jax.models.positions import position_bias, position_buckets
+from gems_jax.models.remat import checkpointed
+from gems_jax.models.t5_config import T5Config
+from gems_jax.models.t5_layers import MLP, Attention, site_key
+
+
+class EncoderBlock(nnx.Module):
+    """Self-attention and feed-forward layer, norm first."""
+
+    def __init__(self, layers: int, config: T5Config, key: jax.Array):
+        attention, mlp = jax.random.split(key)
+        self.config = config
+        self.attention_norm = RMSNorm((layers, config.d_model), config)
+        self.attention = Attention(layers, config, attention)
+        self.mlp_norm = RMSNorm((layers, config.d_model), config)
+        self.mlp = MLP(layers, config, mlp)
+
+    def __call__(
+        self, x: jax.Array, bias: jax.Array, mask: jax.Array | None, dropout_key: jax.Array | None
+    ) -> jax.Array:
+        rate = self.config.dropout_rate
+        normed = rows(self.attention_norm(x))
+        memory = self.attention.keys_values(normed, len(x))
+        attended = self.attention(normed, memory, bias, mask, site_key(dropout_key, 0))
+        x = x + dropout(attended, rate, site_key(dropout_key, 1)).reshape(x.shape)
+        hidden = self.mlp(rows(self.mlp_norm(x)), site_key(dropout_key, 2))
+        return x + dropout(hidden, rate, site_key(dropout_key, 3)).reshape(x.shape)
+
+
+class DecoderBlock(nnx.Module):
+    """Self-attention, attention to the encoded input and feed-forward layer, norm first."""
+
+    def __init__(self, layers: int, config: T5Config, key: jax.Array):
+        self_attention, cross_attention, mlp = jax.random.split(key, 3)
+        self.config = config
+        self.self_attention_norm = RMSNorm((layers, config.d_model), config)
+        self.self_attention = Attention(layers, config, self_attention)
+        self.cross_attention_norm = RMSNorm((layers, config.d_model), config)
+        self.cross_attention = Attention(layers, config, cross_attention)
+        self.mlp_norm = RMSNorm((layers, config.d_model), config)
+        self.mlp = MLP(layers, config, mlp)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        encoded: jax.Array,
+        bias: jax.Array,
+        mask: jax.Array,
+        cross_mask: jax.Array | None,
+        dropout_key: jax.Array | None,
+    ) -> jax.Array:
+        normed = rows(self.self_attention_norm(x))
+        memory = self.self_attention.keys_values(normed, len(x))
+        cross_memory = self.cross_attention.keys_values(encoded, len(x))
+        return self._apply(x, normed, memory, cross_memory, bias, mask, cross_mask, dropout_key)
+
+    def step(
+        self,
+        x: jax.Array,
+        memory: tuple[jax.Array, jax.Array],
+        cross_memory: tuple[jax.Array, jax.Array],
+        position: jax.Array,
+        bias: jax.Array,
+        mask: jax.Array,
+        cross_mask: jax.Array,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One position ``[B, 1, width]`` and its keys and values, written into ``memory`` at ``position``."""
+        normed = rows(self.self_attention_norm(x))
+        new = self.self_attention.keys_values(normed, len(x))
+        keys, values = (jax.lax.dynamic_update_slice_in_dim(memory[i], new[i], position, 1) for i in range(2))
+        memory = keys, values
+        return self._apply(x, normed, memory, cross_memory, bias, mask, cross_mask, None), memory
+
+    def _apply(
+        self,
+        x: jax.Array,
+        normed: jax.Array,
+        memory: tuple[jax.Array, jax.Array],
+        cross_memory: tuple[jax.Array, jax.Array],
+        bias: jax.Array,
+        mask: jax.Array,
+        cross_mask: jax.Array | None,
+        dropout_key: jax.Array | None,
+    ) -> jax.Array:
+        rate = self.config.dropout_rate
+        attended = self.self_attention(normed, memory, bias, mask, site_key(dropout_key, 0))
+        x = x + dropout(attended, rate, site_key(dropout_key, 1)).reshape(x.shape)
+        normed = rows(self.cross_attention_norm(x))
+        attended = self.cross_attention(normed, cross_memory, None, cross_mask, site_key(dropout_key, 2))
+        x = x + dropout(attended, rate, site_key(dropout_key, 3)).reshape(x.shape)
+        hidden = self.mlp(rows(self.mlp_norm(x)), site_key(dropout_key, 4))
+        return x + dropout(hidden, rate, site_key(dropout_key, 5)).reshape(x.shape)
+
+
+class Stack(nnx.Module):
+    """All layers of the encoder or the decoder, their parameters stacked along the first axis."""
+
+    def __init__(self, block: type[EncoderBlock] | type[DecoderBlock], layers: int, config: T5Config, key: jax.Array):
+        block_key, bias_key = jax.random.split(key)
+        self.config = config
+        self.layers = layers
+        self.bidirectional = block is EncoderBlock
+        self.block = block(layers, config, block_key)
+        shape: tuple[int, ...] = (config.relative_buckets, config.num_heads)
+        shape = (layers, *shape) if config.positions_per_layer else shape
+        self.relative_bias = Embedding(shape, config.d_model**-0.5, config, bias_key)
+        self.final_norm = RMSNorm((config.d_model,), config)
+
+    def buckets(self, length: int) -> np.ndarray:
+        """Position buckets int32 ``[length, length]`` of queries and keys."""
+        config = self.config
+        return position_buckets(
+            length, length, self.bidirectional, config.relative_buckets, config.relative_max_distance
+        )
+
+    def scan(
+        self,
+        x: Any,
+        apply: Callable[[Any, Any, Any, Any], tuple[Any, Any]],
+        bias: Callable[[Any], jax.Array],
+        others: Any,
+    ) -> tuple[Any, Any]:
+        """Applies the layers one after the other.
+
+        Args:
+          x: what the first layer gets.
+          apply: ``apply(layer, x, position_bias, other) -> (x, output)``.
+          bias: makes a position bias of a table ``[buckets, heads]``.
+          others: tree of what differs from layer to layer, with them as the leading axis.
+
+        Returns:
+          What the last layer gave, and the outputs of all.
+        """
+        graph, stacked = nnx.split(self.block)
+        table = self.relative_bias.embedding[...]
+        own_tables = self.config.positions_per_layer
+        shared = None if own_tables else bias(table)
+
+        def body(x: Any, layer: tuple[Any, jax.Array | None, Any]) -> tuple[Any, Any]:
+            state, own_table, other = layer
+            return apply(nnx.merge(graph, state), x, bias(own_table) if own_tables else shared, other)
+
+        tables = table if own_tables else None
+        return jax.lax.scan(checkpointed(body, self.config.remat), x, (stacked, tables, others))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        apply: Callable[[Any, jax.Array, jax.Array, jax.Array | None], jax.Array],
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """All positions: ``apply(layer, x, position_bias, dropout_key)`` layer after layer, and the final norm."""
+        rate = self.config.dropout_rate
+        keys = None if key is None or rate == 0 else jax.random.split(jax.random.fold_in(key, 0), self.layers)
+        buckets = self.buckets(x.shape[1])
+        x, _ = self.scan(
+            dropout(x.astype(self.config.dtype), rate, site_key(key, 1)),
+            lambda block, x, bias, layer_key: (apply(block, x, bias, layer_key), None),
+            lambda table: position_bias(table, buckets),
+            keys,
+        )
+        return dropout(self.final_norm(x), rate, site_key(key, 2))
+
+
+def key_mask(mask: jax.Array | None) -> jax.Array | None:
+    """Bool ``[B, 1, 1, S]`` of the keys ``[B, S]`` that may be attended to; ``None``: all."""
+    return None if mask is None else jnp.asarray(mask)[:, None, None, :] > 0

@@ -1,0 +1,41 @@
+"""The tokenizer beside a model in a Hugging Face folder."""
+
+from pathlib import Path
+from typing import Any
+
+from gems_jax.items import max_unused_rows
+
+# What a tokenizer of its own class is built from, where there is no tokenizer.json.
+_SOURCES = (("spiece.model",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Loads the tokenizer of a folder.
+
+    Raises:
+      FileNotFoundError: if its files are missing.
+      ValueError: if they are damaged.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        # The file is the whole tokenizer; the class that model_type stands for would rebuild it as a unigram one.
+        if (folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        if any(all((folder / name).is_file() for name in names) for names in _SOURCES):
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise ValueError(f"{folder}: the tokenizer's files cannot be read: {error}") from error
+    raise FileNotFoundError(f"{folder / 'tokenizer.json'} does not exist: the folder needs the model's tokenizer")
+
+
+def check_tokenizer(tokenizer: Any, config: Any, folder: Path) -> None:
+    """Raises ValueError if a tokenizer cannot be that of a model."""
+    rows = config.vocab_size + config.num_added_tokens
+    spare = 0 if config.num_added_tokens else max_unused_rows(rows)
+    if not 0 <= rows - len(tokenizer) <= spare:
+        raise ValueError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows"
+            + (f" ({config.num_added_tokens} of them items)" if config.num_added_tokens else "")
+            + ": they do not belong together"
+        )

@@ -1,0 +1,134 @@
+"""The compiled pass over text that sums second moments, and what it needs to know of a model."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gems_jax.capture import Apply, KernelInput, PyTree, add_moments
+from gems_jax.leaf_path import leaf_path
+from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs, stacked_matrix_dims
+from gems_jax.null_space import Side
+from gems_jax.replay import Layers, Masks
+from gems_jax.second_moment import SecondMoment
+
+Batch = Mapping[str, Any]
+
+
+def kernel_specs(params: PyTree, rule: MatrixRule | None = None) -> dict[str, MatrixSpec | None]:
+    """Roles of the kernels under a rule (default `stacked_matrix_dims`), by path.
+
+    Raises:
+      ValueError: there are none.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    resolved = zip(leaves, matrix_specs(params, rule or stacked_matrix_dims), strict=True)
+    specs = {leaf_path(path): spec for (path, _), spec in resolved if spec is not None}
+    if not specs:
+        raise ValueError("the model has no kernels under matrix_dims; give a rule that names them")
+    return dict(specs)
+
+
+class Model(NamedTuple):
+    """A forward pass as a function.
+
+    Attributes:
+      apply: ``apply(params, batch)``.
+      params: tree of arrays.
+      names: entries of a batch that it takes; ``None``: all.
+    """
+
+    apply: Apply
+    params: PyTree
+    names: set[str] | None
+
+    def called(self, batch: Batch) -> dict[str, Any]:
+        """What of a batch the model is called with."""
+        return {key: value for key, value in batch.items() if self.names is None or key in self.names}
+
+
+class MomentPass(NamedTuple):
+    """A pass over text, compiled.
+
+    Attributes:
+      start: ``() -> sums`` of nothing, by name of the input.
+      add: ``(params, batch, sums) -> sums`` with those of a batch, in place.
+    """
+
+    start: Callable[[], dict[str, SecondMoment]]
+    add: Callable[[PyTree, Batch, dict[str, SecondMoment]], dict[str, SecondMoment]]
+
+
+def moment_pass(
+    model: Model,
+    specs: Mapping[str, MatrixSpec | None],
+    side: Side,
+    inputs: Sequence[KernelInput],
+    group: Mapping[str, Layers | None],
+    mesh: jax.sharding.Mesh | None = None,
+) -> MomentPass:
+    """The pass that sums the second moments of a group of inputs.
+
+    Args:
+      model: see `as_function`.
+      specs: roles of the kernels, by path.
+      side: ``"in"`` or ``"out"``.
+      inputs: of the model, see `kernel_inputs`.
+      group: names of those that are wanted, with their layers (``None``: all).
+      mesh: that the moments' rows are spread over.
+
+    Returns:
+      A `MomentPass`. The sums are right on and below the diagonal.
+    """
+    wanted = {entry.name: entry for entry in inputs if entry.name in group}
+    layers = {name: part for name, part in group.items() if part is not None}
+    shardings = None if mesh is None else {name: _moment_sharding(entry, mesh) for name, entry in wanted.items()}
+
+    def zeros() -> dict[str, SecondMoment]:
+        return {name: entry.zeros(group[name]) for name, entry in wanted.items()}
+
+    def add(params: PyTree, batch: Batch, moments: dict[str, SecondMoment]) -> dict[str, SecondMoment]:
+        called, masks = model.called(batch), masks_of(batch)
+        return add_moments(model.apply, params, called, moments, specs, side, masks, layers, mesh is not None)
+
+    return MomentPass(jax.jit(zeros, out_shardings=shardings), jax.jit(add, donate_argnums=2, out_shardings=shardings))
+
+
+def as_function(model: Any, params: PyTree | None = None) -> Model:
+    """A Flax NNX module, or a function ``model(params, **batch)``, as a `Model`.
+
+    Raises:
+      TypeError: neither.
+    """
+    if params is not None:
+        return Model(lambda params, batch: model(params, **batch), params, _keywords(model))
+    from flax import nnx
+
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"model is a {type(model).__name__}; pass a Flax NNX module, or a function with params=")
+    graphdef, weights, *others = nnx.split(model, nnx.Param, ...)
+    (rest,) = others
+    names = _keywords(type(model).__call__)
+    return Model(lambda params, batch: nnx.merge(graphdef, params, rest)(**batch), weights, names)
+
+
+def _keywords(function: Callable[..., Any]) -> set[str] | None:
+    parameters = inspect.signature(function).parameters.values()
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}
+
+
+def masks_of(batch: Batch) -> Masks:
+    """Masks of the two sides; the decoder's is its own or that of the labels."""
+    decoder = batch.get("decoder_attention_mask", batch.get("label_mask"))
+    as_array = lambda mask: None if mask is None else jnp.asarray(mask)  # noqa: E731
+    return Masks(as_array(batch.get("attention_mask")), as_array(decoder))
+
+
+def _moment_sharding(entry: KernelInput, mesh: jax.sharding.Mesh) -> SecondMoment:
+    """Rows over all devices of a mesh, where they divide."""
+    rows = mesh.axis_names if entry.dim % mesh.size == 0 else None
+    spec = jax.sharding.PartitionSpec(*(None for _ in entry.stack), rows, None)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return SecondMoment(jax.sharding.NamedSharding(mesh, spec), everywhere)  # type: ignore[arg-type]
