@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gems_jax.branches import BranchState, Presence, Steps
 from gems_jax.state import Diagnostics, work_dtype
-from gems_jax.task_grads import task_weights
+from gems_jax.task_grads import inner_products, task_weights
 
 PyTree = Any
 
@@ -53,8 +53,7 @@ def measure(
     merged = [g for g in gradients if g.shape[0] != num_tasks]
     gramian = jnp.zeros((num_tasks, num_tasks), jnp.float32)
     for g in stacked:
-        flat = g.astype(work_dtype(g.dtype)).reshape(num_tasks, -1)
-        gramian += jnp.matmul(flat, flat.T, precision=jax.lax.Precision.HIGHEST).astype(jnp.float32)
+        gramian += inner_products(g).astype(jnp.float32)
     sizes = jnp.diagonal(gramian)
     finite = jnp.isfinite(sizes)
     tasks = finite & (sizes > 0) if stacked else jnp.ones((num_tasks,), bool)

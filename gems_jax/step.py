@@ -187,8 +187,9 @@ def _shared_and_task(
 
 def _energy(shared: jax.Array, task: jax.Array | None, num_tasks: int) -> jax.Array:
     """Squared norms of a group's gradients, ``[1 + T]``."""
-    per_task = jnp.zeros((num_tasks,), shared.dtype) if task is None else norm_squared(task, 3)
-    return jnp.concatenate([norm_squared(shared, 3)[None], per_task]).astype(jnp.float32)
+    # By way of each kernel's, which are needed elsewhere too: squared once, and not kept.
+    per_task = jnp.zeros((num_tasks,), shared.dtype) if task is None else jnp.sum(norm_squared(task, 2), axis=-1)
+    return jnp.concatenate([jnp.sum(norm_squared(shared, 2))[None], per_task]).astype(jnp.float32)
 
 
 def _step_branches(

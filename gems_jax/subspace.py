@@ -321,7 +321,11 @@ def make_basis(
     start = coordinates(jnp.where(warm[..., None, None], previous, project(fill)))
     basis = lift(leading_vectors(matrix, rank, method, start, warm))
     exact = method == "svd" or (method == "eigh" and gradient.shape[-2] <= gradient.shape[-1])
-    if not exact or frame.factor is not None or exclude is not None:
+    anywhere = frame.factor is None and exclude is None
+    if method == "subspace" and anywhere:
+        # Nearly orthonormal already: the last sweep ended with one such pass.
+        basis = orthonormal_columns(basis)[0]
+    elif not exact or not anywhere:
         basis = orthonormal_inside(basis, project, fill)
     basis = canonical_signs(basis) if signs == "canonical" else basis
     if columns is not None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.leaf_path import leaf_path
-from gems_jax.task_grads import check_task_axis, weighted_sum
+from gems_jax.task_grads import check_task_axis, inner_products, weighted_sum
 
 PyTree = Any
 
@@ -63,9 +63,7 @@ def gramian(leaves: Sequence[jax.Array]) -> jax.Array:
     """
     total = jnp.zeros((leaves[0].shape[0],) * 2, jnp.float32)
     for g in leaves:
-        g = _wide(g)
-        axes = tuple(range(1, g.ndim))
-        total += jnp.tensordot(g, g, (axes, axes), precision=jax.lax.Precision.HIGHEST).astype(jnp.float32)
+        total += inner_products(g).astype(jnp.float32)
     return total
 
 
