@@ -27,6 +27,7 @@ TRAIN = [
 TEST = [
     "pytest>=9,<10",
     "hypothesis>=6.150,<7",  # properties
+    "ir-measures>=0.4.3,<0.5",  # oracle for the ranking metrics
     "nbmake>=1.5.5,<2",  # notebooks as tests
     "ipykernel>=7,<8",
     "torch>=2.9,<2.15",  # oracle for the models: transformers on torch

@@ -141,12 +141,14 @@ def our_route(
     return statistics.median(timed["warm"]) - plain, timed["first"][0] - plain, plain, captured
 
 
-def compare(params: Kernels, old: Kernels, new: Kernels, args: argparse.Namespace) -> dict[str, Any]:
+Peer = dict[int, tuple[float, dict[str, list[float]]]]  # threads -> seconds, squared norms
+
+
+def compare(params: Kernels, old: Kernels, new: Kernels, peer: Peer, args: argparse.Namespace) -> dict[str, Any]:
     """One row a method for one set of kernels."""
-    by_threads = {threads: torch_route(new, args.rank, threads) for threads in args.torch_threads}
-    seconds = {threads: run[0] for threads, run in by_threads.items()}
+    seconds = {threads: run[0] for threads, run in peer.items()}
     # The peer with the number of threads that suits it best.
-    torch_s, best = min(seconds.values()), next(iter(by_threads.values()))[1]
+    torch_s, best = min(seconds.values()), next(iter(peer.values()))[1]
     rows: dict[str, Any] = {"kernels": len(params), "torch_svd": {"seconds_by_threads": seconds}}
     print(f"  {'torch svd':10s} {torch_s:8.2f} s, seconds by threads: {seconds}", flush=True)
     for method in args.methods:
@@ -174,7 +176,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rows", type=int, default=8, help="of each task in a training step")
     parser.add_argument("--length", type=int, default=48, help="tokens of a row")
-    parser.add_argument("--start", type=int, default=100, help="step of the first recording")
+    parser.add_argument("--start", type=int, default=25, help="step of the first recording")
     parser.add_argument("--apart", type=int, default=200, help="steps between the recordings")
     parser.add_argument(
         "--torch-threads",
@@ -183,18 +185,17 @@ def main() -> None:
         default=sorted({1, len(os.sched_getaffinity(0))}),
         help="numbers of threads the peer is timed with, the best of which counts; ours takes all cores",
     )
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=["subspace", "eigh", "svd"])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     params, (old, new) = record([args.start, args.start + args.apart], args.rows, args.length, args.layers)
-    six_heads = (
-        lambda kernels: {  # noqa: E731
-            n: (k[..., :384] if not n.endswith("o/kernel") else k[..., :384, :])
-            for n, k in kernels.items()
-            if "attention/" in n
+    def six_heads(kernels: Kernels) -> Kernels:
+        return {
+            name: kernel[..., :384, :] if name.endswith("o/kernel") else kernel[..., :384]
+            for name, kernel in kernels.items()
+            if "attention/" in name
         }
-    )
 
     def shaped(kernels: Kernels, *shapes: tuple[int, int]) -> Kernels:
         return {n: k for n, k in kernels.items() if k.shape[-2:] in shapes}
@@ -206,10 +207,14 @@ def main() -> None:
         # The attention of a model with six heads instead of eight.
         "512x384": tuple(shaped(six_heads(k), (512, 384), (384, 512)) for k in (params, old, new)),
     }
+    peers = {
+        name: {threads: torch_route(new, args.rank, threads) for threads in args.torch_threads}
+        for name, (_, _, new) in sets.items()
+    }
     rows = {}
     for name, (p, a, b) in sets.items():
         print(f"{name}: {len(p)} kernels", flush=True)
-        rows[name] = compare(p, a, b, args)
+        rows[name] = compare(p, a, b, peers[name], args)
     result = {
         "rows": rows,
         "settings": {k: v for k, v in vars(args).items() if k != "out"},

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 EXIT_STOPPED = 143
 
 _COMMANDS = {
@@ -21,11 +22,15 @@ _COMMANDS = {
     "train": "tune on all tasks; first makes what is missing; resumes by itself",
     "evaluate": "rank both tasks, measure general-domain drift, write eval.json and report.html",
     "export": "the tuned model as a Hugging Face folder",
+    "recommend": "what a tuned model recommends to a user next",
+    "search": "what a tuned model finds for a user's query",
 }
+# They work on a finished run, and without --config with its own.
+_ON_A_RUN = ("evaluate", "export", "recommend", "search")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0 done, 2 bad input, 143 stopped by SIGTERM after saving."""
+    """Runs a command and returns its exit code: 0 done, 2 bad input, 130 or 143 stopped by Ctrl-C or SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
     if "OPENBLAS_NUM_THREADS" not in os.environ:
         # LAPACK's threads fight XLA's on CPU (an SVD of 256 x 256 takes 100 times as long), and the variable is
@@ -40,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"gems-jax: error: {_explain(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("gems-jax: left", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _explain(error: Exception) -> str:
@@ -50,6 +58,10 @@ def _explain(error: Exception) -> str:
         name = unknown.group(1) or unknown.group(2)
         near = difflib.get_close_matches(name, _fields(), n=1, cutoff=0.5)
         text += f"; did you mean {near[0]!r}?" if near else "; --help lists the fields"
+    wrong = re.search(r"typing\.Literal\[(.*?)\]\. Got value: (\S+)", text)
+    if wrong:
+        near = difflib.get_close_matches(wrong.group(2), re.findall(r"'([^']*)'", wrong.group(1)), n=1, cutoff=0.5)
+        text += f"; did you mean {near[0]!r}?" if near else ""
     if text.startswith("Problems parsing config"):  # it does not say which
         text = text.replace("parsing config", "parsing the file of --config", 1).replace('in "<unicode string>", ', "")
     return text
@@ -57,17 +69,17 @@ def _explain(error: Exception) -> str:
 
 def _fields() -> list[str]:
     """All fields of the configuration, dotted."""
-    import dataclasses
-
     from gems_jax.training.config import Config
+    from gems_jax.training.workdir import plain
 
-    names = []
-    for section in dataclasses.fields(Config):
-        value = getattr(Config(), section.name)
-        names.append(section.name)
-        if dataclasses.is_dataclass(value):
-            names += [f"{section.name}.{field.name}" for field in dataclasses.fields(value)]
-    return names
+    def dotted(values: Any, prefix: str = "") -> list[str]:
+        if not isinstance(values, dict):
+            return []
+        return [prefix + name for name in values] + [
+            deeper for name, value in values.items() for deeper in dotted(value, f"{prefix}{name}.")
+        ]
+
+    return dotted(plain(Config()))
 
 
 def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
@@ -86,12 +98,17 @@ def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
     for name, about in _COMMANDS.items():
         sub = ArgumentParser(description=about, exit_on_error=False, allow_abbrev=False)
         sub.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below")
-        if name in ("demo", "train", "evaluate", "export"):
+        if name in ("demo", "train", *_ON_A_RUN):
             default = "runs/demo/gems" if name == "demo" else None
             sub.add_argument("--workdir", type=str, required=default is None, default=default, help="of the run")
         if name in ("pretrain", "export"):
             help_text = "folder to write; default: model.path" if name == "pretrain" else "folder to write"
             sub.add_argument("--out", type=str, required=name == "export", default=None, help=help_text)
+        if name in ("recommend", "search"):
+            sub.add_argument("--user", type=str, required=True, help="as the dataset names them")
+            sub.add_argument("--k", type=int, default=10, help="number of items")
+        if name == "search":
+            sub.add_argument("--query", type=str, required=True, help="what the user searches for")
         if name == "prepare":
             help_text = "also the base model and the null space, where they are missing"
             sub.add_argument("--all", action="store_true", help=help_text)
@@ -101,7 +118,7 @@ def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
         commands.add_subcommand(name, sub, help=about)
     parsed = parser.parse_args(argv)
     options = parsed[parsed.command]
-    if parsed.command in ("evaluate", "export") and not options.config:
+    if parsed.command in _ON_A_RUN and not options.config:
         # Without a configuration, the one the run was made with; overrides come after it.
         kept = Path(options.workdir) / "config.yaml"
         if kept.is_file():
@@ -174,6 +191,7 @@ def _material(config: Any) -> tuple[Any, Any, Any, Any]:
     import jax
 
     from gems_jax.models import load
+    from gems_jax.training.layout import make_mesh
     from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
 
     needs_null_space = config.train.method == "adamw-constrained" or (
@@ -189,7 +207,12 @@ def _material(config: Any) -> tuple[Any, Any, Any, Any]:
                 "same configuration once"
             )
     dataset = ensure_data(config)
-    base, tokenizer = load(ensure_base(config), config.model.dtype)
+    mesh = None
+    if config.mesh.fsdp * config.mesh.tensor > 1:
+        # One axis over all devices that share the parameters: each then holds its part of every large leaf.
+        devices = make_mesh(config.mesh).devices.flatten()
+        mesh = jax.sharding.Mesh(devices, ("shard",), axis_types=(jax.sharding.AxisType.Auto,))
+    base, tokenizer = load(ensure_base(config), config.model.dtype, mesh)
     null_space = ensure_null_space(config, base, tokenizer) if needs_null_space else None
     return base, assemble(config, dataset, (base, tokenizer)), null_space, dataset
 
@@ -207,7 +230,7 @@ def _train(options: Any) -> int:
         tune(config, material, null_space, Path(options.workdir))
     except Stopped as stop:
         print(f"gems-jax: {stop}", file=sys.stderr)
-        return EXIT_STOPPED
+        return stop.code
     return 0
 
 
@@ -253,6 +276,39 @@ def _export(options: Any) -> int:
     return 0
 
 
+def _find(options: Any) -> int:
+    """Both ``recommend`` and, where there is a query, ``search``."""
+    _quiet()
+    from gems_jax.ranking.interactive import as_lines, top_items
+    from gems_jax.training.tune import load_tuned
+    from gems_jax.training.workdir import check_config
+
+    config = _config(options)
+    workdir = Path(options.workdir)
+    _check_tuned(workdir)
+    check_config(config, workdir)
+    _, material, _, dataset = _material(config)
+    query = options.get("query")
+    task = "rec" if query is None else "src"
+    if task not in config.items.prompts:
+        raise ValueError(f"this run has no task {task!r} (items.prompts has {', '.join(config.items.prompts)})")
+    found = top_items(
+        load_tuned(config, material, workdir),
+        material.tokenizer,
+        dataset,
+        material.items,
+        config.items.prompts[task],
+        config.items.max_length,
+        user=options.user,
+        query=query,
+        k=options.k,
+        beams=config.evaluate.beams,
+        vocabulary=config.train.loss_vocabulary,
+    )
+    print(as_lines(found))
+    return 0
+
+
 def _demo(options: Any) -> int:
     _quiet()
     from gems_jax.training.demo import demo
@@ -270,6 +326,8 @@ _RUN: dict[str, Callable[[Any], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "export": _export,
+    "recommend": _find,
+    "search": _find,
 }
 
 

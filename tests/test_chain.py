@@ -108,14 +108,15 @@ def test_a_run_stopped_and_killed_on_the_way_ends_as_if_it_had_not_been(trained,
     command = ["train", *options(trained.root, train__checkpoint_every=5), "--workdir", workdir]
     write = loop.Log.write
 
+    # A step's line is written while the next step runs.
     def stop_at_4(log, line):
         write(log, line)
-        if line["step"] == 4:
+        if line["step"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def crash_at_7(log, line):
         write(log, line)
-        if line["step"] == 7:
+        if line["step"] == 6:
             raise RuntimeError("power cut")
 
     monkeypatch.setattr(loop.Log, "write", stop_at_4)

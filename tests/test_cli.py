@@ -16,6 +16,7 @@ from tiny import everything_in, gems_jax, options, write_raw
 
 from gems_jax import cli
 from gems_jax.training.config import Config
+from gems_jax.training.stages import ensure_data
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -38,6 +39,9 @@ def fails(capsys, *argv):
         (["prepare", "--trian.steps=3"], "did you mean 'train.steps'?"),
         (["prepare", "--train.steps", "many"], "many"),
         (["prepare", "--gems.side", "left"], "left"),
+        (["train", "--workdir", "w", "--train.schedule", "cosin"], "did you mean 'cosine'?"),
+        (["train", "--workdir", "w", "--data.steps.coree", "3"], "did you mean 'data.steps.core'?"),
+        (["train", "--workdir", "w", "--train.steps", "1.5"], "train.steps"),
         (["prepare", "--data.name", "books"], "books"),
         (["prepare", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["tune"], "tune"),
@@ -73,6 +77,16 @@ def test_a_bad_configuration_file_is_refused(text, message, tmp_path, monkeypatc
     Path("file.yaml").write_text(text)
     assert message in fails(capsys, "prepare", "--config", "file.yaml")
     assert everything_in(tmp_path) == ["file.yaml"]
+
+
+def test_the_whole_configuration_is_printed_and_reads_back(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        gems_jax("train", "--workdir", "w", "--train.steps", 7, "--mesh.fsdp", 2, "--print_config")
+    printed = capsys.readouterr().out
+    (tmp_path / "again.yaml").write_text(printed)
+    read = cli._config(cli.parse(["train", "--config", str(tmp_path / "again.yaml"), "--workdir", "w"])[1])
+    assert (read.train.steps, read.mesh.fsdp) == (7, 2)
+    assert dataclasses.replace(read, train=Config().train, mesh=Config().mesh) == Config()
 
 
 def test_the_demo_configuration_is_the_defaults():
@@ -207,6 +221,20 @@ def test_evaluation_without_a_configuration_takes_the_runs_own(trained, tmp_path
     assert gems_jax("evaluate", "--workdir", run, "--evaluate.rows", 8) == 0
     kept["evaluate"]["rows"] = 8
     assert yaml.safe_load((run / "config.yaml").read_text()) == kept
+
+
+def test_a_tuned_model_recommends_and_searches(trained, capsys):
+    run = trained.root / "run"
+    user = next(iter(ensure_data(cli._config(cli.parse(["prepare", *map(str, options(trained.root))])[1])).table(
+        "test", "src").user_ids))  # fmt: skip
+    capsys.readouterr()
+    assert gems_jax("recommend", "--workdir", run, "--user", user, "--k", 3) == 0
+    said = capsys.readouterr().out.splitlines()[-3:]
+    assert [line[:3] for line in said] == [" 1.", " 2.", " 3."]
+    assert gems_jax("search", "--workdir", run, "--user", user, "--query", "lamp", "--k", 2) == 0
+    assert [line[:3] for line in capsys.readouterr().out.splitlines()[-2:]] == [" 1.", " 2."]
+    assert "has no user 'nobody'" in fails(capsys, "recommend", "--workdir", run, "--user", "nobody")
+    assert "query is empty" in fails(capsys, "search", "--workdir", run, "--user", user, "--query", " ")
 
 
 def test_comparing_with_a_run_that_is_not_evaluated_is_refused(trained, tmp_path, capsys):

@@ -54,7 +54,7 @@ def test_inputs_are_what_the_tokenizer_makes_of_the_whole_text(words, tables, ta
         text = template.format(history=history, query=table.queries[row])
         expected = [*tokenizer(text, add_special_tokens=False)["input_ids"], 1]
         assert result.tokens_of(row).tolist() == expected
-    assert result.target_tokens.tolist() == [items[n] for n in table.target]
+    assert result.target_tokens.tolist() == [[items[n]] for n in table.target]
     assert (result.dropped_items, result.clipped_queries) == (0, 0)
 
 
@@ -143,7 +143,7 @@ def test_a_batch_holds_inputs_and_labels_of_its_rows():
     for task, table in enumerate(tables.values()):
         for place, row in enumerate(batch["row_index"][task]):
             tokens = table.tokens_of(row).tolist()
-            target = table.target_tokens[row]
+            target = table.target_tokens[row, 0]
             padding = 6 - len(tokens)
             assert batch["input_ids"][task, place].tolist() == tokens + [0] * padding
             assert batch["attention_mask"][task, place].tolist() == [1] * len(tokens) + [0] * padding

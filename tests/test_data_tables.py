@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from shared import SHARED, needs_shared
 
-from gems_jax.data import amazon_scientific, heuristics, storage
+from gems_jax.data import amazon_scientific, array_records, heuristics, storage
+from gems_jax.data.leaks import check_leaks
 from gems_jax.data.negatives import NegativeSampler
 from gems_jax.data.prepare import prepare
 from gems_jax.data.splits import Event, leave_one_out
@@ -66,6 +67,21 @@ def test_real_tables_have_the_published_row_counts(amazon):
     assert len(amazon.items) == 4344
     assert amazon.card["interactions"] == 58492
     assert amazon.quarantined == []
+
+
+@needs_shared
+def test_real_tables_have_no_leaks(amazon):
+    found = check_leaks(amazon)
+    assert found["train"] <= found["valid"] <= found["test"] <= 4344
+    assert found["targets never in train"] == {"valid": 82, "test": 146}
+
+
+def test_an_item_taken_again_is_left_out(raw):
+    edit(raw / "Scientific.inter.json", lambda users: users.update(u9=[0, 1, 0, 2, 1]))
+    dataset = load_small(raw)
+    assert dataset.card["quarantined"] == {"event: the user took the item before": 2}
+    row = dataset.table("test", "rec").user_ids.index("u9")
+    assert [dataset.items[n].item_id for n in dataset.table("test", "rec").history_of(row)] == ["0", "1"]
 
 
 @needs_shared
@@ -286,7 +302,7 @@ def test_a_stored_dataset_reads_back_the_same(raw, tmp_path):
 
 
 def test_tables_longer_than_a_record_read_back_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "BLOCK", 7)
+    monkeypatch.setattr(array_records, "BLOCK", 7)
     rows = [Row(f"u{n}", list(range(n % 4)), n % 5, f"naïve {n}", [0, 1]) for n in range(30)]
     tables = {("train", "src"): Table.from_rows("src", rows), ("test", "src"): Table.from_rows("src", [])}
     storage.save(Dataset("x", [Item(str(n), "t") for n in range(5)], tables), tmp_path / "d")
@@ -319,7 +335,7 @@ def test_nothing_half_written_stays_behind(raw, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     dataset = load_small(raw)
-    monkeypatch.setattr(storage, "_write_tables", fail)
+    monkeypatch.setattr(storage, "write_tables", fail)
     place = tmp_path / "out"
     with pytest.raises(OSError, match="disk full"):
         storage.save(dataset, place / "prepared")

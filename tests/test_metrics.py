@@ -3,12 +3,14 @@
 import itertools
 import math
 
+import ir_measures
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ir_measures import AP, RR, Success, nDCG
 from shared import SHARED, needs_shared
 
 from gems_jax.evaluation.bootstrap import bootstrap_interval
@@ -119,6 +121,33 @@ def test_released_variants_reproduce_the_recorded_values(suffix: str) -> None:
         # The earlier revision looks for the first target only and divides by the number of all targets.
         old = metric(first_only, int(k)).sum() / data["n_targets"].sum()
         assert old == pytest.approx(data["old_metric_mean" + suffix][column], abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [5, 10, 20])
+def test_metrics_are_those_of_ir_measures(k: int) -> None:
+    rng = np.random.default_rng(k)
+    queries, items, kept = 60, 40, 20
+    rankings = np.stack([rng.permutation(items)[:kept] for _ in range(queries)])
+    targets = np.full((queries, 25), -1)
+    relevant = rng.integers(1, 26, queries)
+    for row, count in enumerate(relevant):
+        targets[row, :count] = rng.permutation(items)[:count]
+    qrels = [ir_measures.Qrel(str(q), str(d), 1) for q in range(queries) for d in targets[q, : relevant[q]]]
+    run = [
+        ir_measures.ScoredDoc(str(q), str(d), float(kept - rank))
+        for q in range(queries)
+        for rank, d in enumerate(rankings[q])
+    ]
+    relevance = metrics.relevance(rankings, targets)
+    ours = {"hit": Success @ k, "ndcg": nDCG @ k, "mrr": RR @ k, "map": AP @ k}
+    expected: dict[str, np.ndarray] = {name: np.zeros(queries) for name in NAMES}
+    names = {measure: name for name, measure in ours.items()}
+    for found in ir_measures.iter_calc(list(ours.values()), qrels, run):
+        expected[names[found.measure]][int(found.query_id)] = found.value
+    # trec_eval divides by all relevant items, even where there are more than a ranking of k can hold.
+    expected["map"] *= relevant / np.minimum(relevant, k)
+    for name in NAMES:
+        np.testing.assert_allclose(getattr(metrics, name)(relevance, relevant, k), expected[name], atol=1e-6)
 
 
 def test_textbook_metrics_do_not_exceed_the_released_ones() -> None:

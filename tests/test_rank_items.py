@@ -1,6 +1,7 @@
-"""Ranking in two decoder steps against scoring every item in full, and against a beam search in PyTorch."""
+"""Ranking items of one token each against scoring every item in full, and against a beam search in PyTorch."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from tiny import cheap_compilation
 from transformers import T5Config as TorchConfig
 from transformers import T5ForConditionalGeneration
 
@@ -27,6 +29,12 @@ CONFIG = T5Config(
     num_decoder_layers=2,
     num_heads=2,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_cheaply() -> Iterator[None]:
+    with cheap_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +248,8 @@ def test_absent_attention_mask_means_that_every_token_counts(model: T5, items: I
         ({"candidates": np.array([[0, 1]])}, r"\[4, C\]"),
         ({"candidates": np.array([[0.0, 1.0]] * 4)}, "float64"),
         ({"candidates": np.array([[0, 1], [2, 2], [0, 1], [0, 1]])}, "row 1: an item stands there twice"),
-        ({"items": ItemIndex(np.array([[V, V + 1], [V, V + 2]], np.int32))}, "one token each"),
+        ({"items": ItemIndex(np.array([[V, 1], [V, V + 2]], np.int32))}, "end token 1"),
+        ({"items": ItemIndex(np.array([[V, 1]], np.int32)), "candidates": np.zeros((4, 1), int)}, "end token 1"),
         ({"items": ItemIndex(np.array([[V + N]], np.int32))}, "grow the model"),
         ({"items": ItemIndex(np.array([[4]], np.int32)), "vocabulary": "items"}, "grow the model"),
         ({"inputs": {"attention_mask": np.ones((4, 9))}}, "input_ids"),

@@ -117,10 +117,14 @@ def read_events(
             quarantine.add("user", user, "it is not a list of items", repr(entry))
             continue
         total_events += len(entry)
-        kept = [item_id for item_id in map(_item_id, entry) if item_id in known]
+        kept: dict[str, None] = {}
         for item_id in map(_item_id, entry):
             if item_id not in known:
                 quarantine.add("event", f"user {user}", "its item is not in the catalogue", f"item {item_id}")
+            elif item_id in kept:
+                quarantine.add("event", f"user {user}", "the user took the item before", f"item {item_id}")
+            else:
+                kept[item_id] = None
         if len(kept) < MIN_EVENTS:
             quarantine.add("user", user, f"it has fewer than {MIN_EVENTS} events")
         else:

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gems_jax.data.ragged import Ragged, pair_keys
+
 NUM_NEGATIVES = 99
+# Rows drawn at a time: bounds the memory, changes nothing.
+_ROWS = 4096
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class NegativeSampler:
@@ -45,3 +50,53 @@ class NegativeSampler:
             )
         rng = np.random.default_rng([self._seed, zlib.crc32(key.encode())])
         return self._by_id[rng.choice(left, count, replace=False)]
+
+    def draw_rows(self, keys: Sequence[str], excluded: Ragged, count: int = NUM_NEGATIVES) -> np.ndarray:
+        """int32 `[R, count]`: as `draw` for many rows at once, each a function of seed, catalogue and its key only.
+
+        Items are drawn with replacement from the whole catalogue, and the first `count` of them that are neither
+        excluded nor there already are kept: uniform without replacement. A row that gets too few that way, because
+        few items are left, is drawn by `draw`.
+
+        Args:
+            keys: `R` names of rows.
+            excluded: item numbers each row must not get.
+            count: items a row.
+        """
+        parts = [np.zeros((0, count), np.int32)]
+        for start in range(0, len(keys), _ROWS):
+            rows = np.arange(start, min(start + _ROWS, len(keys)))
+            parts.append(self._draw_block(keys[start : start + _ROWS], excluded.take(rows), count))
+        return np.concatenate(parts)
+
+    def _draw_block(self, keys: Sequence[str], excluded: Ragged, count: int) -> np.ndarray:
+        size, rows = len(self._by_id), len(keys)
+        width = 2 * count + 16
+        stream = np.asarray([zlib.crc32(key.encode()) for key in keys], np.uint64) ^ _mixed(
+            np.uint64(self._seed & (2**63 - 1)) + _GOLDEN
+        )
+        with np.errstate(over="ignore"):
+            drawn = _mixed(_mixed(stream)[:, None] + np.arange(1, width + 1, dtype=np.uint64) * _GOLDEN)
+        items = self._by_id[(drawn % np.uint64(size)).astype(np.int64)]
+        row_of = np.repeat(np.arange(rows), width)
+        taken = np.isin(pair_keys(row_of, items.ravel(), size), pair_keys(excluded.row_of, excluded.values, size))
+        order = np.argsort(items, axis=1, kind="stable")
+        ordered = np.take_along_axis(items, order, axis=1)
+        again = np.zeros((rows, width), bool)
+        np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+        usable = ~again & ~taken.reshape(rows, width)
+        chosen = usable & (np.cumsum(usable, axis=1) <= count)
+        result = np.zeros((rows, count), np.int32)
+        full = chosen.sum(axis=1) == count
+        result[full] = items[full][chosen[full]].reshape(-1, count)
+        for row in np.flatnonzero(~full).tolist():
+            result[row] = self.draw(keys[row], np.unique(excluded[row]), count)
+        return result
+
+
+def _mixed(value: np.ndarray | np.uint64) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection of 64-bit numbers that looks random."""
+    with np.errstate(over="ignore"):
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(value ^ (value >> np.uint64(31)))

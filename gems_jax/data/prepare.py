@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gems_jax.data import amazon_scientific, marketplace, storage
+from gems_jax.data import amazon, amazon_scientific, marketplace, qilin, released, storage, table, user_parts
+from gems_jax.data.assemble import Source, get_ready
+from gems_jax.data.leaks import check_leaks
 from gems_jax.data.negatives import NUM_NEGATIVES
-from gems_jax.data.tables import Dataset
+from gems_jax.data.options import Steps, TableFiles, options_of
+from gems_jax.data.quarantine import Quarantine
+from gems_jax.data.raw_table import find_files
+from gems_jax.data.read_parts import ReadParts
+from gems_jax.data.tables import Dataset, Table
+from gems_jax.data.unfinished import unfinished_folder
 
-SOURCES = ("marketplace", "amazon_scientific")
+SOURCES = ("marketplace", "amazon_scientific", "amazon", "qilin", "released", "table")
+# Sources whose rows go through `assemble`, and those that read files described by `TableFiles`.
+STEPPED = ("amazon", "qilin", "released", "table")
+DESCRIBED = ("released", "table")
 
 
 def prepare(
@@ -23,27 +35,35 @@ def prepare(
     num_negatives: int = NUM_NEGATIVES,
     num_users: int = marketplace.NUM_USERS,
     max_bad_fraction: float = 0.05,
+    steps: Steps | Mapping[str, Any] | None = None,
+    files: TableFiles | Mapping[str, Any] | None = None,
+    category: str | None = None,
     progress: Callable[[str], None] | None = print,
 ) -> Dataset:
     """The prepared dataset in `out_dir`: read if it is finished and made with the same settings, else made.
 
     Args:
-        name: `"marketplace"` (made from the seed) or `"amazon_scientific"` (raw files under `path`).
+        name: `marketplace` (made from the seed), or from files under `path`: `amazon_scientific`, `amazon` (any
+            category's reviews and metadata), `qilin`, `released` (the authors' six pickled tables), `table` (anyone's
+            rows).
         out_dir: folder of the prepared dataset.
         path: folder of the raw files.
         seed: of negatives and of the marketplace.
         num_negatives: per row of valid and test.
         num_users: of the marketplace.
         max_bad_fraction: largest share of raw rows of a kind that may be left out.
+        steps: what is done to rows, for `amazon`, `qilin`, `released` and `table`.
+        files: where a table's files are and what their columns are called, for `table`; for `released` its catalogue.
+        category: for `amazon`, where the folder holds several.
         progress: takes each line a person should see; None for silence.
 
     Raises:
-        ValueError: the source is unknown, settings do not fit it, or raw data cannot be used.
+        ValueError: the source is unknown, settings do not fit it, raw data cannot be used, or the tables leak.
         FileNotFoundError: a raw file is missing.
     """
     say = progress or (lambda line: None)
-    settings = _settings(name, path, seed, num_negatives, num_users, max_bad_fraction)
-    if storage.is_complete(out_dir):
+    settings = _settings(name, path, seed, num_negatives, num_users, max_bad_fraction, steps, files, category)
+    if storage.is_complete(out_dir) and storage.is_current(out_dir):
         dataset = storage.load(out_dir)
         made_with = dataset.card.get("settings")
         if path is not None and isinstance(made_with, dict) and not Path(path).exists():
@@ -53,44 +73,174 @@ def prepare(
             return dataset
         say(f"data: {out_dir} was prepared with other settings; making it again")
     begin = time.perf_counter()
+    storage.check_place(out_dir)
     say(f"data: reading {name}" + (f" from {path}" if path is not None else ""))
-    if name == "marketplace":
-        dataset = marketplace.load(seed, num_users, num_negatives)
+    if name in STEPPED:
+        dataset = _prepare_in_parts(
+            name, Path(out_dir), Path(str(path)), settings, seed, num_negatives, steps, files, category, say
+        )
     else:
-        assert path is not None
-        dataset = amazon_scientific.load(path, seed, num_negatives, max_bad_fraction)
-    for reason, count in dataset.card["quarantined"].items():
-        say(f"data: left out {count:,} ({reason})")
-    dataset.card["settings"] = settings
-    for task in dataset.tasks:
-        for split in ("train", "valid", "test"):
-            dataset.table(split, task)  # an empty one is an error here, before anything is written
-    say(f"data: writing {_size(dataset)} to {out_dir}")
-    storage.save(dataset, out_dir)
+        if name == "marketplace":
+            dataset = marketplace.load(seed, num_users, num_negatives)
+        else:
+            dataset = amazon_scientific.load(str(path), seed, num_negatives, max_bad_fraction)
+        _say_quarantined(dataset.card, say)
+        dataset.card["settings"] = settings
+        _check_rows(dataset.name, dataset.row_counts())
+        dataset.card["item_sets"] = check_leaks(dataset)
+        say(f"data: writing {_size(dataset)} to {out_dir}")
+        storage.save(dataset, out_dir)
     say(f"data: done in {time.perf_counter() - begin:.1f} s")
     return dataset
 
 
+def _prepare_in_parts(
+    name: str,
+    out_dir: Path,
+    path: Path,
+    settings: dict[str, Any],
+    seed: int,
+    num_negatives: int,
+    steps: Any,
+    files: Any,
+    category: str | None,
+    say: Callable[[str], None],
+) -> Dataset:
+    """Reads raw files one by one and finishes users in parts; what an interrupted preparation did stays done."""
+    # Parts of other sizes do not fit together.
+    decisive = settings | {"format_version": storage.FORMAT_VERSION, "rows_a_part": user_parts.ROWS}
+    with unfinished_folder(out_dir, decisive, say) as folder:
+        if storage.is_complete(out_dir) and storage.is_current(out_dir):
+            dataset = storage.load(out_dir)  # another process was first
+            if dataset.card.get("settings") == settings:
+                return dataset
+        quarantine = Quarantine(settings["max_bad_fraction"])
+        parts = ReadParts(folder / "read", say)
+        source, resolved = _read(name, path, steps, files, category, quarantine, parts)
+        ready = get_ready(source, resolved, quarantine, seed, num_negatives)
+        del source
+        card = ready.card
+        for step in card["steps"]:
+            say("data: " + _step(step))
+        cold_items = resolved.cold_items or card["splits"] != "as given"
+        done = user_parts.finish_parts(ready, folder / "parts", resolved.repeats, cold_items, say)
+        card["steps"].append(done.step())
+        say("data: " + _step(card["steps"][-1]))
+        counts = done.counts()
+        card |= {"users": done.users, "rows": counts, "quarantined": quarantine.counts(), "settings": settings}
+        _say_quarantined(card, say)
+        _check_rows(ready.name, counts)
+        card["item_sets"] = done.sets.card(ready.name, ready.items)
+        empty = {key: Table.from_rows(key[1], []) for key in done.rows}
+        dataset = Dataset(ready.name, ready.items, empty, card, quarantine.rows)
+        say(f"data: writing {_size(dataset)} to {out_dir}")
+        storage.save_parts(dataset, done.folders, out_dir)
+    del ready, dataset
+    return storage.load(out_dir)
+
+
+def _say_quarantined(card: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    for reason, count in card["quarantined"].items():
+        say(f"data: left out {count:,} ({reason})")
+
+
+def _check_rows(name: str, counts: Mapping[str, Mapping[str, int]]) -> None:
+    """An empty table is an error before anything is written."""
+    for split, tasks in counts.items():
+        for task, count in tasks.items():
+            if not count:
+                raise ValueError(
+                    f"dataset {name!r}: table {split}/{task} is empty; check the raw data and the quarantine"
+                )
+
+
+def _read(
+    name: str, path: Path, steps: Any, files: Any, category: str | None, quarantine: Quarantine, parts: ReadParts
+) -> tuple[Source, Steps]:
+    wanted = options_of(Steps, steps, "steps")
+    if name == "amazon":
+        return amazon.read(path, category, wanted, quarantine)
+    if name == "qilin":
+        return qilin.read(path, wanted, quarantine)
+    described = _files(name, files)
+    if name == "released":
+        return released.read(path, described, wanted, quarantine)
+    return table.read(path, described, wanted, quarantine, parts)
+
+
 def _settings(
-    name: str, path: str | Path | None, seed: int, num_negatives: int, num_users: int, max_bad_fraction: float
+    name: str,
+    path: str | Path | None,
+    seed: int,
+    num_negatives: int,
+    num_users: int,
+    max_bad_fraction: float,
+    steps: Any,
+    files: Any,
+    category: str | None,
 ) -> dict[str, Any]:
     """What decides the content, checked; settings of another source do not count."""
     if name not in SOURCES:
         raise ValueError(f"unknown data source {name!r}; use one of {', '.join(SOURCES)}")
-    common = {"name": name, "seed": seed, "num_negatives": num_negatives}
+    wanted, described = options_of(Steps, steps, "steps"), _files(name, files)
+    for option, given, sources in (
+        ("steps", wanted != Steps(), STEPPED),
+        ("files", described != _files(name, None), DESCRIBED),
+        ("category", category is not None, ("amazon",)),
+    ):
+        if given and name not in sources:
+            raise ValueError(f"data.{option} has no effect on {name}, only on {', '.join(sources)}; leave it out")
+    settings: dict[str, Any] = {"name": name, "seed": seed, "num_negatives": num_negatives}
     if name == "marketplace":
         if path is not None:
             raise ValueError(f"the marketplace is made from a seed and reads no files, but data.path is {str(path)!r}")
-        return common | {"num_users": num_users}
+        return settings | {"num_users": num_users}
     if path is None:
         raise ValueError(f"{name} needs data.path, the folder of its raw files")
-    files = sorted(file for file in Path(path).glob("*") if file.name in amazon_scientific.FILES)
+    settings |= {"path": str(Path(path).resolve()), "max_bad_fraction": max_bad_fraction}
+    if name in STEPPED:
+        settings["steps"] = dataclasses.asdict(wanted)
+    if name in DESCRIBED:
+        settings["files"] = dataclasses.asdict(described)
+    if name == "amazon":
+        settings["category"] = category
+    folder = Path(path)
+    raw = _raw_files(name, folder, described, category) if folder.is_dir() else []
     # Sizes and times of change: edited raw files are prepared again.
-    raw = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
-    return common | {"path": str(Path(path).resolve()), "max_bad_fraction": max_bad_fraction, "raw": raw}
+    settings["raw"] = {
+        str(file.relative_to(folder)): [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(raw)
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _files(name: str, files: Any) -> TableFiles:
+    """The released tables come without a catalogue."""
+    without = TableFiles(items=None) if name == "released" else None
+    return options_of(TableFiles, without if files is None else files, "files")
+
+
+def _raw_files(name: str, folder: Path, files: TableFiles, category: str | None) -> list[Path]:
+    if name == "amazon_scientific":
+        return [file for file in folder.glob("*") if file.name in amazon_scientific.FILES]
+    if name == "amazon":
+        return list(amazon.raw_files(folder, category))
+    if name == "qilin":
+        return [file for part in qilin.raw_files(folder).values() for file in part]
+    catalogue = find_files(folder, files.items) if files.items is not None else []
+    if name == "released":
+        return [*released.raw_files(folder).values(), *catalogue]
+    return [*(file for _, file in table.interaction_files(folder, files)), *catalogue]
+
+
+def _step(step: dict[str, Any]) -> str:
+    rows = ", ".join(f"{task} {count:,}" for task, count in step["rows"].items()) or "none"
+    more = "".join(
+        f", {name} {count:,}" for name, count in step.items() if name not in ("step", "rows", "users", "items")
+    )
+    return f"{step['step']}: rows {rows}; {step['users']:,} users, {step['items']:,} target items{more}"
 
 
 def _size(dataset: Dataset) -> str:
-    counts = dataset.row_counts()
+    counts = dataset.card["rows"]
     rows = ", ".join(f"{split} " + " / ".join(f"{n:,}" for n in tasks.values()) for split, tasks in counts.items())
     return f"{len(dataset.items):,} items; rows {' / '.join(dataset.tasks)}: {rows}"

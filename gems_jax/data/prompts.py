@@ -3,47 +3,26 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gems_jax.data.encoded_table import FAMILIES, EncodedTable, Family
+from gems_jax.data.ragged import Ragged
 from gems_jax.data.tables import Table
 
+if TYPE_CHECKING:
+    from gems_jax.items import ItemIndex
+
+__all__ = ["EncodedTable", "encode_table", "item_rows", "parse_template"]
+
 FIELDS = ("history", "query")
+# Rows whose tokens are put together at a time: what stands beside the result is small.
+_ROWS = 65_536
 
-
-@dataclass(frozen=True)
-class EncodedTable:
-    """A table as tokens.
-
-    Args:
-        task: name of the task.
-        tokens: int32, all inputs one after the other, each ending in the end token.
-        offsets: int64 `[R + 1]`; the input of row `r` is `tokens[offsets[r]:offsets[r + 1]]`.
-        target_tokens: int32 `[R]`, the target item's token.
-        dropped_items: history items left out, oldest first, because an input would have been too long.
-        clipped_queries: rows whose query lost words at its end for the same reason.
-    """
-
-    task: str
-    tokens: np.ndarray
-    offsets: np.ndarray
-    target_tokens: np.ndarray
-    dropped_items: int = 0
-    clipped_queries: int = 0
-
-    def __len__(self) -> int:
-        return len(self.target_tokens)
-
-    def lengths(self) -> np.ndarray:
-        """int64 `[R]` tokens per input, the end token included."""
-        return np.diff(self.offsets)
-
-    def tokens_of(self, row: int) -> np.ndarray:
-        """The tokens of one input."""
-        return self.tokens[self.offsets[row] : self.offsets[row + 1]]
+# Makes the array that tokens are written to, from its length.
+Allocate = Callable[[int], np.ndarray]
 
 
 def parse_template(template: str, needed: Sequence[str] = ()) -> list[str | tuple[str]]:
@@ -81,10 +60,44 @@ def parse_template(template: str, needed: Sequence[str] = ()) -> list[str | tupl
     return pieces
 
 
+def item_rows(items: Any) -> np.ndarray:
+    """int32 `[N, L]`: the tokens of each item, -1 behind shorter ones.
+
+    Example:
+        >>> item_rows([7, 8]).tolist()
+        [[7], [8]]
+
+    Args:
+        items: an `ItemIndex`, an array `[N, L]`, or one token each, `[N]`.
+
+    Raises:
+        ValueError: the shape or type is another, or an item has no token.
+    """
+    rows = np.asarray(getattr(items, "token_ids", items))
+    if rows.ndim == 1:
+        rows = rows[:, None]
+    if rows.ndim != 2 or not rows.shape[1] or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+        raise ValueError(f"item tokens have shape {rows.shape} and dtype {rows.dtype}: expected integers [N] or [N, L]")
+    wrong = (rows[:, 0] < 0) | ((rows[:, :-1] < 0) & (rows[:, 1:] >= 0)).any(axis=1)
+    if wrong.any():
+        item = int(np.argmax(wrong))
+        raise ValueError(f"item {item} has tokens {rows[item].tolist()}: expected token ids, then only -1 as padding")
+    return rows.astype(np.int32)
+
+
 def encode_table(
-    table: Table, tokenizer: Any, item_token_ids: Sequence[int], template: str, max_length: int
+    table: Table,
+    tokenizer: Any,
+    item_token_ids: ItemIndex | np.ndarray | Sequence[int],
+    template: str,
+    max_length: int,
+    family: Family = "encoder_decoder",
+    allocate: Allocate | None = None,
 ) -> EncodedTable:
-    """Inputs of all rows: the template with history as item tokens and query as words, then the end token.
+    """Inputs of all rows: the template with history as item tokens and query as words.
+
+    An encoder's input ends with the end token. A decoder's prompt begins with what the tokenizer puts before a text
+    (often a token that marks the beginning) and ends where its answer, the item's tokens and the end token, goes on.
 
     Template pieces and distinct queries are tokenised once and concatenated. Where an input would be longer
     than `max_length`, the oldest items of the history are dropped; a query that leaves no room for the
@@ -93,60 +106,110 @@ def encode_table(
     Args:
         table: `R` rows.
         tokenizer: a Hugging Face tokenizer with an end token.
-        item_token_ids: `[N]`, the token of each item number.
+        item_token_ids: the tokens of each item number: an `ItemIndex`, `[N, L]` padded with -1, or `[N]`.
         template: with `{history}`; a table with queries needs `{query}` and may leave `{history}` out.
-        max_length: in tokens, the end token included.
+        max_length: in tokens, an encoder's end token or a decoder's answer included.
+        family: `encoder_decoder` (T5) or `decoder`.
+        allocate: makes the int32 array that the tokens are written to from their number; by default in memory.
 
     Raises:
         ValueError: the template does not fit the table or the length, or an item has no token.
     """
+    if family not in FAMILIES:
+        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     has_queries = any(table.queries)
     pieces = parse_template(template, ["query"] if has_queries else ["history"])
     if not has_queries and ("query",) in pieces:
         raise ValueError(f"template {template!r} of task {table.task!r} names {{query}}, but its table has no queries")
-    token_of_item = np.asarray(item_token_ids, np.int32)
+    items = item_rows(item_token_ids)
     highest = max(int(table.target.max(initial=-1)), int(table.history.max(initial=-1)))
-    if highest >= len(token_of_item):
-        raise ValueError(f"table {table.task!r} has item number {highest}, but only {len(token_of_item)} item tokens")
-    end = _end_token(tokenizer)
-    encoded_pieces = _tokenise([piece for piece in pieces if isinstance(piece, str)], tokenizer)
-    encoded_queries = _tokenise(sorted(set(table.queries)), tokenizer)
-    keeps_history = ("history",) in pieces
-    room = max_length - 1 - sum(len(tokens) for tokens in encoded_pieces.values())
-    if room < 1:
-        raise ValueError(f"template {template!r} alone fills max_length {max_length}; raise it or shorten the template")
-
-    history_tokens = token_of_item[table.history].tolist()
-    offsets = table.offsets.tolist()
-    flat: list[int] = []
-    ends = [0]
-    dropped = clipped = 0
-    for row, query_text in enumerate(table.queries):
-        first, last = offsets[row], offsets[row + 1]
-        query = encoded_queries[query_text]
-        query_room = room - 1 if keeps_history and last > first else room
-        if len(query) > query_room:
-            query = query[:query_room]
-            clipped += 1
-        if keeps_history:
-            kept = min(last - first, room - len(query))
-            dropped += last - first - kept
-            first = last - kept
-        for piece in pieces:
-            if isinstance(piece, str):
-                flat += encoded_pieces[piece]
-            else:
-                flat += query if piece == ("query",) else history_tokens[first:last]
-        flat.append(end)
-        ends.append(len(flat))
+    if highest >= len(items):
+        raise ValueError(f"table {table.task!r} has item number {highest}, but only {len(items)} item tokens")
+    lowest = min(int(table.target.min(initial=0)), int(table.history.min(initial=0)))
+    if lowest < 0:
+        raise ValueError(f"table {table.task!r} has item number {lowest}; item numbers begin with 0")
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end token (eos_token); every input ends with it")
+    words = _tokenise([piece for piece in pieces if isinstance(piece, str)], tokenizer)
+    around = ([], [tokenizer.eos_token_id]) if family == "encoder_decoder" else (_beginning(tokenizer), [])
+    fixed = sum(map(len, words.values())) + sum(map(len, around))
+    room = max_length - fixed - (0 if family == "encoder_decoder" else items.shape[1] + 1)
+    if room < items.shape[1]:
+        raise ValueError(
+            f"template {template!r} alone fills max_length {max_length} (one item must fit, too); raise it or shorten "
+            "the template"
+        )
+    parts = [around[0], *(words[piece] if isinstance(piece, str) else piece[0] for piece in pieces), around[1]]
+    rows = _Rows(table, tokenizer, items, room, keeps_history=("history",) in pieces)
+    offsets = np.zeros(len(table) + 1, np.int64)
+    np.cumsum(rows.lengths + fixed, out=offsets[1:])
+    tokens = np.empty(offsets[-1], np.int32) if allocate is None else allocate(int(offsets[-1]))
+    for start in range(0, len(table), _ROWS):
+        block = slice(start, min(start + _ROWS, len(table)))
+        tokens[offsets[block.start] : offsets[block.stop]] = _joined([rows.part(part, block) for part in parts])
     return EncodedTable(
         task=table.task,
-        tokens=np.asarray(flat, np.int32),
-        offsets=np.asarray(ends, np.int64),
-        target_tokens=token_of_item[table.target],
-        dropped_items=dropped,
-        clipped_queries=clipped,
+        tokens=tokens,
+        offsets=offsets,
+        target_tokens=items[table.target],
+        dropped_items=rows.dropped,
+        clipped_queries=rows.clipped,
+        family=family,
     )
+
+
+class _Rows:
+    """What of each row's history and query goes into its input, and the tokens of it."""
+
+    def __init__(self, table: Table, tokenizer: Any, items: np.ndarray, room: int, keeps_history: bool) -> None:
+        numbers: dict[str, int] = {"": 0}
+        self._query = np.fromiter((numbers.setdefault(text, len(numbers)) for text in table.queries), np.int64)
+        encoded = _tokenise(list(numbers), tokenizer)
+        self._queries = Ragged.of([encoded[text] for text in numbers])
+        widths = (items >= 0).sum(axis=1)
+        self._items = Ragged.from_lengths(items[items >= 0], widths)
+        self._history = table.history
+
+        first, self._last = table.offsets[:-1], table.offsets[1:]
+        # Tokens of all histories up to each item.
+        reach = np.zeros(len(table.history) + 1, np.int64)
+        np.cumsum(widths[table.history], out=reach[1:])
+        newest = np.zeros(len(table), np.int64)
+        if keeps_history:
+            some = self._last > first
+            newest[some] = widths[table.history[self._last[some] - 1]]
+        whole = self._queries.lengths[self._query]
+        self._query_length = np.minimum(whole, room - newest)
+        self.clipped = int((self._query_length < whole).sum())
+        if keeps_history:
+            fits = np.searchsorted(reach, reach[self._last] - (room - self._query_length), side="left")
+            self._first = np.maximum(first, fits)
+            self.dropped = int((self._first - first).sum())
+        else:
+            self._first, self.dropped = self._last, 0
+        self.lengths = reach[self._last] - reach[self._first] + self._query_length
+
+    def part(self, part: str | list[int], rows: slice) -> Ragged:
+        """Of each row: the tokens of its `history` or `query`, or tokens that are the same for all."""
+        count = rows.stop - rows.start
+        if not isinstance(part, str):
+            return Ragged.from_lengths(np.tile(np.asarray(part, np.int32), count), np.full(count, len(part)))
+        if part == "query":
+            return self._queries.slices(self._queries.offsets[self._query[rows]], self._query_length[rows])
+        lists = Ragged(self._history, np.zeros(1, np.int64))
+        events = lists.slices(self._first[rows], self._last[rows] - self._first[rows])
+        tokens = self._items.take(events.values)
+        return Ragged(tokens.values, tokens.offsets[events.offsets])
+
+
+def _joined(parts: list[Ragged]) -> np.ndarray:
+    """All rows one after the other, of each first its part of the first, then its part of the second, and so on."""
+    lengths = np.stack([part.lengths for part in parts], axis=1)
+    places = np.cumsum(lengths.reshape(-1)) - lengths.reshape(-1)
+    result = np.empty(int(lengths.sum()), np.int32)
+    for part, starts in zip(parts, places.reshape(lengths.shape).T, strict=True):
+        result[np.arange(len(part.values)) + np.repeat(starts - part.offsets[:-1], part.lengths)] = part.values
+    return result
 
 
 def _tokenise(texts: Sequence[str], tokenizer: Any) -> dict[str, list[int]]:
@@ -156,7 +219,11 @@ def _tokenise(texts: Sequence[str], tokenizer: Any) -> dict[str, list[int]]:
     return {text: list(tokens) for text, tokens in zip(texts, ids, strict=True)}
 
 
-def _end_token(tokenizer: Any) -> int:
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end token (eos_token); every input ends with it")
-    return int(tokenizer.eos_token_id)
+def _beginning(tokenizer: Any) -> list[int]:
+    """The tokens that a tokenizer puts before every text."""
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    return []

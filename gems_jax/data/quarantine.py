@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+# Characters kept of a raw row: enough to find it again, whatever its size.
+RAW_LENGTH = 1000
+SHOWN = 10
 
 
 class Quarantine:
@@ -26,10 +32,18 @@ class Quarantine:
         self.max_bad_fraction = max_bad_fraction
         self.rows: list[dict[str, str]] = []
 
-    def add(self, kind: str, row_id: str, reason: str, detail: str = "") -> None:
-        """Leave one row out; `reason` is the same words for the same cause, `detail` is the row's own."""
+    def add(self, kind: str, row_id: str, reason: str, detail: Any = "") -> None:
+        """Leave one row out.
+
+        Args:
+            kind: of row: item, event, ...
+            row_id: where it stood.
+            reason: the same words for the same cause.
+            detail: the raw row; cut where it is long.
+        """
         row = {"kind": kind, "id": row_id, "reason": reason}
-        self.rows.append(row | {"detail": detail[:200]} if detail else row)
+        text = detail if isinstance(detail, str) else raw_text(detail)
+        self.rows.append(row | {"detail": shorten(text)} if text else row)
 
     def counts(self) -> dict[str, int]:
         """Rows left out by kind and reason."""
@@ -39,11 +53,30 @@ class Quarantine:
         """Raise where more than `max_bad_fraction` of the `total` rows of this kind were left out."""
         bad = [row for row in self.rows if row["kind"] == kind]
         if bad and len(bad) > self.max_bad_fraction * total:
-            first = bad[0]
-            detail = f" ({first['detail']})" if "detail" in first else ""
+            first = "\n".join(f"  {row['id']!r}: {row['reason']}{_shown(row)}" for row in bad[:SHOWN])
             raise ValueError(
-                f"{path}: {len(bad)} of {total} rows of kind {kind!r} cannot be used, more than the "
-                f"allowed share "
-                f"of {self.max_bad_fraction:g}; the first is {first['id']!r}: {first['reason']}{detail}. "
+                f"{path}: {len(bad):,} of {total:,} rows of kind {kind!r} cannot be used, more than the allowed share "
+                f"of {self.max_bad_fraction:g}; the first are {first.strip()}\n"
                 "Repair the file or raise max_bad_fraction."
             )
+
+
+def raw_text(value: Any) -> str:
+    """A raw row as one line of text."""
+    return json.dumps(value, ensure_ascii=False, default=repr)
+
+
+def shorten(text: str, length: int = RAW_LENGTH) -> str:
+    """The beginning of a text and how long the whole is.
+
+    Example:
+        >>> shorten("abcdef", 3)
+        'abc... (6 characters)'
+    """
+    # Lone surrogates, of undecodable bytes, cannot be written as UTF-8.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= length else f"{text[:length]}... ({len(text):,} characters)"
+
+
+def _shown(row: dict[str, str]) -> str:
+    return f" ({shorten(row['detail'], 100)})" if "detail" in row else ""

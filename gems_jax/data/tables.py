@@ -58,6 +58,7 @@ class Table:
         target: int32 `[R]`, the item number to be found.
         queries: `R` strings, empty where the task has no query.
         negatives: int32 `[R, C]` item numbers to rank the target against, or None (training).
+        time: float64 `[R]`, when the target was taken (seconds, or places in the user's sequence), or None.
     """
 
     task: str
@@ -67,6 +68,7 @@ class Table:
     target: np.ndarray
     queries: list[str]
     negatives: np.ndarray | None = None
+    time: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.target)
@@ -77,6 +79,8 @@ class Table:
         }
         if self.negatives is not None:
             lengths["negatives"] = len(self.negatives)
+        if self.time is not None:
+            lengths["time"] = len(self.time)
         for name, length in lengths.items():
             if length != rows:
                 raise ValueError(f"table {self.task!r}: {name} describes {length} rows, target has {rows}")
@@ -135,6 +139,7 @@ class Table:
             target=self.target[index],
             queries=[self.queries[row] for row in index],
             negatives=None if self.negatives is None else self.negatives[index],
+            time=None if self.time is None else self.time[index],
         )
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from gems_jax.models import Decoder
+
 
 def general_loss(model: Any, batches: Iterable[Mapping[str, Any]], *, progress: bool = False) -> dict[str, float]:
     """Mean loss a token over general text, with the added item tokens left out and with them.
@@ -20,9 +22,10 @@ def general_loss(model: Any, batches: Iterable[Mapping[str, Any]], *, progress: 
     vocabulary also counts what the item tokens take.
 
     Args:
-      model: a ``gems_jax.models.T5``.
-      batches: dictionaries of ``input_ids`` and ``attention_mask`` int ``[B, S]``,
-        ``decoder_input_ids``, ``labels`` and ``label_mask`` ``[B, S_target]``; as made by span corruption.
+      model: a ``gems_jax.models.T5`` or ``Decoder``.
+      batches: dictionaries of ``input_ids`` and ``attention_mask`` int ``[B, S]``, ``labels`` and ``label_mask``. For
+        a T5 these are ``[B, S_target]``, as are ``decoder_input_ids``: span corruption. For a decoder they are
+        ``[B, S]``, each label the token after its position; padding is on the right.
       progress: shows batches done, rate and time left.
 
     Returns:
@@ -30,7 +33,8 @@ def general_loss(model: Any, batches: Iterable[Mapping[str, Any]], *, progress: 
       tokens, and ``"tokens"``, the number of target tokens.
 
     Raises:
-      ValueError: if there is no target token, or a label is not in the base vocabulary.
+      ValueError: if there is no target token, a label is not in the base vocabulary, or a batch is not of the
+        model's family.
 
     Example:
       >>> import jax, numpy as np
@@ -45,13 +49,18 @@ def general_loss(model: Any, batches: Iterable[Mapping[str, Any]], *, progress: 
       (6.0, True)
     """
     graphdef, state = nnx.split(model)
+    names = ["input_ids", "attention_mask", "labels", "label_mask"]
+    names += [] if isinstance(model, Decoder) else ["decoder_input_ids"]
     base, full, tokens = 0.0, 0.0, 0.0
     for number, batch in enumerate(tqdm(batches, desc="general text", unit="batch", disable=not progress)):
+        missing = [name for name in names if name not in batch]
+        if missing:
+            raise ValueError(
+                f"general text, batch {number}: a {type(model).__name__} needs {missing[0]}; this batch has "
+                f"{', '.join(batch)} and is of another family of models"
+            )
         _check_labels(batch, model.config.vocab_size, number)
-        arrays = {
-            key: jnp.asarray(batch[key])
-            for key in ("input_ids", "attention_mask", "decoder_input_ids", "labels", "label_mask")
-        }
+        arrays = {name: jnp.asarray(batch[name]) for name in names}
         sums = np.asarray(_loss_sums(graphdef, state, arrays), dtype=np.float64)
         base, full, tokens = base + float(sums[0]), full + float(sums[1]), tokens + float(sums[2])
     if not tokens:
@@ -70,12 +79,13 @@ def general_loss(model: Any, batches: Iterable[Mapping[str, Any]], *, progress: 
 def _loss_sums(graphdef: Any, state: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """Sums over target tokens ``[3]``: loss over the base vocabulary, over the full one, number of tokens."""
     model = nnx.merge(graphdef, state)
-    encoded = model.encode(batch["input_ids"], batch["attention_mask"])
-    hidden = model.decode(batch["decoder_input_ids"], encoded, batch["attention_mask"])
-    logits = model.logits(hidden, "full")
-    label_logits = jnp.take_along_axis(logits, batch["labels"][..., None], axis=-1)[..., 0]
-    base = jax.nn.logsumexp(logits[..., : model.config.vocab_size], axis=-1) - label_logits
-    full = jax.nn.logsumexp(logits, axis=-1) - label_logits
+    if isinstance(model, Decoder):
+        hidden = model.hidden(batch["input_ids"])
+    else:
+        encoded = model.encode(batch["input_ids"], batch["attention_mask"])
+        hidden = model.decode(batch["decoder_input_ids"], encoded, batch["attention_mask"])
+    base = model.token_losses(hidden, batch["labels"], "base")
+    full = model.token_losses(hidden, batch["labels"], "full") if model.config.num_added_tokens else base
     counted = batch["label_mask"].astype(bool)
     # where, not a product: what stands at a masked position may be anything, infinities included.
     return jnp.stack([jnp.where(counted, value, 0.0).sum() for value in (base, full, jnp.ones_like(base))])

@@ -1,12 +1,18 @@
-"""Checkpoints of a run: parameters, optimiser state and data position, by orbax."""
+"""Checkpoints of a run: parameters, optimiser state and position, by orbax, each file with its checksum."""
 
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from gems_jax.leaf_path import leaf_path
+from gems_jax.training.checksums import damage, write_checksums
 
 PyTree = Any
 
@@ -22,74 +28,244 @@ def from_dict(values: dict[str, Any], like: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path in paths])
 
 
+@jax.jit
+def _not_finite(tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: ~jnp.all(jnp.isfinite(x)) for name, x in tree.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read: updates made, parameters, optimiser state, position."""
+
+    step: int
+    params: PyTree
+    opt_state: PyTree
+    position: dict[str, Any]
+
+
 class Checkpoints:
-    """The last two checkpoints of a run, written asynchronously; a killed save leaves the one before.
+    """The last checkpoints of a run and its best, written in the background.
+
+    A checkpoint is a folder that appears by being renamed when all of it is written, its ``checksums.json`` last;
+    one whose files do not agree with that is not read. A save that fails or is killed leaves the ones before.
 
     Args:
-      directory: of the checkpoints.
+      directory: of the checkpoints, a subfolder each; made by the first save.
+      keep: how many of the newest are kept.
+      writes: whether the run goes on here: damaged checkpoints in the way are then put aside.
     """
 
-    def __init__(self, directory: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=2)
-        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
-        self._directory = directory
+    def __init__(self, directory: Path, keep: int = 2, writes: bool = True):
+        self.directory = directory.resolve()
+        self.best_step: int | None = None
+        self._keep, self._writes = keep, writes
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self,
+            cleanup_tmp_directories=writes,
+            create=writes,
+            read_only=not writes,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        if not writes and not self.directory.is_dir():
+            raise FileNotFoundError(f"no checkpoint in {self.directory}; run gems-jax train first")
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise OSError(
+                f"{self.directory} cannot be written to ({error.strerror or error}): make room or change its "
+                "permissions, or choose another --workdir"
+            ) from error
+        self._saving: int | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            self.wait()
+        except OSError:
+            if kind is None:  # otherwise the first error is the one to see
+                raise
+        finally:
+            self._manager.close()
 
-    def save(self, step: int, params: PyTree, opt_state: PyTree, position: dict[str, Any]) -> None:
-        """Saves the state after ``step`` updates."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(as_dict(params)),
-                optimiser=ocp.args.StandardSave(as_dict(opt_state)),
-                data=ocp.args.JsonSave(position),
-            ),
-        )
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For orbax: the newest and the best stay."""
+        del context
+        oldest_kept = len(checkpoints) - self._keep
+        return [i >= oldest_kept or c.step == self.best_step for i, c in enumerate(checkpoints)]
+
+    def _seal(self) -> None:
+        """Called when all files of a save are written and its folder has not got its name yet."""
+        if jax.process_index() == 0:
+            (folder,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            write_checksums(folder)
+
+    def save(self, step: int, params: PyTree, opt_state: PyTree, position: Mapping[str, Any]) -> None:
+        """Saves the state after ``step`` updates; returns when the arrays may change again.
+
+        Args:
+          step: updates made.
+          params, opt_state: trees of arrays.
+          position: all else a run goes on from; JSON values.
+
+        Raises:
+          ValueError: something that is no number would be saved; the checkpoints before stay.
+          OSError: this save or the one before it could not be written; those before that stay.
+        """
+        parts = {"params": as_dict(params), "optimiser": as_dict(opt_state)}
+        self._refuse_not_finite(step, parts)
+        self.wait()
+        self._saving = step
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
+                    data=ocp.args.JsonSave(dict(position)),
+                ),
+            )
+        except Exception as error:  # orbax wraps what the file system says in various ways
+            raise self._failed(error) from error
+
+    def _refuse_not_finite(self, step: int, parts: Mapping[str, dict[str, Any]]) -> None:
+        for name, part in parts.items():
+            bad = [path for path, found in jax.device_get(_not_finite(part)).items() if found]
+            if bad:
+                raise ValueError(
+                    f"after step {step} the {name} hold nan or inf ({bad[0]} and {len(bad) - 1} more) and are not "
+                    "saved: lower train.learning_rate or train.item_learning_rate, lengthen train.warmup, or set "
+                    f"train.clip, and run again: it goes on from the last checkpoint in {self.directory}"
+                )
 
     def wait(self) -> None:
-        """Until all saves are on disk."""
-        self._manager.wait_until_finished()
+        """Until all saves are on disk.
 
-    def restore_latest(self, params: PyTree, opt_state: PyTree) -> tuple[int, PyTree, PyTree, dict[str, Any]] | None:
-        """Step, parameters, optimiser state and data position of the last checkpoint, or ``None``.
+        Raises:
+          OSError: the last save could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> OSError:
+        # What was half-written is of no use, and on a full disk it is in the way.
+        if jax.process_index() == 0:
+            for folder in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(folder, ignore_errors=True)
+        left = max(self.steps(), default=None)
+        text = "there is none before it" if left is None else f"the one of step {left} is untouched"
+        return OSError(
+            f"the checkpoint of step {self._saving} could not be written to {self.directory} ({error}): "
+            f"make room or change permissions and run again; {text}"
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are in place, damaged ones included."""
+        return sorted(int(path.name) for path in self.directory.glob("*") if path.name.isdigit())
+
+    def restore_latest(self, params: PyTree, opt_state: PyTree) -> Restored | None:
+        """The newest intact checkpoint, or ``None`` if there are no checkpoints.
 
         Args:
           params, opt_state: of the shapes, dtypes and shardings wanted.
+
+        Raises:
+          ValueError: there are checkpoints, all of them damaged.
         """
-        step = self._manager.latest_step()
+        step = self._newest_intact()
         if step is None:
             return None
-        abstract = lambda tree: jax.tree.map(ocp.utils.to_shape_dtype_struct, as_dict(tree))  # noqa: E731
-        found = self._restore(
-            step,
-            params=ocp.args.StandardRestore(abstract(params)),
-            optimiser=ocp.args.StandardRestore(abstract(opt_state)),
-            data=ocp.args.JsonRestore(),
-        )
-        return step, from_dict(found["params"], params), from_dict(found["optimiser"], opt_state), found["data"]
+        parts = self._restore(step, {"params": params, "optimiser": opt_state})
+        return Restored(step, parts["params"], parts["optimiser"], parts["data"])
 
-    def restore_params(self, params: PyTree) -> PyTree:
-        """The last checkpoint's parameters.
+    def restore_params(self, params: PyTree, which: str = "last") -> PyTree:
+        """Parameters of the newest intact checkpoint, or of the best.
+
+        Args:
+          params: of the shapes, dtypes and shardings wanted.
+          which: ``"last"`` or ``"best"``.
 
         Raises:
           FileNotFoundError: there is none.
+          ValueError: it is damaged.
         """
-        step = self._manager.latest_step()
+        step = self._newest_intact()
         if step is None:
-            raise FileNotFoundError(f"no checkpoint in {self._directory}; run gems-jax train first")
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, as_dict(params))
-        found = self._restore(step, params=ocp.args.StandardRestore(abstract))
-        return from_dict(found["params"], params)
+            raise FileNotFoundError(f"no checkpoint in {self.directory}; run gems-jax train first")
+        if which == "best":
+            best = self._restore(step, {})["data"]["best"]["step"]
+            if best is None:
+                raise FileNotFoundError(
+                    f"no best checkpoint in {self.directory}: train with train.metric and train.eval_every set, or "
+                    "take evaluate.checkpoint last"
+                )
+            if best != step:
+                step = best
+                wrong = damage(self.directory / str(step))
+                if wrong:
+                    raise ValueError(
+                        f"the best checkpoint {self.directory / str(step)} is damaged ({wrong}); take "
+                        "evaluate.checkpoint last"
+                    )
+        return self._restore(step, {"params": params})["params"]
 
-    def _restore(self, step: int, **parts: Any) -> Any:
+    def _newest_intact(self) -> int | None:
+        """Looked for by the first process, so that all take the same."""
+        chosen, bad = None, {}
+        if jax.process_index() == 0:
+            for step in reversed(self.steps()):
+                wrong = damage(self.directory / str(step))
+                if wrong is None:
+                    chosen = step
+                    break
+                bad[step] = wrong
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            sent = np.asarray([-1 if chosen is None else chosen, len(bad)], np.int64)
+            found, number = (int(x) for x in multihost_utils.broadcast_one_to_all(sent))
+            chosen = None if found < 0 else found
+        else:
+            number = len(bad)
+        listed = "; ".join(f"{self.directory / str(step)}: {wrong}" for step, wrong in bad.items())
+        if chosen is None and number:
+            raise ValueError(
+                f"no intact checkpoint in {self.directory} ({listed}); remove the damaged ones to start again"
+            )
+        for step, wrong in bad.items():
+            place = self.directory / str(step)
+            moved = f", put aside in {self._put_aside(place)}" if self._writes else ""
+            warnings.warn(f"checkpoint {place} is damaged ({wrong}){moved}; using that of step {chosen}", stacklevel=4)
+        if number and self._writes:
+            if jax.process_count() > 1:
+                from jax.experimental import multihost_utils
+
+                multihost_utils.sync_global_devices("damaged checkpoints put aside")
+            self._manager.reload()
+        return chosen
+
+    def _put_aside(self, place: Path) -> Path:
+        """Out of the way of the save that will come again."""
+        folder = self.directory.parent / "damaged"
+        folder.mkdir(exist_ok=True)
+        number = 0
+        while (target := folder / f"{place.name}.{number}").exists():
+            number += 1
+        return place.rename(target)
+
+    def _restore(self, step: int, like: Mapping[str, PyTree]) -> dict[str, Any]:
+        """Parts of a checkpoint, in the structures of ``like``, and its ``data``."""
+        wanted = {
+            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, as_dict(tree)))
+            for name, tree in like.items()
+        }
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**parts))
-        except Exception as error:  # damage shows as anything from a bare Exception to a KeyError
-            place = self._directory / str(step)
-            raise ValueError(f"checkpoint {place} cannot be read ({error}); remove it to go on without it") from error
+            found = self._manager.restore(step, args=ocp.args.Composite(**wanted, data=ocp.args.JsonRestore()))
+        except Exception as error:  # anything from a bare Exception to a KeyError
+            place = self.directory / str(step)
+            raise ValueError(
+                f"checkpoint {place} does not fit this model and optimiser ({error}); choose another --workdir"
+            ) from error
+        return {name: from_dict(found[name], tree) for name, tree in like.items()} | {"data": found["data"]}

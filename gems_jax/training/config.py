@@ -3,28 +3,37 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gems_jax.data.options import Steps, TableFiles
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """The interactions.
 
     Attributes:
-      name: of the dataset: ``marketplace`` (generated) or ``amazon_scientific`` (files).
+      name: of the source: ``marketplace`` (generated), ``table`` (your own logs), ``amazon``, ``amazon_scientific``,
+        ``qilin`` or ``released`` (the authors' six tables); see docs/data.md.
       path: folder of the raw files, for datasets that have some.
       dir: folder of the prepared dataset; made where it is missing.
       seed: of negatives, and of the generated marketplace.
       num_negatives: candidates beside the target in valid and test.
       num_users: of the generated marketplace.
       max_bad_fraction: share of bad rows above which preparation stops.
+      steps: of preparation: which users and items stay, how splits are made.
+      files: names and columns of a ``table``.
+      category: of an ``amazon`` dataset.
     """
 
-    name: Literal["marketplace", "amazon_scientific"] = "marketplace"
+    name: Literal["marketplace", "table", "amazon", "amazon_scientific", "qilin", "released"] = "marketplace"
     path: str | None = None
     dir: str = "runs/demo/data"
     seed: int = 0
     num_negatives: int = 99
     num_users: int = 800
     max_bad_fraction: float = 0.01
+    steps: Steps = Steps()
+    files: TableFiles | None = None
+    category: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,12 +127,15 @@ class ItemsConfig:
 
     Attributes:
       init: of their rows: the mean of the ``title`` tokens' rows, or ``random``.
+      identifiers: JSON file of items that share tokens, see `gems_jax.items.load_item_identifiers`; ``None``: each item
+        has a token of its own.
       prompts: a template a task, of ``{history}`` and, for searches, ``{query}``.
       max_length: tokens of an input; the oldest items are dropped.
       length_buckets: lengths that batches may have instead, a compilation each.
     """
 
     init: Literal["title", "random"] = "title"
+    identifiers: str | None = None
     prompts: dict[str, str] = field(
         default_factory=lambda: {
             "rec": "history: {history} next:",
@@ -160,50 +172,110 @@ class GemsConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685), for ``train.method: lora``; merged into kernels where the model is used.
+
+    Attributes:
+      rank: of every adapter.
+      alpha: scale; the adapters' product is multiplied by ``alpha / rank``.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How the devices of all processes are laid out; what is left of them splits the rows of batches.
+
+    Attributes:
+      fsdp: devices over which parameters and optimiser state are split; they split rows, too.
+      tensor: devices over which the products themselves are split.
+    """
+
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Tuning on all tasks.
 
     Attributes:
       method: ``gems``; ``adamw``: joint AdamW on the mean loss; ``adamw-constrained``: the same inside the null
-        space.
+        space; ``lora``: AdamW on adapters of the kernels.
       steps: updates.
-      batch_size: rows of each task a step, over all processes.
+      batch_size: most rows of each task an update, over all processes.
+      accumulate: parts that the rows of an update are worked through in, one after the other; needs less memory.
+      sampling: rows of each task a step: ``equal``, ``ratio`` to the tables' sizes or by ``temperature``; see
+        `gems_jax.data.pipeline.task_batches`.
+      temperature: of the sampling of that name.
       learning_rate: of kernels.
       item_learning_rate: of the added item rows.
       other_learning_rate: of pretrained rows, norms and relative positions where they are trained.
       schedule: ``cosine`` or ``linear`` decay to 0, or ``constant``, after ``warmup`` steps.
       warmup: steps of linear warm-up.
       weight_decay: decoupled, on kernels.
+      clip: largest norm of a gradient; ``None``: no clipping, as in the multi-task loop of arXiv 2601.09496.
+      clip_by: ``task``: each task's gradient by its own norm; ``global``: all by the norm of the joint gradient.
       train_embeddings, train_norms, train_positions: whether pretrained rows (embedding and head), norms and
         relative positions train; they are outside the null space and cause most of the forgetting.
       loss_vocabulary: ``items``: the softmax over the items and the end token; ``full``: over all tokens.
-      dropout: rate.
-      seed: of order and dropout.
+      loss_chunk: label tokens whose logits are held at once; ``None``: as many as make 64 MiB.
+      compute_dtype: of the products, where it is not ``model.dtype``: ``bfloat16`` with ``model.dtype`` float32 is
+        mixed precision with float32 master weights.
+      stochastic_rounding: whether bfloat16 parameters are rounded up or down at random, so that small updates are not
+        lost. Rounding, of either kind, takes the stored change out of the null space: ``null_space/leak_stored``.
+      dropout: rate (T5).
+      seed: of order, dropout and rounding.
       log_every: steps between lines of metrics.
       eval_every: steps between evaluations on validation rows; 0: none.
       eval_rows: validation rows of each task in those.
+      metric: of those evaluations, such as ``eval/rec/ndcg@10`` or ``eval/general/loss``, by which the best checkpoint
+        is kept; ``None``: the last ones alone are.
+      patience: evaluations in a row without a better ``metric`` after which the run ends; 0: it never ends early.
       checkpoint_every: steps between checkpoints; 0: only the last.
+      keep_checkpoints: newest checkpoints that are kept, beside the best.
+      max_non_finite: updates in a row that may be refused because a loss or gradient is not finite.
+      hang_after: seconds in one phase of a step after which a watchdog says so; 0: no watchdog.
+      profile: first and last step to be profiled, into ``profile/`` of the work directory.
+      writers: where metrics go beside ``metrics.jsonl``; each needs its package.
     """
 
-    method: Literal["gems", "adamw", "adamw-constrained"] = "gems"
+    method: Literal["gems", "adamw", "adamw-constrained", "lora"] = "gems"
     steps: int = 500
     batch_size: int = 32
+    accumulate: int = 1
+    sampling: Literal["equal", "ratio", "temperature"] = "equal"
+    temperature: float = 1.0
     learning_rate: float = 3e-3
     item_learning_rate: float = 1e-2
     other_learning_rate: float = 1e-3
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup: int = 20
     weight_decay: float = 0.0
+    clip: float | None = None
+    clip_by: Literal["task", "global"] = "task"
     train_embeddings: bool = False
     train_norms: bool = False
     train_positions: bool = False
     loss_vocabulary: Literal["items", "full"] = "items"
+    loss_chunk: int | None = None
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    stochastic_rounding: bool = False
     dropout: float = 0.0
     seed: int = 0
     log_every: int = 10
     eval_every: int = 0
     eval_rows: int = 500
+    metric: str | None = None
+    patience: int = 0
     checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    max_non_finite: int = 10
+    hang_after: float = 900.0
+    profile: tuple[int, int] | None = None
+    writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,6 +284,7 @@ class EvaluateConfig:
 
     Attributes:
       split: ``test`` or ``valid``.
+      checkpoint: ``last`` or ``best``, by ``train.metric``; `gems-jax export` takes it, too.
       beams: items whose end token is scored.
       batch_size: rows a pass.
       rows: rows of each task; ``None``: all.
@@ -220,6 +293,7 @@ class EvaluateConfig:
     """
 
     split: Literal["test", "valid"] = "test"
+    checkpoint: Literal["last", "best"] = "last"
     beams: int = 20
     batch_size: int = 128
     rows: int | None = None
@@ -243,5 +317,7 @@ class Config:
     null_space: NullSpaceConfig = field(default_factory=NullSpaceConfig)
     items: ItemsConfig = field(default_factory=ItemsConfig)
     gems: GemsConfig = field(default_factory=GemsConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

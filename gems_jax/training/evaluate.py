@@ -12,9 +12,9 @@ from gems_jax.evaluation.drift import general_loss
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
 from gems_jax.evaluation.examples import readable_examples
 from gems_jax.evaluation.summary import evaluate_scores
-from gems_jax.models import T5
 from gems_jax.report import write_report
 from gems_jax.training.config import Config
+from gems_jax.training.losses import family_of
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.stages import Material, write_json
 
@@ -47,7 +47,7 @@ def simple_rankers(dataset: Dataset, tables: dict[str, Table], samples: int) -> 
     return results
 
 
-def evaluate(config: Config, material: Material, base: T5, tuned: T5, workdir: Path) -> dict[str, Any]:
+def evaluate(config: Config, material: Material, base: Any, tuned: Any, workdir: Path) -> dict[str, Any]:
     """Writes ``eval.json`` and ``report.html``.
 
     Args:
@@ -80,7 +80,7 @@ def evaluate(config: Config, material: Material, base: T5, tuned: T5, workdir: P
         save_to=workdir,
         progress=True,
     )
-    text = heldout_text(material.tokenizer, config)
+    text = heldout_text(material.tokenizer, config, family_of(base))
     before, after = general_loss(base, text, progress=True), general_loss(tuned, text, progress=True)
     # The full vocabulary's softmax at the start: the base model with the item rows that tuning begins from.
     grown = general_loss(material.model, text)

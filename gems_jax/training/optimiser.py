@@ -11,8 +11,11 @@ from gems_jax.leaf_path import leaf_path
 from gems_jax.matrix_dims import stacked_matrix_dims
 from gems_jax.null_space import NullSpace, constrain_to_null_space
 from gems_jax.task_grads import merge_tasks
+from gems_jax.training.clipping import clip_tasks
 from gems_jax.training.config import Config, GemsConfig, TrainConfig
+from gems_jax.training.guard import refuse_not_finite
 from gems_jax.transform import gems
+from gems_jax.wrappers import accumulate
 
 PyTree = Any
 
@@ -55,10 +58,10 @@ def _groups(tree: PyTree) -> PyTree:
     """Which learning rate a leaf takes."""
 
     def label(path: tuple[Any, ...], _: Any) -> str:
-        name = leaf_path(path)
+        name = leaf_path(path).removeprefix("model/")
         if is_item_row(name):
             return "items"
-        return "kernels" if name.endswith("kernel") else "others"
+        return "kernels" if name.endswith("kernel") or name.startswith("adapters/") else "others"
 
     return jax.tree_util.tree_map_with_path(label, tree)
 
@@ -73,7 +76,22 @@ def make_gate(config: GemsConfig, num_tasks: int) -> gates.Gate:
 def make_optimiser(
     config: Config, num_tasks: int, null_space: NullSpace | None
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimiser for stacked gradients ``[T, *shape]``, learning rates included.
+    """The whole optimiser of a run: accumulation, refusal of what is not finite, clipping and the method.
+
+    Args and errors as of `make_method`, whose call it has.
+    """
+    train = config.train
+    tx = make_method(config, num_tasks, null_space)
+    if train.clip is not None:
+        tx = optax.chain(clip_tasks(train.clip, train.clip_by), tx)
+    tx = refuse_not_finite(tx, num_tasks)
+    if train.accumulate < 1:
+        raise ValueError(f"train.accumulate must be at least 1, got {train.accumulate}")
+    return tx if train.accumulate == 1 else accumulate(tx, train.accumulate, num_tasks)
+
+
+def make_method(config: Config, num_tasks: int, null_space: NullSpace | None) -> optax.GradientTransformationExtraArgs:
+    """The method for stacked gradients ``[T, *shape]``, learning rates included.
 
     Args:
       config: sections ``train`` and ``gems``.

@@ -12,14 +12,16 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
+from gems_jax.data.encoded_table import Family
 from gems_jax.data.general_text import read_lines, token_stream
-from gems_jax.data.span_corruption import heldout_batches, span_corruption_batch
+from gems_jax.data.span_corruption import span_corruption_batch
 from gems_jax.data.tokenizer import sentinel_ids, train_tokenizer
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.leaf_path import leaf_path
-from gems_jax.models import T5, T5Config, save, token_losses
+from gems_jax.models import T5, T5Config, save
 from gems_jax.task_grads import token_mean
 from gems_jax.training.config import Config
+from gems_jax.training.text import text_batches
 
 PyTree = Any
 
@@ -29,7 +31,7 @@ def general_loss_fn(graphdef: Any, params: PyTree, batch: Mapping[str, jax.Array
     model = nnx.merge(graphdef, params)
     encoded = model.encode(batch["input_ids"], batch["attention_mask"])
     hidden = model.decode(batch["decoder_input_ids"], encoded, batch["attention_mask"])
-    return token_mean(token_losses(model.logits(hidden, "base"), batch["labels"]), batch["label_mask"])
+    return token_mean(model.token_losses(hidden, batch["labels"], "base"), batch["label_mask"])
 
 
 def text_batch(tokens: np.ndarray, sentinels: list[int], config: Config, step: int, batch_size: int, seed: int) -> Any:
@@ -37,17 +39,11 @@ def text_batch(tokens: np.ndarray, sentinels: list[int], config: Config, step: i
     return span_corruption_batch(tokens, step, batch_size, config.text.input_length, seed, sentinel_ids=sentinels)
 
 
-def heldout_text(tokenizer: Any, config: Config) -> list[Mapping[str, np.ndarray]]:
-    """The batches that general-domain loss is measured on, the same for every model of one tokenizer."""
+def heldout_text(tokenizer: Any, config: Config, family: Family = "encoder_decoder") -> list[Mapping[str, np.ndarray]]:
+    """The batches that general-domain loss is measured on, the same for every model of one tokenizer and family."""
     tokens = token_stream(read_lines(config.text.heldout, "heldout"), tokenizer)
-    batches = heldout_batches(
-        tokens,
-        config.text.eval_batch_size,
-        config.text.input_length,
-        sentinel_ids=sentinel_ids(tokenizer),
-        max_batches=config.text.eval_batches,
-    )
-    return list(batches)
+    text = config.text
+    return list(text_batches(tokens, tokenizer, family, text.eval_batch_size, text.input_length, text.eval_batches))
 
 
 def unigram_loss(train_tokens: np.ndarray, batches: list[Mapping[str, np.ndarray]], vocab_size: int) -> float:
@@ -68,7 +64,7 @@ def unigram_loss(train_tokens: np.ndarray, batches: list[Mapping[str, np.ndarray
 
 
 def pretrain(config: Config, out: str | Path) -> dict[str, float]:
-    """Trains a tokenizer and a model on general text and writes them as a Hugging Face folder.
+    """Trains a tokenizer and a T5 on general text and writes them as a Hugging Face folder.
 
     Args:
       config: sections ``text`` and ``pretrain``.

@@ -1,36 +1,43 @@
-"""Stopping when told: a SIGTERM noted, and agreed on by all processes."""
+"""Stopping when told: signals are noted, and the loop ends after a step that all processes agree on."""
 
 import signal
+import sys
 from typing import Any
 
-import jax
-import numpy as np
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 class Signals:
-    """Notes a SIGTERM, so that the loop saves and stops after the step in progress, in all processes alike."""
+    """Notes SIGTERM and the first Ctrl-C, so that the loop saves and stops; a second Ctrl-C leaves at once.
+
+    For a ``with`` statement. Of several processes it is enough that one was told: `code` goes through the step, and
+    all read the largest.
+    """
 
     def __init__(self) -> None:
-        self._stop = False
-        self._old: Any = None
+        self._code = 0
+        self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         try:
-            self._old = signal.signal(signal.SIGTERM, self._note)
+            for number in EXIT_CODES:
+                self._old[number] = signal.signal(number, self._note)
         except ValueError:  # not in the main thread: whoever owns it decides
-            self._old = None
+            pass
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGTERM, self._old)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
 
-    def _note(self, *args: object) -> None:
-        self._stop = True
+    def _note(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT:
+            if self._code:
+                raise KeyboardInterrupt
+            print("\ntrain: stopping after this step and saving; Ctrl-C again leaves at once", file=sys.stderr)
+        self._code = self._code or EXIT_CODES[signal.Signals(number)]
 
-    def stopping(self) -> bool:
-        if jax.process_count() == 1:
-            return self._stop
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.process_allgather(np.asarray(self._stop)).any())
+    @property
+    def code(self) -> int:
+        """The exit code that was asked for by a signal, 0 without one."""
+        return self._code

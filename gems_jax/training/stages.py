@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from gems_jax.calibrate import estimate_null_space
+from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.data.general_text import read_lines, token_stream
 from gems_jax.data.prepare import prepare
-from gems_jax.data.prompts import EncodedTable, encode_table
-from gems_jax.data.span_corruption import heldout_batches
+from gems_jax.data.prompts import encode_table
 from gems_jax.data.tables import Dataset, Table
-from gems_jax.data.tokenizer import sentinel_ids
-from gems_jax.items import ItemIndex, add_item_tokens, grow
-from gems_jax.models import T5, load
+from gems_jax.items import ItemIndex, add_identifier_tokens, add_item_tokens, grow, load_item_identifiers
+from gems_jax.models import load
 from gems_jax.null_space import NullSpace
 from gems_jax.training.config import Config
+from gems_jax.training.losses import family_of
 from gems_jax.training.pretrain import pretrain
+from gems_jax.training.text import text_batches
 
 PyTree = Any
 
@@ -44,6 +46,9 @@ def ensure_data(config: Config) -> Dataset:
         num_negatives=data.num_negatives,
         num_users=data.num_users,
         max_bad_fraction=data.max_bad_fraction,
+        steps=data.steps,
+        files=data.files,
+        category=data.category,
     )
 
 
@@ -64,7 +69,7 @@ def ensure_base(config: Config) -> Path:
     return folder
 
 
-def ensure_null_space(config: Config, model: T5 | None = None, tokenizer: Any = None) -> NullSpace:
+def ensure_null_space(config: Config, model: Any = None, tokenizer: Any = None) -> NullSpace:
     """The base model's null space, estimated now where it is missing.
 
     Raises:
@@ -93,19 +98,15 @@ def ensure_null_space(config: Config, model: T5 | None = None, tokenizer: Any = 
     return null_space
 
 
-def calibrate(config: Config, model: T5 | None = None, tokenizer: Any = None) -> NullSpace:
+def calibrate(config: Config, model: Any = None, tokenizer: Any = None) -> NullSpace:
     """Estimates the null space of the base model from general text and saves it."""
     if model is None:
         model, tokenizer = load(ensure_base(config), config.model.dtype)
     options = config.null_space
     tokens = token_stream(read_lines(config.text.train, "train"), tokenizer)
     # Spread over the text; no example twice.
-    batches = heldout_batches(
-        tokens,
-        options.batch_size,
-        config.text.input_length,
-        sentinel_ids=sentinel_ids(tokenizer),
-        max_batches=options.batches,
+    batches = text_batches(
+        tokens, tokenizer, family_of(model), options.batch_size, config.text.input_length, options.batches
     )
     null_space = estimate_null_space(
         model,
@@ -129,14 +130,18 @@ class Material:
       model: base model grown by the items.
       tokenizer: with the item tokens.
       dataset: prepared interactions.
-      items: item number -> token.
+      items: item number -> tokens.
     """
 
-    model: T5
+    model: Any
     tokenizer: Any
     dataset: Dataset
     items: ItemIndex
-    item_tokens: list[int]
+
+    @property
+    def item_tokens(self) -> list[int]:
+        """The first token of each item."""
+        return [int(token) for token in self.items.token_ids[:, 0]]
 
     def encode(self, config: Config, table: Table) -> EncodedTable:
         """A table's inputs under the configured prompt."""
@@ -145,7 +150,8 @@ class Material:
                 f"items.prompts has no template for task {table.task!r}; it has {set(config.items.prompts)}"
             )
         template = config.items.prompts[table.task]
-        encoded = encode_table(table, self.tokenizer, self.item_tokens, template, config.items.max_length)
+        family = family_of(self.model)
+        encoded = encode_table(table, self.tokenizer, self.items, template, config.items.max_length, family)
         if encoded.dropped_items or encoded.clipped_queries:
             print(
                 f"data: {table.task}: {encoded.dropped_items:,} oldest history items dropped and "
@@ -154,15 +160,18 @@ class Material:
         return encoded
 
 
-def assemble(config: Config, dataset: Dataset, base: tuple[T5, Any]) -> Material:
-    """The base model with a token and rows for every item."""
-    import numpy as np
-
+def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Material:
+    """The base model with tokens and rows for every item: one of its own, or those of its identifier."""
     model, tokenizer = base
-    tokens = add_item_tokens(tokenizer, dataset.item_ids(), model.config.vocab_size)
     titles = tokenizer(dataset.titles(), add_special_tokens=False)["input_ids"]
-    model = grow(model, titles, config.items.init, key=jax.random.key(config.train.seed))
-    return Material(model, tokenizer, dataset, ItemIndex(np.asarray(tokens, np.int32)[:, None]), tokens)
+    if config.items.identifiers is None:
+        tokens = add_item_tokens(tokenizer, dataset.item_ids(), model.config.vocab_size)
+        items = ItemIndex(np.asarray(tokens, np.int32)[:, None])
+    else:
+        identifiers = load_item_identifiers(config.items.identifiers, dataset.item_ids())
+        items = add_identifier_tokens(tokenizer, identifiers, model.config.vocab_size)
+    model = grow(model, titles, config.items.init, key=jax.random.key(config.train.seed), identifiers=items)
+    return Material(model, tokenizer, dataset, items)
 
 
 def as_plain(config: Config) -> dict[str, Any]:

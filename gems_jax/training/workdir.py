@@ -19,15 +19,19 @@ def check_config(config: Config, workdir: Path) -> None:
       ValueError: fields differ (named).
     """
     # These decide where things lie, how often they are looked at and how results are shown, not what they are.
-    free = {"name", "evaluate", "data.dir", "model.path", "null_space.path", "model.from_text", "pretrain"}
-    free |= {f"train.{x}" for x in ("log_every", "eval_every", "eval_rows", "checkpoint_every")}
+    free = {"name", "evaluate", "mesh", "data.dir", "model.path", "null_space.path", "model.from_text", "pretrain"}
+    free |= {f"train.{x}" for x in ("log_every", "checkpoint_every", "keep_checkpoints", "max_non_finite")}
+    free |= {f"train.{x}" for x in ("hang_after", "profile", "writers", "loss_chunk")}
+    if config.train.metric is None:  # otherwise evaluations decide when the run ends, and which step is the best
+        free |= {"train.eval_every", "train.eval_rows"}
     path = workdir / "config.yaml"
     if not path.is_file():
         return
-    new = flatten(json.loads(json.dumps(as_plain(config))))
+    new = flatten(plain(config))
     try:
-        old = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        # A field that did not exist yet had no effect, as its default has none.
+        old = flatten(with_defaults(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
         raise ValueError(f"{path} is damaged; choose another --workdir") from None
     differ = [
         name
@@ -45,8 +49,20 @@ def keep_config(config: Config, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.yaml"
     staging = path.with_name(".config.yaml.tmp")
-    staging.write_text(yaml.safe_dump(json.loads(json.dumps(as_plain(config))), sort_keys=False), encoding="utf-8")
+    staging.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
     os.replace(staging, path)
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The configuration as JSON values."""
+    return json.loads(json.dumps(as_plain(config)))
+
+
+def with_defaults(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """A kept configuration with the defaults of fields that it is older than."""
+    default = plain(Config())
+    filled = {n: v | kept.get(n, {}) if isinstance(v, dict) else kept.get(n, v) for n, v in default.items()}
+    return dict(kept) | filled
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -80,8 +96,10 @@ class Log:
     def lines(self) -> Iterator[dict[str, Any]]:
         if self._path.is_file():
             for text in self._path.read_text(encoding="utf-8").splitlines():
-                if text.endswith("}"):
+                try:
                     yield json.loads(text)
+                except ValueError:  # cut short by a killed process
+                    continue
 
     def truncate(self, step: int) -> None:
         """Drops lines after a step: they will be written again."""

@@ -1,0 +1,296 @@
+"""From the rows of a source to its tables, step by step, each counted for the card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gems_jax.data.core import to_core
+from gems_jax.data.examples import UNKNOWN, Examples
+from gems_jax.data.histories import keep_tasks, make_histories
+from gems_jax.data.holdout import TRAIN, Events, leaking_history, leaking_targets, leave_one_out_split
+from gems_jax.data.negatives import NUM_NEGATIVES
+from gems_jax.data.options import Steps
+from gems_jax.data.quarantine import Quarantine
+from gems_jax.data.ragged import Ragged
+from gems_jax.data.ranked_against import EvaluationNegatives, items_touched
+from gems_jax.data.row_checks import check_rows
+from gems_jax.data.tables import SPLITS, Item, Table
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader hands over.
+
+    Args:
+        name: of the dataset.
+        path: of its files, for messages.
+        examples: all rows that could be read.
+        items: the catalogue.
+        used_only: whether items that no row names leave the catalogue.
+        per_task: whether the last row of each task is held out, rather than the last of all.
+        query_of_item: item id to a query: every row of such an item then also is a search with it.
+    """
+
+    name: str
+    path: str
+    examples: Examples
+    items: list[Item]
+    used_only: bool = True
+    per_task: bool = True
+    query_of_item: Mapping[str, str] | None = None
+
+
+class _Record:
+    """What is left after each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+
+    def add(self, step: str, examples: Examples, **more: Any) -> None:
+        self.steps.append(
+            {
+                "step": step,
+                "rows": rows_by_task(examples),
+                "users": len(np.unique(examples.user)),
+                "items": len(np.unique(examples.targets.values)),
+                **more,
+            }
+        )
+
+
+def rows_by_task(examples: Examples) -> dict[str, int]:
+    """Rows of each task that has some."""
+    counts = np.bincount(examples.task, minlength=len(examples.names.tasks))
+    return {name: int(count) for name, count in zip(examples.names.tasks.names, counts, strict=True) if count}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Rows of one target each, checked, split and numbered: what is left to do is done for each user alone.
+
+    Args:
+        name: of the dataset.
+        examples: the rows.
+        items: the catalogue.
+        steps: options.
+        negatives: draws what rows of valid and test are ranked against.
+        clean: whether what leaks is taken out.
+        timed: whether the rows' times are kept.
+        same_event: whether a row of each task may be one event.
+        tasks: the tasks that have rows, in order.
+        card: of the dataset, as far as it is known.
+    """
+
+    name: str
+    examples: Examples
+    items: list[Item]
+    steps: Steps
+    negatives: EvaluationNegatives
+    clean: bool
+    timed: bool
+    same_event: bool
+    tasks: tuple[str, ...]
+    card: dict[str, Any]
+
+
+class Part(NamedTuple):
+    """Finished tables of some users, and what was taken out of them."""
+
+    tables: dict[tuple[str, str], Table]
+    users: int
+    removed: dict[str, int]
+
+
+def get_ready(
+    source: Source, steps: Steps, quarantine: Quarantine, seed: int = 0, num_negatives: int = NUM_NEGATIVES
+) -> Ready:
+    """Checks of rows, core, splits, one target a row, in this order.
+
+    Args:
+        source: rows and catalogue.
+        steps: what to do; nothing in it may be None.
+        quarantine: takes bad rows.
+        seed: of negatives.
+        num_negatives: items each row of valid and test is ranked against; 0: the whole catalogue.
+
+    Raises:
+        ValueError: too many rows are bad, nothing is left, or options do not fit the rows.
+    """
+    record = _Record()
+    record.add("read", source.examples)
+    timed = _are_timed(source.examples, source.path)
+    known_ids = {item.item_id for item in source.items}
+    known = np.asarray([name in known_ids for name in source.examples.names.items.names], bool)
+    examples = check_rows(source.examples, known, steps.repeats, quarantine, source.path)
+    record.add("usable", examples)
+    if not timed:
+        examples = examples.replace(time=np.arange(len(examples), dtype=np.float64))
+    recorded = bool(len(examples) and (examples.split != UNKNOWN).all())
+    if steps.core or steps.min_rows or steps.both_tasks:
+        core, min_rows = steps.core or 0, steps.min_rows or 0
+        examples, rounds = to_core(examples, core, min_rows, bool(steps.both_tasks))
+        record.add(f"core {core}, {min_rows} rows a task, both tasks: {steps.both_tasks}", examples, rounds=rounds)
+    if not len(examples):
+        raise ValueError(
+            f"{source.path}: no row is left after {[step['step'] for step in record.steps]}; relax the steps"
+        )
+    if not recorded:
+        examples = examples.replace(split=leave_one_out_split(examples, source.per_task))
+    if source.query_of_item is not None:
+        examples = _with_searches(examples, source.query_of_item)
+        record.add("a search for each event whose item has a query", examples)
+    examples = _one_target_a_row(examples, steps)
+    record.add(f"one target a row ({steps.multi_click})", examples)
+    examples, items = _renumbered(examples, source.items, source.used_only or bool(steps.core))
+    clean = not recorded or steps.on_leak == "remove"
+    return Ready(
+        name=source.name,
+        examples=examples,
+        items=items,
+        steps=steps,
+        negatives=EvaluationNegatives(examples, items, seed, num_negatives, remove_positives=clean),
+        clean=clean,
+        timed=timed or not recorded,
+        same_event=source.query_of_item is not None,
+        tasks=tuple(rows_by_task(examples)),
+        card={
+            "name": source.name,
+            "seed": seed,
+            "num_negatives": num_negatives,
+            "items": len(items),
+            "interactions": len(source.examples),
+            "steps": record.steps,
+            "splits": "as given" if recorded else "leave one out" + (" of each task" if source.per_task else ""),
+        },
+    )
+
+
+def finish(ready: Ready, rows: np.ndarray) -> Part:
+    """The tables of some users: histories, negatives.
+
+    Args:
+        ready: all rows.
+        rows: int64, all rows of the users, in order.
+    """
+    examples = ready.examples.take(rows)
+    touched = items_touched(examples, len(ready.items))
+    examples, removed = _with_histories(examples, ready.steps, ready.clean, ready.same_event)
+    negatives = ready.negatives.of(examples, touched)
+    if not ready.timed:
+        examples = examples.replace(time=np.full(len(examples), np.nan))
+    return Part(_tables(examples, negatives, ready.tasks), len(np.unique(examples.user)), removed)
+
+
+def _are_timed(examples: Examples, path: str) -> bool:
+    """Whether rows have times; those of sources without any are in the order of time."""
+    missing = np.isnan(examples.time)
+    if missing.any() and not missing.all():
+        row = int(np.flatnonzero(missing)[0])
+        raise ValueError(
+            f"{path}: some rows have a timestamp and some have not, as {examples.where(row)}; give all one, or none"
+        )
+    return not missing.any()
+
+
+def _with_searches(examples: Examples, query_of_item: Mapping[str, str]) -> Examples:
+    """Rows of items that have a query once more, as searches; events are numbered by their place in the sequence."""
+    names = examples.names
+    order = np.lexsort((np.arange(len(examples)), examples.time, examples.user))
+    place = np.empty(len(examples), np.float64)
+    place[order] = np.arange(len(examples))
+    examples = examples.replace(time=place)
+    query = np.asarray(
+        [names.queries.add(query_of_item[item]) if item in query_of_item else UNKNOWN for item in names.items.names],
+        np.int32,
+    )[examples.targets.values]
+    found = query != UNKNOWN
+    searches = examples.take(found)
+    task = np.full(len(searches), names.tasks.get("src"), np.int32)
+    return Examples.join([examples, searches.replace(task=task, query=query[found])])
+
+
+def _one_target_a_row(examples: Examples, steps: Steps) -> Examples:
+    if steps.multi_click == "first":
+        return examples.replace(targets=examples.targets.first(1))
+    lengths = examples.targets.lengths
+    flat = Ragged(examples.targets.values, np.arange(len(examples.targets.values) + 1))
+    return examples.take(np.repeat(np.arange(len(examples)), lengths)).replace(targets=flat)
+
+
+def _renumbered(examples: Examples, items: list[Item], used_only: bool) -> tuple[Examples, list[Item]]:
+    """Items by their place in the catalogue, from which those that no row names may go."""
+    lists = {
+        name: part
+        for name in ("targets", "history", "negatives", "shown")
+        if (part := getattr(examples, name)) is not None
+    }
+    names = examples.names.items
+    if used_only:
+        used = np.zeros(len(names), bool)
+        for part in lists.values():
+            used[part.values] = True
+        items = [item for item in items if (number := names.get(item.item_id)) != UNKNOWN and used[number]]
+    place = np.full(len(names), UNKNOWN, np.int32)
+    for position, item in enumerate(items):
+        if (number := names.get(item.item_id)) != UNKNOWN:
+            place[number] = position
+    return examples.replace(**{name: part.map(place) for name, part in lists.items()}), items
+
+
+def _with_histories(examples: Examples, steps: Steps, clean: bool, same_event: bool) -> tuple[Examples, dict[str, int]]:
+    """Made where missing, without what the split may not see, cut to their newest events; and what was taken out."""
+    removed: dict[str, int] = {}
+    longest = steps.max_history or 0
+    if clean:
+        keep = ~leaking_targets(_events(examples, steps.repeats))
+        removed["training targets that are held out"] = int((~keep).sum())
+        examples = examples.take(keep)
+    if examples.history is None:
+        examples = make_histories(examples, 0 if steps.history_tasks else longest, same_event)
+    examples = keep_tasks(examples, steps.history_tasks)
+    history = examples.history or Ragged.empty(len(examples))
+    if clean:
+        leaks = leaking_history(_events(examples, steps.repeats))
+        removed["events of histories that are held out"] = int(leaks.sum())
+        history = history.keep(~leaks)
+    if longest:
+        history = history.last(longest)
+    examples = examples.replace(history=history, history_task=None)
+    if steps.min_history:
+        examples = examples.take(history.lengths >= steps.min_history)
+    return examples, {name: count for name, count in removed.items() if count}
+
+
+def _events(examples: Examples, repeats: bool) -> Events:
+    history = examples.history or Ragged.empty(len(examples))
+    return Events(examples.user, examples.time if repeats else None, examples.split, examples.targets.values, history)
+
+
+def _tables(examples: Examples, negatives: np.ndarray | None, tasks: tuple[str, ...]) -> dict[tuple[str, str], Table]:
+    assert examples.history is not None
+    names = examples.names
+    users, queries = names.users.names, [*names.queries.names, ""]
+    order = np.lexsort((np.arange(len(examples)), examples.time, examples.user))
+    tables = {}
+    # A table of rows against nothing has none; an untimed one has no times.
+    timed = not np.isnan(examples.time).any()
+    held_out = np.cumsum(examples.split != TRAIN) - 1
+    for split, split_name in enumerate(SPLITS):
+        for task in tasks:
+            rows = order[(examples.split[order] == split) & (examples.task[order] == names.tasks.get(task))]
+            history = examples.history.take(rows)
+            tables[split_name, task] = Table(
+                task=task,
+                user_ids=[users[user] for user in examples.user[rows]],
+                history=history.values.astype(np.int32),
+                offsets=history.offsets,
+                target=examples.targets.values[rows].astype(np.int32),
+                queries=[queries[query] for query in examples.query[rows]],
+                negatives=None if negatives is None or split == TRAIN else negatives[held_out[rows]],
+                time=examples.time[rows] if timed else None,
+            )
+    return tables

@@ -1,0 +1,152 @@
+"""Tables as tokens on disk: encoded once, then memory-mapped by every run of the same inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gems_jax.data.encoded_table import EncodedTable, Family
+from gems_jax.data.prompts import encode_table, item_rows
+from gems_jax.data.tables import Table
+from gems_jax.staging import fresh_folder
+
+FORMAT_VERSION = 1
+META = "encoded.json"
+_ARRAYS = {"tokens": (np.int32, 1), "offsets": (np.int64, 1), "target_tokens": (np.int32, 2)}
+_TEXTS = 65_536
+
+
+def encode_once(
+    table: Table,
+    tokenizer: Any,
+    item_token_ids: Any,
+    template: str,
+    max_length: int,
+    folder: str | Path,
+    family: Family = "encoder_decoder",
+) -> EncodedTable:
+    """The `encode_table` of the same arguments, from files in a folder if they are there, else written there first.
+
+    The files' folder is named by a fingerprint of all inputs: rows, tokenizer, item tokens, template, length, family.
+    It appears when it is whole; processes that write it at the same time write the same.
+
+    Args:
+        table: `R` rows.
+        tokenizer: a Hugging Face tokenizer.
+        item_token_ids: see `encode_table`.
+        template: see `encode_table`.
+        max_length: see `encode_table`.
+        folder: holds a folder for each encoded table.
+        family: see `encode_table`.
+
+    Returns:
+        The table's tokens, memory-mapped.
+
+    Raises:
+        ValueError: as `encode_table`, or what is in the folder is damaged.
+    """
+    name = fingerprint(table, tokenizer, item_token_ids, template, max_length, family)
+    place = Path(folder) / f"{_plain(table.task)}-{name[:20]}"
+    if (place / META).is_file():
+        return open_encoded(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = fresh_folder(place)
+    try:
+
+        def allocate(count: int) -> np.ndarray:
+            return np.lib.format.open_memmap(temporary / "tokens.npy", "w+", np.int32, (count,))
+
+        # An empty file cannot be mapped.
+        encoded = encode_table(
+            table, tokenizer, item_token_ids, template, max_length, family, allocate if len(table) else None
+        )
+        if isinstance(encoded.tokens, np.memmap):
+            encoded.tokens.flush()
+        else:
+            np.save(temporary / "tokens.npy", encoded.tokens)
+        np.save(temporary / "offsets.npy", encoded.offsets)
+        np.save(temporary / "target_tokens.npy", encoded.target_tokens)
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "task": encoded.task,
+            "family": family,
+            "dropped_items": encoded.dropped_items,
+            "clipped_queries": encoded.clipped_queries,
+        }
+        (temporary / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        del encoded
+        try:
+            os.rename(temporary, place)
+        except OSError:
+            # Another process was first.
+            if not (place / META).is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return open_encoded(place)
+
+
+def open_encoded(folder: str | Path) -> EncodedTable:
+    """The table that `encode_once` wrote to a folder, memory-mapped.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / META).is_file():
+        raise FileNotFoundError(f"{folder} holds no encoded table ({META} is missing); encode_once writes one")
+    try:
+        meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
+        if meta.pop("format_version") != FORMAT_VERSION:
+            raise ValueError(f"{META} is not of format version {FORMAT_VERSION}")
+        arrays = {name: _mapped(folder / f"{name}.npy", *kind) for name, kind in _ARRAYS.items()}
+        rows, end = len(arrays["offsets"]) - 1, arrays["offsets"][-1]
+        if rows != len(arrays["target_tokens"]) or end != len(arrays["tokens"]):
+            raise ValueError("its parts do not fit together")
+        return EncodedTable(**meta, folder=folder, **arrays)  # type: ignore[arg-type]
+    except (ValueError, TypeError, KeyError, OSError, EOFError, IndexError) as error:
+        raise ValueError(f"the encoded table {folder} is damaged ({error}); remove it, it is made anew") from None
+
+
+def _mapped(path: Path, dtype: type, ndim: int) -> np.ndarray:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.dtype != dtype or array.ndim != ndim:
+        raise ValueError(f"{path.name} has dtype {array.dtype} and {array.ndim} axes")
+    # A plain array on the same memory: a memmap's own indexing is several times slower.
+    return array.view(np.ndarray)
+
+
+def fingerprint(
+    table: Table, tokenizer: Any, item_token_ids: Any, template: str, max_length: int, family: Family
+) -> str:
+    """SHA-256 of all that decides an encoded table's content, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    settings = [FORMAT_VERSION, table.task, template, max_length, family, len(table), tokenizer.eos_token_id]
+    digest.update(json.dumps(settings).encode())
+    for part in _tokenizer_parts(tokenizer):
+        digest.update(part)
+    for array in (item_rows(item_token_ids), table.history, table.offsets, table.target):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    for start in range(0, len(table), _TEXTS):
+        digest.update(json.dumps(table.queries[start : start + _TEXTS]).encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_parts(tokenizer: Any) -> Iterator[bytes]:
+    """What a tokenizer does to a text: its whole description, or for those without one its vocabulary."""
+    yield f"{type(tokenizer).__name__} {tokenizer('a')['input_ids']}".encode()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    yield (backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))).encode()
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "_." else "_" for letter in name)

@@ -1,0 +1,107 @@
+"""What is done to raw rows, and where a table of one's own lies: the options of `prepare`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done to rows between reading and writing; ``None``: what the source does by default.
+
+    Attributes:
+      core: users and items of fewer events are left out, again and again until none is left (``qilin`` 3, ``amazon``
+        5); 0: none.
+      min_rows: users with fewer rows of a task are left out (``qilin`` 3).
+      both_tasks: users that did not do everything, search and recommendation, are left out (``qilin``).
+      max_history: newest events a history keeps (20); 0: all.
+      min_history: rows with shorter histories are left out (``amazon`` 1).
+      multi_click: a row of several targets is ``expand``ed to one row each, or keeps the ``first``.
+      repeats: whether a user may take an item again. If not, the second time is a bad row, and no held-out item
+        stands anywhere in what trains. If so, events are told apart by their times.
+      history_tasks: task to the tasks whose events its histories keep, all where it is not named; the authors'
+        release for Amazon has ``{rec: [rec]}``.
+      on_leak: where splits came with the data and leak, ``fail``, or ``remove`` what leaks and count it.
+      cold_items: whether valid and test may have targets that training never shows, where splits came with the data.
+    """
+
+    core: int | None = None
+    min_rows: int | None = None
+    both_tasks: bool | None = None
+    max_history: int | None = None
+    min_history: int | None = None
+    multi_click: Literal["expand", "first"] = "expand"
+    repeats: bool = False
+    history_tasks: dict[str, list[str]] = field(default_factory=dict)
+    on_leak: Literal["fail", "remove"] = "fail"
+    cold_items: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("core", "min_rows", "max_history", "min_history"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ValueError(f"steps.{name} must be a whole number from 0 on, got {value!r}")
+        for name, known in (("multi_click", ("expand", "first")), ("on_leak", ("fail", "remove"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"steps.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    def with_defaults(self, **defaults: Any) -> Steps:
+        """These steps, what is None replaced by the source's default and, without one, by 0 or False.
+
+        Example:
+          >>> steps = Steps(core=5).with_defaults(core=3, max_history=20)
+          >>> steps.core, steps.max_history, steps.min_rows, steps.both_tasks
+          (5, 20, 0, False)
+        """
+        none = {"core": 0, "min_rows": 0, "both_tasks": False, "max_history": 0, "min_history": 0} | defaults
+        return dataclasses.replace(self, **{name: v for name, v in none.items() if getattr(self, name) is None})
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """Where a table of interactions lies and what its columns are called.
+
+    Attributes:
+      interactions: a file, a folder of files or a pattern under the data's folder: CSV, JSON lines or parquet (CSV
+        and JSON lines may be gzipped); or one for each of ``train``, ``valid`` and ``test``.
+      items: the catalogue; None: the items are those that occur, and their ids are their titles.
+      columns: of the interactions, role to name, where they differ. Roles: ``user_id``, ``target`` (both needed),
+        ``task``, ``history``, ``history_task``, ``query``, ``negatives``, ``timestamp``, ``split``.
+      item_columns: of the catalogue, role to name, where they differ. Roles: ``item_id``, ``title``, ``text``.
+      tasks: the file's names of tasks to the ones to use, say ``{search: src}``.
+      query_tasks: tasks that need a query.
+    """
+
+    interactions: str | dict[str, str] = "interactions.csv"
+    items: str | None = "items.csv"
+    columns: dict[str, str] = field(default_factory=dict)
+    item_columns: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, str] = field(default_factory=dict)
+    query_tasks: tuple[str, ...] = ("src",)
+
+
+def options_of(kind: type[T], value: T | Mapping[str, Any] | None, name: str) -> T:
+    """An options dataclass from itself, a mapping or None; an unknown name is an error with the nearest known one.
+
+    Example:
+      >>> options_of(Steps, {"coer": 3}, "steps")
+      Traceback (most recent call last):
+      ...
+      ValueError: steps has no field 'coer'; did you mean 'core'?
+    """
+    if isinstance(value, kind):
+        return value
+    given = dict(value or {})  # type: ignore[arg-type]
+    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+            raise ValueError(f"{name} has no field {key!r}; {hint}")
+    return kind(**given)

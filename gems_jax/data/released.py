@@ -1,0 +1,97 @@
+"""The six tables of the authors' release, pickled dictionaries of rows with the splits they were made with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gems_jax.data.assemble import Source
+from gems_jax.data.examples import Examples, Names
+from gems_jax.data.options import Steps, TableFiles
+from gems_jax.data.plain_pickle import load_plain
+from gems_jax.data.quarantine import Quarantine
+from gems_jax.data.raw_table import Batch
+from gems_jax.data.table import encode_batch, read_items
+from gems_jax.data.tables import SPLITS
+
+DEFAULTS = {"max_history": 20}
+TASKS = ("rec", "src")
+FETCH = (
+    "make them with the scripts of the authors' release (https://github.com/Polaris-JZ/GEMS, data/), and name the "
+    "folder they write, seq_data or bsr_data, as data.path"
+)
+COLUMNS = {
+    "user_id": "user_id",
+    "target": "target_item",
+    "history": "item_list",
+    "history_task": "his_task",
+    "query": "query",
+    "negatives": "neg_note_idx",
+    "timestamp": "timestamp",
+}
+_BLOCK = 65_536
+
+
+def raw_files(folder: Path) -> dict[tuple[str, str], Path]:
+    """The six files by split and task.
+
+    Raises:
+        FileNotFoundError: one is missing; says which and how to get it.
+    """
+    files = {(split, task): folder / f"{split}_{task}.pkl" for split in SPLITS for task in TASKS}
+    missing = [path.name for path in files.values() if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} has no {', '.join(missing)}; {FETCH}")
+    return files
+
+
+def read(folder: Path, files: TableFiles, steps: Steps, quarantine: Quarantine) -> tuple[Source, Steps]:
+    """All rows with their splits, and a catalogue from `files.items`, or of ids alone.
+
+    Args:
+        folder: of the six files.
+        files: of these options `items` and `item_columns` count.
+        steps: options; the default are histories of 20 events.
+        quarantine: takes bad rows.
+    """
+    names = Names()
+    parts, total = [], 0
+    for (split, task), path in raw_files(folder).items():
+        for batch in _batches(path, task, steps.repeats):
+            total += len(batch.numbers)
+            parts.append(encode_batch(batch, names, TableFiles(tasks={"search": "src"}), quarantine, split))
+    quarantine.check("row", total, folder)
+    if not total:
+        raise ValueError(f"{folder}: the six tables have no rows")
+    # Only tables for test are sure to have negatives.
+    parts = [part.replace(negatives=part.negatives or part.targets.first(0)) for part in parts]
+    if any(part.history_task is None for part in parts):
+        parts = [part.replace(history_task=None) for part in parts]
+    examples = Examples.join(parts)
+    items = read_items(folder, files, quarantine, examples.names.items.names)
+    return Source("released", str(folder), examples, items), steps.with_defaults(**DEFAULTS)
+
+
+def _batches(path: Path, task: str, timed: bool) -> Iterator[Batch]:
+    """Rows as columns; times only where they are needed, because rows without one are bad then."""
+    rows = load_plain(path)
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise ValueError(
+            f"{path} must hold a dictionary of rows, each a dictionary, as DataFrame.to_dict('index') gives"
+        )
+    values = list(rows.values())
+    for role in ("user_id", "target", "history"):
+        if values and COLUMNS[role] not in values[0]:
+            raise ValueError(f"{path}: rows have no {COLUMNS[role]!r}, they have {', '.join(map(repr, values[0]))}")
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        columns: dict[str, Any] = {
+            role: [row.get(name) for row in block]
+            for role, name in COLUMNS.items()
+            if name in block[0] and (timed or role != "timestamp")
+        }
+        columns["task"] = [task] * len(block)
+        yield Batch(path, np.arange(start + 1, start + 1 + len(block)), columns)

@@ -1,0 +1,110 @@
+"""What can be wrong with a row only beside the others: unknown items, targets in the history, repeats."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gems_jax.data.examples import Examples
+from gems_jax.data.quarantine import Quarantine
+from gems_jax.data.ragged import Ragged, pair_keys
+
+UNKNOWN_ITEM = "the item is not in the catalogue"
+IN_HISTORY = "the target stands in the row's own history"
+REPEATED = "the user took the item before in this task"
+DUPLICATE = "the same event stands there already"
+
+
+def check_rows(examples: Examples, known: np.ndarray, repeats: bool, quarantine: Quarantine, path: str) -> Examples:
+    """Leaves out targets and histories' items that cannot be used, and rows without any target left.
+
+    Args:
+        examples: rows as read.
+        known: bool, by item number: whether the catalogue has it.
+        repeats: whether a user may take an item twice.
+        quarantine: takes targets (kind `target`) and histories' items (kind `history`).
+        path: of the source, for messages.
+
+    Raises:
+        ValueError: too many are bad.
+    """
+    total = len(examples.targets.values)
+    examples = _drop_targets(examples, ~known[examples.targets.values], UNKNOWN_ITEM, quarantine)
+    if examples.history is not None:
+        strange = ~known[examples.history.values]
+        _report_history(examples, strange, quarantine)
+        quarantine.check("history", len(strange), path)
+        keep = ~strange
+        tasks = examples.history_task
+        examples = examples.replace(
+            history=examples.history.keep(keep), history_task=None if tasks is None else tasks.keep(keep)
+        )
+        if not repeats and examples.history is not None:
+            examples = _drop_targets(
+                examples, in_own_history(examples.targets, examples.history), IN_HISTORY, quarantine
+            )
+    for name in ("negatives", "shown"):
+        lists = getattr(examples, name)
+        if lists is not None:
+            examples = examples.replace(**{name: lists.keep(known[lists.values])})
+    twice = repeated_targets(examples, by_time=repeats)
+    examples = _drop_targets(examples, twice, DUPLICATE if repeats else REPEATED, quarantine)
+    quarantine.check("target", total, path)
+    return examples
+
+
+def in_own_history(targets: Ragged, history: Ragged) -> np.ndarray:
+    """bool, for every target: whether the history of its row has it.
+
+    Example:
+        >>> in_own_history(Ragged.of([[1, 2], [3]]), Ragged.of([[2, 3], [1]])).tolist()
+        [False, True, False]
+    """
+    size = 1 + max(int(lists.values.max(initial=0)) for lists in (targets, history))
+    return np.isin(pair_keys(targets.row_of, targets.values, size), pair_keys(history.row_of, history.values, size))
+
+
+def repeated_targets(examples: Examples, by_time: bool) -> np.ndarray:
+    """bool, for every target: whether its user took it in the same task and split earlier.
+
+    Splits count each for themselves, because an event that stands in two of them is a leak and not a bad row.
+
+    Args:
+        examples: rows; those of equal time are in order.
+        by_time: whether only events of the same time are the same.
+    """
+    row = examples.targets.row_of
+    order = np.lexsort((np.arange(len(row)), examples.time[row]))
+    keys = [examples.user[row], examples.task[row], examples.split[row], examples.targets.values]
+    if by_time and not np.isnan(examples.time).any():
+        keys.append(np.unique(examples.time, return_inverse=True)[1][row])
+    elif by_time:
+        return np.zeros(len(row), bool)
+    order = order[np.lexsort([key[order] for key in keys])]
+    same = np.ones(max(len(order) - 1, 0), bool)
+    for key in keys:
+        same &= key[order][1:] == key[order][:-1]
+    result = np.zeros(len(row), bool)
+    result[order[1:][same]] = True
+    return result
+
+
+def _drop_targets(examples: Examples, bad: np.ndarray, reason: str, quarantine: Quarantine) -> Examples:
+    if not bad.any():
+        return examples
+    row_of = examples.targets.row_of
+    names = examples.names.items.names
+    for place in np.flatnonzero(bad):
+        row = int(row_of[place])
+        where = f"{examples.where(row)}, item {names[examples.targets.values[place]]}"
+        quarantine.add("target", where, reason, examples.describe(row))
+    kept = examples.replace(targets=examples.targets.keep(~bad))
+    return kept.take(kept.targets.lengths > 0)
+
+
+def _report_history(examples: Examples, strange: np.ndarray, quarantine: Quarantine) -> None:
+    assert examples.history is not None
+    row_of = examples.history.row_of
+    names = examples.names.items.names
+    for place in np.flatnonzero(strange):
+        where = examples.where(int(row_of[place]))
+        quarantine.add("history", where, UNKNOWN_ITEM, f"item {names[examples.history.values[place]]}")

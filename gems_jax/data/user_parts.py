@@ -1,0 +1,155 @@
+"""Rows finished user by user in parts of bounded size, each on disk as soon as it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gems_jax.data.array_records import write_tables
+from gems_jax.data.assemble import Ready, finish
+from gems_jax.data.item_sets import ItemSets
+from gems_jax.data.leaks import check_events
+from gems_jax.data.tables import SPLITS, Dataset
+from gems_jax.data.unfinished import Pace
+from gems_jax.staging import fresh_folder
+
+# Rows of a part: what is in memory beside the columns of all rows.
+ROWS = 500_000
+STATS, SETS, TABLES = "part.json", "item_sets.npz", "tables"
+
+
+@dataclass
+class Finished:
+    """What is known of the parts done so far.
+
+    Args:
+        sets: items of the splits.
+        rows: of each table.
+        users: that have a row.
+        removed: what was taken out of histories and training, by reason.
+        folders: of the tables of the parts that have rows.
+    """
+
+    sets: ItemSets
+    rows: Counter[tuple[str, str]] = field(default_factory=Counter)
+    users: int = 0
+    removed: Counter[str] = field(default_factory=Counter)
+    folders: list[Path] = field(default_factory=list)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Rows by split and task."""
+        result: dict[str, dict[str, int]] = {}
+        for (split, task), count in self.rows.items():
+            result.setdefault(split, {})[task] = count
+        return result
+
+    def step(self) -> dict[str, Any]:
+        """For the card: what is left of the rows, and what was taken out."""
+        rows: Counter[str] = Counter()
+        for (_, task), count in self.rows.items():
+            rows[task] += count
+        return {
+            "step": "histories",
+            "rows": {task: count for task, count in rows.items() if count},
+            "users": self.users,
+            "items": self.sets.num_targets(),
+            **{reason: count for reason, count in self.removed.items() if count},
+        }
+
+    def add(self, place: Path) -> None:
+        """A part on disk."""
+        stats = json.loads((place / STATS).read_text(encoding="utf-8"))
+        self.rows.update({(split, task): count for split, task, count in stats["rows"]})
+        self.users += stats["users"]
+        self.removed.update(stats["removed"])
+        self.sets.merge(ItemSets.load(place / SETS))
+        if any(count for _, _, count in stats["rows"]):
+            self.folders.append(place / TABLES)
+
+
+def user_parts(user: np.ndarray, rows: int) -> Iterator[np.ndarray]:
+    """The rows of some users after the other, as indices in order: whole users, about `rows` rows a part.
+
+    Example:
+        >>> [part.tolist() for part in user_parts(np.array([1, 0, 2, 1, 0]), rows=3)]
+        [[0, 1, 3, 4], [2]]
+
+    Args:
+        user: int `[R]`.
+        rows: of a part, at least 1; a part has fewer than that more only if a user has.
+    """
+    order = np.argsort(user, kind="stable").astype(np.int32 if len(user) < 2**31 else np.int64)
+    ends = np.cumsum(np.bincount(user))
+    start = 0
+    while start < len(order):
+        # The first user at which the part is full.
+        end = int(ends[min(int(np.searchsorted(ends, start + rows)), len(ends) - 1)])
+        yield np.sort(order[start:end])
+        start = end
+
+
+def finish_parts(ready: Ready, folder: Path, repeats: bool, cold_items: bool, say: Callable[[str], None]) -> Finished:
+    """Finishes and checks all rows, part by part; parts that are in the folder already are not made again.
+
+    Args:
+        ready: all rows.
+        folder: gets a folder a part.
+        repeats: as of `check_leaks`.
+        cold_items: as of `check_leaks`.
+        say: takes a line after each part, where there are several.
+
+    Raises:
+        ValueError: held-out events can be seen in training, or negatives are positives.
+    """
+    folder.mkdir(exist_ok=True)
+    finished = Finished(ItemSets(len(ready.items), takers=not cold_items))
+    finished.rows.update({(split, task): 0 for split in SPLITS for task in ready.tasks})
+    total, done = len(ready.examples), 0
+    pace: Pace | None = None
+    for number, rows in enumerate(user_parts(ready.examples.user, ROWS)):
+        place = folder / f"{number:05d}"
+        there = (place / STATS).is_file()
+        if not there:
+            pace = pace or Pace(total, done)
+            _write_part(ready, rows, place, dict(finished.rows), repeats, cold_items)
+        finished.add(place)
+        done += len(rows)
+        if len(rows) < total and pace is not None:
+            say(f"data: part {number + 1}, {done:,} of {total:,} rows done, {pace.of(done)}")
+        elif len(rows) < total:
+            say(f"data: part {number + 1} is there already")
+    return finished
+
+
+def _write_part(
+    ready: Ready,
+    rows: np.ndarray,
+    place: Path,
+    before: dict[tuple[str, str], int],
+    repeats: bool,
+    cold_items: bool,
+) -> None:
+    part = finish(ready, rows)
+    dataset = Dataset(ready.name, ready.items, part.tables)
+    if any(map(len, part.tables.values())):
+        check_events(dataset, repeats, before)
+    sets = ItemSets(len(ready.items), takers=not cold_items)
+    sets.add(part.tables)
+    temporary = fresh_folder(place)
+    sets.save(temporary / SETS)
+    if any(map(len, part.tables.values())):
+        write_tables(ready.name, part.tables, temporary / TABLES)
+    stats: dict[str, Any] = {
+        "rows": [[*key, len(table)] for key, table in part.tables.items()],
+        "users": part.users,
+        "removed": part.removed,
+    }
+    (temporary / STATS).write_text(json.dumps(stats), encoding="utf-8")
+    os.rename(temporary, place)

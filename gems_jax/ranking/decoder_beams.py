@@ -1,0 +1,135 @@
+"""A decoder for several beams a prompt, which share the prompt's keys and values."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gems_jax.models.cache import DecoderCache
+from gems_jax.models.decoder import Decoder
+
+
+class DecoderBeams(NamedTuple):
+    """What is kept from one token to the next.
+
+    Args:
+      keys, values: ``[layers, B, beams, room, kv_heads, head_dim]`` of the tokens behind the prompt.
+      prompt: keys and values of the prompts, one for all beams.
+      used: int32 scalar, number of tokens behind the prompt.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    prompt: DecoderCache
+    used: jax.Array
+
+    @classmethod
+    def start(cls, model: Decoder, inputs: Mapping[str, jax.Array], room: int) -> tuple[jax.Array, "DecoderBeams"]:
+        """Reads prompts; one beam each.
+
+        Args:
+          model: the model.
+          inputs: ``"input_ids"`` and ``"attention_mask"``, ``[B, S]``, padded on either side.
+          room: how many tokens may follow.
+
+        Returns:
+          Logits of the token after each prompt, float32 ``[B, V + N]``, and the beams.
+        """
+        logits, prompt = model.start(inputs, 0)
+        layers, rows, _, heads, width = prompt.keys.shape
+        empty = jnp.zeros((layers, rows, 1, room, heads, width), prompt.keys.dtype)
+        return logits, cls(empty, empty, prompt, jnp.int32(0))
+
+    def take(self, parents: jax.Array) -> "DecoderBeams":
+        """The beams int ``[B, n]`` of each row, in their order; a beam may be taken more than once."""
+        rows = jnp.arange(len(parents))[:, None]
+        return self._replace(keys=self.keys[:, rows, parents], values=self.values[:, rows, parents])
+
+    def step(self, model: Decoder, ids: jax.Array) -> tuple[jax.Array, "DecoderBeams"]:
+        """One more token a beam.
+
+        Args:
+          model: the model.
+          ids: int ``[B, n]``.
+
+        Returns:
+          ``[B, n, d_model]`` after the final norm, and the beams with these tokens.
+        """
+        used, prompt = self.used, self.prompt
+        position = prompt.next_position + used
+        room = jnp.arange(self.keys.shape[3])
+
+        def attend(
+            q: jax.Array, k: jax.Array, v: jax.Array, window: int | jax.Array | None, kept: tuple[jax.Array, ...]
+        ) -> jax.Array:
+            prompt_keys, prompt_values, keys, values = kept
+            prompt_mask, own_mask = prompt.positions >= 0, room <= used
+            if window is not None:
+                prompt_mask &= prompt.positions > (position - window)[:, None]
+                own_mask &= room > used - window
+            return shared_attention(
+                q,
+                (prompt_keys, prompt_values, prompt_mask),
+                (_write(keys, k, used), _write(values, v, used), own_mask),
+            )
+
+        kept = prompt.keys, prompt.values, self.keys, self.values
+        positions = jnp.broadcast_to(position[:, None], ids.shape)
+        hidden, (k, v) = model._layers(ids, positions, attend, kept, keep=True)
+        write = jax.vmap(_write, (0, 0, None))
+        keys, values = write(self.keys, k, used), write(self.values, v, used)
+        return hidden, DecoderBeams(keys, values, prompt, used + 1)
+
+
+def _write(kept: jax.Array, new: jax.Array, place: jax.Array) -> jax.Array:
+    """``kept [B, n, room, ...]`` with ``new [B, n, ...]`` at a place of each beam's room."""
+    return jax.lax.dynamic_update_slice_in_dim(kept, new[:, :, None], place, 2)
+
+
+def shared_attention(
+    q: jax.Array,
+    shared: tuple[jax.Array, jax.Array, jax.Array],
+    own: tuple[jax.Array, jax.Array, jax.Array],
+) -> jax.Array:
+    """``softmax(q k^T / sqrt(head_dim)) v`` over keys that all beams of a row share, and those of each beam.
+
+    The softmax is computed in float32.
+
+    Args:
+      q: ``[B, n, heads, head_dim]``, one query a beam.
+      shared: keys and values ``[B, S, kv_heads, head_dim]`` and which may be attended to, bool ``[B, S]``.
+      own: keys and values ``[B, n, T, kv_heads, head_dim]`` and which may be attended to, bool ``[T]``, at least one.
+
+    Returns:
+      ``[B, n, heads, head_dim]``.
+
+    Example:
+      >>> q, mask = jnp.ones((1, 3, 4, 8)), jnp.ones(2, bool)
+      >>> shared, own = jnp.ones((1, 2, 2, 8)), jnp.ones((1, 3, 2, 2, 8))
+      >>> shared_attention(q, (shared, shared, mask[None]), (own, own, mask)).shape
+      (1, 3, 4, 8)
+    """
+    (shared_keys, shared_values, shared_mask), (own_keys, own_values, own_mask) = shared, own
+    batch, beams, heads, width = q.shape
+    grouped = q.reshape(batch, beams, shared_keys.shape[2], -1, width)
+    scores = jnp.concatenate(
+        [
+            jnp.where(
+                shared_mask[:, None, None, None],
+                jnp.einsum("bnkgd,bskd->bnkgs", grouped, shared_keys, preferred_element_type=jnp.float32),
+                -jnp.inf,
+            ),
+            jnp.where(
+                own_mask,
+                jnp.einsum("bnkgd,bntkd->bnkgt", grouped, own_keys, preferred_element_type=jnp.float32),
+                -jnp.inf,
+            ),
+        ],
+        axis=-1,
+    )
+    weights = jax.nn.softmax(scores * width**-0.5, axis=-1).astype(q.dtype)
+    split = shared_keys.shape[1]
+    mixed = jnp.einsum("bnkgs,bskd->bnkgd", weights[..., :split], shared_values)
+    mixed += jnp.einsum("bnkgt,bntkd->bnkgd", weights[..., split:], own_values)
+    return mixed.reshape(batch, beams, heads, width)

@@ -1,0 +1,139 @@
+"""The best items for one user, to look at: what to recommend next, or what a query finds."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from gems_jax.data.encoded_table import Family
+from gems_jax.data.prompts import encode_table
+from gems_jax.data.tables import Dataset, Row, Table
+from gems_jax.items import ItemIndex
+from gems_jax.models.t5 import T5
+from gems_jax.ranking.rank_items import rank_items
+
+
+class Found(NamedTuple):
+    """An item that was found.
+
+    Args:
+      item_id, title: of the catalogue.
+      score: mean log-probability of its tokens and the end token.
+      known: whether it is in the user's history.
+    """
+
+    item_id: str
+    title: str
+    score: float
+    known: bool
+
+
+def top_items(
+    model: Any,
+    tokenizer: Any,
+    dataset: Dataset,
+    items: ItemIndex,
+    template: str,
+    max_length: int,
+    *,
+    user: str,
+    query: str | None = None,
+    k: int = 10,
+    beams: int = 20,
+    vocabulary: Literal["full", "items"] = "full",
+) -> list[Found]:
+    """Ranks the whole catalogue for a user, after everything the dataset knows of them.
+
+    Without a query items of the history are left out; with one they are marked, since people search for what they
+    know.
+
+    Args:
+      model: a `T5` or a `Decoder`, tuned.
+      tokenizer: with the item tokens.
+      dataset: what it was tuned on.
+      items: tokens of the dataset's items.
+      template: the prompt of recommendation or, with a query, of search; ``items.prompts`` of the configuration.
+      max_length: of the prompt in tokens.
+      user: as the dataset names them.
+      query: what they search for; ``None``: a recommendation.
+      k: number of items.
+      beams: width of the search; wider where the history asks for it.
+      vocabulary: as in `rank_items`: what training normalised over.
+
+    Returns:
+      At most k items, best first.
+
+    Raises:
+      ValueError: if the user is not in the dataset, the query is empty, or an argument is wrong (see `rank_items`
+        and `encode_table`).
+    """
+    if query is not None and not query.strip():
+        raise ValueError("the query is empty: write what to search for, or ask for a recommendation")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    history = history_of(dataset, user)
+    # A row needs a target, which the input does not depend on.
+    row = Row(user, history, target=0, query=query or "")
+    table = Table.from_rows("rec" if query is None else "src", [row])
+    family: Family = "encoder_decoder" if isinstance(model, T5) else "decoder"
+    tokens = encode_table(table, tokenizer, items, template, max_length, family).tokens
+    known = set(history)
+    wanted = min(k + (len(known) if query is None else 0), items.num_items)
+    ids, scores = rank_items(
+        model,
+        {"input_ids": jnp.asarray(tokens, jnp.int32)[None]},
+        items,
+        k=wanted,
+        beams=max(beams, wanted),
+        vocabulary=vocabulary,
+    )
+    found = [
+        Found(dataset.items[item].item_id, dataset.items[item].title, float(score), item in known)
+        for item, score in zip(ids[0].tolist(), np.asarray(scores[0]), strict=True)
+        if item >= 0 and (query is not None or item not in known)
+    ]
+    return found[:k]
+
+
+def history_of(dataset: Dataset, user: str) -> list[int]:
+    """All items a user has taken, oldest first: the longest history in any table, and what followed it.
+
+    Args:
+      dataset: with tables of any split.
+      user: as the dataset names them.
+
+    Raises:
+      ValueError: if there is no such user; names the nearest.
+
+    Example:
+      >>> table = Table.from_rows("rec", [Row("ann", [3], 1), Row("ann", [3, 1], 2)])
+      >>> history_of(Dataset("shop", [], {("train", "rec"): table}), "ann")
+      [3, 1, 2]
+    """
+    longest: Sequence[int] = ()
+    for table in dataset.tables.values():
+        rows = [row for row, name in enumerate(table.user_ids) if name == user]
+        for row in rows:
+            history = [*table.history_of(row).tolist(), int(table.target[row])]
+            longest = max(longest, history, key=len)
+    if not longest:
+        users = sorted({name for table in dataset.tables.values() for name in table.user_ids})
+        near = difflib.get_close_matches(user, users, n=3, cutoff=0.5) or users[:3]
+        raise ValueError(f"dataset {dataset.name!r} has no user {user!r}; it has {len(users):,}, such as {near}")
+    return list(longest)
+
+
+def as_lines(found: Sequence[Found]) -> str:
+    """A line an item, for a terminal.
+
+    Example:
+      >>> print(as_lines([Found("B01", "Red shoe", -1.25, False), Found("B02", "Sock", -2.0, True)]))
+       1. Red shoe  (B01, -1.250)
+       2. Sock  (B02, -2.000, in the history)
+    """
+    return "\n".join(
+        f"{place:2d}. {item.title}  ({item.item_id}, {item.score:.3f}{', in the history' if item.known else ''})"
+        for place, item in enumerate(found, 1)
+    )

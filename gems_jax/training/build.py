@@ -1,0 +1,175 @@
+"""What a run is made of before its first step: model, optimiser, data and the compiled step, on a mesh."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gems_jax.data.device_batches import DeviceBatches
+from gems_jax.data.encoded_table import EncodedTable
+from gems_jax.data.pipeline import task_batches
+from gems_jax.models.params import params_of
+from gems_jax.null_space import NullSpace
+from gems_jax.training.config import Config
+from gems_jax.training.early_stopping import check_metric
+from gems_jax.training.layout import (
+    AXES,
+    BATCH,
+    make_mesh,
+    on_every_device,
+    optimiser_sharding,
+    param_sharding,
+    replicated,
+)
+from gems_jax.training.losses import family_of, task_loss
+from gems_jax.training.optimiser import make_optimiser, schedule
+from gems_jax.training.parts import split_model
+from gems_jax.training.stages import Material
+from gems_jax.training.step import Control, make_step
+
+PyTree = Any
+
+
+@dataclasses.dataclass
+class Run:
+    """A run before its first step.
+
+    Attributes:
+      mesh: of all devices.
+      tasks: names, in the order of the task axis.
+      encoded: training tables as tokens.
+      tx: the optimiser.
+      null_space: that updates are kept in, or ``None``.
+      params, opt_state, rest: what trains, the optimiser's state, what does not train; on the mesh.
+      batches: of this process, on their way to the devices.
+      step: ``(params, opt_state, rest, batch, control) -> (params, opt_state, metrics)``, compiled.
+    """
+
+    mesh: Mesh
+    tasks: tuple[str, ...]
+    encoded: dict[str, EncodedTable]
+    tx: Any
+    null_space: NullSpace | None
+    params: PyTree
+    opt_state: PyTree
+    rest: PyTree
+    batches: DeviceBatches
+    step: Callable[..., tuple[PyTree, PyTree, dict[str, jax.Array]]]
+
+    def control(self, number: int, part: int, measure: bool, stop_code: int) -> Control:
+        """What the step is told, on the devices."""
+        put = lambda value: on_every_device(value, self.mesh)  # noqa: E731
+        codes = np.full(jax.local_device_count(), stop_code, np.int32)
+        by_device = NamedSharding(self.mesh, PartitionSpec(AXES))
+        return Control(
+            number=put(np.int32(number)),
+            part=put(np.int32(part)),
+            measure=put(np.bool_(measure)),
+            stop=jax.make_array_from_process_local_data(by_device, codes, (jax.device_count(),)),
+        )
+
+
+def training_model(model: Any, config: Config) -> Any:
+    """The model as it computes in training: dropout, and the products in ``train.compute_dtype``.
+
+    Raises:
+      ValueError: an option that this family does not have.
+    """
+    train = config.train
+    changes: dict[str, Any] = {"dtype": train.compute_dtype or model.config.dtype}
+    if family_of(model) == "encoder_decoder":
+        changes["dropout_rate"] = train.dropout
+    elif train.dropout:
+        raise ValueError(f"train.dropout={train.dropout}: decoders have no dropout; set it to 0")
+    return type(model).from_params(dataclasses.replace(model.config, **changes), params_of(model))
+
+
+def token_roles(model: Any) -> dict[str, int]:
+    """Ids that batches need.
+
+    Raises:
+      ValueError: the model has no end token.
+    """
+    config = model.config
+    if config.eos_token_id is None:
+        raise ValueError("the model has no end token (eos_token_id in config.json), which every answer ends with")
+    roles = {"pad_token_id": config.pad_token_id or 0, "eos_token_id": config.eos_token_id}
+    if family_of(model) == "encoder_decoder":
+        roles["decoder_start_token_id"] = config.decoder_start_token_id
+    return roles
+
+
+def is_constrained(config: Config) -> bool:
+    """Whether a run's updates are kept in the null space."""
+    method = config.train.method
+    return method == "adamw-constrained" or (method == "gems" and config.gems.null_space)
+
+
+def build(config: Config, material: Material, null_space: NullSpace | None) -> Run:
+    """Makes a run; nothing is written.
+
+    Args:
+      config: of the run.
+      material: model, data, items.
+      null_space: of the base model, or ``None``.
+
+    Raises:
+      ValueError: options that cannot be, or do not go together.
+    """
+    train = config.train
+    tables = {task: material.dataset.table("train", task) for task in material.dataset.tasks}
+    tasks = tuple(tables)
+    check_metric(train.metric, train.patience, train.eval_every, tasks)
+    if train.accumulate < 1 or train.batch_size % train.accumulate:
+        raise ValueError(
+            f"train.batch_size {train.batch_size} must be divisible by train.accumulate {train.accumulate}"
+        )
+    if train.stochastic_rounding and config.model.dtype != "bfloat16":
+        raise ValueError("train.stochastic_rounding has an effect on model.dtype bfloat16 alone; leave it out")
+    encoded = {task: material.encode(config, table) for task, table in tables.items()}
+    tx = make_optimiser(config, len(tasks), null_space)
+    mesh = make_mesh(config.mesh)
+    graphdef, params, rest = split_model(training_model(material.model, config), config)
+    places = param_sharding(params, mesh)
+    # Copies: the step donates its parameters, and the material's model is compared with afterwards.
+    params = jax.device_put(jax.tree.map(jnp.copy, params), places)
+    rest = jax.device_put(rest, param_sharding(rest, mesh))
+    state_places = optimiser_sharding(tx, params)
+    constraint = null_space if is_constrained(config) else None
+    loss_fn = task_loss(graphdef, train.loss_vocabulary, material.items.token_ids.shape[1] + 1, train.loss_chunk)
+    step = make_step(loss_fn, train, tx, tasks, schedule(train, train.learning_rate), constraint)
+    batches = task_batches(
+        encoded,
+        train.batch_size // train.accumulate,
+        config.items.max_length,
+        train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        length_buckets=config.items.length_buckets,
+        sampling=train.sampling,
+        temperature=train.temperature,
+        **token_roles(material.model),
+    )
+    rows = train.batch_size // train.accumulate
+    spread = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % spread:
+        raise ValueError(
+            f"train.batch_size {train.batch_size} in {train.accumulate} parts makes {rows} rows a part, which the "
+            f"{spread} devices that share them do not divide"
+        )
+    return Run(
+        mesh=mesh,
+        tasks=tasks,
+        encoded=encoded,
+        tx=tx,
+        null_space=constraint,
+        params=params,
+        opt_state=jax.jit(tx.init, out_shardings=state_places)(params),
+        rest=rest,
+        batches=DeviceBatches(batches, NamedSharding(mesh, BATCH)),
+        step=jax.jit(step, donate_argnums=(0, 1), out_shardings=(places, state_places, replicated(mesh))),
+    )

@@ -1,0 +1,132 @@
+"""What the steps have said: read one step late, so that the device always has work; logged, counted, shown."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gems_jax.training.config import TrainConfig
+from gems_jax.training.progress import Progress
+from gems_jax.training.workdir import Log
+from gems_jax.training.writers import Writer
+
+
+class Sent(NamedTuple):
+    """A step on its way: its number (from 1), the metrics of its parts, their row numbers, whether it is logged."""
+
+    step: int
+    metrics: list[Mapping[str, jax.Array]]
+    rows: list[np.ndarray]
+    logged: bool
+
+
+class Journal:
+    """Reads the metrics of a step after the next one has been sent to the device.
+
+    Args:
+      config: of the run.
+      tasks: names, in the order of the task axis.
+      log: ``metrics.jsonl``.
+      writers: other places for the same numbers.
+      progress: what a person sees.
+      peak: operations a second of all devices together, if known.
+      refused: of `state`, when a run goes on.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        tasks: Sequence[str],
+        log: Log,
+        writers: Sequence[Writer],
+        progress: Progress,
+        peak: float | None = None,
+        refused: Mapping[str, Any] | None = None,
+    ):
+        self._config, self._tasks = config, tuple(tasks)
+        self._log, self._writers, self._progress, self._peak = log, writers, progress, peak
+        refused = refused or {}
+        self._refused = {task: int(refused.get("tasks", {}).get(task, 0)) for task in tasks}
+        self._in_a_row = int(refused.get("in_a_row", 0))
+        self._pending: Sent | None = None
+        self.stop_code = 0
+        self.restart_clock()
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint: JSON values; give it back as ``refused``. Right when nothing is pending."""
+        return {"tasks": dict(self._refused), "in_a_row": self._in_a_row}
+
+    def restart_clock(self) -> None:
+        """After anything that is not training."""
+        self._tokens = self._work = 0.0
+        self._since = time.perf_counter()
+
+    def worked(self, tokens: float, work: float) -> None:
+        """Counts tokens and model operations, of all processes, toward the next line's rates."""
+        self._tokens += tokens
+        self._work += work
+
+    def push(self, sent: Sent) -> None:
+        """Takes a step that was just sent; the one before must be settled."""
+        assert self._pending is None
+        for metrics in sent.metrics:
+            for value in metrics.values():
+                value.copy_to_host_async()
+        self._pending = sent
+
+    def settle(self) -> None:
+        """Reads the pending step: counts what was refused, writes its line.
+
+        Raises:
+          ValueError: too many updates in a row were refused.
+        """
+        if self._pending is None:
+            return
+        sent, self._pending = self._pending, None
+        parts = [{name: np.asarray(jax.device_get(value)) for name, value in m.items()} for m in sent.metrics]
+        self.stop_code = max(self.stop_code, int(parts[-1]["stop"]))
+        bad = [task for task, finite in zip(self._tasks, parts[-1]["finite"], strict=True) if not finite]
+        if sent.logged:
+            self._write_line(sent.step, parts)
+        if bad:
+            self._note_refusal(sent, bad)
+        else:
+            self._in_a_row = 0
+
+    def _write_line(self, step: int, parts: list[dict[str, np.ndarray]]) -> None:
+        counts = np.sum([part["counts"] for part in parts], axis=0)
+        losses = np.sum([part["losses"] * part["counts"] for part in parts], axis=0) / np.maximum(counts, 1)
+        values = {f"loss/{task}": float(losses[i]) for i, task in enumerate(self._tasks)}
+        values |= {n: float(v) for n, v in parts[-1].items() if n not in ("losses", "counts", "finite", "stop")}
+        elapsed = time.perf_counter() - self._since
+        values["tokens_per_second"] = self._tokens / elapsed
+        if self._peak is not None and self._work:
+            values["mfu"] = self._work / elapsed / self._peak
+        self.write(step, values)
+        self._progress.line(step, values)
+        self.restart_clock()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes a line of numbers; those that are not finite are left out, JSON has no such numbers."""
+        kept = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._log.write({"step": step, **kept})
+        for writer in self._writers:
+            writer.write(step, kept)
+
+    def _note_refusal(self, sent: Sent, bad: list[str]) -> None:
+        self._in_a_row += 1
+        for task in bad:
+            self._refused[task] += 1
+        rows = {task: np.concatenate([r[self._tasks.index(task)] for r in sent.rows]).tolist() for task in bad}
+        line = {f"refused/{task}": self._refused[task] for task in bad}
+        self._log.write({"step": sent.step, **line, **{f"refused_rows/{task}": rows[task] for task in bad}})
+        if self._in_a_row >= self._config.max_non_finite:
+            raise ValueError(
+                f"loss or gradient of task {', '.join(bad)} was not finite in {self._in_a_row} updates in a row, the "
+                f"last at step {sent.step}; none of them was applied. Lower train.learning_rate or "
+                "train.item_learning_rate, lengthen train.warmup, set train.clip 1.0, or compute in float32; the rows "
+                "are in metrics.jsonl"
+            )

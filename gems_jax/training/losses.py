@@ -1,0 +1,89 @@
+"""The loss of a task's batch, for both families of models."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gems_jax.data.encoded_table import Family
+from gems_jax.models import T5, Decoder
+from gems_jax.task_grads import token_mean
+from gems_jax.training.parts import join
+
+PyTree = Any
+Batch = Mapping[str, jax.Array]
+
+
+def family_of(model: Any) -> Family:
+    """``"encoder_decoder"`` or ``"decoder"``.
+
+    Raises:
+      TypeError: another class than those of ``gems_jax.models``.
+
+    Example:
+      >>> family_of("T5")
+      Traceback (most recent call last):
+      ...
+      TypeError: a model must be a gems_jax.models.T5 or Decoder, got str
+    """
+    if isinstance(model, T5):
+        return "encoder_decoder"
+    if isinstance(model, Decoder):
+        return "decoder"
+    raise TypeError(f"a model must be a gems_jax.models.T5 or Decoder, got {type(model).__name__}")
+
+
+def answer_hidden(
+    model: Any, batch: Batch, dropout_key: jax.Array | None = None, answer_length: int | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Final states where labels are, the labels and their mask.
+
+    Args:
+      model: a T5 or a Decoder.
+      batch: of `gems_jax.data.batches.make_batch`.
+      dropout_key: of a T5.
+      answer_length: most label tokens a row has; decoders then leave all other positions out of the output layer.
+
+    Returns:
+      ``[B, A, d_model]``, int ``[B, A]``, ``[B, A]``.
+    """
+    labels, mask = batch["labels"], batch["label_mask"]
+    if family_of(model) == "encoder_decoder":
+        encoded = model.encode(batch["input_ids"], batch["attention_mask"], dropout_key=dropout_key)
+        hidden = model.decode(batch["decoder_input_ids"], encoded, batch["attention_mask"], dropout_key=dropout_key)
+        return hidden, labels, mask
+    # Padding is on the right, where no token of the text sees it: attention needs no mask.
+    hidden = model.hidden(batch["input_ids"])
+    if answer_length is not None and answer_length < labels.shape[1]:
+        # Equal values keep their order, so these are the answer's positions, first to last.
+        mask, places = jax.lax.top_k(mask, answer_length)
+        hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
+        labels = jnp.take_along_axis(labels, places, axis=1)
+    return hidden, labels, mask
+
+
+def task_loss(
+    graphdef: Any, vocabulary: str, answer_length: int | None = None, chunk_size: int | None = None
+) -> Callable[[PyTree, PyTree, Batch], jax.Array]:
+    """Loss of one task: the mean over its label tokens (those of the item, and the end token).
+
+    Args:
+      graphdef: of `gems_jax.training.parts.split_model`.
+      vocabulary: what the softmax is over: ``"items"``: the end token and the added ones; ``"full"``: all tokens.
+      answer_length: see `answer_hidden`.
+      chunk_size: tokens whose logits are held at once, see `gems_jax.models.chunked_token_losses`.
+
+    Returns:
+      ``loss(params, rest, batch) -> scalar``.
+    """
+
+    def loss_fn(params: PyTree, rest: PyTree, batch: Batch) -> jax.Array:
+        model: Any = join(graphdef, params, rest)
+        hidden, labels, mask = answer_hidden(model, batch, batch.get("dropout_key"), answer_length)
+        if vocabulary == "items":
+            # Column 0 is the end token, the added tokens follow in order.
+            labels = jnp.where(labels < model.config.vocab_size, 0, labels - model.config.vocab_size + 1)
+        return token_mean(model.token_losses(hidden, labels, vocabulary, chunk_size), mask)
+
+    return loss_fn

@@ -1,0 +1,58 @@
+"""What of a model trains and what stays, and the model of both."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+from gems_jax.models import lora
+from gems_jax.training.config import Config
+from gems_jax.training.optimiser import is_trained
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The graph of a model whose kernels stay and have adapters beside them.
+
+    Attributes:
+      base: graph of the model.
+      alpha: scale of the adapters.
+    """
+
+    base: Any
+    alpha: float
+
+
+def split_model(model: Any, config: Config) -> tuple[Any, PyTree, PyTree]:
+    """Graph, trained parameters and the rest; `join` is the way back.
+
+    With ``train.method: lora`` the kernels are among the rest, and what trains is ``{"adapters", "model"}``: low-rank
+    adapters by the kernel's path, and the model's other trained leaves.
+    """
+    adapted = config.train.method == "lora"
+
+    def trained(path: tuple[Any, ...], value: Any) -> bool:
+        name = "/".join(map(str, path))
+        if adapted and name.endswith("kernel"):
+            return False
+        return isinstance(value, nnx.Param) and is_trained(name, config.train)
+
+    graphdef, params, *others = nnx.split(model, trained, ...)
+    (rest,) = others
+    if not adapted:
+        return graphdef, params, rest
+    adapters = lora.init(rest, config.lora.rank, jax.random.key(config.train.seed))
+    # Checkpoints name files by keys, in which a path's slashes do not belong.
+    named = {path.replace("/", "."): adapter for path, adapter in adapters.items()}
+    return Adapted(graphdef, config.lora.alpha), {"adapters": named, "model": params}, rest
+
+
+def join(graph: Any, params: PyTree, rest: PyTree) -> Any:
+    """The model of what `split_model` gave; adapters are merged into their kernels."""
+    if not isinstance(graph, Adapted):
+        return nnx.merge(graph, params, rest)
+    adapters = {name.replace(".", "/"): adapter for name, adapter in params["adapters"].items()}
+    return nnx.merge(graph.base, params["model"], lora.apply(rest, adapters, alpha=graph.alpha))

@@ -1,0 +1,48 @@
+"""What a run is about to do, as a table: what trains, what the optimiser holds, how much data there is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from gems_jax.data.encoded_table import EncodedTable
+from gems_jax.null_space import NullSpace
+from gems_jax.reports import state_bytes
+from gems_jax.training.config import Config
+
+PyTree = Any
+
+
+def start_table(
+    config: Config, tx: Any, params: PyTree, rest: PyTree, encoded: Mapping[str, EncodedTable], ns: NullSpace | None
+) -> str:
+    """Parameters, kernels in subspaces with ranks and bytes, optimiser memory beside AdamW's, null space, tokens.
+
+    Args:
+      config: of the run.
+      tx: its optimiser.
+      params: what trains.
+      rest: what does not.
+      encoded: training tables as tokens, by task.
+      ns: the null space that updates are kept in, or ``None``.
+
+    Returns:
+      Lines to print.
+    """
+    trained, fixed = (sum(x.size for x in jax.tree.leaves(tree) if hasattr(x, "size")) for tree in (params, rest))
+    train = config.train
+    lines = [f"train: {train.method}, {trained:,} trained parameters of {trained + fixed:,}, {train.steps:,} steps"]
+    table = state_bytes(tx, params)
+    if train.method == "gems":
+        lines.append(str(table))
+    else:
+        lines.append(f"optimiser state {table.total:,} bytes, {table.total / max(table.adamw, 1):.2f} x AdamW's")
+    if ns is not None:
+        lines.append(ns.summary())
+    for task, one in encoded.items():
+        inputs, answers = int(one.lengths().sum()), int(one.answer_lengths().sum())
+        epochs = train.steps * train.batch_size / len(one)
+        lines.append(
+            f"{task}: {len(one):,} rows, {inputs:,} input and {answers:,} label tokens an epoch, {epochs:.1f} epochs"
+        )
+    return "\n".join(lines)

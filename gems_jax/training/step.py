@@ -1,0 +1,130 @@
+"""One update as a pure function."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gems_jax.leaf_path import leaf_path
+from gems_jax.null_space import NullSpace, null_space_leak
+from gems_jax.reports import diagnostics
+from gems_jax.task_grads import task_value_and_grad
+from gems_jax.training.config import TrainConfig
+from gems_jax.training.guard import last_finite
+from gems_jax.training.rounding import apply_updates
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+
+
+class Control(NamedTuple):
+    """What a step is told beside its data.
+
+    Attributes:
+      number: ``[]`` int32 of the update, from 0.
+      part: ``[]`` int32 of the update's parts this is.
+      measure: ``[]`` bool, whether the null space's leak is computed.
+      stop: ``[devices]`` int32, exit code asked for on the process of each device; the largest comes back.
+    """
+
+    number: Any
+    part: Any
+    measure: Any
+    stop: Any
+
+
+def make_step(
+    loss_fn: Callable[[PyTree, PyTree, Any], jax.Array],
+    config: TrainConfig,
+    tx: optax.GradientTransformationExtraArgs,
+    tasks: tuple[str, ...],
+    rate: optax.Schedule,
+    ns: NullSpace | None,
+) -> Callable[..., tuple[PyTree, PyTree, Metrics]]:
+    """One update, or one part of it: per-task gradients, fused and constrained, applied; and what to log.
+
+    Args:
+      loss_fn: ``(params, rest, batch of one task) -> scalar``.
+      config: of the run.
+      tx: of `make_optimiser`; merges the task axis.
+      tasks: names, in the order of the task axis.
+      rate: learning rate by update, to be logged.
+      ns: the null space whose leak is logged, or ``None``.
+
+    Returns:
+      ``step(params, opt_state, rest, batch, control) -> (params, opt_state, metrics)``. Metrics are small arrays:
+      those of the last update made, and of this batch ``losses``, ``counts`` ``[T]``, ``finite`` ``[T]``, ``stop``.
+    """
+    dropout_key, rounding_key = jax.random.split(jax.random.key(config.seed))
+
+    def step(
+        params: PyTree, state: PyTree, rest: PyTree, batch: dict[str, jax.Array], control: Control
+    ) -> tuple[PyTree, PyTree, Metrics]:
+        # Keys from the seed and the step alone, so that resuming cannot change them.
+        place = control.number * config.accumulate + control.part
+        if config.dropout:
+            keys = jax.random.split(jax.random.fold_in(dropout_key, place), len(tasks))
+            batch = batch | {"dropout_key": keys}
+        counts = jnp.sum(batch["label_mask"], axis=(1, 2)).astype(jnp.float32)
+        losses, grads = task_value_and_grad(lambda p, b: loss_fn(p, rest, b))(params, batch)
+        updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
+        key = jax.random.fold_in(rounding_key, control.number) if config.stochastic_rounding else None
+        moved = apply_updates(params, updates, key)
+        metrics = {"losses": losses, "counts": counts, "finite": last_finite(state), "stop": jnp.max(control.stop)}
+        metrics |= update_metrics(grads, state, tasks) | {"learning_rate": rate(control.number)}
+        if ns is not None:
+            metrics |= leaks(params, moved, updates, ns, control.measure)
+        return moved, state, metrics
+
+    return step
+
+
+def leaks(params: PyTree, moved: PyTree, updates: PyTree, ns: NullSpace, measure: jax.Array) -> Metrics:
+    """Largest share of a kernel's update inside the protected directions; and of the change that is stored.
+
+    The two differ where parameters have fewer bits than updates, see `gems_jax.null_space_leak`.
+    """
+    stored = any(leaf_path(path) in ns.inputs and x.dtype != jnp.float32 for path, x in _leaves(params))
+
+    def largest(tree: PyTree) -> jax.Array:
+        return jnp.max(jnp.stack(list(null_space_leak(tree, ns).values()))).astype(jnp.float32)
+
+    def found() -> Metrics:
+        metrics = {"null_space/leak": largest(updates)}
+        if stored:
+            change = jax.tree.map(lambda new, old: new.astype(jnp.float32) - old.astype(jnp.float32), moved, params)
+            metrics["null_space/leak_stored"] = largest(change)
+        return metrics
+
+    return jax.lax.cond(measure, found, lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(found)))
+
+
+def _leaves(tree: PyTree) -> list[tuple[Any, jax.Array]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def update_metrics(grads: PyTree, state: PyTree, tasks: tuple[str, ...]) -> Metrics:
+    """Gradient norms and conflicts; of GEMS its own diagnostics, which hold both already."""
+    try:
+        found = diagnostics(state)
+    except ValueError:  # not a GEMS state
+        flat = [g.reshape(len(tasks), -1).astype(jnp.float32) for g in jax.tree.leaves(grads)]
+        gramian = sum((g @ g.T for g in flat), jnp.zeros((len(tasks), len(tasks))))
+        norms = jnp.sqrt(jnp.diagonal(gramian))
+        cosines = gramian / jnp.maximum(norms[:, None] * norms[None, :], 1e-30)
+        return _by_task("grad_norm", norms, tasks) | _conflicts(cosines, tasks)
+    metrics = _by_task("grad_norm", found["grad_norms"], tasks) | _conflicts(found["cosines"], tasks)
+    metrics |= _by_task("gate", found["gates"], tasks) | _by_task("captured", found["captured"][1:], tasks)
+    metrics["captured/shared"] = found["captured"][0]
+    return metrics | {"update_norm": found["update_norm"], "refreshed": found["refreshed"]}
+
+
+def _by_task(name: str, values: jax.Array, tasks: tuple[str, ...]) -> Metrics:
+    return {f"{name}/{task}": values[i] for i, task in enumerate(tasks)}
+
+
+def _conflicts(cosines: jax.Array, tasks: tuple[str, ...]) -> Metrics:
+    pairs = [(i, j) for i in range(len(tasks)) for j in range(i + 1, len(tasks))]
+    return {f"conflict/{tasks[i]}-{tasks[j]}": cosines[i, j] for i, j in pairs}

@@ -1,0 +1,81 @@
+"""General text as batches for each family: span corruption for T5, the next token for decoders."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gems_jax.data.encoded_table import Family
+from gems_jax.data.span_corruption import heldout_batches
+from gems_jax.data.tokenizer import sentinel_ids
+
+Batch = dict[str, np.ndarray]
+
+
+def causal_batches(
+    tokens: np.ndarray,
+    batch_size: int,
+    input_length: int,
+    max_batches: int | None = None,
+    bos_token_id: int | None = None,
+) -> Iterator[Batch]:
+    """The chunks of a text once, in order, each token the label of the one before it.
+
+    Args:
+      tokens: int ``[N]``, the text.
+      batch_size: ``B``; the last batch is filled up with rows whose masks are 0.
+      input_length: ``S``, the token that begins a text included.
+      max_batches: then the chunks are spread evenly over the text.
+      bos_token_id: what each chunk begins with, where the model was trained so.
+
+    Yields:
+      ``input_ids``, ``attention_mask``, ``labels``, ``label_mask`` int32 ``[B, S]``; the last position of a chunk has
+      no label.
+
+    Raises:
+      ValueError: the text is shorter than a chunk, or chunks are too short.
+
+    Example:
+      >>> batch = next(causal_batches(np.arange(5, 11), 2, 3))
+      >>> batch["input_ids"].tolist(), batch["labels"].tolist()
+      ([[5, 6, 7], [8, 9, 10]], [[6, 7, 0], [9, 10, 0]])
+    """
+    beginning = [] if bos_token_id is None else [bos_token_id]
+    width = input_length - len(beginning)
+    if width < 2:
+        raise ValueError(f"text.input_length {input_length} is too short for the next token of anything; use 8 or more")
+    chunks = len(tokens) // width
+    if chunks < 1:
+        raise ValueError(f"{len(tokens)} tokens of text are too few for inputs of {input_length}")
+    wanted = chunks if max_batches is None else min(chunks, max_batches * batch_size)
+    chosen = np.arange(wanted) * chunks // wanted
+    for first in range(0, wanted, batch_size):
+        rows = chosen[first : first + batch_size]
+        ids = np.zeros((batch_size, input_length), np.int32)
+        ids[: len(rows), : len(beginning)] = beginning
+        ids[: len(rows), len(beginning) :] = np.asarray(tokens)[width * rows[:, None] + np.arange(width)]
+        mask = np.zeros_like(ids)
+        mask[: len(rows)] = 1
+        labels, label_mask = np.zeros_like(ids), np.zeros_like(ids)
+        labels[:, :-1], label_mask[:, :-1] = ids[:, 1:], mask[:, 1:]
+        yield {"input_ids": ids, "attention_mask": mask, "labels": labels, "label_mask": label_mask}
+
+
+def text_batches(
+    tokens: np.ndarray, tokenizer: Any, family: Family, batch_size: int, input_length: int, max_batches: int | None
+) -> Iterator[Batch]:
+    """Chunks of a text once, spread over it, as the family of models was pretrained on text.
+
+    Args:
+      tokens: int ``[N]``.
+      tokenizer: of the model.
+      family: of the model.
+      batch_size, input_length, max_batches: see `causal_batches`.
+    """
+    if family == "decoder":
+        first = tokenizer("a")["input_ids"][0]
+        beginning = first if first == tokenizer.bos_token_id else None
+        return causal_batches(tokens, batch_size, input_length, max_batches, beginning)
+    return heldout_batches(
+        tokens, batch_size, input_length, sentinel_ids=sentinel_ids(tokenizer), max_batches=max_batches
+    )
