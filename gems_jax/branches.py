@@ -44,7 +44,6 @@ class Refresh(NamedTuple):
       step: ``[]`` int32.
       due: ``[]`` bool, whether a refresh is scheduled in this step (with ``stagger``: of everything).
       key: random key.
-      after: ``[]`` int32 at least 0, of the group before: refreshes stand one behind the other, see `map_stack`.
     """
 
     method: Decomposition
@@ -55,7 +54,6 @@ class Refresh(NamedTuple):
     step: jax.Array
     due: jax.Array
     key: jax.Array
-    after: jax.Array
 
 
 class Presence(NamedTuple):
@@ -154,12 +152,10 @@ def compute_bases(
     shared, replaced = map_stack(one, 1, (gradients[0], old[0]), (frame.factor, None, masks[0]))
     done = (replaced & do[0])[None]
     shared = where_leading(done[0], shared, old[0])
-    if old[1] is None or gradients[1] is None:
+    if old[1] is None:
         return shared, None, done
     exclude = shared if refresh.complementary else None
-    # Behind the shared bases, see `map_stack`.
-    task_gradients = jnp.where(jnp.sum(done, dtype=jnp.int32) >= 0, gradients[1], 0)
-    task, replaced = map_stack(one, 2, (task_gradients, old[1]), (frame.factor, exclude, masks[1]))
+    task, replaced = map_stack(one, 2, (gradients[1], old[1]), (frame.factor, exclude, masks[1]))
     task_done = replaced & do[1:]
     return shared, where_leading(task_done, task, old[1]), jnp.concatenate([done, task_done])
 
@@ -197,9 +193,7 @@ def refresh_bases(
     room = _room(masks, pending.shape)
     wanted = (pending | refresh.due) & room
     do = wanted & usable
-    shared, task, done = jax.lax.cond(
-        jnp.any(do) & (refresh.after >= 0), everything, lambda do: (old[0], old[1], jnp.zeros_like(do)), do
-    )
+    shared, task, done = jax.lax.cond(jnp.any(do), everything, lambda do: (old[0], old[1], jnp.zeros_like(do)), do)
     pending = wanted & ~done
     if refresh.stagger_every is None or size == 1:
         return (shared, task), pending, done

@@ -48,7 +48,7 @@ class Settings:
         """Tree structure of the inner transform's state on one array."""
         return jax.tree.structure(jax.eval_shape(self.inner.init, jax.ShapeDtypeStruct((1, 1), jnp.float32)))
 
-    def refresh(self, count: jax.Array, after: jax.Array) -> Refresh:
+    def refresh(self, count: jax.Array) -> Refresh:
         """How and whether bases are refreshed at a step: before the first update, then every so many."""
         every = self.refresh_every
         spread = self.stagger and not callable(every)
@@ -66,7 +66,6 @@ class Settings:
             step=count,
             due=due,
             key=jax.random.key(self.seed),
-            after=after,
         )
 
 

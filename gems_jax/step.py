@@ -118,13 +118,11 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
     present = measured.present
 
     rows = _Rows.read(state, treedef, settings)
-    full: list[jax.Array] = []
-    branches: list[tuple[Steps, BranchState]] = []
+    full, branches = [], []
     for group, gradient in zip(groups, matrices, strict=True):
         shared, task = _shared_and_task(call, group, gradient, measured)
         full.append(_energy(shared, task, settings.num_tasks))
-        after = branches[-1][0].refreshed if branches else jnp.zeros((), jnp.int32)
-        branches.append(_step_branches(call, group, shared, task, rows, present, factors, state, settings, after))
+        branches.append(_step_branches(call, group, shared, task, rows, present, factors, state, settings))
 
     captured = sum((steps.energy for steps, _ in branches), jnp.zeros((1 + settings.num_tasks,), jnp.float32))
     gates, gate_state = _gates(call, branches, captured, measured, state, settings)
@@ -204,7 +202,6 @@ def _step_branches(
     factors: Factors,
     state: GemsState,
     settings: Settings,
-    after: jax.Array,
 ) -> tuple[Steps, BranchState]:
     if group[0].task_rank == 0:
         task = None
@@ -220,7 +217,7 @@ def _step_branches(
         weights,
         present,
         factors.on_side(group),
-        settings.refresh(state.count, after),
+        settings.refresh(state.count),
         settings.inner,
         call.extra,
     )

@@ -4,7 +4,6 @@ Kept side first: a gradient is ``[..., p, q]`` and a basis ``U: [..., p, r]`` sp
 of the constrained gradient. Callers transpose for the other side; leading axes are a stack of kernels.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -201,11 +200,10 @@ def orthonormal_inside(block: jax.Array, project: Project, fill: jax.Array) -> j
 
 
 def map_stack(function: Callable[..., Any], depth: int, varying: Any, shared: Any) -> Any:
-    """``function(varying, shared)``, which takes stacks; on CPU it gets a few members at a time.
+    """``function(varying, shared)``, which takes stacks; on CPU it gets their members one by one.
 
-    LAPACK computes a batch on all cores. A batched call on CPU waits for the thread pool it runs on, so two of
-    them at once can wait for ever on a pool of two threads (seen with jaxlib 0.10.2): callers put one behind the
-    other, and with several devices on one pool members are taken one by one.
+    A batched LAPACK call on CPU waits for the thread pool it runs on: two of them at once, on a pool of two
+    threads, wait for ever (seen with jaxlib 0.10.2). Single calls do not.
 
     Args:
       function: on trees of arrays with any leading axes.
@@ -217,14 +215,7 @@ def map_stack(function: Callable[..., Any], depth: int, varying: Any, shared: An
         return function(varying, shared)
     if depth > 1:
         return jax.lax.map(lambda members: map_stack(function, depth - 1, members, shared), varying)
-    size = jax.tree.leaves(varying)[0].shape[0]
-    cores = 1 if jax.device_count() > 1 else os.cpu_count() or 1
-    few = max(n for n in range(1, min(size, cores) + 1) if size % n == 0)
-    if few == 1:
-        return jax.lax.map(lambda members: function(*members), (varying, shared))
-    chunks = jax.tree.map(lambda x: x.reshape(size // few, few, *x.shape[1:]), (varying, shared))
-    done = jax.lax.map(lambda members: function(*members), chunks)
-    return jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), done)
+    return jax.lax.map(lambda members: function(*members), (varying, shared))
 
 
 def canonical_signs(basis: jax.Array) -> jax.Array:
