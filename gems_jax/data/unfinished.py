@@ -16,6 +16,8 @@ try:
 except ImportError:  # not on Windows: two processes must not prepare one folder at a time there
     fcntl = None  # type: ignore[assignment]
 
+from gems_jax.staging import write_json
+
 SETTINGS = "settings.json"
 
 
@@ -39,9 +41,7 @@ def unfinished_folder(out: Path, settings: dict[str, Any], say: Callable[[str], 
             for entry in place.iterdir():
                 if entry.is_dir():
                     shutil.rmtree(entry)
-            temporary = place / f"{SETTINGS}.tmp"
-            temporary.write_text(json.dumps(settings), encoding="utf-8")
-            os.replace(temporary, place / SETTINGS)
+            write_json(place / SETTINGS, settings)
         try:
             yield place
         except (ValueError, TypeError, FileNotFoundError):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gems_jax.report.page import page
 from gems_jax.report.records import read_records
+from gems_jax.staging import write_text
 
 
 def write_report(workdir: str | os.PathLike[str]) -> Path:
@@ -34,10 +35,6 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     """
     folder = Path(workdir)
     text = page(read_records(folder), title=folder.resolve().name)
-    target, unfinished = folder / "report.html", folder / f".report.html.{os.getpid()}"
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    target = folder / "report.html"
+    write_text(target, text)
     return target

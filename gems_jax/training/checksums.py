@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from gems_jax.staging import write_json
 
 NAME = "checksums.json"
 # Orbax writes these when all else is in place: times, and marks that a folder has its final name.
@@ -37,9 +38,7 @@ def write_checksums(folder: Path) -> None:
     names = files_of(folder)
     sums = _sums(folder, names)
     content = {name: {"bytes": (folder / name).stat().st_size, "sha256": sums[name]} for name in names}
-    staging = folder / f".{NAME}.tmp"
-    staging.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(staging, folder / NAME)
+    write_json(folder / NAME, content)
 
 
 def damage(folder: Path) -> str | None:

@@ -13,10 +13,11 @@ from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
 from gems_jax.evaluation.examples import readable_examples
 from gems_jax.evaluation.summary import evaluate_scores
 from gems_jax.report import write_report
+from gems_jax.staging import write_json
 from gems_jax.training.config import Config
 from gems_jax.training.losses import family_of
 from gems_jax.training.pretrain import heldout_text
-from gems_jax.training.stages import Material, write_json
+from gems_jax.training.stages import Material
 
 
 def evaluation_tables(config: Config, dataset: Dataset) -> dict[str, Table]:

@@ -1,7 +1,5 @@
 """The steps before tuning: data, base model, null space; each made once and found again."""
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +23,6 @@ from gems_jax.training.pretrain import pretrain
 from gems_jax.training.text import text_batches
 
 PyTree = Any
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file under a temporary name and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.tmp")
-    staging.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(staging, path)
 
 
 def ensure_data(config: Config) -> Dataset:

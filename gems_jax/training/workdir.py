@@ -1,13 +1,13 @@
 """A work directory's own files: the configuration it belongs to, and its lines of metrics."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from gems_jax.staging import write_text
 from gems_jax.training.config import Config
 from gems_jax.training.stages import as_plain
 
@@ -46,11 +46,7 @@ def check_config(config: Config, workdir: Path) -> None:
 def keep_config(config: Config, workdir: Path) -> None:
     """Writes ``config.yaml``, unless a run of another configuration is there (`check_config`)."""
     check_config(config, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.yaml"
-    staging = path.with_name(".config.yaml.tmp")
-    staging.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
-    os.replace(staging, path)
+    write_text(workdir / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -105,6 +101,4 @@ class Log:
         """Drops lines after a step: they will be written again."""
         if self._active:
             kept = "".join(json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step)
-            staging = self._path.with_suffix(".tmp")
-            staging.write_text(kept, encoding="utf-8")
-            os.replace(staging, self._path)
+            write_text(self._path, kept)
