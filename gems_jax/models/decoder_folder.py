@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gems_jax.models.config_options import check_options, check_unknown
 from gems_jax.models.decoder import Decoder
 from gems_jax.models.decoder_config import DecoderConfig
 from gems_jax.models.family import Family, Weight
@@ -39,15 +40,9 @@ _READ = {
     *("attention_bias", "attention_dropout", "mlp_bias"),
     *("use_sliding_window", "layer_types"),
 }
-# Keys of real files that do not change what the model computes from tokens.
+# Keys of real files of these families that do not change what the model computes from tokens.
 _NO_EFFECT = {
-    *("transformers_version", "transformers.js_config", "_name_or_path", "torch_dtype", "dtype", "use_cache"),
-    *("pretraining_tp", "tokenizer_class", "unsloth_version", "unsloth_fixed"),
-    *("is_llama_config", "is_decoder", "torchscript", "task_specific_params", "problem_type", "id2label", "label2id"),
-    *("return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward", "pruned_heads"),
-    *("max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p", "num_beams"),
-    *("num_beam_groups", "num_return_sequences", "length_penalty", "repetition_penalty", "no_repeat_ngram_size"),
-    *("encoder_no_repeat_ngram_size", "diversity_penalty", "early_stopping", "remove_invalid_values"),
+    *("transformers.js_config", "pretraining_tp", "unsloth_version", "unsloth_fixed", "is_llama_config", "is_decoder"),
 }
 
 
@@ -128,16 +123,8 @@ def _refuse(given: Mapping[str, Any], kind: str, place: Path | str) -> None:
         expected |= {"mlp_bias": (False,)}
     if kind == "mistral":
         expected |= {"layer_types": ()}
-    for key, implemented in expected.items():
-        if given.get(key) is not None and given[key] not in implemented:
-            choice = " or ".join(map(repr, implemented)) or "its absence"
-            raise ValueError(f"{place}: {key} is {given[key]!r}, implemented for {kind} is {choice}")
-    unknown = sorted(key for key in set(given) - _READ - _NO_EFFECT if given[key] not in (None, False, [], {}))
-    if unknown:
-        raise ValueError(
-            f"{place}: unknown options {unknown} might change what a {kind} model computes: remove them from the file "
-            "if they do not"
-        )
+    check_options(given, expected, kind, place)
+    check_unknown(given, _READ | _NO_EFFECT, kind, place)
 
 
 def _windows(given: Mapping[str, Any], kind: str) -> tuple[int | None, tuple[bool, ...] | None]:

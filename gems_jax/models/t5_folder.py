@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gems_jax.models.config_options import check_options, check_unknown
 from gems_jax.models.family import Family, Weight
 from gems_jax.models.t5 import T5
 from gems_jax.models.t5_config import MODEL_TYPES, T5Config
@@ -28,15 +29,10 @@ _READ = {
     *("tie_word_embeddings", "scale_decoder_outputs", "is_encoder_decoder", "is_decoder"),
     *("pad_token_id", "eos_token_id", "decoder_start_token_id"),
 }
-# Keys of real files that do not change what the model computes from tokens.
+# Keys of real files of this family that do not change what the model computes from tokens.
 _NO_EFFECT = {
-    *("transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "tokenizer_class", "n_positions"),
-    *("output_past", "initializer_factor", "classifier_dropout", "scalable_attention", "task_specific_params"),
-    *("gradient_checkpointing", "torchscript", "problem_type", "id2label", "label2id", "bos_token_id"),
-    *("return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward", "pruned_heads"),
-    *("max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p", "num_beams"),
-    *("num_beam_groups", "num_return_sequences", "length_penalty", "repetition_penalty", "no_repeat_ngram_size"),
-    *("encoder_no_repeat_ngram_size", "diversity_penalty", "early_stopping", "remove_invalid_values"),
+    *("n_positions", "output_past", "initializer_factor", "classifier_dropout", "scalable_attention"),
+    *("gradient_checkpointing", "bos_token_id"),
 }
 
 
@@ -109,19 +105,11 @@ def _refuse(values: Mapping[str, Any], kind: str, feed_forward: Any, place: Path
         "architectures": ([_CLASSES[kind]], []),
     }
     expected |= {alias: (values[size],) for alias, size in _ALIASES.items()}
-    for key, implemented in expected.items():
-        if values.get(key) is not None and values[key] not in implemented:
-            choice = " or ".join(map(repr, implemented))
-            raise ValueError(f"{place}: {key} is {values[key]!r}, implemented for {kind} here is {choice}")
+    check_options(values, expected, f"{kind} here", place)
     for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
         if not isinstance(values.get(key, 0), int | None):
             raise ValueError(f"{place}: {key} is {values[key]!r}, implemented for {kind} here is one token id")
-    unknown = sorted(key for key in set(values) - _READ - _NO_EFFECT if values[key] not in (None, False, [], {}))
-    if unknown:
-        raise ValueError(
-            f"{place}: unknown options {unknown} might change what a {kind} model computes: remove them from the file "
-            "if they do not"
-        )
+    check_unknown(values, _READ | _NO_EFFECT, kind, place)
 
 
 def config_values(config: T5Config) -> dict[str, Any]:
