@@ -12,11 +12,8 @@ those of the forward pass, and of each distinct moment one triangle.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from result_file import circumstances, write
 
 import gems_jax as gj
 from gems_jax.capture import KernelInput, kernel_inputs
@@ -179,15 +177,11 @@ def main() -> None:
         "settings": {k: v for k, v in vars(args).items() if k != "out"},
         "distinct_inputs": sum(max(1, len(e.stack) and e.stack[0]) for e in inputs),
         "torch_attention": attention,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
         "threads": {"torch": torch.get_num_threads(), "jax": len(os.sched_getaffinity(0))},
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "torch", "transformers")},
-        "date": datetime.date.today().isoformat(),
+        **circumstances("jax", "jaxlib", "flax", "torch", "transformers", device=jax.devices()[0].device_kind),
     }
     print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(result, args.out)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,6 @@ so seeds are compared in pairs.
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from result_file import circumstances, write
 
 import gems_jax as gj
 from gems_jax.gates import Gate
@@ -158,14 +154,9 @@ def main() -> None:
         "seeds": list(range(args.seeds)),
         "seconds": round(time.perf_counter() - begin, 1),
         "command": " ".join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
-        "openblas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "unset"),
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "optax", "numpy")},
-        "date": datetime.date.today().isoformat(),
+        **circumstances("jax", "jaxlib", "optax", "numpy", device=jax.devices()[0].device_kind),
     }
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(result, args.out)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,7 @@ GaLore get the merged gradient, GEMS those of two tasks. Medians of ``--repeats`
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from result_file import circumstances, write
 
 import gems_jax as gj
 
@@ -93,15 +90,10 @@ def main() -> None:
         "rows": rows,
         "settings": {k: v for k, v in vars(args).items() if k != "out"},
         "kernels": len(leaves),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
-        "openblas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "unset"),
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "optax", "numpy")},
-        "date": datetime.date.today().isoformat(),
+        **circumstances("jax", "jaxlib", "optax", "numpy", device=jax.devices()[0].device_kind),
     }
     print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(result, args.out)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import json
-import platform
 import shutil
 import statistics
 import tempfile
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from result_file import circumstances, write
 
 from gems_jax.models import load
 from gems_jax.training import tune as loop
@@ -128,12 +127,11 @@ def main() -> None:
     print(f"{size:,} parameters: logging, data and checkpoints add {100 * share:.1f} % to a step")
     if args.out:
         found = {
-            "parameters": size, "device": jax.devices()[0].device_kind, "machine": platform.machine(),
-            "jax": jax.__version__, "settings": {k: str(v) for k, v in vars(args).items()},
+            "parameters": size, **circumstances("jax", "jaxlib", "optax", device=jax.devices()[0].device_kind),
+            "settings": {k: str(v) for k, v in vars(args).items()},
             "milliseconds": {name: [1e3 * v for v in values] for name, values in times.items()}, "overhead": share,
         }  # fmt: skip
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        write(found, args.out)
     shutil.rmtree(root)
 
 

@@ -11,11 +11,7 @@ Beside them what encoding costs the first time, and what opening the files costs
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result_file import circumstances, write
 
 from gems_jax.data.encoded_store import encode_once
 from gems_jax.data.encoded_table import EncodedTable
@@ -126,10 +123,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 print(f"batch {batch_size:4}  {found['examples_per_second']:>9,}/s  {found['real_tokens']:.2f}  {name}")
     print("; ".join(f"{name} {value:.2f} s" for name, value in seconds.items()))
     record = {
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "grain")},
-        "processor": _processor(),
+        **circumstances("numpy", "grain"),
         "cores_used": 1,
         "command": " ".join(sys.argv),
         "rows": {task: len(table) for task, table in encoded.items()},
@@ -140,20 +134,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "by_batch_size": results,
     }
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        staging = args.out.with_name(f".{args.out.name}.tmp")
-        staging.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(staging, args.out)
+    write(record, args.out)
     return record
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -11,12 +11,9 @@ what a restart costs, and its tables must be the same.
 """
 
 import argparse
-import datetime
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import resource
 import shutil
@@ -30,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result_file import circumstances, write
 
 START = 1_600_000_000
 BLOCK = 500_000
@@ -189,11 +187,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         prepare_here(log, out, args.kill)
         return None
     record: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "pyarrow", "tensorflow-datasets")},
-        "processor": processor(),
-        "cores": os.cpu_count(),
+        **circumstances("numpy", "pyarrow", "tensorflow-datasets"),
         "command": " ".join(sys.argv),
         "files": args.files,
         "kind": args.kind,
@@ -203,20 +197,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         for rows in args.rows:
             found = record["by_rows"][str(rows)] = measure(rows, args, Path(folder))
             print(f"{rows:>12,} rows  {found['seconds']:>8.1f} s  {found['peak_mib']:>6} MiB", flush=True)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        staging = args.out.with_name(f".{args.out.name}.tmp")
-        staging.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(staging, args.out)
+    write(record, args.out)
     return record
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

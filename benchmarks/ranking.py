@@ -18,11 +18,7 @@ which any code of a level may follow any other. Building the trie is timed once,
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -35,6 +31,7 @@ import numpy as np
 import torch
 import transformers
 from flax import nnx
+from result_file import circumstances, write
 
 import gems_jax as gj
 from gems_jax.models.hugging_face import FAMILIES
@@ -294,14 +291,10 @@ def main() -> None:
         "results": results,
         "settings": {k: v for k, v in vars(args).items() if k != "out"},
         "seconds": round(time.perf_counter() - begin, 1),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
-        "threads": {"torch": torch.get_num_threads(), "openblas": os.environ.get("OPENBLAS_NUM_THREADS", "unset")},
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "torch", "transformers")},
-        "date": datetime.date.today().isoformat(),
+        "threads": {"torch": torch.get_num_threads()},
+        **circumstances("jax", "jaxlib", "flax", "torch", "transformers", device=jax.devices()[0].device_kind),
     }
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(result, args.out)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,7 @@ is the time of a refresh step of `gems_jax.scale_by_gems` less that of a plain o
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import json
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -28,6 +24,7 @@ import numpy as np
 import optax
 import torch
 from flax import nnx
+from result_file import circumstances, write
 
 import gems_jax as gj
 from gems_jax import subspace
@@ -190,6 +187,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     params, (old, new) = record([args.start, args.start + args.apart], args.rows, args.length, args.layers)
+
     def six_heads(kernels: Kernels) -> Kernels:
         return {
             name: kernel[..., :384, :] if name.endswith("o/kernel") else kernel[..., :384]
@@ -223,15 +221,10 @@ def main() -> None:
         "threads": {
             "torch": args.torch_threads,
             "xla": len(os.sched_getaffinity(0)),
-            "openblas": os.environ.get("OPENBLAS_NUM_THREADS", "unset"),
         },
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "optax", "numpy", "torch")},
-        "date": datetime.date.today().isoformat(),
+        **circumstances("jax", "jaxlib", "optax", "numpy", "torch", device=jax.devices()[0].device_kind),
     }
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(result, args.out)
 
 
 if __name__ == "__main__":

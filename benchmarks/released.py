@@ -9,11 +9,6 @@ tasks' excess loss that is left; and, for the first update, a refresh, and for a
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -23,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from result_file import circumstances, write
 
 import gems_jax as gj
 
@@ -138,14 +134,9 @@ def main() -> None:
         "rows": rows,
         "settings": {k: v for k, v in vars(args).items() if k != "out"},
         "shapes": SHAPES,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
-        "openblas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "unset"),
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "optax", "numpy")},
-        "date": datetime.date.today().isoformat(),
+        **circumstances("jax", "jaxlib", "optax", "numpy", device=jax.devices()[0].device_kind),
     }
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(result, args.out)
 
 
 if __name__ == "__main__":
