@@ -242,16 +242,21 @@ def _check_tuned(workdir: Path) -> None:
         raise FileNotFoundError(f"{workdir} holds no checkpoint yet; run gems-jax train until it has saved one")
 
 
+def _tuned_run(options: Any, check: Callable[[Any, Path], None]) -> tuple[Any, Path]:
+    """Configuration and work directory of a run that has been tuned; ``check`` sees whether they belong together."""
+    config, workdir = _config(options), Path(options.workdir)
+    _check_tuned(workdir)
+    check(config, workdir)
+    return config, workdir
+
+
 def _evaluate(options: Any) -> int:
     _quiet()
     from gems_jax.training.evaluate import evaluate, table_of
     from gems_jax.training.tune import load_tuned
     from gems_jax.training.workdir import keep_config
 
-    config = _config(options)
-    workdir = Path(options.workdir)
-    _check_tuned(workdir)
-    keep_config(config, workdir)
+    config, workdir = _tuned_run(options, keep_config)
     base, material, _, _ = _material(config)
     results = evaluate(config, material, base, load_tuned(config, material, workdir), workdir)
     print(table_of(results))
@@ -265,10 +270,7 @@ def _export(options: Any) -> int:
     from gems_jax.training.tune import load_tuned
     from gems_jax.training.workdir import check_config
 
-    config = _config(options)
-    workdir = Path(options.workdir)
-    _check_tuned(workdir)
-    check_config(config, workdir)
+    config, workdir = _tuned_run(options, check_config)
     _, material, _, _ = _material(config)
     model = load_tuned(config, material, workdir)
     save(model, material.tokenizer, options.out)
@@ -283,10 +285,7 @@ def _find(options: Any) -> int:
     from gems_jax.training.tune import load_tuned
     from gems_jax.training.workdir import check_config
 
-    config = _config(options)
-    workdir = Path(options.workdir)
-    _check_tuned(workdir)
-    check_config(config, workdir)
+    config, workdir = _tuned_run(options, check_config)
     _, material, _, dataset = _material(config)
     query = options.get("query")
     task = "rec" if query is None else "src"

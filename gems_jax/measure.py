@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gems_jax.branches import BranchState, Presence, Steps
 from gems_jax.state import Diagnostics, work_dtype
-from gems_jax.task_grads import inner_products, task_weights
+from gems_jax.task_grads import gramian, task_weights
 
 PyTree = Any
 
@@ -51,10 +51,8 @@ def measure(
     """
     stacked = [g for g in gradients if g.shape[0] == num_tasks]
     merged = [g for g in gradients if g.shape[0] != num_tasks]
-    gramian = jnp.zeros((num_tasks, num_tasks), jnp.float32)
-    for g in stacked:
-        gramian += inner_products(g).astype(jnp.float32)
-    sizes = jnp.diagonal(gramian)
+    products = gramian(stacked, num_tasks)
+    sizes = jnp.diagonal(products)
     finite = jnp.isfinite(sizes)
     tasks = finite & (sizes > 0) if stacked else jnp.ones((num_tasks,), bool)
     tokens = jnp.ones((num_tasks,), jnp.float32) if counts is None else jnp.asarray(counts)
@@ -63,7 +61,7 @@ def measure(
     common = jnp.isfinite(squared_norm([*merged, *(shared or [])]))
     is_there = jnp.any(tasks) if shared is None else jnp.ones((), bool)
     # What all tasks share and is not finite makes all of them leave the step out, and is counted for each.
-    return Measured(gramian, Presence(tasks, is_there & common), finite & common, weights)
+    return Measured(products, Presence(tasks, is_there & common), finite & common, weights)
 
 
 def diagnose(

@@ -1,7 +1,7 @@
 """A gradient for every task, and the ways to merge the task axis."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -168,6 +168,18 @@ def inner_products(grad: jax.Array) -> jax.Array:
     pairs = {(s, t): jnp.sum(rows[s] * rows[t]) for s in range(num_tasks) for t in range(s + 1)}
     entries = [pairs[max(s, t), min(s, t)] for s in range(num_tasks) for t in range(num_tasks)]
     return jnp.stack(entries).reshape(num_tasks, num_tasks)
+
+
+def gramian(leaves: Sequence[jax.Array], num_tasks: int) -> jax.Array:
+    """``[T, T]`` float32 sum of `inner_products` over leaves ``[T, ...]``, so that nothing is flattened.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> gramian([jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([1.0, 3.0])], 2).tolist()
+      [[6.0, 5.0], [5.0, 10.0]]
+    """
+    products = [inner_products(leaf).astype(jnp.float32) for leaf in leaves]
+    return functools.reduce(jnp.add, products, jnp.zeros((num_tasks, num_tasks), jnp.float32))
 
 
 class MergeTasksState(NamedTuple):

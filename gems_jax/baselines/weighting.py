@@ -1,6 +1,6 @@
 """From stacked gradients to one weight a task, and from weights to one merged gradient."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.leaf_path import leaf_path
-from gems_jax.task_grads import check_task_axis, inner_products, weighted_sum
+from gems_jax.task_grads import check_task_axis, gramian, weighted_sum
 
 PyTree = Any
 
@@ -45,26 +45,6 @@ class WeightedState(NamedTuple):
 
 
 Weigh = Callable[[Tasks, PyTree], tuple[jax.Array, PyTree]]
-
-
-def gramian(leaves: Sequence[jax.Array]) -> jax.Array:
-    """``G[s, t] = sum over leaves of <g_s, g_t>``, contracted leaf by leaf, so that nothing is flattened.
-
-    Args:
-      leaves: arrays ``[T, ...]``, at least one.
-
-    Returns:
-      ``[T, T]`` float32, accumulated in float32 or wider.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> gramian([jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([1.0, 3.0])]).tolist()
-      [[6.0, 5.0], [5.0, 10.0]]
-    """
-    total = jnp.zeros((leaves[0].shape[0],) * 2, jnp.float32)
-    for g in leaves:
-        total += inner_products(g).astype(jnp.float32)
-    return total
 
 
 def merge(grads: PyTree, weights: jax.Array) -> PyTree:
@@ -205,7 +185,7 @@ def _look(leaves: list[jax.Array], num_tasks: int, losses: jax.Array | None, cou
     counts = jnp.ones((num_tasks,), jnp.float32) if counts is None else counts
     finite = jnp.isfinite(sizes)
     present = finite & (sizes > 0) & (counts > 0)
-    products = gramian(stacked) if stacked else jnp.zeros((num_tasks, num_tasks), jnp.float32)
+    products = gramian(stacked, num_tasks)
     return Tasks(jnp.where(present[:, None] & present, products, 0), present, finite, losses, counts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,16 @@ def token_stream(lines: list[str], tokenizer: Any, batch_lines: int = 4096) -> n
         encoded = tokenizer(lines[first : first + batch_lines], add_special_tokens=False)["input_ids"]
         parts.append(np.fromiter((token for line in encoded for token in line), np.int32))
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+
+def spread_chunks(chunks: int, batch_size: int, max_batches: int | None) -> Iterator[np.ndarray]:
+    """Numbers of a text's chunks, in order and a batch at a time; with ``max_batches`` spread evenly over the text.
+
+    Example:
+      >>> [rows.tolist() for rows in spread_chunks(10, 2, 2)]
+      [[0, 2], [5, 7]]
+    """
+    wanted = chunks if max_batches is None else min(chunks, max_batches * batch_size)
+    chosen = np.arange(wanted) * chunks // wanted
+    for first in range(0, wanted, batch_size):
+        yield chosen[first : first + batch_size]

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from gems_jax.data.general_text import spread_chunks
+
 Batch = dict[str, np.ndarray]
 
 
@@ -134,15 +136,12 @@ def heldout_batches(
     chunks = len(tokens) // text
     if chunks < 1:
         raise ValueError(f"{len(tokens)} tokens of text are too few for inputs of {input_length} ({text} needed)")
-    wanted = chunks if max_batches is None else min(chunks, max_batches * batch_size)
-    chosen = np.arange(wanted) * chunks // wanted
-    for first in range(0, wanted, batch_size):
-        rows = chosen[first : first + batch_size]
+    for number, rows in enumerate(spread_chunks(chunks, batch_size, max_batches)):
         missing = batch_size - len(rows)
         starts = text * np.concatenate([rows, np.zeros(missing, rows.dtype)])
         batch = corrupt(
             np.asarray(tokens)[starts[:, None] + np.arange(text)],
-            np.random.default_rng([seed, 2, first]),
+            np.random.default_rng([seed, 2, number * batch_size]),
             sentinel_ids=sentinel_ids,
             noise_density=noise_density,
             mean_span=mean_span,

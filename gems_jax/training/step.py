@@ -10,7 +10,7 @@ import optax
 from gems_jax.leaf_path import leaf_path
 from gems_jax.null_space import NullSpace, null_space_leak
 from gems_jax.reports import diagnostics
-from gems_jax.task_grads import task_value_and_grad
+from gems_jax.task_grads import gramian, task_value_and_grad
 from gems_jax.training.config import TrainConfig
 from gems_jax.training.guard import last_finite
 from gems_jax.training.rounding import apply_updates
@@ -110,10 +110,9 @@ def update_metrics(grads: PyTree, state: PyTree, tasks: tuple[str, ...]) -> Metr
     try:
         found = diagnostics(state)
     except ValueError:  # not a GEMS state
-        flat = [g.reshape(len(tasks), -1).astype(jnp.float32) for g in jax.tree.leaves(grads)]
-        gramian = sum((g @ g.T for g in flat), jnp.zeros((len(tasks), len(tasks))))
-        norms = jnp.sqrt(jnp.diagonal(gramian))
-        cosines = gramian / jnp.maximum(norms[:, None] * norms[None, :], 1e-30)
+        products = gramian(jax.tree.leaves(grads), len(tasks))
+        norms = jnp.sqrt(jnp.diagonal(products))
+        cosines = products / jnp.maximum(norms[:, None] * norms[None, :], 1e-30)
         return _by_task("grad_norm", norms, tasks) | _conflicts(cosines, tasks)
     metrics = _by_task("grad_norm", found["grad_norms"], tasks) | _conflicts(found["cosines"], tasks)
     metrics |= _by_task("gate", found["gates"], tasks) | _by_task("captured", found["captured"][1:], tasks)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.encoded_table import Family
+from gems_jax.data.general_text import spread_chunks
 from gems_jax.data.span_corruption import heldout_batches
 from gems_jax.data.tokenizer import sentinel_ids
 
@@ -47,10 +48,7 @@ def causal_batches(
     chunks = len(tokens) // width
     if chunks < 1:
         raise ValueError(f"{len(tokens)} tokens of text are too few for inputs of {input_length}")
-    wanted = chunks if max_batches is None else min(chunks, max_batches * batch_size)
-    chosen = np.arange(wanted) * chunks // wanted
-    for first in range(0, wanted, batch_size):
-        rows = chosen[first : first + batch_size]
+    for rows in spread_chunks(chunks, batch_size, max_batches):
         ids = np.zeros((batch_size, input_length), np.int32)
         ids[: len(rows), : len(beginning)] = beginning
         ids[: len(rows), len(beginning) :] = np.asarray(tokens)[width * rows[:, None] + np.arange(width)]
