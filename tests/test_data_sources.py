@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from pyarrow import parquet
 from raw_tables import rows_of
 from shared import SHARED, needs_shared
 
-from gems_jax.data import amazon_scientific, storage
+from gems_jax.data import amazon_scientific, qilin, storage
 from gems_jax.data.category_query import category_query
 from gems_jax.data.prepare import prepare
 
@@ -24,24 +25,36 @@ NOTES = 60
 
 
 def requests(kind, users=5, count=5):
-    """Requests of one task in time order; each shows four notes and has one click, each fifth has two."""
+    """Requests of one task in time order, with the columns and types as published.
+
+    Each shows four notes, the first of them twice, and has one click, each fifth has two, one of them repeated.
+    """
     rows = []
+    search = kind == "search"
+    number = float if search else int
     for user in range(users):
         for step in range(count):
-            first = (7 * user + 3 * step + 29 * (kind == "search")) % NOTES
-            time = f"{'search' if kind == 'search' else 'request'}_timestamp"
+            first = (7 * user + 3 * step + 29 * search) % NOTES
+            seconds = 1_700_000_000 + 60 * step + user
             details = [
-                {"note_idx": (first + n) % NOTES, "click": float(n == 0 or (n == 1 and step == 2)), "like": 0.0,
-                 "page_time": math.nan if n else 3.5, "position": n, time: 1_700_000_000.0 + 60 * step + user}
-                for n in range(4)
+                {"click": number(n == 0 or (n == 1 and step == 2)), "collect": number(0), "comment": number(0),
+                 "like": number(0), "note_id": f"67{first + n:022x}", "note_idx": (first + n) % NOTES,
+                 "page_time": math.nan if n and search else 3.5, "position": number(n + 1),
+                 # Searches have seconds, requests for recommendations milliseconds.
+                 **({"search_timestamp": float(seconds)} if search else {"request_timestamp": 1000 * seconds + n}),
+                 "share": number(0)}
+                for n in (0, 1, 2, 3, 0 if step == 2 else 4)
             ]  # fmt: skip
             row = {
-                "user_idx": user,
-                "query": f"question {step}" if kind == "search" else None,
                 "recent_clicked_note_idxs": [(first + 40 + n) % NOTES for n in range(3)],
-                f"{'search' if kind == 'search' else 'rec'}_result_details_with_idx": details,
+                f"{'search' if search else 'rec'}_result_details_with_idx": details,
+                f"{'search' if search else 'request'}_idx": 100 * user + step,
+                "session_idx": user,
+                "user_idx": user,
+                # Of recommendations it is the titles of the history.
+                "query": f"question {step}" if search else f"note {first} note {first + 1}",
             }
-            rows.append(row)
+            rows.append(row | {"query_from_type": 1.0, "dpr_results": [[1.5, 320.25]]} if search else row)
     return rows
 
 
@@ -51,11 +64,34 @@ def qilin_parts(**kwargs):
         rows = requests(kind, **kwargs)
         parts[f"{kind}_train"], parts[f"{kind}_test"] = rows[::2], rows[1::2]
     parts["notes"] = [
-        {"note_idx": n, "note_title": "" if n % 10 == 9 else f"note {n}", "note_content": f"about   {n}\nand more",
-         "image_num": 3}
+        {"note_title": "" if n % 10 == 9 else f"note {n}", "note_content": f"about   {n}\nand more", "note_type": 1.0,
+         "image_num": 3.0, "note_idx": n, "image_path": [f"image/part_{n}.jpg"]}
         for n in range(NOTES)
     ]  # fmt: skip
     return parts
+
+
+def detail_type(number, time, time_type):
+    names = ("click", "collect", "comment", "like", "position", "share")
+    fields = dict.fromkeys(names, number) | {"note_id": pa.string(), "note_idx": pa.int64()}
+    return pa.list_(pa.struct(sorted((fields | {"page_time": pa.float64(), time: time_type}).items())))
+
+
+# Of the columns that are read; the others as they come.
+PUBLISHED = {
+    "recommendation": {"rec_result_details_with_idx": detail_type(pa.int64(), "request_timestamp", pa.int64())},
+    "search": {"search_result_details_with_idx": detail_type(pa.float64(), "search_timestamp", pa.float64())},
+    "notes": {},
+}
+
+
+def as_published(name, rows):
+    types = PUBLISHED[name.split("_")[0]]
+    made = pa.Table.from_pylist(rows)
+    for column, kind in types.items():
+        cells = pa.array([row[column] for row in rows], kind)
+        made = made.set_column(made.schema.get_field_index(column), column, cells)
+    return made
 
 
 def write_qilin(folder, parts, form="parquet"):
@@ -64,7 +100,7 @@ def write_qilin(folder, parts, form="parquet"):
             (folder / name).mkdir(parents=True)
             half = len(rows) // 2
             for part, some in enumerate((rows[:half], rows[half:])):
-                parquet.write_table(pa.Table.from_pylist(some), folder / name / f"train-0000{part}-of-00002.parquet")
+                parquet.write_table(as_published(name, some), folder / name / f"train-0000{part}-of-00002.parquet")
         else:
             folder.mkdir(exist_ok=True)
             with (folder / f"{name}.csv").open("w", newline="") as file:
@@ -109,6 +145,49 @@ def test_qilins_requests_become_rows_split_by_task(tmp_path):
     assert titles["9"] == "about 9 and more"
 
 
+def test_a_note_clicked_several_times_in_a_request_is_one_target(tmp_path):
+    parts = qilin_parts()
+    twice = [d["note_idx"] for d in requests("search")[2]["search_result_details_with_idx"] if d["click"]]
+    assert len(twice) == len(set(twice)) + 1
+    write_qilin(tmp_path, parts)
+    dataset = load_qilin(tmp_path)
+    assert dataset.quarantined == []
+    taken = [row for rows in rows_of(dataset).values() for row in rows if row[0] == "0" and row[3] == "question 2"]
+    assert sorted(row[2] for row in taken) == sorted({str(note) for note in twice})
+
+
+def test_qilins_times_are_seconds_whatever_the_files_have(tmp_path):
+    write_qilin(tmp_path, qilin_parts())
+    dataset = load_qilin(tmp_path)
+    for table in dataset.tables.values():
+        assert ((table.time >= 1_700_000_000) & (table.time < 1_700_000_300)).all()
+
+
+def test_qilins_files_that_were_read_are_not_read_again(tmp_path, monkeypatch):
+    write_qilin(tmp_path, qilin_parts())
+    wanted = load_qilin(tmp_path, max_bad_fraction=0.2)
+    read = []
+    plain = qilin.read_requests
+
+    def failing(path, *arguments):
+        read.append(f"{path.parent.name}/{path.name}")
+        if len(read) == 6:
+            raise OSError("the disk is gone")
+        return plain(path, *arguments)
+
+    monkeypatch.setattr(qilin, "read_requests", failing)
+    said = []
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(OSError, match="the disk is gone"):
+        load_qilin(tmp_path, max_bad_fraction=0.2)
+    found = load_qilin(tmp_path, max_bad_fraction=0.2, progress=said.append)
+    assert len(read) == 6 + 3
+    assert read[5:7] == ["search_train/train-00001-of-00002.parquet"] * 2
+    assert "data: file 5 of 8 is read already" in said
+    assert rows_of(found) == rows_of(wanted)
+    assert found.card == wanted.card
+
+
 def test_the_authors_steps_are_qilins_defaults(tmp_path):
     parts = qilin_parts()
     browser = [row | {"user_idx": 77} for row in requests("recommendation")[:4]]
@@ -144,9 +223,11 @@ def test_qilins_bad_requests_are_quarantined(tmp_path):
     good = requests("search", users=1)[0]
     parts["search_train"] += [good | {"user_idx": 90, "query": " "}, good | {"user_idx": None}]
     write_qilin(tmp_path, parts, "csv")
-    place = tmp_path / "recommendation_train.csv"
-    lines = place.read_text()
-    place.write_text(lines + "5,,[1 2],\"[{'note_idx': 1, 'click': exit()}]\"\n5,,\"{\",[]\n5,,[1],[]\n")
+    row = {"user_idx": 5, "recent_clicked_note_idxs": "[1]", "rec_result_details_with_idx": "[]"}
+    bad = [row | {"rec_result_details_with_idx": "[{'note_idx': 1, 'click': exit()}]"}, row]
+    bad.append(row | {"recent_clicked_note_idxs": "{"})
+    with (tmp_path / "recommendation_train.csv").open("a", newline="") as file:
+        csv.DictWriter(file, list(parts["recommendation_train"][0])).writerows(bad)
     dataset = load_qilin(tmp_path, max_bad_fraction=0.2)
     assert dataset.card["quarantined"] == {
         "row: the results cannot be read": 1,
@@ -155,6 +236,47 @@ def test_qilins_bad_requests_are_quarantined(tmp_path):
         "row: the query is empty": 1,
         "row: the user is missing": 1,
     }
+
+
+def test_hostile_requests_of_qilin_cost_themselves_alone(tmp_path):
+    parts = qilin_parts()
+    parts["search_train"][0]["query"] = 'two\r\n"lines", quoted'
+    write_qilin(tmp_path / "good", parts, "csv")
+    wanted = load_qilin(tmp_path / "good")
+    assert any(row[3] == 'two "lines", quoted' for rows in rows_of(wanted).values() for row in rows)
+
+    def details(note, seconds=1_600_000_000.0, click=1.0):
+        return f"[{{'click': {click}, 'note_idx': {note}, 'page_time': nan, 'search_timestamp': {seconds}}}]"
+
+    good = {"user_idx": 90, "query": "words", "recent_clicked_note_idxs": "[1 2]"}
+    results = "search_result_details_with_idx"
+    bad = {
+        "row: its time is none between 1970 and 2100": [good | {results: details(3, s)} for s in (-1.0, 9e18)],
+        "row: the query is empty": [good | {"query": "broken \udcff", results: details(3)}],
+        "row: the results cannot be read": [
+            good | {results: details(3) + "x" * 10_000_000},
+            good | {results: details(3).replace("}", "")},
+            good | {results: details(3).replace("note_idx", "note\udcff")},
+        ],
+        "row: the history cannot be read as item ids": [
+            good | {"recent_clicked_note_idxs": "[{]", results: details(3)},
+        ],
+        "target: the item is not in the catalogue": [good | {results: details(777_777)}],
+        "target: the target stands in the row's own history": [good | {results: details(2)}],
+    }
+    write_qilin(tmp_path / "bad", parts, "csv")
+    place = tmp_path / "bad" / "search_train.csv"
+    with place.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, list(parts["search_train"][0]))
+        writer.writerows(row for rows in bad.values() for row in rows)
+        # The first is a duplicate of a good one.
+        repeated = {name: str(np.asarray(v)) if isinstance(v, list) else v for name, v in requests("search")[0].items()}
+        writer.writerow(repeated | {results: repeated[results].replace("1700000000", "1700000001")})
+    found = load_qilin(tmp_path / "bad", max_bad_fraction=0.5)
+    counts = {reason: len(rows) for reason, rows in bad.items()}
+    assert found.card["quarantined"] == counts | {"target: the user took the item before in this task": 1}
+    assert rows_of(found) == rows_of(wanted)
+    assert (tmp_path / "bad" / "out" / "quarantine.jsonl").stat().st_size < 20_000
 
 
 @pytest.mark.parametrize("missing", ["search_test", "notes"])

@@ -209,6 +209,17 @@ def test_duplicates_and_targets_in_their_history_are_bad_rows(tmp_path):
     assert dataset.card["quarantined"] == {"target: the target stands in the row's own history": 1}
 
 
+def test_unknown_items_in_histories_and_negatives_are_left_out_of_them(tmp_path):
+    rows = with_histories()
+    wanted = rows_of(recorded(tmp_path / "good", rows))["test", "rec"][0]
+    row = next(row for row in rows if row["user_id"] == "u0" and row["split"] == "test" and row["task"] == "rec")
+    row["history"], row["history_task"] = ["nothing", *row["history"]], ["rec", *row["history_task"]]
+    row["negatives"] = [*row["negatives"], "nothing"]
+    dataset = recorded(tmp_path / "bad", rows, max_bad_fraction=0.1)
+    assert dataset.card["quarantined"] == {"history: the item is not in the catalogue": 1}
+    assert rows_of(dataset)["test", "rec"][0] == wanted
+
+
 def test_taking_an_item_again_is_allowed_where_the_options_say_so(tmp_path):
     rows = log()
     again = [rows[3] | {"timestamp": 1_700_000_950}, rows[3]]

@@ -15,7 +15,7 @@ import numpy as np
 from gems_jax.data.encoded_table import EncodedTable, Family
 from gems_jax.data.prompts import encode_table, item_rows
 from gems_jax.data.tables import Table
-from gems_jax.staging import fresh_folder
+from gems_jax.staging import fresh_folder, is_remote
 
 FORMAT_VERSION = 1
 META = "encoded.json"
@@ -50,8 +50,10 @@ def encode_once(
         The table's tokens, memory-mapped.
 
     Raises:
-        ValueError: as `encode_table`, or what is in the folder is damaged.
+        ValueError: as `encode_table`, or what is in the folder is damaged, or it is not on this machine.
     """
+    if is_remote(folder):
+        raise ValueError(f"tokens cannot be mapped into memory from {folder}; name a folder on this machine's disk")
     name = fingerprint(table, tokenizer, item_token_ids, template, max_length, family)
     place = Path(folder) / f"{_plain(table.task)}-{name[:20]}"
     if (place / META).is_file():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gems_jax.data import amazon, amazon_scientific, marketplace, qilin, released, storage, table, user_parts
+from gems_jax.data import amazon, amazon_scientific, marketplace, qilin, released, remote, storage, table, user_parts
 from gems_jax.data.assemble import Source, get_ready
 from gems_jax.data.leaks import check_leaks
 from gems_jax.data.negatives import NUM_NEGATIVES
@@ -19,6 +19,7 @@ from gems_jax.data.raw_table import find_files
 from gems_jax.data.read_parts import ReadParts
 from gems_jax.data.tables import Dataset, Table
 from gems_jax.data.unfinished import unfinished_folder
+from gems_jax.staging import is_remote
 
 SOURCES = ("marketplace", "amazon_scientific", "amazon", "qilin", "released", "table")
 # Sources whose rows go through `assemble`, and those that read files described by `TableFiles`.
@@ -46,8 +47,9 @@ def prepare(
         name: `marketplace` (made from the seed), or from files under `path`: `amazon_scientific`, `amazon` (any
             category's reviews and metadata), `qilin`, `released` (the authors' six pickled tables), `table` (anyone's
             rows).
-        out_dir: folder of the prepared dataset.
-        path: folder of the raw files.
+        out_dir: folder of the prepared dataset; on an object store (`gs://...`) a copy on this machine is worked with,
+            see `gems_jax.data.remote`.
+        path: folder of the raw files, on this machine.
         seed: of negatives and of the marketplace.
         num_negatives: per row of valid and test.
         num_users: of the marketplace.
@@ -62,6 +64,11 @@ def prepare(
         FileNotFoundError: a raw file is missing.
     """
     say = progress or (lambda line: None)
+    if is_remote(out_dir):
+        return _prepare_elsewhere(
+            str(out_dir), say, name=name, path=path, seed=seed, num_negatives=num_negatives, num_users=num_users,
+            max_bad_fraction=max_bad_fraction, steps=steps, files=files, category=category, progress=progress,
+        )  # fmt: skip
     settings = _settings(name, path, seed, num_negatives, num_users, max_bad_fraction, steps, files, category)
     if storage.is_complete(out_dir) and storage.is_current(out_dir):
         dataset = storage.load(out_dir)
@@ -91,6 +98,15 @@ def prepare(
         say(f"data: writing {_size(dataset)} to {out_dir}")
         storage.save(dataset, out_dir)
     say(f"data: done in {time.perf_counter() - begin:.1f} s")
+    return dataset
+
+
+def _prepare_elsewhere(url: str, say: Callable[[str], None], **options: Any) -> Dataset:
+    """`prepare` of a folder on an object store: a copy on this machine is read or made, and sent there if it is new."""
+    local = remote.local_path(url)
+    remote.bring(url, local, say)
+    dataset = prepare(out_dir=local, **options)
+    remote.send(local, url, say)
     return dataset
 
 
@@ -161,7 +177,7 @@ def _read(
     if name == "amazon":
         return amazon.read(path, category, wanted, quarantine)
     if name == "qilin":
-        return qilin.read(path, wanted, quarantine)
+        return qilin.read(path, wanted, quarantine, parts)
     described = _files(name, files)
     if name == "released":
         return released.read(path, described, wanted, quarantine)
@@ -197,6 +213,8 @@ def _settings(
         return settings | {"num_users": num_users}
     if path is None:
         raise ValueError(f"{name} needs data.path, the folder of its raw files")
+    if is_remote(path):
+        raise ValueError(f"data.path {path} is not on this machine; raw files are read here: copy them, name the copy")
     settings |= {"path": str(Path(path).resolve()), "max_bad_fraction": max_bad_fraction}
     if name in STEPPED:
         settings["steps"] = dataclasses.asdict(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gems_jax.data.options import Steps
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.ragged import Ragged
 from gems_jax.data.raw_table import Batch, kind_of, read_batches
+from gems_jax.data.read_parts import ReadParts
 from gems_jax.data.tables import Item
 
 DEFAULTS = {"core": 3, "min_rows": 3, "both_tasks": True, "max_history": 20}
@@ -49,7 +51,7 @@ def raw_files(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def read(folder: Path, steps: Steps, quarantine: Quarantine) -> tuple[Source, Steps]:
+def read(folder: Path, steps: Steps, quarantine: Quarantine, parts: ReadParts | None = None) -> tuple[Source, Steps]:
     """Requests with what was clicked, and the notes that occur.
 
     Published training and test files are joined and split anew, the last request of each task for test. Histories
@@ -59,27 +61,38 @@ def read(folder: Path, steps: Steps, quarantine: Quarantine) -> tuple[Source, St
         folder: of the raw files.
         steps: options; the defaults are the authors': users of both tasks with at least 3 requests each, a 3-core.
         quarantine: takes bad rows.
+        parts: keeps each file's rows, or has them already.
     """
     files = raw_files(folder)
     names = Names()
-    parts, total = [], 0
-    for part in PARTS:
-        kind = part.split("_")[0]
-        for path in files[part]:
-            roles = _ROLES | {"details": _DETAILS[kind]}
-            needed = ("user", "history", "details") + (("query",) if kind == "search" else ())
-            for batch in read_batches(path, roles, needed, quarantine):
-                encoded = encode_batch(batch, names, kind, quarantine)
-                total += len(encoded)
-                # A request without a click is neither a target nor a history.
-                parts.append(encoded.take(encoded.targets.lengths > 0))
+    found: list[Examples] = []
+    total = 0
+    places = [(part.split("_")[0], path) for part in PARTS for path in files[part]]
+    for number, (kind, path) in enumerate(places):
+
+        def read_file(kind: str = kind, path: Path = path) -> Examples | None:
+            return read_requests(path, kind, names, quarantine)
+
+        rows = read_file() if parts is None else parts.rows_of(number, len(places), names, quarantine, read_file)
+        if rows is not None:
+            total += len(rows)
+            # A request without a click is neither a target nor a history.
+            found.append(rows.take(rows.targets.lengths > 0))
     bad = sum(row["kind"] == "row" for row in quarantine.rows)
     quarantine.check("row", total + bad, folder)
     if not total:
         raise ValueError(f"{folder} holds no request; {FETCH}")
-    examples = Examples.join(parts)
+    examples = Examples.join(found)
     items = read_notes(files[NOTES], examples, quarantine)
     return Source("qilin", str(folder), examples, items), steps.with_defaults(**DEFAULTS)
+
+
+def read_requests(path: Path, kind: str, names: Names, quarantine: Quarantine) -> Examples | None:
+    """The usable requests of one file, `recommendation` or `search`; None where it has no rows."""
+    roles = _ROLES | {"details": _DETAILS[kind]}
+    needed = ("user", "history", "details") + (("query",) if kind == "search" else ())
+    blocks = [encode_batch(batch, names, kind, quarantine) for batch in read_batches(path, roles, needed, quarantine)]
+    return Examples.join(blocks) if blocks else None
 
 
 def encode_batch(batch: Batch, names: Names, kind: str, quarantine: Quarantine) -> Examples:
@@ -103,8 +116,11 @@ def encode_batch(batch: Batch, names: Names, kind: str, quarantine: Quarantine) 
             continue
         rows.append(row)
         times.append(_time(details))
-        clicked.append([note for note, click in _notes(details) if click])
-        shown.append([note for note, click in _notes(details) if not click])
+        clicks = [note for note, click in _notes(details) if click]
+        clicked.append(list(dict.fromkeys(clicks)))
+        # A note that was clicked several times is one target; the other clicks count as events all the same.
+        again = list((Counter(clicks) - Counter(clicked[-1])).elements())
+        shown.append([note for note, click in _notes(details) if not click] + again)
     seconds, absurd = as_times(times)
     bad = absurd | np.isnan(seconds)
     for place in np.flatnonzero(bad).tolist():
@@ -171,7 +187,7 @@ def _notes(details: list[dict[str, Any]]) -> Iterator[tuple[str, bool]]:
 
 
 def _time(details: list[dict[str, Any]]) -> Any:
-    """The latest of the results' times; the authors' processing takes the last one's."""
+    """The time of the last result, as in the authors' processing; requests are in milliseconds, searches in seconds."""
     times = [entry[name] for entry in details for name in _TIMES if entry.get(name) is not None]
     return times[-1] if times else None
 
