@@ -1,13 +1,24 @@
-"""Loss on general text, with and without the added item tokens."""
+"""Loss on general text, with and without the added item tokens; what tuning has changed in every layer's output,
+against transformers' modules on torch."""
 
+import functools
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import torch
+from decoder_pairs import ours, torch_decoder, torch_t5
+from flax import nnx
+from tiny import cheap_compilation
 
-from gems_jax.evaluation.drift import general_loss
+from gems_jax.evaluation.drift import general_drift, general_loss
+from gems_jax.evaluation.output_shift import OutputShift
 from gems_jax.models import T5, T5Config
+from gems_jax.models.hugging_face import FAMILIES
+from gems_jax.models.params import params_of
 
 V, N = 20, 7
 SIZES: dict[str, Any] = {
@@ -18,6 +29,12 @@ SIZES: dict[str, Any] = {
     "num_decoder_layers": 1,
     "num_heads": 2,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_cheaply() -> Iterator[None]:
+    with cheap_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +54,20 @@ def batch(seed: int, rows: int = 3) -> dict[str, np.ndarray]:
     }
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(graph: Any, state: Any, *inputs: Any) -> jax.Array:
+    return nnx.merge(graph, state)(*inputs)
+
+
+def logits_of(model: T5, one: dict[str, np.ndarray]) -> np.ndarray:
+    inputs = one["input_ids"], one["attention_mask"], one["decoder_input_ids"]
+    return np.asarray(apply(*nnx.split(model), *inputs), np.float64)
+
+
 def oracle(model: T5, batches: list[dict[str, np.ndarray]], width: int) -> float:
     total, count = 0.0, 0
     for one in batches:
-        logits = model(one["input_ids"], one["attention_mask"], decoder_input_ids=one["decoder_input_ids"])
-        values = np.asarray(logits, np.float64)[..., :width]
+        values = logits_of(model, one)[..., :width]
         losses = np.log(np.exp(values).sum(-1)) - np.take_along_axis(values, one["labels"][..., None], -1)[..., 0]
         total += losses[one["label_mask"] > 0].sum()
         count += one["label_mask"].sum()
@@ -88,3 +114,122 @@ def test_label_outside_the_base_vocabulary_is_named(grown: T5) -> None:
     wrong["labels"][0, 0] = V + 2
     with pytest.raises(ValueError, match=f"batch 1: labels reach from .* to {V + 2}.*tokens 0 to {V - 1}"):
         general_loss(grown, [batch(1), wrong])
+
+
+def tuned_from(model: Any, scale: float = 0.1) -> Any:
+    """The model with noise on every leaf."""
+    rng = np.random.default_rng(9)
+    params = {path: np.asarray(leaf) for path, leaf in params_of(model).items()}
+    params = {path: leaf + scale * rng.standard_normal(leaf.shape).astype(np.float32) for path, leaf in params.items()}
+    return type(model).from_params(model.config, params)
+
+
+def test_drift_is_the_losses_of_both_models_and_the_share_of_equal_choices(grown: T5) -> None:
+    tuned = tuned_from(grown)
+    batches = [batch(4), batch(5)]
+    found = general_drift(grown, tuned, batches)
+    before, after = general_loss(grown, batches), general_loss(tuned, batches)
+    for name, value in after.items():
+        assert found[name] == pytest.approx(value, rel=1e-5)
+    for name in ("loss", "perplexity", "loss_full", "perplexity_full"):
+        assert found[f"base_{name}"] == pytest.approx(before[name], rel=1e-5)
+    assert found["rise"] == pytest.approx(after["loss"] - before["loss"], abs=1e-5)
+    assert found["rise_full"] == pytest.approx(after["loss_full"] - before["loss_full"], abs=1e-5)
+    assert json.loads(json.dumps(found)) == found
+    counted = np.concatenate([one["label_mask"].reshape(-1) > 0 for one in batches])
+    for name, width in (("top1_agreement", V), ("top1_agreement_full", V + N)):
+        same = [logits_of(grown, one)[..., :width].argmax(-1) == logits_of(tuned, one)[..., :width].argmax(-1)
+                for one in batches]  # fmt: skip
+        expected = np.concatenate([one.reshape(-1) for one in same])[counted].mean()
+        assert found[name] == pytest.approx(expected)
+        assert 0 < found[name] < 1
+
+
+def test_drift_of_a_model_that_stayed_as_it_was_is_none_even_where_it_has_got_items(grown: T5) -> None:
+    plain = {path: leaf for path, leaf in params_of(grown).items() if not path.startswith("item")}
+    base = T5.from_params(T5Config(vocab_size=V, **SIZES), plain)
+    found = general_drift(base, grown, [batch(6)])
+    assert found["rise"] == pytest.approx(0.0, abs=1e-5)
+    assert found["rise_full"] > 0.01
+    assert found["top1_agreement"] == 1.0
+    assert found["top1_agreement_full"] < 1.0
+    assert not np.concatenate([np.ravel(shift) for shift in found["shift"].values()]).any()
+
+
+def text_for(family: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    found = {
+        "input_ids": rng.integers(3, 61, (4, 9)).astype(np.int32),
+        "attention_mask": (np.arange(9) < rng.integers(3, 10, (4, 1))).astype(np.int32),
+    }
+    width = 5 if family == "t5" else 9
+    found["labels"] = rng.integers(3, 61, (4, width)).astype(np.int32)
+    if family != "t5":
+        return found | {"label_mask": found["attention_mask"]}
+    return found | {
+        "decoder_input_ids": rng.integers(3, 61, (4, width)).astype(np.int32),
+        "label_mask": (np.arange(width) < rng.integers(1, 6, (4, 1))).astype(np.int32),
+    }
+
+
+def direct_shift(other: Any, base: Any, tuned: Any, one: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``|x dW| / |x W|`` in float64, with what each linear layer of transformers' model has been given."""
+    seen: dict[str, np.ndarray] = {}
+    for name, module in other.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            keep = lambda _, given, name=f"{name}.weight": seen.update({name: given[0].double().numpy()})  # noqa: E731
+            module.register_forward_pre_hook(keep)
+    entries = ("input_ids", "attention_mask", "decoder_input_ids")
+    with torch.no_grad():
+        other(**{name: torch.tensor(one[name]).long() for name in entries if name in one})
+    found = {}
+    before, after = params_of(base), params_of(tuned)
+    for path, weight in FAMILIES[base.config.model_type].weights(base.config).items():
+        if not path.endswith("kernel"):
+            continue
+        ratios = []
+        for layer, name in enumerate(weight.names()):
+            kernel, new = np.asarray(before[path][layer], np.float64), np.asarray(after[path][layer], np.float64)
+            mask = one["attention_mask"] if seen[name].shape[1] == 9 else one["label_mask"]
+            x = seen[name][mask > 0]
+            ratios.append(np.linalg.norm(x @ (new - kernel)) / np.linalg.norm(x @ kernel))
+        found[path] = np.array(ratios)
+    return found
+
+
+@pytest.mark.parametrize("family", ["t5", "qwen3 window"])
+def test_shift_of_every_layer_is_that_of_the_inputs_seen_in_pytorch(family: str) -> None:
+    other, base = torch_t5() if family == "t5" else (model := torch_decoder(family), ours(model))
+    tuned, one = tuned_from(base, scale=0.02), text_for(family)
+    found = general_drift(base, tuned, [{name: value[:2] for name, value in one.items()},
+                                        {name: value[2:] for name, value in one.items()}])  # fmt: skip
+    expected = direct_shift(other, base, tuned, one)
+    assert set(found["shift"]) == set(expected)
+    for path, ratios in expected.items():
+        np.testing.assert_allclose(found["shift"][path], ratios, rtol=2e-4, err_msg=path)
+    assert found["loss"] == pytest.approx(general_loss(tuned, [one])["loss"], rel=1e-5)
+
+
+def test_shift_is_the_same_where_memory_allows_only_a_layer_at_a_time(grown: T5) -> None:
+    tuned, batches = tuned_from(grown), [batch(7), batch(8)]
+    whole = general_drift(grown, tuned, batches)
+    shift = OutputShift(grown, tuned, {k: v for k, v in batches[0].items() if k != "labels"}, memory_limit=4 * 16**2)
+    assert shift.passes > 1
+    in_parts = general_drift(grown, tuned, batches, memory_limit=4 * 16**2)
+    assert in_parts["loss"] == whole["loss"]
+    assert set(in_parts["shift"]) == set(whole["shift"])
+    for path, ratios in whole["shift"].items():
+        np.testing.assert_allclose(in_parts["shift"][path], ratios, rtol=1e-5)
+
+
+def test_models_that_cannot_be_compared_are_named(grown: T5) -> None:
+    wide = T5.create(T5Config(vocab_size=V, **SIZES | {"d_ff": 24}), jax.random.key(3))
+    with pytest.raises(ValueError, match=r"kernel of \[1, 8, 24\] at .*mlp/wi_0/kernel.*\[1, 8, 16\]"):
+        general_drift(grown, wide, [batch(0)])
+    other = T5.create(T5Config(vocab_size=V + 1, **SIZES), jax.random.key(3))
+    with pytest.raises(ValueError, match="one vocabulary"):
+        general_drift(grown, other, [batch(0)])
+    with pytest.raises(ValueError, match="no batches"):
+        general_drift(grown, grown, [])
+    with pytest.raises(ValueError, match="no target token"):
+        general_drift(grown, grown, [batch(0) | {"label_mask": np.zeros((3, 5), np.int32)}])

@@ -1,13 +1,16 @@
 """Evaluation of whole tables: what is measured, what is kept of each row, and that ties help nobody."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from tiny import cheap_compilation
 
 from gems_jax.data.prompts import EncodedTable
 from gems_jax.data.tables import Row, Table
+from gems_jax.evaluation.bootstrap import bootstrap_interval
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings, rank_table
 from gems_jax.evaluation.examples import readable_examples
 from gems_jax.evaluation.summary import evaluate_scores, shuffled_candidates, summarise
@@ -15,6 +18,12 @@ from gems_jax.items import ItemIndex
 from gems_jax.models import T5, T5Config
 
 V, N = 20, 30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_cheaply() -> Iterator[None]:
+    with cheap_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +85,7 @@ def test_evaluation_keeps_what_was_found_in_each_row(tmp_path: Path, model: T5, 
     tables = {"rec": make_table(), "src": make_table(7, task="src")}
     encoded = {task: make_encoded(table) for task, table in tables.items()}
     results = evaluate_ranking(model, items, tables, encoded, samples=50, save_to=tmp_path / "rankings")
+    assert {"hit@20", "map@20_ci"} <= set(results["src"])
     assert list(results) == ["rec", "src"]
     assert sorted(path.name for path in (tmp_path / "rankings").iterdir()) == [
         "ranking_rec.npz",
@@ -92,6 +102,46 @@ def test_evaluation_keeps_what_was_found_in_each_row(tmp_path: Path, model: T5, 
     low, high = found["hit@10_ci"]
     assert low <= found["hit@10"] <= high
     assert (found["rows"], found["users"]) == (11, 6)
+
+
+def test_every_metric_is_reported_at_every_cut_off_with_its_interval() -> None:
+    rng = np.random.default_rng(1)
+    table = make_table(40)
+    ranked = np.stack([rng.permutation(N)[:20] for _ in range(40)])
+    found = summarise(table, ranked, samples=100)
+    hits = ranked == table.target[:, None]
+    places = np.where(hits.any(1), hits.argmax(1) + 1, np.inf)
+    by_hand = {
+        "hit": np.ones(40),
+        "ndcg": 1 / np.log2(1 + places),
+        "mrr": 1 / places,
+        "map": 1 / places,
+    }
+    for name, values in by_hand.items():
+        for k in (5, 10, 20):
+            of_rows = np.where(places <= k, values, 0.0)
+            assert found[f"{name}@{k}"] == pytest.approx(of_rows.mean())
+            expected = bootstrap_interval(of_rows, np.array(table.user_ids), samples=100)
+            assert found[f"{name}@{k}_ci"] == pytest.approx(expected)
+            assert found[f"released_{name}@{k}"] == pytest.approx(of_rows.mean())
+    assert 0 < found["hit@5"] < found["hit@20"] < 1
+    assert set(found) - {"rows", "users"} == {
+        f"{variant}{name}@{k}{end}"
+        for name in by_hand
+        for k in (5, 10, 20)
+        for variant, end in (("", ""), ("", "_ci"), ("released_", ""))
+    }
+
+
+def test_cut_off_beyond_what_was_kept_is_left_out_rather_than_guessed() -> None:
+    found = summarise(make_table(), make_table().candidates()[:, :10], samples=0)
+    assert "hit@10" in found
+    assert "hit@20" not in found
+    with pytest.raises(ValueError, match="keep at least k=5"):
+        summarise(make_table(), make_table().candidates()[:, :4])
+    # A row with few candidates has nothing else to be ranked: that is known, not guessed.
+    few = Table.from_rows("rec", [Row("u", [0], 1, negatives=[2, 3])])
+    assert evaluate_scores(few, np.array([[0.0, 1.0, 2.0]]), samples=0)["mrr@20"] == pytest.approx(1 / 3)
 
 
 def test_ties_between_candidates_favour_nobody() -> None:

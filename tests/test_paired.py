@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from gems_jax.data.tables import Row, Table
+from gems_jax.evaluation.compare_runs import as_lines, compare_runs, compare_with_each, main
 from gems_jax.evaluation.evaluate import load_rankings, save_rankings
 from gems_jax.evaluation.paired import compare_rankings, metric_of_rows, paired_test
 
@@ -72,6 +73,52 @@ def test_saved_rankings_of_two_runs_are_compared(tmp_path: Path) -> None:
         metric_of_rows(one, "recall@5")
     with pytest.raises(ValueError, match="different rows"):
         compare_rankings(one, other | {"target": other["target"][::-1]}, "hit@5")
+
+
+def saved_run(folder: Path, quality: float, tasks: tuple[str, ...] = ("rec", "src"), rows: int = 80) -> Path:
+    """A folder as an evaluation leaves it, with the right item first in a share of the rows."""
+    rng = np.random.default_rng(int(100 * quality))
+    for task in tasks:
+        table = Table.from_rows(task, [Row(f"u{n // 2}", [0], n % 7) for n in range(rows)])
+        ids = np.stack([rng.permutation(np.arange(7, 40))[:20] for _ in range(rows)])
+        found = rng.random(rows) < quality
+        ids[found, 0] = table.target[found]
+        save_rankings(folder / f"ranking_{task}.npz", table, ids, np.zeros(ids.shape, np.float32))
+    return folder
+
+
+def test_two_evaluated_folders_are_compared_task_by_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, poor = saved_run(tmp_path / "good", 0.8), saved_run(tmp_path / "poor", 0.3)
+    found = compare_runs(good, poor, ("ndcg@10", "hit@20"), samples=300)
+    assert {task: list(rows) for task, rows in found.items()} == {
+        task: ["ndcg@10", "hit@20"] for task in ("rec", "src")
+    }
+    for rows in found.values():
+        for row in rows.values():
+            assert row["difference"] == pytest.approx(row["a"] - row["b"])
+            assert 0 < row["low"] < row["difference"] < row["high"]
+            assert row["p_value"] < 0.01
+            assert row["users"] == 40
+    assert main([str(good), str(poor), "--metrics", "ndcg@10", "hit@20", "--samples", "300"]) == 0
+    assert capsys.readouterr().out == as_lines(found) + "\n"
+
+
+def test_folders_that_cannot_be_compared_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, other_rows = saved_run(tmp_path / "run", 0.5), saved_run(tmp_path / "other", 0.5, rows=60)
+    other_tasks = saved_run(tmp_path / "tasks", 0.5, ("chat",))
+    with pytest.raises(ValueError, match="'rec': the two runs ranked different rows"):
+        compare_runs(run, other_rows)
+    with pytest.raises(ValueError, match="no task is in both"):
+        compare_runs(run, other_tasks)
+    with pytest.raises(FileNotFoundError, match="evaluate the run there first"):
+        compare_runs(run, tmp_path / "nowhere")
+    assert main([str(run), str(tmp_path / "nowhere")]) == 2
+    assert "nowhere holds no ranking" in capsys.readouterr().err
+    same = saved_run(tmp_path / "same", 0.5)
+    with pytest.warns(UserWarning, match="'shorter' is not compared user by user"):
+        found = compare_with_each(run, {"same": same, "shorter": other_rows}, samples=50)
+    assert list(found) == ["same"]
+    assert found["same"]["rec"]["ndcg@10"]["p_value"] == 1.0
 
 
 def test_bad_input_is_named() -> None:

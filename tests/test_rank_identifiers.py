@@ -92,7 +92,9 @@ CASES = [
     ("t5", "three levels", 8, False),
     ("t5", "different lengths", 8, True),
     ("t5", "three levels", 100, True),
+    ("t5", "three levels", 100, False),
     ("llama-2", "one token", 12, False),
+    ("qwen3 window", "one token", 12, True),
     ("llama-2", "different lengths", 8, False),
     ("qwen3 window", "three levels", 8, True),
 ]
@@ -164,17 +166,27 @@ random_identifiers = st.sets(
 )
 
 
-@settings(deadline=None, max_examples=40)
-@given(rows=random_identifiers, data=st.data(), beams=st.sampled_from([2, 50]))
+@settings(deadline=None, max_examples=30)
+@given(
+    rows=random_identifiers,
+    data=st.data(),
+    family=st.sampled_from(["t5", "qwen3 window"]),
+    beams=st.sampled_from([2, 50]),
+)
 def test_no_item_is_ever_found_that_is_not_a_candidate(
-    pairs: dict[str, Any], inputs: dict[str, np.ndarray], rows: set[tuple[int, ...]], data: Any, beams: int
+    pairs: dict[str, Any],
+    inputs: dict[str, np.ndarray],
+    rows: set[tuple[int, ...]],
+    data: Any,
+    family: str,
+    beams: int,
 ) -> None:
     items = ItemIndex(np.array([row + (-1,) * (LEVELS - len(row)) for row in rows]))
     draw: Callable[[], list[int]] = lambda: data.draw(  # noqa: E731
         st.lists(st.integers(0, ITEMS - 1), unique=True, max_size=CANDIDATES)
     )
     candidates = np.array([chosen + [-1] * (CANDIDATES - len(chosen)) for chosen in (draw(), draw(), draw())])
-    model = pairs["t5"][1]
+    other, model = pairs[family]
     ids, scores = (np.asarray(array) for array in rank_items(model, inputs, items, candidates, k=2, beams=beams))
     for row in range(3):
         real = candidates[row][candidates[row] >= 0]
@@ -183,6 +195,15 @@ def test_no_item_is_ever_found_that_is_not_a_candidate(
         assert set(found.tolist()) <= set(real.tolist())
         assert (np.isneginf(scores[row]) == (ids[row] < 0)).all()
         assert (np.diff(scores[row][: len(found)]) <= 0).all()
+    # The row that is not padded; with a beam a candidate both searches are exhaustive, so torch's need not be wider.
+    allowed = {tokens: n for tokens, n in spelled(items).items() if n in candidates[2]}
+    if allowed:
+        expected, expected_scores = generate(
+            other, inputs["input_ids"][2], allowed, model.config.eos_token_id,
+            num_beams=min(beams, ITEMS), num_return_sequences=2, early_stopping="never",
+        )  # fmt: skip
+        assert ids[2][ids[2] >= 0].tolist() == expected
+        np.testing.assert_allclose(scores[2][: len(expected)], expected_scores, atol=1e-4)
 
 
 @settings(deadline=None, max_examples=3)
@@ -231,6 +252,20 @@ def test_rows_taken_in_turns_for_want_of_memory_give_the_same(
     beam_search_module.beam_search.clear_cache()
     np.testing.assert_array_equal(in_turns[0], together[0])
     np.testing.assert_allclose(in_turns[1], together[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["t5", "qwen3 window"])
+def test_other_candidates_and_inputs_take_no_new_program(
+    pairs: dict[str, Any], inputs: dict[str, np.ndarray], family: str
+) -> None:
+    items = ItemIndex(np.array([[first, second, -1] for first in (10, 11, 12) for second in (-1, 10, 11, 12)]))
+    rng = np.random.default_rng(5)
+    draw = lambda: np.stack([rng.permutation(items.num_items)[:CANDIDATES] for _ in range(3)])  # noqa: E731
+    rank_items(pairs[family][1], inputs, items, draw(), k=2, beams=2)
+    programs = beam_search_module.beam_search._cache_size()
+    turned = {name: value[::-1] for name, value in inputs.items()}
+    rank_items(pairs[family][1], turned, items, draw(), k=2, beams=2)
+    assert beam_search_module.beam_search._cache_size() == programs
 
 
 def test_a_model_without_an_end_token_cannot_rank(pairs: dict[str, Any], inputs: dict[str, np.ndarray]) -> None:

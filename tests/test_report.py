@@ -44,16 +44,29 @@ def metrics_lines(steps: int = 80, seed: int = 0) -> list[dict[str, Any]]:
 
 def task_entry(hit: float, rows: int = 8317) -> dict[str, Any]:
     entry: dict[str, Any] = {"rows": rows}
-    for name, value in (("hit@10", hit), ("ndcg@10", 0.65 * hit), ("mrr@10", 0.5 * hit)):
-        entry[name] = value
-        entry[name + "_ci"] = [value - 0.011, value + 0.011]
+    for k, share in ((5, 0.7), (10, 1.0), (20, 1.3)):
+        for name, value in (("hit", hit), ("ndcg", 0.65 * hit), ("mrr", 0.5 * hit), ("map", 0.5 * hit)):
+            entry[f"{name}@{k}"] = share * value
+            entry[f"{name}@{k}_ci"] = [share * value - 0.011, share * value + 0.011]
+            entry[f"released_{name}@{k}"] = share * value
     return entry
 
 
+def shift(scale: float) -> dict[str, list[float]]:
+    names = [f"encoder/block/{part}/kernel" for part in ("attention/q", "attention/o", "mlp/wi_0", "mlp/wo")]
+    names += [f"decoder/block/{part}/kernel" for part in ("self_attention/v", "cross_attention/v", "mlp/wo")]
+    return {name: [scale * (1 + row) / (2 + layer) for layer in range(4)] for row, name in enumerate(names)}
+
+
 def evaluation() -> dict[str, Any]:
-    def general(rise: float) -> dict[str, float]:
+    def general(rise: float) -> dict[str, Any]:
         full = {"loss_full": 5.05 + 1.3 * rise, "base_loss_full": 4.66}
-        return {"loss": 4.65 + rise, "base_loss": 4.65} | full
+        kept = {"top1_agreement": 1 - 0.2 * rise, "shift": shift(0.1 * rise)}
+        return {"loss": 4.65 + rise, "base_loss": 4.65} | full | kept
+
+    def outcome(difference: float, p_value: float) -> dict[str, dict[str, float]]:
+        ends = {"low": difference - 0.01, "high": difference + 0.01}
+        return {"ndcg@10": {"difference": difference, **ends, "p_value": p_value, "users": 900}}
 
     titles = [
         "Magnetic Stirrer Hot Plate, 5 x 5 inch, Ceramic Top",
@@ -84,6 +97,10 @@ def evaluation() -> dict[str, Any]:
                 "src": task_entry(0.709),
                 "general": general(2.9),
             },
+        },
+        "paired": {
+            "AdamW, joint loss": {"rec": outcome(0.012, 0.004), "src": outcome(-0.021, 0.0002)},
+            "GEMS without null space": {"rec": outcome(0.001, 0.8)},
         },
         "examples": [
             {"task": "rec", "user": "u1", "history": titles + titles[:3], "query": "", "top": top,
@@ -160,9 +177,48 @@ def test_report_shows_every_method_and_marks_the_best_of_a_column(full_report: s
 def test_every_picture_has_one_caption(full_report: str) -> None:
     captions = re.findall(r"<figcaption>(.+?)</figcaption>", full_report)
     assert len(captions) == len(pictures(full_report)) == full_report.count("<figure")
-    assert len(captions) == 11
+    assert len(captions) == 13
     for title in ("Loss of each task", "Gates", "Do the tasks pull apart?", "Leak into general directions"):
         assert f"<h3>{title}</h3>" in full_report
+
+
+def test_report_shows_every_metric_of_this_run_with_its_interval(full_report: str) -> None:
+    (table,) = re.findall(r"<h3>Recommendation: all metrics of this run</h3>(.+?)</table>", full_report)
+    assert re.findall(r"<th>([^<]+)</th>", table) == ["Metric", "@5", "@10", "@20"]
+    assert re.findall(r"<tr><td>([^<]+)</td>", table) == ["hit", "ndcg", "mrr", "map"]
+    assert '<b>0.495</b><span class="ci">0.484 to 0.506</span>' in table
+
+
+def test_released_variants_are_shown_where_they_differ(tmp_path: Path) -> None:
+    content = evaluation()
+    content["rec"]["released_map@20"] += 0.1
+    html = write_report(make_workdir(tmp_path, None, content)).read_text(encoding="utf-8")
+    assert html.count("<td>released map</td>") == 1
+    assert "<td>released ndcg</td>" not in html
+
+
+def test_report_shows_what_separates_this_run_from_others(full_report: str) -> None:
+    (table,) = re.findall(r"<h3>This run less another, on the same users</h3>(.+?)</table>", full_report)
+    assert '<td class="better"><b>+0.012</b><span class="ci">+0.002 to +0.022, p = 0.004</span>' in table
+    assert '<td class="worse"><b>-0.021</b><span class="ci">-0.031 to -0.011, p &lt; 0.001</span>' in table
+    assert "<td><b>+0.001</b>" in table
+    assert '<td class="none">' in table
+
+
+def test_report_shows_which_choices_were_kept_and_how_far_each_layer_moved(full_report: str) -> None:
+    assert "<th>top-1 kept</th>" in full_report
+    assert "for 92.6% of tokens" in full_report
+    assert "<h3>How far each layer&#x27;s output has moved</h3>" in full_report
+    assert "The largest, 13.0%, is in decoder mlp wo." in full_report
+    assert "<h3>Output shift of each run</h3>" in full_report
+
+
+def test_shifts_of_unstacked_kernels_and_of_many_layers_are_drawn(tmp_path: Path) -> None:
+    shifts = {"head/kernel": 0.25, "block/mlp/wo/kernel": [0.01 * layer for layer in range(30)]}
+    content = {"rec": {"hit@10": 0.1}, "general": {"loss": 2.0, "base_loss": 1.0, "shift": shifts}}
+    html = write_report(make_workdir(tmp_path, None, content)).read_text(encoding="utf-8")
+    assert "The largest, 29.0%, is in mlp wo." in html
+    assert "Output shift of each run" not in html
 
 
 def test_examples_show_history_query_and_where_the_target_stands(full_report: str) -> None:

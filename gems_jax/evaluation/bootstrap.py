@@ -34,11 +34,41 @@ def bootstrap_interval(
       >>> bootstrap_interval(np.array([1.0, 1.0, 1.0]), np.array(["a", "a", "b"]))
       (1.0, 1.0)
     """
-    values = np.asarray(values, dtype=np.float64)
-    users = np.asarray(users)
+    values, users = np.asarray(values, dtype=np.float64), np.asarray(users)
     if values.ndim != 1 or values.shape != users.shape:
         raise ValueError(f"values has shape {values.shape} and users {users.shape}: one of each a row is needed")
-    if values.size == 0:
+    low, high = bootstrap_intervals(values[:, None], users, level=level, samples=samples, seed=seed)[0]
+    return float(low), float(high)
+
+
+def bootstrap_intervals(
+    values: np.ndarray,
+    users: np.ndarray,
+    *,
+    level: float = 0.95,
+    samples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """`bootstrap_interval` of several metrics of the same rows, each resample drawn once for all of them.
+
+    Args:
+      values: M numbers a row ``[R, M]``.
+      users, level, samples, seed: as of `bootstrap_interval`.
+
+    Returns:
+      float64 ``[M, 2]``, lower and upper ends.
+
+    Raises:
+      ValueError: as `bootstrap_interval`.
+
+    Example:
+      >>> bootstrap_intervals(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array(["a", "b"])).tolist()
+      [[1.0, 1.0], [0.0, 0.0]]
+    """
+    values, users = np.asarray(values, dtype=np.float64), np.asarray(users)
+    if values.ndim != 2 or users.shape != values.shape[:1]:
+        raise ValueError(f"values has shape {values.shape} and users {users.shape}: [R, M] and [R] are needed")
+    if not len(values):
         raise ValueError("no rows: an interval needs at least one value")
     if not 0.0 < level < 1.0:
         raise ValueError(f"level is a share between 0 and 1, such as 0.95; got {level}")
@@ -46,11 +76,12 @@ def bootstrap_interval(
         raise ValueError(f"samples must be at least 1; got {samples}")
     _, user = np.unique(users, return_inverse=True)
     counts = np.bincount(user)
-    sums = np.bincount(user, weights=values)
+    # The last column counts rows, so that one product gives sums and numbers of rows.
+    sums = np.stack([np.bincount(user, weights=column) for column in (*values.T, np.ones(len(values)))], axis=1)
     rng = np.random.default_rng(seed)
-    means = np.empty(samples)
+    means = np.empty((samples, values.shape[1]))
     for sample in range(samples):
-        drawn = rng.integers(len(counts), size=len(counts))
-        means[sample] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return float(low), float(high)
+        drawn = np.bincount(rng.integers(len(counts), size=len(counts)), minlength=len(counts))
+        *totals, rows = drawn @ sums
+        means[sample] = np.asarray(totals) / rows
+    return np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0).T

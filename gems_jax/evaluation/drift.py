@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,10 +11,16 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from gems_jax.evaluation.output_shift import OutputShift
 from gems_jax.models import Decoder
 
+# Logits of a model that are held at once: 64 MiB of float32.
+_MAX_LOGITS = 2**24
 
-def general_loss(model: Any, batches: Iterable[Mapping[str, Any]], *, progress: bool = False) -> dict[str, float]:
+Batch = Mapping[str, Any]
+
+
+def general_loss(model: Any, batches: Iterable[Batch], *, progress: bool = False) -> dict[str, float]:
     """Mean loss a token over general text, with the added item tokens left out and with them.
 
     ``loss = -1/n sum log p(token | text so far)`` over all n target tokens of all batches. The loss over the
@@ -49,46 +55,165 @@ def general_loss(model: Any, batches: Iterable[Mapping[str, Any]], *, progress: 
       (6.0, True)
     """
     graphdef, state = nnx.split(model)
-    names = ["input_ids", "attention_mask", "labels", "label_mask"]
-    names += [] if isinstance(model, Decoder) else ["decoder_input_ids"]
-    base, full, tokens = 0.0, 0.0, 0.0
+    sums = np.zeros(3)
     for number, batch in enumerate(tqdm(batches, desc="general text", unit="batch", disable=not progress)):
-        missing = [name for name in names if name not in batch]
-        if missing:
-            raise ValueError(
-                f"general text, batch {number}: a {type(model).__name__} needs {missing[0]}; this batch has "
-                f"{', '.join(batch)} and is of another family of models"
-            )
-        _check_labels(batch, model.config.vocab_size, number)
-        arrays = {name: jnp.asarray(batch[name]) for name in names}
-        sums = np.asarray(_loss_sums(graphdef, state, arrays), dtype=np.float64)
-        base, full, tokens = base + float(sums[0]), full + float(sums[1]), tokens + float(sums[2])
-    if not tokens:
-        raise ValueError("no target token in any batch of general text: give more text or fewer tokens a batch")
-    loss, loss_full = base / tokens, full / tokens
-    return {
-        "loss": loss,
-        "perplexity": _perplexity(loss),
-        "loss_full": loss_full,
-        "perplexity_full": _perplexity(loss_full),
-        "tokens": tokens,
-    }
+        sums += np.asarray(_loss_sums(graphdef, state, _arrays(model, batch, number)), np.float64)
+    return _losses(*sums.tolist())
+
+
+def general_drift(
+    base: Any,
+    tuned: Any,
+    batches: Sequence[Batch],
+    *,
+    memory_limit: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """What tuning has changed on general text: losses before and after, choices, and the output of every layer.
+
+    The text is read once, both models together (and once more for each further group of layers where
+    ``memory_limit`` asks for several).
+
+    Args:
+      base: the model before tuning, with the rows that the added items started from, or without items: the losses
+        over the base vocabulary are the same.
+      tuned: after tuning.
+      batches: as of `general_loss`, the same for both.
+      memory_limit: bytes of second moments held at once, see `gems_jax.evaluation.output_shift.OutputShift`.
+      progress: shows batches done, rate and time left.
+
+    Returns:
+      Those of `general_loss` for ``tuned`` (``"loss"``, ``"perplexity"``, ``"loss_full"``, ``"perplexity_full"``,
+      ``"tokens"``) and, with ``"base_"`` before the name, for ``base``; ``"rise"`` and ``"rise_full"``, the differences
+      of the losses; ``"top1_agreement"``, the share of target tokens for which both models hold the same token of the
+      base vocabulary most probable, and ``"top1_agreement_full"`` where item tokens may be that; ``"shift"``, the
+      kernel's path to ``|x dW| / |x W|`` of each layer. JSON values only.
+
+    Raises:
+      ValueError: as `general_loss`, or if the models' kernels differ in shape.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> from gems_jax.models import T5, T5Config
+      >>> config = T5Config(vocab_size=12, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1,
+      ...                   num_heads=2)
+      >>> ones = np.ones((2, 3), np.int32)
+      >>> batch = {"input_ids": 5 * ones, "attention_mask": ones, "decoder_input_ids": 4 * ones,
+      ...          "labels": 4 * ones, "label_mask": ones}
+      >>> model = T5.create(config, jax.random.key(0))
+      >>> found = general_drift(model, model, [batch])
+      >>> abs(found["rise"]) < 1e-5, found["top1_agreement"], found["shift"]["decoder/block/mlp/wo/kernel"]
+      (True, 1.0, [0.0])
+    """
+    if not batches:
+        raise ValueError("no batches of general text: give at least one")
+    before, after = nnx.split(base), nnx.split(tuned)
+    vocab_size = base.config.vocab_size
+    if tuned.config.vocab_size != vocab_size:
+        raise ValueError(
+            f"the base model has {vocab_size} tokens without items, the tuned one {tuned.config.vocab_size}: compare "
+            "models of one vocabulary"
+        )
+    sums = np.zeros(7)
+    shift = OutputShift(base, tuned, _arrays(base, batches[0], 0), memory_limit=memory_limit)
+    with tqdm(total=shift.passes * len(batches), desc="general text", unit="batch", disable=not progress) as bar:
+        for pass_number in range(shift.passes):
+            shift.begin(pass_number)
+            for number, batch in enumerate(batches):
+                arrays = _arrays(base, batch, number)
+                if not pass_number:
+                    found = _drift_sums(before[0], after[0], before[1], after[1], arrays)
+                    sums += np.asarray(found, np.float64)
+                shift.add(arrays)
+                bar.update()
+    base_loss, base_full, loss, full, agreed, agreed_full, tokens = sums.tolist()
+    result: dict[str, Any] = _losses(loss, full, tokens)
+    result |= {f"base_{name}": value for name, value in _losses(base_loss, base_full, tokens).items()}
+    del result["base_tokens"]
+    result["rise"] = result["loss"] - result["base_loss"]
+    result["rise_full"] = result["loss_full"] - result["base_loss_full"]
+    result["top1_agreement"], result["top1_agreement_full"] = agreed / tokens, agreed_full / tokens
+    return result | {"shift": shift.ratios()}
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _loss_sums(graphdef: Any, state: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """Sums over target tokens ``[3]``: loss over the base vocabulary, over the full one, number of tokens."""
     model = nnx.merge(graphdef, state)
-    if isinstance(model, Decoder):
-        hidden = model.hidden(batch["input_ids"])
-    else:
-        encoded = model.encode(batch["input_ids"], batch["attention_mask"])
-        hidden = model.decode(batch["decoder_input_ids"], encoded, batch["attention_mask"])
+    hidden = _hidden(model, batch)
     base = model.token_losses(hidden, batch["labels"], "base")
     full = model.token_losses(hidden, batch["labels"], "full") if model.config.num_added_tokens else base
+    return _sums(batch, [base, full])
+
+
+@functools.partial(jax.jit, static_argnames=("base_graph", "tuned_graph"))
+def _drift_sums(
+    base_graph: Any, tuned_graph: Any, base_state: Any, tuned_state: Any, batch: dict[str, jax.Array]
+) -> jax.Array:
+    """Sums over target tokens ``[7]``: both losses of the base model, of the tuned one, agreements, number."""
+    models = nnx.merge(base_graph, base_state), nnx.merge(tuned_graph, tuned_state)
+    labels = batch["labels"]
+    vocab_size = models[0].config.vocab_size
+    hidden = [_hidden(model, batch).reshape(labels.size, -1) for model in models]
+
+    def of_token(given: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        *read, label = given
+        losses, chosen, chosen_full = [], [], []
+        for model, vector in zip(models, read, strict=True):
+            logits = model.logits(vector)
+            known = logits[:vocab_size]
+            losses += [jax.nn.logsumexp(known) - known[label], jax.nn.logsumexp(logits) - known[label]]
+            chosen.append(known.argmax())
+            chosen_full.append(logits.argmax())
+        return jnp.stack([*losses, chosen[0] == chosen[1], chosen_full[0] == chosen_full[1]])
+
+    total = vocab_size + max(model.config.num_added_tokens for model in models)
+    # A masked position may hold any label; it is not counted.
+    flat = jnp.clip(labels.reshape(-1), 0, vocab_size - 1)
+    values = jax.lax.map(of_token, (*hidden, flat), batch_size=min(labels.size, max(1, _MAX_LOGITS // total)))
+    return _sums(batch, list(values.T.reshape(-1, *labels.shape)))
+
+
+def _hidden(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    """What the output layer is given for every target token."""
+    if isinstance(model, Decoder):
+        return model.hidden(batch["input_ids"])
+    encoded = model.encode(batch["input_ids"], batch["attention_mask"])
+    return model.decode(batch["decoder_input_ids"], encoded, batch["attention_mask"])
+
+
+def _sums(batch: dict[str, jax.Array], values: list[jax.Array]) -> jax.Array:
+    """Each value summed over target tokens, and behind them the number of tokens."""
     counted = batch["label_mask"].astype(bool)
     # where, not a product: what stands at a masked position may be anything, infinities included.
-    return jnp.stack([jnp.where(counted, value, 0.0).sum() for value in (base, full, jnp.ones_like(base))])
+    return jnp.stack([jnp.where(counted, value, 0.0).sum() for value in (*values, jnp.ones(counted.shape))])
+
+
+def _arrays(model: Any, batch: Batch, number: int) -> dict[str, jax.Array]:
+    """What of a batch a model of this family needs, checked."""
+    names = ["input_ids", "attention_mask", "labels", "label_mask"]
+    names += [] if isinstance(model, Decoder) else ["decoder_input_ids"]
+    missing = [name for name in names if name not in batch]
+    if missing:
+        raise ValueError(
+            f"general text, batch {number}: a {type(model).__name__} needs {missing[0]}; this batch has "
+            f"{', '.join(batch)} and is of another family of models"
+        )
+    _check_labels(batch, model.config.vocab_size, number)
+    return {name: jnp.asarray(batch[name]) for name in names}
+
+
+def _losses(base: float, full: float, tokens: float) -> dict[str, float]:
+    """Mean losses and perplexities of sums over target tokens."""
+    if not tokens:
+        raise ValueError("no target token in any batch of general text: give more text or fewer tokens a batch")
+    return {
+        "loss": base / tokens,
+        "perplexity": _perplexity(base / tokens),
+        "loss_full": full / tokens,
+        "perplexity_full": _perplexity(full / tokens),
+        "tokens": tokens,
+    }
 
 
 def _check_labels(batch: Mapping[str, Any], vocab_size: int, number: int) -> None:

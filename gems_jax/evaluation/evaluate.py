@@ -32,7 +32,7 @@ def rank_table(
     """Ranks each row's target among its negatives, or among the whole catalogue where it has none.
 
     Args:
-      model: a ``gems_jax.models.T5`` grown to the items.
+      model: a ``gems_jax.models.T5`` or ``Decoder``, grown to the items.
       items: identifiers of the N items.
       table: R rows.
       encoded: the same rows as tokens.
@@ -110,18 +110,19 @@ def evaluate_ranking(
     """Ranks and measures every task.
 
     Args:
-      model: a ``gems_jax.models.T5`` grown to the items.
+      model: a ``gems_jax.models.T5`` or ``Decoder``, grown to the items.
       items: identifiers of the N items.
       tables: task to its R rows.
       encoded: task to the same rows as tokens.
-      k: number of results a row that are kept.
+      k: number of results a row that are kept; metrics at cut-offs above it are left out.
       beams: as in ``rank_items``.
       vocabulary: as in ``rank_items``: what training normalised over.
       batch_size: rows a pass.
       samples: bootstrap resamples for the intervals; 0 leaves them out.
       seed: of the order of the candidates and of the resamples.
       save_to: folder for what was found in each row, ``ranking_<task>.npz`` with ``user_ids``, ``target``,
-        ``items`` ``[R, k]``, ``scores`` ``[R, k]`` and ``rank`` (from 1, 0 where not among the first k).
+        ``items`` ``[R, k]``, ``scores`` ``[R, k]`` and ``rank`` (from 1, 0 where not among the first k). Two such
+        folders are compared with `gems_jax.evaluation.compare_runs.compare_runs`.
       progress: shows rows done, rate and time left.
 
     Returns:

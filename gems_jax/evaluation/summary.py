@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.tables import Table
-from gems_jax.evaluation.bootstrap import bootstrap_interval
+from gems_jax.evaluation.bootstrap import bootstrap_intervals
 from gems_jax.ranking import metrics
 
-REPORTED = (("hit", 5), ("hit", 10), ("ndcg", 10), ("mrr", 10))
+METRICS = ("hit", "ndcg", "mrr", "map")
+CUTOFFS = (5, 10, 20)
+# What the released code calls by the same names; see `gems_jax.ranking.metrics`.
+RELEASED_METRICS = tuple(f"released_{name}" for name in METRICS)
 
 
 def shuffled_candidates(table: Table, seed: int) -> np.ndarray:
@@ -32,28 +35,48 @@ def summarise(table: Table, ranked: np.ndarray, *, samples: int = 1000, seed: in
 
     Args:
       table: R rows, one right item each.
-      ranked: item numbers ``[R, k]``, best first, -1 where there is none; k at least 10 for all to be meant.
+      ranked: item numbers ``[R, k]``, best first, -1 where there is none. A cut-off above k is left out: what was not
+        kept cannot be counted.
       samples: bootstrap resamples; 0 leaves the intervals out.
       seed: of the resamples.
 
     Returns:
-      ``"hit@5"``, ``"hit@10"``, ``"ndcg@10"``, ``"mrr@10"``, each with ``"..._ci"`` as ``[low, high]``, and
-      the numbers of ``"rows"`` and ``"users"``.
+      ``"hit@5"``, ``"ndcg@5"``, ``"mrr@5"``, ``"map@5"`` and the same at 10 and 20, each with ``"..._ci"`` as
+      ``[low, high]``; ``"released_hit@5"`` and so on, the released code's variants, which differ where a row has
+      several right items; the numbers of ``"rows"`` and ``"users"``.
 
     Raises:
-      ValueError: if there is not one ranking a row.
+      ValueError: if there is not one ranking a row, or less than 5 results were kept of each.
+
+    Example:
+      >>> from gems_jax.data.tables import Row
+      >>> table = Table.from_rows("rec", [Row("ann", [0], 3)])
+      >>> found = summarise(table, np.array([[1, 3, 2, 0, 4]]), samples=0)
+      >>> found["mrr@5"], found["released_mrr@5"], "hit@10" in found
+      (0.5, 0.5, False)
     """
+    ranked = np.asarray(ranked)
     if len(ranked) != len(table) or not len(table):
         raise ValueError(f"task {table.task!r}: {len(ranked)} rankings for {len(table)} rows; one each is needed")
+    if ranked.ndim != 2 or ranked.shape[1] < CUTOFFS[0]:
+        raise ValueError(
+            f"task {table.task!r}: rankings have shape {ranked.shape}, and the first {CUTOFFS[0]} results of each row "
+            f"are measured: keep at least k={CUTOFFS[0]}"
+        )
     relevance = metrics.relevance(ranked, table.target[:, None])
     ones = np.ones(len(table), np.int64)
     users = np.asarray(table.user_ids)
+    cutoffs = [k for k in CUTOFFS if k <= ranked.shape[1]]
+    values = {f"{name}@{k}": getattr(metrics, name)(relevance, ones, k) for k in cutoffs for name in METRICS}
     summary: dict[str, Any] = {}
-    for name, k in REPORTED:
-        values = getattr(metrics, name)(relevance, ones, k)
-        summary[f"{name}@{k}"] = float(values.mean())
+    if samples:
+        intervals = bootstrap_intervals(np.stack(list(values.values()), axis=1), users, samples=samples, seed=seed)
+    for place, (name, of_rows) in enumerate(values.items()):
+        summary[name] = float(of_rows.mean())
         if samples:
-            summary[f"{name}@{k}_ci"] = list(bootstrap_interval(values, users, samples=samples, seed=seed))
+            summary[f"{name}_ci"] = intervals[place].tolist()
+    for k in cutoffs:
+        summary |= {f"{name}@{k}": float(getattr(metrics, name)(relevance, k).mean()) for name in RELEASED_METRICS}
     return summary | {"rows": len(table), "users": len(np.unique(users))}
 
 
@@ -67,7 +90,7 @@ def evaluate_scores(
       scores: ``[R, 1 + C]``, larger is better, of the items of ``table.candidates()``.
       samples: bootstrap resamples; 0 leaves the intervals out.
       seed: of the order among equal scores, and of the resamples.
-      k: length of the rankings.
+      k: length of the rankings, at least 5.
 
     Returns:
       As ``summarise``.
@@ -94,4 +117,7 @@ def evaluate_scores(
     order = shuffled_candidates(table, seed)
     shuffled = np.take_along_axis(scores, order, axis=1)
     best = np.take_along_axis(order, np.argsort(-shuffled, axis=1, kind="stable")[:, :k], axis=1)
-    return summarise(table, np.take_along_axis(candidates, best, axis=1), samples=samples, seed=seed)
+    ranked = np.take_along_axis(candidates, best, axis=1)
+    # Where there are fewer candidates than k, nothing stands behind them.
+    ranked = np.pad(ranked, ((0, 0), (0, k - ranked.shape[1])), constant_values=-1)
+    return summarise(table, ranked, samples=samples, seed=seed)

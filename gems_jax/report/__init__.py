@@ -15,9 +15,10 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
 
     Args:
       workdir: folder with ``metrics.jsonl`` (a line a step), ``eval.json``, or both. What ``eval.json`` may
-        hold: an entry a task (``"hit@10"``, ``"hit@10_ci"``, ...), ``"general"`` (``"loss"``,
-        ``"base_loss"``, ``"loss_full"``, ``"base_loss_full"``), ``"baselines"`` and ``"comparison"`` (the
-        same by name), ``"examples"``, and ``"name"``, the name of this run in the table.
+        hold: an entry a task (``"hit@10"``, ``"hit@10_ci"``, ..., see `gems_jax.evaluation.summary.summarise`),
+        ``"general"`` (see `gems_jax.evaluation.drift.general_drift`), ``"baselines"`` and ``"comparison"`` (the same
+        by name), ``"paired"`` (by name, see `gems_jax.evaluation.compare_runs.compare_runs`), ``"examples"``, and
+        ``"name"``, the name of this run in the table.
 
     Returns:
       Path of the page.

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 INK, MUTED, FAINT = "#1f2933", "#66727f", "#d9dee4"
 TASK_COLOURS = ("#2c5fb8", "#e07b26", "#2a9078", "#a0478f", "#8a7a1f", "#5b6b7b")
 GOOD, BAD, NEUTRAL, RIVAL = "#2a9078", "#c2413b", "#c3cad2", "#8d9aa8"
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 11,
     "font.family": "DejaVu Sans",
     "text.color": INK,
@@ -52,7 +52,7 @@ def lines_chart(series: Series, ylabel: str, *, colours: Sequence[str] = TASK_CO
     Returns:
       SVG text.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _canvas()
         for (label, (steps, values)), colour in zip(series.items(), colours, strict=False):
             if len(steps) == 0:
@@ -81,7 +81,7 @@ def lines_chart(series: Series, ylabel: str, *, colours: Sequence[str] = TASK_CO
         _step_axis(axes, ylabel)
         if len(series) > 1:
             _legend(axes)
-        return _svg(figure)
+        return svg(figure)
 
 
 def shares_chart(series: Series, ylabel: str) -> str:
@@ -94,7 +94,7 @@ def shares_chart(series: Series, ylabel: str) -> str:
     Returns:
       SVG text.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _canvas()
         steps = next(iter(series.values()))[0]
         smooth = [_running_mean(_thinned(values)) for _, values in series.values()]
@@ -107,7 +107,7 @@ def shares_chart(series: Series, ylabel: str) -> str:
         axes.margins(x=0)
         _step_axis(axes, ylabel)
         _legend(axes)
-        return _svg(figure)
+        return svg(figure)
 
 
 def leak_chart(steps: np.ndarray, values: np.ndarray, bound: float) -> str:
@@ -121,7 +121,7 @@ def leak_chart(steps: np.ndarray, values: np.ndarray, bound: float) -> str:
     Returns:
       SVG text.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _canvas()
         positive = values[values > 0]
         floor = min(1e-9, float(positive.min()) / 2 if positive.size else 1e-9)
@@ -136,7 +136,7 @@ def leak_chart(steps: np.ndarray, values: np.ndarray, bound: float) -> str:
         axes.set_yscale("log")
         axes.set_ylim(floor, top)
         _step_axis(axes, "leak  |KᵀΔW| / |ΔW|")
-        return _svg(figure)
+        return svg(figure)
 
 
 def bars_chart(
@@ -153,7 +153,7 @@ def bars_chart(
     Returns:
       SVG text.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(rows=len(rows))
         highest = max(max(value, interval[1] if interval else value) for _, value, interval in rows)
         for place, (name, value, interval) in enumerate(rows):
@@ -166,7 +166,7 @@ def bars_chart(
                       fontweight="bold" if name == highlighted else "normal")  # fmt: skip
         axes.set_xlim(0, highest * 1.16)
         _method_axis(axes, [name for name, _, _ in rows], highlighted, xlabel)
-        return _svg(figure)
+        return svg(figure)
 
 
 def drift_chart(rows: Sequence[tuple[str, float, float]], highlighted: str, xlabel: str) -> str:
@@ -180,7 +180,7 @@ def drift_chart(rows: Sequence[tuple[str, float, float]], highlighted: str, xlab
     Returns:
       SVG text.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(rows=len(rows) + 1)
         values = [value for _, before, after in rows for value in (before, after)]
         span = max(max(values) - min(values), 0.05 * abs(max(values)), 1e-6)
@@ -197,7 +197,7 @@ def drift_chart(rows: Sequence[tuple[str, float, float]], highlighted: str, xlab
         axes.set_xlim(min(values) - 0.08 * span, max(values) + 0.24 * span)
         _method_axis(axes, [name for name, _, _ in rows], highlighted, xlabel)
         _legend(axes)
-        return _svg(figure)
+        return svg(figure)
 
 
 def _canvas(rows: int | None = None) -> tuple[Figure, Axes]:
@@ -248,7 +248,8 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     return (sums[end] - sums[first]) / (end - first)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A figure as SVG text, the same for the same figure."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()

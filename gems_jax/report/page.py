@@ -7,6 +7,13 @@ from gems_jax.report import charts, pictures
 from gems_jax.report.records import Records
 from gems_jax.report.results import Method, methods, results_table, task_label
 from gems_jax.report.style import CSS
+from gems_jax.report.tables import metrics_table, paired_table
+
+_DEFINITIONS = (
+    "hit: the right item is among the first k. ndcg: its gain falls with the logarithm of its place. mrr: one over "
+    "its place. map: mean precision at the right items. The released code divides ndcg and map by what was found "
+    "instead of what there is; those variants are shown where they differ from these."
+)
 
 
 def page(records: Records, title: str) -> str:
@@ -58,6 +65,8 @@ def _tiles(records: Records, rows: list[Method], tasks: list[str]) -> str:
     if rise is not None:
         before, after = own.value("general", "base_loss"), own.value("general", "loss")
         note = f"loss on general text: {before:.2f} before tuning, {after:.2f} after"
+        kept = own.value("general", "top1_agreement")
+        note += "" if kept is None else f"; the first choice is the base model's for {kept:.1%} of tokens"
         tiles.append(_tile(charts.GOOD, "General language", f"{rise:+.2f}", note))
     _, leaks = records.series("null_space/leak")
     if len(leaks):
@@ -97,16 +106,22 @@ def _results(records: Records, rows: list[Method], tasks: list[str]) -> str:
         f"{f'Held-out rows: {sizes}. ' if sizes else ''}Green marks the best of a column. hit@10: the right "
         "item is among the first ten; ndcg@10 counts it less the lower it stands. Loss rise: how much worse "
         "the model has become at general text, over its original vocabulary; “with items” lets the added "
-        "item tokens take probability too. Ranges are 95 % confidence intervals over users."
+        "item tokens take probability too. Top-1 kept: tokens of general text for which the most probable one is "
+        "still the base model's. Ranges are 95 % confidence intervals over users."
     )
     cards = "".join(pictures.result_pictures(rows, shown))
+    own = next((row for row in rows if row.kind == "run"), None)
+    details = "".join(metrics_table(own, task) for task in shown) if own else ""
+    if details:
+        details = f'<div class="grid">{details}</div><p class="footnote">{_DEFINITIONS}</p>'
     return (
-        f'<h2>Results</h2>{results_table(rows, shown)}<p class="footnote">{footnote}</p><div class="grid">{cards}</div>'
+        f'<h2>Results</h2>{results_table(rows, shown)}<p class="footnote">{footnote}</p>'
+        f'{paired_table(records.evaluation.get("paired", {}))}<div class="grid">{cards}</div>{details}'
     )
 
 
 def _drift(rows: list[Method]) -> str:
-    cards = "".join(pictures.drift_pictures(rows))
+    cards = "".join([*pictures.drift_pictures(rows), *pictures.shift_pictures(rows)])
     if not cards:
         return ""
     lead = "Tuning for a task usually costs what a model knew before. Here is how much."

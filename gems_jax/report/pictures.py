@@ -7,6 +7,7 @@ from html import escape
 import numpy as np
 
 from gems_jax.report import charts
+from gems_jax.report.heat_map import heat_map
 from gems_jax.report.records import Records
 from gems_jax.report.results import Method, task_label
 
@@ -64,6 +65,35 @@ def drift_pictures(rows: list[Method]) -> Iterator[str]:
                 f"Loss on text that has nothing to do with items, before and after tuning, {what}{moved_by}: "
                 "a short line means little was forgotten.",
             )
+
+
+def shift_pictures(rows: list[Method]) -> Iterator[str]:
+    """How far the layers' outputs have moved on general text: of this run by layer, and of all runs together."""
+    own = next((row for row in rows if row.kind == "run"), None)
+    shifts = own.shifts() if own else {}
+    if shifts:
+        largest = max(shifts, key=lambda path: float(shifts[path].max(initial=0.0)))
+        yield figure(
+            "How far each layer's output has moved",
+            heat_map([(_kernel_label(path), values) for path, values in shifts.items()], "layer"),
+            "|x ΔW| / |x W| on general text, x what the base model gives each kernel: 0 is an output that has not "
+            f"moved. The largest, {shifts[largest].max():.1%}, is in {_kernel_label(largest)}.",
+        )
+    means = [(row.name, _root_mean_square(found), None) for row in rows if (found := row.shifts())]
+    if len(means) > 1:
+        yield figure(
+            "Output shift of each run",
+            charts.bars_chart(means, _own_name(rows), charts.GOOD, "root mean square of |x ΔW| / |x W|"),
+            "The same, over all kernels and layers of each run: shorter means that less has moved under general text.",
+        )
+
+
+def _kernel_label(path: str) -> str:
+    return " ".join(part for part in path.split("/") if part not in ("block", "kernel")).replace("_attention", " attn")
+
+
+def _root_mean_square(shifts: dict[str, np.ndarray]) -> float:
+    return float(np.sqrt(np.mean(np.concatenate(list(shifts.values())) ** 2)))
 
 
 def training_pictures(records: Records) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 # A task's place in eval.json is its name; these are the places of everything else.
-_NOT_TASKS = ("general", "baselines", "comparison", "examples", "name")
+_NOT_TASKS = ("general", "baselines", "comparison", "paired", "examples", "name")
 
 
 @dataclasses.dataclass(frozen=True)

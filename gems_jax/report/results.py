@@ -4,6 +4,8 @@ import dataclasses
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from gems_jax.report.records import Records
 
 TASK_LABELS = {"rec": "Recommendation", "src": "Search"}
@@ -42,6 +44,11 @@ class Method:
         ends = self.values.get(task, {}).get(key + "_ci")
         return (float(ends[0]), float(ends[1])) if isinstance(ends, list | tuple) and len(ends) == 2 else None
 
+    def shifts(self) -> dict[str, np.ndarray]:
+        """How far each kernel's output moved on general text, ``[layers]`` by path, if it was measured."""
+        found = self.values.get("general", {}).get("shift")
+        return {path: np.ravel(ratios) for path, ratios in found.items()} if isinstance(found, dict) else {}
+
     def rise(self, suffix: str = "") -> float | None:
         """How much the loss on general text rose by tuning."""
         after, before = self.value("general", "loss" + suffix), self.value("general", "base_loss" + suffix)
@@ -68,7 +75,7 @@ def methods(records: Records) -> list[Method]:
 
 
 def results_table(rows: list[Method], tasks: list[str]) -> str:
-    """The results as an HTML table: both metrics of each task, and the rise of the general loss.
+    """The results as an HTML table: two metrics of each task, the rise of the general loss and the choices kept.
 
     Args:
       rows: methods, top to bottom.
@@ -81,12 +88,16 @@ def results_table(rows: list[Method], tasks: list[str]) -> str:
     span = len(_METRICS)
     groups = "".join(f'<th class="group" colspan="{span}">{escape(task_label(task))}</th>' for task in tasks)
     heads = "".join(f"<th>{metric}</th>" for _ in tasks for metric in _METRICS)
-    if with_drift:
-        groups += '<th class="group">General text</th>'
-        heads += "<th>loss rise</th>"
+    with_choices = any(row.value("general", "top1_agreement") is not None for row in rows)
     columns = [_column(rows, task, metric) for task in tasks for metric in _METRICS]
+    if with_drift or with_choices:
+        groups += f'<th class="group" colspan="{with_drift + with_choices}">General text</th>'
     if with_drift:
+        heads += "<th>loss rise</th>"
         columns.append(_drift_column(rows))
+    if with_choices:
+        heads += "<th>top-1 kept</th>"
+        columns.append(_choices_column(rows))
     body, seen_run = "", False
     for number, row in enumerate(rows):
         classes = ["ours"] if row.kind == "run" else []
@@ -129,3 +140,12 @@ def _drift_column(rows: list[Method]) -> list[str]:
         mark = ' class="best"' if rise == best else ""
         cells.append(f"<td{mark}><b>{rise:+.2f}</b>{note}</td>")
     return cells
+
+
+def _choices_column(rows: list[Method]) -> list[str]:
+    shares = [row.value("general", "top1_agreement") for row in rows]
+    best = max((share for share in shares if share is not None), default=None)
+    return [
+        _DASH if share is None else ('<td class="best">' if share == best else "<td>") + f"<b>{share:.1%}</b></td>"
+        for share in shares
+    ]

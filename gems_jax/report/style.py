@@ -31,6 +31,8 @@ figure { margin: 0; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { color: var(--muted); font-size: 14px; line-height: 1.45; margin-top: 8px; }
 .scroll { overflow-x: auto; margin-top: 16px; padding: 6px 8px; }
+.scroll h3 { margin: 10px 10px 4px; }
+.grid .scroll { margin-top: 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 9px 10px; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
@@ -46,6 +48,8 @@ td .ci { display: block; font-size: 12px; line-height: 1.3; font-weight: 400; co
 td.best b { color: var(--good); }
 td b { font-weight: inherit; }
 td.best b { font-weight: 700; }
+td.better b { color: var(--good); font-weight: 700; }
+td.worse b { color: #c2413b; font-weight: 700; }
 .footnote { color: var(--muted); font-size: 14px; margin-top: 10px; max-width: 60em; }
 .example .label { font-size: 12px; font-weight: 600; letter-spacing: .04em; text-transform: uppercase;
   color: var(--muted);
