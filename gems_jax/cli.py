@@ -24,6 +24,7 @@ _COMMANDS = {
     "export": "the tuned model as a Hugging Face folder",
     "recommend": "what a tuned model recommends to a user next",
     "search": "what a tuned model finds for a user's query",
+    "compare": "many methods with the same effort for each; resumes by itself; ends in study.json and a page",
 }
 # They work on a finished run, and without --config with its own.
 _ON_A_RUN = ("evaluate", "export", "recommend", "search")
@@ -114,6 +115,10 @@ def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
             sub.add_argument("--all", action="store_true", help=help_text)
         if name == "train":
             sub.add_argument("--distributed", type=bool, default=False, help="form a cluster from the environment")
+        if name == "compare":
+            from gems_jax.study.command import add_options
+
+            add_options(sub)
         sub.add_class_arguments(Config, None)
         commands.add_subcommand(name, sub, help=about)
     parsed = parser.parse_args(argv)
@@ -123,7 +128,9 @@ def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
         kept = Path(options.workdir) / "config.yaml"
         if kept.is_file():
             parsed = parser.parse_args([argv[0], "--config", str(kept), *argv[1:]])
-    return _RUN[parsed.command], parser.instantiate(parsed)[parsed.command]
+    made = parser.instantiate(parsed)[parsed.command]
+    made.given = argv
+    return _RUN[parsed.command], made
 
 
 def _config(options: Any) -> Any:
@@ -175,32 +182,20 @@ def _calibrate(options: Any) -> int:
     return 0
 
 
-def _cluster(options: Any) -> None:
-    """Joins a cluster: of a launch script's variables, or whatever the environment has (Slurm, TPU pods)."""
-    import jax
-
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address:
-        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
-    elif options.distributed:
-        jax.distributed.initialize()
-
-
 def _material(config: Any) -> tuple[Any, Any, Any, Any]:
     """Base model, material for tuning, null space; made where missing (by one process)."""
     import jax
 
+    from gems_jax.data.remote import exists
     from gems_jax.models import load
     from gems_jax.training.layout import make_mesh
+    from gems_jax.training.optimiser import needs_null_space
     from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
 
-    needs_null_space = config.train.method == "adamw-constrained" or (
-        config.train.method == "gems" and config.gems.null_space
-    )
     if jax.process_count() > 1:
-        wanted = [Path(config.data.dir), Path(config.model.path)]
-        wanted += [Path(config.null_space.path)] if needs_null_space else []
-        missing = [str(path) for path in wanted if not path.is_dir()]
+        missing = [] if exists(config.data.dir) else [config.data.dir]
+        folders = [config.model.path, *([config.null_space.path] if needs_null_space(config) else [])]
+        missing += [folder for folder in folders if not Path(folder).is_dir()]
         if missing:
             raise FileNotFoundError(
                 f"{', '.join(missing)} must exist before several processes train: run gems-jax prepare --all with the "
@@ -213,21 +208,24 @@ def _material(config: Any) -> tuple[Any, Any, Any, Any]:
         devices = make_mesh(config.mesh).devices.flatten()
         mesh = jax.sharding.Mesh(devices, ("shard",), axis_types=(jax.sharding.AxisType.Auto,))
     base, tokenizer = load(ensure_base(config), config.model.dtype, mesh)
-    null_space = ensure_null_space(config, base, tokenizer) if needs_null_space else None
+    null_space = ensure_null_space(config, base, tokenizer) if needs_null_space(config) else None
     return base, assemble(config, dataset, (base, tokenizer)), null_space, dataset
 
 
 def _train(options: Any) -> int:
-    _cluster(options)
+    from gems_jax.training.cluster import join
+
+    join(options.distributed)
     _quiet()
+    from gems_jax.staging import as_path
     from gems_jax.training.tune import Stopped, tune
     from gems_jax.training.workdir import check_config
 
-    config = _config(options)
-    check_config(config, Path(options.workdir))
+    config, workdir = _config(options), as_path(options.workdir)
+    check_config(config, workdir)
     _, material, null_space, _ = _material(config)
     try:
-        tune(config, material, null_space, Path(options.workdir))
+        tune(config, material, null_space, workdir)
     except Stopped as stop:
         print(f"gems-jax: {stop}", file=sys.stderr)
         return stop.code
@@ -317,6 +315,13 @@ def _demo(options: Any) -> int:
     return 0
 
 
+def _compare(options: Any) -> int:
+    _quiet()
+    from gems_jax.study.command import run
+
+    return run(options, _config(options))
+
+
 _RUN: dict[str, Callable[[Any], int]] = {
     "demo": _demo,
     "prepare": _prepare,
@@ -327,6 +332,7 @@ _RUN: dict[str, Callable[[Any], int]] = {
     "export": _export,
     "recommend": _find,
     "search": _find,
+    "compare": _compare,
 }
 
 

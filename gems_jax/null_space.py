@@ -21,6 +21,7 @@ from gems_jax.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, resolve
 from gems_jax.projection import kept_side_first, project_stack, project_update
 from gems_jax.second_moment import SecondMoment
 from gems_jax.staging import fresh_folder
+from gems_jax.subspace import matmul
 
 PyTree = Any
 Side = Literal["in", "out"]
@@ -290,17 +291,27 @@ def check_paths(params: PyTree, null_space: NullSpace) -> None:
 
 
 def null_space_leak(
-    updates: PyTree, null_space: NullSpace, matrix_dims: MatrixRule | None = None
+    updates: PyTree, null_space: NullSpace, matrix_dims: MatrixRule | None = None, probes: int | None = None
 ) -> dict[str, jax.Array]:
     """How much of each update lies in protected directions: ``|K^T dW| / |dW|``, 0 where ``dW = 0``.
+
+    With ``probes`` an estimate, ``|K^T dW g| / |dW g|`` for that many fixed Gaussian vectors ``g``: a hundredth of
+    the work, and exact where every direction that the update acts on leaks as much as the others.
 
     Args:
       updates: tree of ``[*shape]`` updates, or differences of parameters.
       null_space: see `NullSpace`.
       matrix_dims: as for `constrain_to_null_space`.
+      probes: number of vectors, or ``None``: no estimate.
 
     Returns:
       Float32 scalar by path of constrained kernel; the largest of a stack.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> ns = NullSpace.from_moments({"kernel": jnp.diag(jnp.array([3.0, 0.0, 0.0]))}, rank=1)
+      >>> {name: round(float(leak), 3) for name, leak in null_space_leak({"kernel": jnp.ones((3, 2))}, ns).items()}
+      {'kernel': 0.577}
     """
     leaks = {}
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
@@ -312,6 +323,9 @@ def null_space_leak(
         spec = constrained_spec(name, update.shape, null_space, dims)
         update = update.astype(jnp.promote_types(update.dtype, jnp.float32))
         matrices = kept_side_first(spec.to_matrices(update), null_space.side)
+        if probes is not None:
+            vectors = jax.random.normal(jax.random.key(0), (matrices.shape[-1], probes), matrices.dtype)
+            matrices = matmul(matrices, vectors)
         protected = matrices - project_stack(matrices, null_space.factor(name).frame())
         size = jnp.linalg.norm(matrices, axis=(-2, -1))
         leaks[name] = jnp.max(jnp.linalg.norm(protected, axis=(-2, -1)) / jnp.where(size > 0, size, 1))

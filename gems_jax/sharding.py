@@ -105,6 +105,23 @@ def _placed(params: PyTree) -> tuple[Mesh | AbstractMesh, dict[str, Placed]]:
         placed[name] = Placed(tuple(leaf.shape), tuple(_names(entry) for entry in spec))
     if mesh is None:
         raise ValueError("there are no parameters, so there is no mesh; give the tree that tx.init gets")
+    check_auto(mesh)
+    return mesh, placed
+
+
+def check_auto(mesh: Mesh | AbstractMesh) -> None:
+    """Refuses meshes whose axes are of type ``Explicit``.
+
+    Raises:
+      ValueError: naming these axes.
+
+    Example:
+      >>> from jax.sharding import AxisType
+      >>> check_auto(jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Explicit,)))
+      Traceback (most recent call last):
+      ...
+      ValueError: mesh axes fsdp are of type Explicit, ...
+    """
     explicit = [n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit]
     if explicit:
         raise ValueError(
@@ -112,7 +129,6 @@ def _placed(params: PyTree) -> tuple[Mesh | AbstractMesh, dict[str, Placed]]:
             "of their output spelled out; make the mesh with "
             f"axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.axis_names)}"
         )
-    return mesh, placed
 
 
 def _names(entry: Any) -> Axes:

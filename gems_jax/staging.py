@@ -1,10 +1,37 @@
-"""Folders and files that appear whole or not at all."""
+"""Folders and files that appear whole or not at all, here and on object stores."""
 
+import contextlib
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+
+def is_remote(path: Any) -> bool:
+    """Whether a path is on an object store.
+
+    Example:
+      >>> is_remote("gs://bucket/run"), is_remote("runs/demo")
+      (True, False)
+    """
+    return "://" in str(path)
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A path on this machine as a ``Path``, one on an object store (``gs://``, ``s3://``) as etils' likeness of one.
+
+    Example:
+      >>> as_path("runs/demo"), str(as_path("gs://bucket") / "run")
+      (PosixPath('runs/demo'), 'gs://bucket/run')
+    """
+    if not is_remote(path):
+        return Path(path)
+    from etils import epath
+
+    found: Any = epath.Path(path)
+    return found
 
 
 def fresh_folder(target: Path) -> Path:
@@ -30,7 +57,7 @@ def fresh_folder(target: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name beside it and renames it.
+    """Writes a file under a temporary name beside it and renames it; on object stores, where all do, it appears whole.
 
     Example:
       >>> import tempfile
@@ -40,6 +67,9 @@ def write_text(path: Path, text: str) -> None:
       ['b.txt']
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(path):
+        path.write_text(text)
+        return
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         unfinished.write_text(text, encoding="utf-8")
@@ -51,3 +81,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_text` of a value as JSON, a line for each entry."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder and all in it, as far as that is possible."""
+    if not is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    found: Any = folder
+    with contextlib.suppress(OSError):
+        found.rmtree(missing_ok=True)

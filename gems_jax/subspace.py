@@ -4,11 +4,13 @@ Kept side first: a gradient is ``[..., p, q]`` and a basis ``U: [..., p, r]`` sp
 of the constrained gradient. Callers transpose for the other side; leading axes are a stack of kernels.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 Decomposition = Literal["svd", "eigh", "subspace"]
 Project = Callable[[jax.Array], jax.Array]
@@ -202,8 +204,9 @@ def orthonormal_inside(block: jax.Array, project: Project, fill: jax.Array) -> j
 def map_stack(function: Callable[..., Any], depth: int, varying: Any, shared: Any) -> Any:
     """``function(varying, shared)``, which takes stacks; on CPU it gets their members one by one.
 
-    A batched LAPACK call on CPU waits for the thread pool it runs on: two of them at once, on a pool of two
-    threads, wait for ever (seen with jaxlib 0.10.2). Single calls do not.
+    A batched LAPACK call on CPU waits for the thread pool that it may be running on itself: as many of them at once
+    as the pool has threads, from two threads of a program for instance, wait for ever (seen with jaxlib 0.10.2), and
+    on a pool of two threads a single one gains nothing. Single calls do not wait.
 
     Args:
       function: on trees of arrays with any leading axes.
@@ -211,11 +214,42 @@ def map_stack(function: Callable[..., Any], depth: int, varying: Any, shared: An
       varying: tree of arrays ``[*lead, ...]``.
       shared: tree of arrays with the last of these leading axes only.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types):
+        return _spread(function, depth, varying, shared, mesh)
     if jax.default_backend() != "cpu":
         return function(varying, shared)
     if depth > 1:
         return jax.lax.map(lambda members: map_stack(function, depth - 1, members, shared), varying)
     return jax.lax.map(lambda members: function(*members), (varying, shared))
+
+
+def _spread(function: Callable[..., Any], depth: int, varying: Any, shared: Any, mesh: AbstractMesh) -> Any:
+    """`map_stack` with the members of the stack spread over all devices of a mesh, whole.
+
+    Nothing is sent inside the function, and no device repeats what another does: the compiler by itself gathers the
+    stack and has every device decompose all of it.
+    """
+    lead = jax.tree.leaves(varying)[0].shape[:depth]
+    size = math.prod(lead)
+    # Members of zeros, which give no basis, make the stack divisible.
+    missing = -size % mesh.size
+    each = PartitionSpec(mesh.axis_names)
+
+    def flat(x: jax.Array) -> jax.Array:
+        x = x.reshape(size, *x.shape[depth:])
+        return jnp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1)))
+
+    shared = jax.tree.map(lambda x: jnp.broadcast_to(x, (*lead, *x.shape[1:])), shared)
+    of_device = jax.shard_map(
+        lambda members: map_stack(function, 1, *members),
+        mesh=mesh,
+        in_specs=(each,),
+        out_specs=each,
+        check_vma=False,
+    )
+    found = of_device(jax.tree.map(flat, (varying, shared)))
+    return jax.tree.map(lambda x: x[:size].reshape(*lead, *x.shape[1:]), found)
 
 
 def canonical_signs(basis: jax.Array) -> jax.Array:

@@ -4,7 +4,8 @@
 #   launch/local.sh N --config C --workdir D [--train.steps 20 ...]
 #
 # One process first makes what is missing of data, base model and null space. Process 0 speaks here, the others in
-# D/logs. When one fails the others are ended, and its exit code is returned; SIGTERM lets all of them save (143).
+# D/logs. When one fails the others are ended, and its exit code is returned; SIGTERM, to this script or to one of
+# them, lets all of them save (143).
 # Variables: PYTHON (interpreter), PLATFORM (cpu, or cuda: process i takes GPU i), PORT (of the coordinator).
 set -euo pipefail
 
@@ -52,6 +53,11 @@ if [[ -n $stopped ]]; then
   # They save together, so all of them are waited for.
   wait "${pids[@]}" || true
   exit 143
+fi
+if ((code == 143 || code == 130)); then
+  # Told to stop, and saved; so do the others, together.
+  wait "${pids[@]}" || true
+  exit "$code"
 fi
 if ((code)); then
   # Those left wait for the one that is gone: they can neither go on nor save.

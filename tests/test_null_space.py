@@ -161,6 +161,20 @@ def test_the_leak_is_the_protected_share_of_an_update():
     assert gj.null_space_leak({"w": np.zeros((8, 6))}, ns)["w"] == 0
 
 
+def test_the_leak_can_be_estimated_from_a_few_vectors():
+    k = orthonormal(64, 16, 0)
+    ns = gj.NullSpace.from_moments({"w": k @ k.T}, rank=16)
+    update = np.random.default_rng(1).normal(size=(5, 64, 48))
+    inside = update - k @ (k.T @ update)
+    for part in (1.0, 1e-3):
+        mixed = {"w": inside + part * (update - inside)}
+        whole = gj.null_space_leak(mixed, ns, lambda *_: gj.MatrixDims())["w"]
+        estimate = gj.null_space_leak(mixed, ns, lambda *_: gj.MatrixDims(), probes=8)["w"]
+        np.testing.assert_allclose(estimate, whole, rtol=0.3)
+    assert gj.null_space_leak({"w": inside}, ns, lambda *_: gj.MatrixDims(), probes=8)["w"] < 1e-5
+    assert gj.null_space_leak({"w": np.zeros((64, 6))}, ns, probes=8)["w"] == 0
+
+
 def test_bfloat16_parameters_get_float32_updates_from_the_constraint():
     k = orthonormal(8, 2, 0)
     ns = gj.NullSpace.from_moments({"w": k @ k.T}, rank=2)

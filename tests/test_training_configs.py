@@ -1,6 +1,9 @@
 """Every configuration that is shipped loads and makes a model and an optimiser state, in shapes alone."""
 
 import dataclasses
+import functools
+import re
+import shlex
 from pathlib import Path
 
 import jax
@@ -13,17 +16,23 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 import gems_jax as gj
 from gems_jax import cli
 from gems_jax.leaf_path import leaf_path
-from gems_jax.training.config import Config
+from gems_jax.training.config import Config, MeshConfig
 from gems_jax.training.layout import AXES, spec_of
 from gems_jax.training.optimiser import make_optimiser
 from gems_jax.training.parts import split_model
+from gems_jax.training.resources import GIB, estimate
 from gems_jax.training.workdir import plain, with_defaults
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(CONFIGS.glob("*.yaml"))
-ITEMS = 5000
+# Those of studies say what they vary, and name one of these.
+FILES = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("study"))
+# In every catalogue, for the sizes of models and state.
+ITEMS = 20_000
 # What the config.json of the folders that the configurations name say.
-QWEN3 = {"model_type": "qwen3", "vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 8, "rope_theta": 1e6}
+QWEN3 = {
+    "model_type": "qwen3", "vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 8, "rope_theta": 1e6,
+    "eos_token_id": 151645,
+}  # fmt: skip
 T5_BASE = {
     "model_type": "t5", "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12,
     "num_heads": 12, "feed_forward_proj": "relu", "tie_word_embeddings": True,
@@ -55,6 +64,7 @@ MODELS = {
         {
             "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
             "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 5e5,
+            "eos_token_id": 128001,
             "tie_word_embeddings": False,
         },
         8.03e9,
@@ -62,12 +72,15 @@ MODELS = {
 }  # fmt: skip
 
 
+@functools.cache
 def loaded(path):
     return cli._config(cli.parse(["train", "--workdir", "w", "--config", str(path)])[1])
 
 
-def abstract_model(config):
-    """The model's shapes, grown by the items, and its number of parameters without them."""
+@functools.cache
+def abstract_model(path):
+    """The shapes of a configuration's model, grown by the items."""
+    config = loaded(path)
     name = Path(config.model.path).name
     if name in MODELS:
         values, expected = MODELS[name]
@@ -88,7 +101,7 @@ def abstract_model(config):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_configuration_makes_its_abstract_model_and_state(path):
     config = loaded(path)
-    _, params, _ = split_model(abstract_model(config), config)
+    _, params, _ = split_model(abstract_model(path), config)
     config = dataclasses.replace(config, gems=dataclasses.replace(config.gems, null_space=False))
     tx = make_optimiser(config, 2, None)
     state = jax.eval_shape(tx.init, params)
@@ -97,8 +110,8 @@ def test_every_configuration_makes_its_abstract_model_and_state(path):
     assert any(row.treatment == "subspaces" for row in table.rows)
     assert table.total == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
-    mesh = AbstractMesh((1, config.mesh.fsdp, config.mesh.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
-    sizes = dict(zip(AXES, mesh.axis_sizes, strict=True))
+    sizes = {"data": 1} | {name: getattr(config.mesh, name) for name in AXES[1:]}
+    mesh = AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     placed = jax.tree_util.tree_map_with_path(
         lambda p, x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=NamedSharding(mesh, spec_of(leaf_path(p), x.shape, sizes))
@@ -127,6 +140,67 @@ def test_every_configuration_says_how_it_is_run_and_what_it_needs(path):
         if isinstance(fields, dict):
             known = {field.name for field in dataclasses.fields(getattr(Config(), section))}
             assert set(fields) <= known
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_commands_of_a_header_can_be_typed(path):
+    lines = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    commands = re.findall(r"^(?:srun )?gems-jax .*$", "\n".join(lines).replace("\\\n", ""), re.MULTILINE)
+    assert commands
+    for command in commands:
+        words = shlex.split(command.removeprefix("srun "))
+        assert cli._config(cli.parse(words[1:])[1]) == loaded(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_memory_that_a_header_says_is_that_of_the_shapes(path):
+    config, text = loaded(path), path.read_text()
+    found = estimate(config, abstract_model(path).config)
+    names = ", ".join(rf"{name} ([\d.]+)" for name in ("parameters", "gradients", "optimiser", "activations"))
+    line = re.search(rf"^# {names}: ([\d.]+) GiB$", text, re.MULTILINE)
+    assert line, f"{path.name} needs the line: # {found}"
+    wanted = [found.parameters, found.gradients, found.optimiser, found.activations, found.total]
+    said = [float(x) for x in line.groups()]
+    np.testing.assert_allclose(said, np.array(wanted) / GIB, rtol=0.1, atol=0.01, err_msg=f"should be: # {found}")
+    devices = re.search(r"Needs (\d+) devices? of (\d+) GB", text)
+    if devices:
+        assert int(devices[1]) == config.mesh.fsdp * config.mesh.tensor * config.mesh.task
+        # Programs, their scratch space and the next batches come on top.
+        assert int(devices[2]) * 1e9 >= 1.25 * found.total
+    else:
+        assert re.search(r"Needs 2 cores and \d+ GB", text)
+
+
+def test_memory_is_split_over_the_devices_of_a_mesh():
+    config = loaded(CONFIGS / "qwen3_8b.yaml")
+    model = abstract_model(CONFIGS / "qwen3_8b.yaml").config
+    found = estimate(config, model)
+    alone = estimate(dataclasses.replace(config, mesh=MeshConfig()), model)
+    assert alone.parameters == pytest.approx(2 * 4 * (8.19e9 + 2 * ITEMS * 4096), rel=0.01)
+    assert found.parameters == pytest.approx(alone.parameters / 32, rel=0.01)
+    assert alone.optimiser / 32 < found.optimiser < alone.optimiser / 2
+    more = estimate(config, model, data=2)
+    assert more.activations < found.activations
+    assert more.optimiser == found.optimiser
+    tasks = estimate(dataclasses.replace(config, mesh=MeshConfig(fsdp=16, task=2)), model)
+    whole = estimate(dataclasses.replace(config, mesh=MeshConfig(fsdp=16)), model)
+    assert tasks.gradients == pytest.approx(whole.gradients * 2 / 3)
+    assert tasks.optimiser < whole.optimiser
+
+
+def test_every_value_of_the_released_setting_says_where_it_is_from():
+    path = CONFIGS / "qilin_t5_base.yaml"
+    source = r"#.*\b(train\.sh|parser\.py|\w+\.py|config\.json|ours)\b"
+    for line in path.read_text().splitlines():
+        if line.startswith("#") or re.fullmatch(r"\s*\w+:", line):
+            continue
+        assert re.search(source, line), line
+    values = yaml.safe_load(path.read_text())
+    for section in ("gems", "null_space", "train", "items"):
+        left_out = {f.name for f in dataclasses.fields(getattr(Config(), section))} - set(values[section])
+        default = getattr(Config(), section)
+        config = getattr(loaded(path), section)
+        assert all(getattr(config, name) == getattr(default, name) for name in left_out)
 
 
 def test_a_configuration_from_before_a_field_existed_has_its_default():

@@ -176,7 +176,7 @@ sys.exit(cli.main({["train", *argv, "--workdir", str(run), "--mesh.fsdp", "2", "
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
     assert gems_jax("train", *argv, "--workdir", run) == 0
-    np.testing.assert_allclose(losses(run), losses(plain), rtol=1e-4)
+    np.testing.assert_allclose(losses(run), losses(plain), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

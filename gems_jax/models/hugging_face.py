@@ -26,6 +26,7 @@ from gems_jax.models.weights import (
     stored_shape,
     write_params,
 )
+from gems_jax.sharding import check_auto
 from gems_jax.staging import fresh_folder
 
 _CONFIG = "config.json"
@@ -59,8 +60,10 @@ def load(folder: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | 
     Raises:
       FileNotFoundError: if the folder or one of its files is missing.
       ValueError: if the model type or an option is unknown, a file is damaged, a tensor is missing, unknown or
-        misshapen, or the tokenizer does not belong to the model.
+        misshapen, the tokenizer does not belong to the model, or axes of the mesh are of type ``Explicit``.
     """
+    if mesh is not None:
+        check_auto(mesh)
     folder = _existing_folder(folder)
     family, config = _read_family(_read_json(folder / _CONFIG), folder / _CONFIG)
     tensors = open_tensors(folder)

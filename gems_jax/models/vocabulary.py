@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gems_jax.models.losses import chunked_token_losses
+from gems_jax.models.mesh_rules import keep_rows
 from gems_jax.models.params import model_from_params
 
 Vocabulary = Literal["full", "base", "items"]
@@ -47,7 +48,7 @@ class VocabularyModel(nnx.Module):
         return model_from_params(cls, config, params)
 
     def embed(self, ids: jax.Array) -> jax.Array:
-        """Rows of tokens and items ``[..., d_model]`` in the compute dtype."""
+        """Rows of tokens and items ``[B, ..., d_model]`` in the compute dtype, on a mesh split by ``B``."""
         config = self.config
         # Each lookup answers 0 for the other table's ids: neither table is copied into one of both, and the
         # backward pass adds a row to one table only.
@@ -56,7 +57,7 @@ class VocabularyModel(nnx.Module):
             added = config.num_added_tokens
             item = jnp.where(ids < config.vocab_size, added, ids - config.vocab_size)
             rows = rows + self.item_embedding.embedding[...].at[item].get(mode="fill", fill_value=0)
-        return rows.astype(config.dtype)
+        return keep_rows(rows.astype(config.dtype))
 
     def logits(self, hidden: jax.Array, vocabulary: Vocabulary = "full") -> jax.Array:
         """Scores of the tokens of a vocabulary.

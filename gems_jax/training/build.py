@@ -1,11 +1,11 @@
 """What a run is made of before its first step: model, optimiser, data and the compiled step, on a mesh."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -14,22 +14,14 @@ from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.data.pipeline import task_batches
 from gems_jax.models.params import params_of
 from gems_jax.null_space import NullSpace
+from gems_jax.training.compiled import compile_step, is_constrained  # noqa: F401
 from gems_jax.training.config import Config
 from gems_jax.training.early_stopping import check_metric
-from gems_jax.training.layout import (
-    AXES,
-    BATCH,
-    make_mesh,
-    on_every_device,
-    optimiser_sharding,
-    param_sharding,
-    replicated,
-)
-from gems_jax.training.losses import family_of, task_loss
-from gems_jax.training.optimiser import make_optimiser, schedule
-from gems_jax.training.parts import split_model
+from gems_jax.training.layout import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part
+from gems_jax.training.losses import family_of
 from gems_jax.training.stages import Material
-from gems_jax.training.step import Control, make_step
+from gems_jax.training.step import Control
+from gems_jax.training.tokens import encode
 
 PyTree = Any
 
@@ -46,6 +38,7 @@ class Run:
       null_space: that updates are kept in, or ``None``.
       params, opt_state, rest: what trains, the optimiser's state, what does not train; on the mesh.
       batches: of this process, on their way to the devices.
+      row_parts: parts of a batch's rows that processes provide, this one one of them.
       step: ``(params, opt_state, rest, batch, control) -> (params, opt_state, metrics)``, compiled.
     """
 
@@ -58,13 +51,14 @@ class Run:
     opt_state: PyTree
     rest: PyTree
     batches: DeviceBatches
+    row_parts: int
     step: Callable[..., tuple[PyTree, PyTree, dict[str, jax.Array]]]
 
     def control(self, number: int, part: int, measure: bool, stop_code: int) -> Control:
         """What the step is told, on the devices."""
         put = lambda value: on_every_device(value, self.mesh)  # noqa: E731
         codes = np.full(jax.local_device_count(), stop_code, np.int32)
-        by_device = NamedSharding(self.mesh, PartitionSpec(AXES))
+        by_device = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
         return Control(
             number=put(np.int32(number)),
             part=put(np.int32(part)),
@@ -103,10 +97,16 @@ def token_roles(model: Any) -> dict[str, int]:
     return roles
 
 
-def is_constrained(config: Config) -> bool:
-    """Whether a run's updates are kept in the null space."""
-    method = config.train.method
-    return method == "adamw-constrained" or (method == "gems" and config.gems.null_space)
+def check_rows(config: Config, mesh: Mesh) -> None:
+    """Raises ``ValueError`` where the rows of a batch cannot be split over the devices that share them."""
+    train = config.train
+    rows = train.batch_size // train.accumulate
+    spread = math.prod(mesh.shape[name] for name in ROW_AXES)
+    if rows % spread:
+        raise ValueError(
+            f"train.batch_size {train.batch_size} in {train.accumulate} parts makes {rows} rows a part, which the "
+            f"{spread} devices that share them do not divide"
+        )
 
 
 def build(config: Config, material: Material, null_space: NullSpace | None) -> Run:
@@ -130,46 +130,33 @@ def build(config: Config, material: Material, null_space: NullSpace | None) -> R
         )
     if train.stochastic_rounding and config.model.dtype != "bfloat16":
         raise ValueError("train.stochastic_rounding has an effect on model.dtype bfloat16 alone; leave it out")
-    encoded = {task: material.encode(config, table) for task, table in tables.items()}
-    tx = make_optimiser(config, len(tasks), null_space)
+    family = family_of(material.model)
+    encoded = {task: encode(config, t, material.tokenizer, material.items, family) for task, t in tables.items()}
     mesh = make_mesh(config.mesh)
-    graphdef, params, rest = split_model(training_model(material.model, config), config)
-    places = param_sharding(params, mesh)
-    # Copies: the step donates its parameters, and the material's model is compared with afterwards.
-    params = jax.device_put(jax.tree.map(jnp.copy, params), places)
-    rest = jax.device_put(rest, param_sharding(rest, mesh))
-    state_places = optimiser_sharding(tx, params)
-    constraint = null_space if is_constrained(config) else None
-    loss_fn = task_loss(graphdef, train.loss_vocabulary, material.items.token_ids.shape[1] + 1, train.loss_chunk)
-    step = make_step(loss_fn, train, tx, tasks, schedule(train, train.learning_rate), constraint)
+    check_rows(config, mesh)
+    row_index, row_parts = row_part(mesh)
+    answer_length = material.items.token_ids.shape[1] + 1
+    model = training_model(material.model, config)
+    made = compile_step(mesh, model, config, tasks, null_space, answer_length)
     batches = task_batches(
         encoded,
         train.batch_size // train.accumulate,
         config.items.max_length,
         train.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=row_index,
+        process_count=row_parts,
         length_buckets=config.items.length_buckets,
+        length_window=config.items.length_window,
+        prefetch=config.data.prefetch,
+        threads=config.data.threads,
         sampling=train.sampling,
         temperature=train.temperature,
         **token_roles(material.model),
     )
-    rows = train.batch_size // train.accumulate
-    spread = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % spread:
-        raise ValueError(
-            f"train.batch_size {train.batch_size} in {train.accumulate} parts makes {rows} rows a part, which the "
-            f"{spread} devices that share them do not divide"
-        )
     return Run(
-        mesh=mesh,
+        **made._asdict(),
         tasks=tasks,
         encoded=encoded,
-        tx=tx,
-        null_space=constraint,
-        params=params,
-        opt_state=jax.jit(tx.init, out_shardings=state_places)(params),
-        rest=rest,
-        batches=DeviceBatches(batches, NamedSharding(mesh, BATCH)),
-        step=jax.jit(step, donate_argnums=(0, 1), out_shardings=(places, state_places, replicated(mesh))),
+        batches=DeviceBatches(batches, batch_sharding(mesh)),
+        row_parts=row_parts,
     )

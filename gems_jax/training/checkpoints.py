@@ -1,6 +1,5 @@
 """Checkpoints of a run: parameters, optimiser state and position, by orbax, each file with its checksum."""
 
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gems_jax.leaf_path import leaf_path
+from gems_jax.staging import is_remote, remove_folder
 from gems_jax.training.checksums import damage, write_checksums
+from gems_jax.training.cluster import is_lost
 
 PyTree = Any
 
@@ -55,7 +56,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 2, writes: bool = True):
-        self.directory = directory.resolve()
+        self._remote = is_remote(directory)
+        self.directory = directory if self._remote else directory.resolve()
         self.best_step: int | None = None
         self._keep, self._writes = keep, writes
         options = ocp.CheckpointManagerOptions(
@@ -79,7 +81,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *exc: object) -> None:
+        if is_lost(error):  # what is being saved waits for a process that is gone
+            return
         try:
             self.wait()
         except OSError:
@@ -97,8 +101,9 @@ class Checkpoints:
     def _seal(self) -> None:
         """Called when all files of a save are written and its folder has not got its name yet."""
         if jax.process_index() == 0:
-            (folder,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-            write_checksums(folder)
+            # On object stores, where renaming is copying, it has its name from the start and gets a mark at the end.
+            place = self.directory / str(self._saving)
+            write_checksums(next(self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"), place))
 
     def save(self, step: int, params: PyTree, opt_state: PyTree, position: Mapping[str, Any]) -> None:
         """Saves the state after ``step`` updates; returns when the arrays may change again.
@@ -153,7 +158,7 @@ class Checkpoints:
         # What was half-written is of no use, and on a full disk it is in the way.
         if jax.process_index() == 0:
             for folder in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
         left = max(self.steps(), default=None)
         text = "there is none before it" if left is None else f"the one of step {left} is untouched"
         return OSError(

@@ -2,20 +2,31 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from gems_jax.staging import write_json
+from gems_jax.staging import is_remote, write_json
 
 NAME = "checksums.json"
-# Orbax writes these when all else is in place: times, and marks that a folder has its final name.
-_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# Orbax's mark, on Google's object store, that all of a folder is written.
+_MARK = "commit_success.txt"
+# Orbax writes these when all else is in place.
+_LATER = ("_CHECKPOINT_METADATA", _MARK)
 
 
 def files_of(folder: Path) -> list[str]:
     """Relative paths of all files that have a checksum, sorted."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name not in (NAME, *_LATER))
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    return sorted(name for name in _files(folder) if name.rpartition("/")[2] not in (NAME, *_LATER))
+
+
+def _files(folder: Path, prefix: str = "") -> Iterator[str]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files(entry, f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name
 
 
 def write_checksums(folder: Path) -> None:
@@ -37,7 +48,7 @@ def write_checksums(folder: Path) -> None:
     """
     names = files_of(folder)
     sums = _sums(folder, names)
-    content = {name: {"bytes": (folder / name).stat().st_size, "sha256": sums[name]} for name in names}
+    content = {name: {"bytes": _size(folder / name), "sha256": sums[name]} for name in names}
     write_json(folder / NAME, content)
 
 
@@ -55,10 +66,12 @@ def damage(folder: Path) -> str | None:
         return f"{NAME} is missing: it was not written to its end"
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"{NAME} is damaged"
+    if str(folder).startswith("gs://") and not (folder / _MARK).exists():
+        return f"{_MARK} is missing: it was not written to its end"
     for name, size in sizes.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        found = (folder / name).stat().st_size
+        found = _size(folder / name)
         if found != size:
             return f"{name} has {found:,} bytes of {size:,}"
     unknown = sorted(set(files_of(folder)) - set(sizes))
@@ -70,10 +83,18 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def _size(path: Path) -> int:
+    found: Any = path.stat()
+    return int(found.length if is_remote(path) else found.st_size)
+
+
 def _sums(folder: Path, names: list[str]) -> dict[str, str]:
     def of(name: str) -> str:
+        found = hashlib.sha256()
         with (folder / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while part := file.read(2**20):
+                found.update(part)
+        return found.hexdigest()
 
     # Hashing releases the interpreter's lock.
     with ThreadPoolExecutor(min(4, max(1, len(names)))) as pool:

@@ -22,6 +22,11 @@ class DataConfig:
       steps: of preparation: which users and items stay, how splits are made.
       files: names and columns of a ``table``.
       category: of an ``amazon`` dataset.
+      tokens: folder where training tables are kept as tokens: each is encoded once, by whatever run comes first, and
+        mapped into memory from then on, see `gems_jax.data.encoded_store.encode_once`; ``None``: encoded at every
+        start, in memory.
+      prefetch: training batches made ahead, see `gems_jax.data.pipeline.task_batches`; 0: each when it is needed.
+      threads: that make them.
     """
 
     name: Literal["marketplace", "table", "amazon", "amazon_scientific", "qilin", "released"] = "marketplace"
@@ -34,6 +39,9 @@ class DataConfig:
     steps: Steps = Steps()
     files: TableFiles | None = None
     category: str | None = None
+    tokens: str | None = None
+    prefetch: int = 4
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,8 @@ class ItemsConfig:
       prompts: a template a task, of ``{history}`` and, for searches, ``{query}``.
       max_length: tokens of an input; the oldest items are dropped.
       length_buckets: lengths that batches may have instead, a compilation each.
+      length_window: steps of training whose rows are sorted by length and cut into batches, short with short, which
+        with ``length_buckets`` saves padding; 1: rows stay as they are shuffled.
     """
 
     init: Literal["title", "random"] = "title"
@@ -144,6 +154,7 @@ class ItemsConfig:
     )
     max_length: int = 40
     length_buckets: tuple[int, ...] = ()
+    length_window: int = 1
 
 
 @dataclass(frozen=True)
@@ -191,10 +202,12 @@ class MeshConfig:
     Attributes:
       fsdp: devices over which parameters and optimiser state are split; they split rows, too.
       tensor: devices over which the products themselves are split.
+      task: devices over which the tasks are split, each with gradients, bases and moments of its tasks alone.
     """
 
     fsdp: int = 1
     tensor: int = 1
+    task: int = 1
 
 
 @dataclass(frozen=True)
@@ -203,7 +216,8 @@ class TrainConfig:
 
     Attributes:
       method: ``gems``; ``adamw``: joint AdamW on the mean loss; ``adamw-constrained``: the same inside the null
-        space; ``lora``: AdamW on adapters of the kernels.
+        space; ``lora``: AdamW on adapters of the kernels; ``pcgrad``, ``cagrad``, ``nash-mtl``, ``uncertainty``: AdamW
+        on what that method merges the tasks' gradients to; ``released``: the authors' optimiser.
       steps: updates.
       batch_size: most rows of each task an update, over all processes.
       accumulate: parts that the rows of an update are worked through in, one after the other; needs less memory.
@@ -242,7 +256,9 @@ class TrainConfig:
       writers: where metrics go beside ``metrics.jsonl``; each needs its package.
     """
 
-    method: Literal["gems", "adamw", "adamw-constrained", "lora"] = "gems"
+    method: Literal[
+        "gems", "adamw", "adamw-constrained", "lora", "pcgrad", "cagrad", "nash-mtl", "uncertainty", "released"
+    ] = "gems"
     steps: int = 500
     batch_size: int = 32
     accumulate: int = 1

@@ -8,7 +8,8 @@ import numpy as np
 
 from gems_jax.data.heuristics import bm25_scores, co_occurrence_scores, popularity_scores
 from gems_jax.data.tables import Dataset, Table
-from gems_jax.evaluation.drift import general_loss
+from gems_jax.evaluation.compare_runs import compare_with_each
+from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
 from gems_jax.evaluation.examples import readable_examples
 from gems_jax.evaluation.summary import evaluate_scores
@@ -82,22 +83,15 @@ def evaluate(config: Config, material: Material, base: Any, tuned: Any, workdir:
         progress=True,
     )
     text = heldout_text(material.tokenizer, config, family_of(base))
-    before, after = general_loss(base, text, progress=True), general_loss(tuned, text, progress=True)
-    # The full vocabulary's softmax at the start: the base model with the item rows that tuning begins from.
-    grown = general_loss(material.model, text)
-    results["general"] = {
-        **after,
-        "base_loss": before["loss"],
-        "base_perplexity": before["perplexity"],
-        "base_loss_full": grown["loss_full"],
-        "rise": after["loss"] - before["loss"],
-        "rise_full": after["loss_full"] - grown["loss_full"],
-    }
+    # The base model with the item rows that tuning began from: over its own vocabulary it is the base model.
+    results["general"] = general_drift(material.model, tuned, text, progress=True)
     results["baselines"] = simple_rankers(material.dataset, tables, options.samples)
     results["comparison"] = {
         name: {key: value for key, value in found.items() if key in tables or key in ("general", "steps", "method")}
         for name, found in compared.items()
     }
+    if options.samples:
+        results["paired"] = compare_with_each(workdir, options.compare, samples=options.samples)
     results["examples"] = []
     for task, table in tables.items():
         found = load_rankings(workdir / f"ranking_{task}.npz")

@@ -86,7 +86,7 @@ class Journal:
         if self._pending is None:
             return
         sent, self._pending = self._pending, None
-        parts = [{name: np.asarray(jax.device_get(value)) for name, value in m.items()} for m in sent.metrics]
+        parts: list[dict[str, np.ndarray]] = jax.device_get([dict(metrics) for metrics in sent.metrics])
         self.stop_code = max(self.stop_code, int(parts[-1]["stop"]))
         bad = [task for task, finite in zip(self._tasks, parts[-1]["finite"], strict=True) if not finite]
         if sent.logged:

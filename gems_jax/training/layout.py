@@ -1,7 +1,9 @@
 """Where every array of a run lies on the mesh: one table of rules for parameters, state and batches."""
 
+import functools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gems_jax.leaf_path import leaf_path
+from gems_jax.models.mesh_rules import ROW_AXES
 from gems_jax.sharding import state_sharding
 from gems_jax.training.config import MeshConfig
 
@@ -26,28 +29,39 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     (r"", ()),
 )
 # Batches are [T, B, ...]: rows over every axis that does not split the products themselves.
-BATCH = PartitionSpec(None, ("data", "fsdp"))
+BATCH = PartitionSpec(None, ROW_AXES)
+# The axis over which tasks are split; a mesh has it where it was asked for.
+TASK = "task"
 
 
 def make_mesh(config: MeshConfig | None = None) -> Mesh:
     """All devices of all processes as ``data x fsdp x tensor``; one device is a mesh of one.
 
+    With ``mesh.task`` there is an axis ``task`` behind ``fsdp``: batches, gradients, bases and moments of the tasks
+    are on different devices. ``data`` is what is left of the devices.
+
     Raises:
-      ValueError: ``fsdp * tensor`` does not divide the number of devices.
+      ValueError: the sizes do not divide the number of devices.
 
     Example:
       >>> make_mesh().axis_names
       ('data', 'fsdp', 'tensor')
     """
     config = config or MeshConfig()
-    model = config.fsdp * config.tensor
-    devices = jax.device_count()
-    if min(config.fsdp, config.tensor) < 1 or devices % model:
-        raise ValueError(
-            f"mesh.fsdp={config.fsdp} times mesh.tensor={config.tensor} must divide the {devices} devices there are"
-        )
-    shape = (devices // model, config.fsdp, config.tensor)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    sizes = {"fsdp": config.fsdp, TASK: config.task, "tensor": config.tensor}
+    if sizes[TASK] == 1:
+        del sizes[TASK]
+    devices, model = jax.device_count(), math.prod(sizes.values())
+    if min(sizes.values()) < 1 or devices % model:
+        given = " times ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+        raise ValueError(f"{given} must divide the {devices} devices there are")
+    sizes = {"data": devices // model} | sizes
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def task_axis(mesh: Mesh) -> str | None:
+    """The mesh axis of tasks, ``None`` where every device works on all of them."""
+    return TASK if TASK in mesh.axis_names else None
 
 
 def spec_of(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
@@ -77,14 +91,65 @@ def param_sharding(params: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays ``[T, B, ...]``: rows over `ROW_AXES`, tasks over their axis where the mesh has it."""
+    return NamedSharding(mesh, PartitionSpec(task_axis(mesh), ROW_AXES))
+
+
+def row_part(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """Which part of a batch's rows a process provides, and of how many: those that its devices work on.
+
+    Processes whose devices share rows (``tensor`` goes over both) provide the same ones.
+
+    Args:
+      mesh: of `make_mesh`.
+      process: its index; ``None``: this one.
+
+    Raises:
+      ValueError: devices lie on the mesh so that no such parts are there.
+
+    Example:
+      >>> row_part(make_mesh())
+      (0, 1)
+    """
+    process = jax.process_index() if process is None else process
+    rows, tasks = math.prod(mesh.shape[name] for name in ROW_AXES), mesh.shape.get(TASK, 1)
+    held: dict[int, set[tuple[int, int]]] = {}
+    for (row, task, _), device in np.ndenumerate(mesh.devices.reshape(rows, tasks, -1)):
+        held.setdefault(device.process_index, set()).add((row, task))
+    parts = sorted({tuple(sorted({row for row, _ in pairs})) for pairs in held.values()})
+    sizes = {len(part) for part in parts}
+    whole = all(len(pairs) == tasks * len({row for row, _ in pairs}) for pairs in held.values())
+    if not whole or len(sizes) > 1 or sum(map(len, parts)) != rows:
+        shape = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+        raise ValueError(
+            f"the mesh {shape} gives the {len(held)} processes parts of a batch that overlap or leave out tasks; let "
+            "mesh.task times mesh.tensor divide the number of devices of a process, or be a multiple of it without "
+            "mesh.task"
+        )
+    return parts.index(tuple(sorted({row for row, _ in held[process]}))), len(parts)
+
+
+def on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """The function, to be compiled, with the mesh known inside: models then say how activations lie on it."""
+
+    @functools.wraps(function)
+    def inside(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return inside
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def optimiser_sharding(tx: Any, params: PyTree) -> PyTree:
-    """The optimiser state beside the parameters it belongs to, which have their places."""
-    return state_sharding(tx, params)
+    """The optimiser state beside the parameters it belongs to, which have their places; tasks as in `make_mesh`."""
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    return state_sharding(tx, params, task_axis(mesh))
 
 
 def on_every_device(value: Any, mesh: Mesh) -> jax.Array:

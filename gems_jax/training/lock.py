@@ -5,6 +5,9 @@ import os
 import socket
 from pathlib import Path
 
+from gems_jax.staging import is_remote
+from gems_jax.training.remote_lock import RemoteLock
+
 NAME = "lock.json"
 
 
@@ -12,7 +15,7 @@ class WorkdirLock:
     """Holds ``lock.json`` in a work directory, with who holds it; for a ``with`` statement.
 
     The lock of a process that has died on this machine is taken over. That of another machine cannot be judged
-    and is respected.
+    and is respected. On object stores, see `gems_jax.training.remote_lock.RemoteLock`.
 
     Args:
       workdir: made where it is missing.
@@ -35,9 +38,13 @@ class WorkdirLock:
     def __init__(self, workdir: Path, active: bool = True):
         self._path = workdir / NAME
         self._active = active
+        self._remote = RemoteLock(self._path) if is_remote(workdir) else None
 
     def __enter__(self) -> "WorkdirLock":
         if not self._active:
+            return self
+        if self._remote is not None:
+            self._remote.__enter__()
             return self
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +58,9 @@ class WorkdirLock:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._active:
+        if self._active and self._remote is not None:
+            self._remote.__exit__(*exc)
+        elif self._active:
             self._path.unlink(missing_ok=True)
 
     def _take(self) -> bool:

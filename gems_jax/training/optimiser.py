@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import optax
 
-from gems_jax import gates
+from gems_jax import baselines, gates
 from gems_jax.leaf_path import leaf_path
 from gems_jax.matrix_dims import stacked_matrix_dims
 from gems_jax.null_space import NullSpace, constrain_to_null_space
+from gems_jax.presets import released
 from gems_jax.task_grads import merge_tasks
 from gems_jax.training.clipping import clip_tasks
 from gems_jax.training.config import Config, GemsConfig, TrainConfig
@@ -18,6 +19,14 @@ from gems_jax.transform import gems
 from gems_jax.wrappers import accumulate
 
 PyTree = Any
+
+# Baselines that merge the tasks' gradients in their own way, for AdamW.
+_MERGING: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
+    "pcgrad": baselines.pcgrad,
+    "cagrad": baselines.cagrad,
+    "nash-mtl": baselines.nash_mtl,
+    "uncertainty": baselines.uncertainty,
+}
 
 
 def is_item_row(path: str) -> bool:
@@ -66,6 +75,12 @@ def _groups(tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(label, tree)
 
 
+def needs_null_space(config: Config) -> bool:
+    """Whether a run's optimiser takes a null space."""
+    method = config.train.method
+    return method == "adamw-constrained" or (method in ("gems", "released") and config.gems.null_space)
+
+
 def make_gate(config: GemsConfig, num_tasks: int) -> gates.Gate:
     """The gate a configuration names."""
     if config.gate == "heuristic":
@@ -96,13 +111,13 @@ def make_method(config: Config, num_tasks: int, null_space: NullSpace | None) ->
     Args:
       config: sections ``train`` and ``gems``.
       num_tasks: ``T``.
-      null_space: needed by ``gems`` with ``gems.null_space`` and by ``adamw-constrained``.
+      null_space: needed by ``gems`` and ``released`` with ``gems.null_space`` and by ``adamw-constrained``.
 
     Returns:
       An optax transform, the same call for every method.
 
     Raises:
-      ValueError: a method that needs a null space without one.
+      ValueError: a method that needs a null space without one; ``released`` with a rank that is a share.
     """
     train = config.train
     relative = {
@@ -144,6 +159,28 @@ def make_method(config: Config, num_tasks: int, null_space: NullSpace | None) ->
             mask=lambda params: jax.tree.map(lambda group: group == "kernels", _groups(params)),
             matrix_dims=stacked_matrix_dims,
         )
+    if train.method == "released":
+        if not isinstance(config.gems.rank, int):
+            raise ValueError(f"train.method released needs a whole number as gems.rank, got {config.gems.rank}")
+        if config.gems.null_space and null_space is None:
+            raise ValueError("gems.null_space is set but there is no null space; calibrate, or unset it")
+        optimiser = released(
+            schedule(train, train.learning_rate),
+            num_tasks=num_tasks,
+            rank=config.gems.rank,
+            gap=config.gems.refresh_every,
+            scale=config.gems.scale,
+            weight_decay=train.weight_decay,
+            null_space=null_space if config.gems.null_space else None,
+            matrix_dims=stacked_matrix_dims,
+            gate=make_gate(config.gems, num_tasks),
+        )
+        rates = optax.partition({group: optax.scale(factor) for group, factor in relative.items()}, _groups)
+        return optax.with_extra_args_support(optax.chain(optimiser, rates))
+    if train.method in _MERGING:
+        adamw = optax.partition({group: adam(train.weight_decay)(group) for group in relative}, _groups)
+        rate = optax.scale_by_learning_rate(schedule(train, train.learning_rate))
+        return _MERGING[train.method](optax.chain(adamw, rate), num_tasks=num_tasks)
     parts = [merge_tasks(), optax.partition({group: adam(train.weight_decay)(group) for group in relative}, _groups)]
     if train.method == "adamw-constrained":
         if null_space is None:

@@ -4,6 +4,8 @@ import signal
 import sys
 from typing import Any
 
+import jax
+
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -11,7 +13,7 @@ class Signals:
     """Notes SIGTERM and the first Ctrl-C, so that the loop saves and stops; a second Ctrl-C leaves at once.
 
     For a ``with`` statement. Of several processes it is enough that one was told: `code` goes through the step, and
-    all read the largest.
+    all read the largest. What came before belongs to JAX in a cluster, see `preemption_notice`.
     """
 
     def __init__(self) -> None:
@@ -41,3 +43,22 @@ class Signals:
     def code(self) -> int:
         """The exit code that was asked for by a signal, 0 without one."""
         return self._code
+
+
+def preemption_notice(step: int) -> bool:
+    """Whether JAX has learnt that a process of the cluster will be taken away; all processes learn it at the same step.
+
+    Its preemption service hears SIGTERM from the moment that a process joins, so also while it loads and compiles, and
+    what else the platform sends. Asking costs nothing as long as there is no notice.
+
+    Args:
+      step: number of the step that was just sent; the same on all processes, larger each time.
+    """
+    if jax.process_count() == 1:
+        return False
+    from jax.experimental import multihost_utils
+
+    try:
+        return bool(multihost_utils.reached_preemption_sync_point(step))
+    except RuntimeError:  # the service is switched off (jax_enable_preemption_service)
+        return False

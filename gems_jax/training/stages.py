@@ -12,7 +12,6 @@ from gems_jax.calibrate import estimate_null_space
 from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.data.general_text import read_lines, token_stream
 from gems_jax.data.prepare import prepare
-from gems_jax.data.prompts import encode_table
 from gems_jax.data.tables import Dataset, Table
 from gems_jax.items import ItemIndex, add_identifier_tokens, add_item_tokens, grow, load_item_identifiers
 from gems_jax.models import load
@@ -21,6 +20,7 @@ from gems_jax.training.config import Config
 from gems_jax.training.losses import family_of
 from gems_jax.training.pretrain import pretrain
 from gems_jax.training.text import text_batches
+from gems_jax.training.tokens import encode
 
 PyTree = Any
 
@@ -135,19 +135,7 @@ class Material:
 
     def encode(self, config: Config, table: Table) -> EncodedTable:
         """A table's inputs under the configured prompt."""
-        if table.task not in config.items.prompts:
-            raise ValueError(
-                f"items.prompts has no template for task {table.task!r}; it has {set(config.items.prompts)}"
-            )
-        template = config.items.prompts[table.task]
-        family = family_of(self.model)
-        encoded = encode_table(table, self.tokenizer, self.items, template, config.items.max_length, family)
-        if encoded.dropped_items or encoded.clipped_queries:
-            print(
-                f"data: {table.task}: {encoded.dropped_items:,} oldest history items dropped and "
-                f"{encoded.clipped_queries:,} queries clipped to fit items.max_length={config.items.max_length}"
-            )
-        return encoded
+        return encode(config, table, self.tokenizer, self.items, family_of(self.model))
 
 
 def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Material:

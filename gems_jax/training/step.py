@@ -6,17 +6,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gems_jax.leaf_path import leaf_path
 from gems_jax.null_space import NullSpace, null_space_leak
 from gems_jax.reports import diagnostics
 from gems_jax.task_grads import gramian, task_value_and_grad
 from gems_jax.training.config import TrainConfig
+from gems_jax.training.factors import from_state
 from gems_jax.training.guard import last_finite
 from gems_jax.training.rounding import apply_updates
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
+
+PROBES = 8  # vectors that the null space's leak is estimated with
 
 
 class Control(NamedTuple):
@@ -42,6 +46,8 @@ def make_step(
     tasks: tuple[str, ...],
     rate: optax.Schedule,
     ns: NullSpace | None,
+    task_axis: str | None = None,
+    places: PyTree = None,
 ) -> Callable[..., tuple[PyTree, PyTree, Metrics]]:
     """One update, or one part of it: per-task gradients, fused and constrained, applied; and what to log.
 
@@ -51,7 +57,10 @@ def make_step(
       tx: of `make_optimiser`; merges the task axis.
       tasks: names, in the order of the task axis.
       rate: learning rate by update, to be logged.
-      ns: the null space whose leak is logged, or ``None``.
+      ns: the null space whose leak is logged, or ``None``; of it the state's arrays are used, not its own.
+      task_axis: mesh axis over which tasks are split, or ``None``.
+      places: ``NamedSharding`` of each parameter; gradients are kept there, whatever is done with them. ``None``: the
+        compiler chooses.
 
     Returns:
       ``step(params, opt_state, rest, batch, control) -> (params, opt_state, metrics)``. Metrics are small arrays:
@@ -68,28 +77,38 @@ def make_step(
             keys = jax.random.split(jax.random.fold_in(dropout_key, place), len(tasks))
             batch = batch | {"dropout_key": keys}
         counts = jnp.sum(batch["label_mask"], axis=(1, 2)).astype(jnp.float32)
-        losses, grads = task_value_and_grad(lambda p, b: loss_fn(p, rest, b))(params, batch)
+        value_and_grad = task_value_and_grad(lambda p, b: loss_fn(p, rest, b), spmd_axis_name=task_axis)
+        losses, grads = value_and_grad(params, batch)
+        if places is not None:
+            grads = jax.tree.map(lambda g, place: _beside(g, place, task_axis), grads, places)
         updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
         key = jax.random.fold_in(rounding_key, control.number) if config.stochastic_rounding else None
         moved = apply_updates(params, updates, key)
         metrics = {"losses": losses, "counts": counts, "finite": last_finite(state), "stop": jnp.max(control.stop)}
         metrics |= update_metrics(grads, state, tasks) | {"learning_rate": rate(control.number)}
         if ns is not None:
-            metrics |= leaks(params, moved, updates, ns, control.measure)
+            metrics |= leaks(params, moved, updates, from_state(ns, state), control.measure)
         return moved, state, metrics
 
     return step
 
 
+def _beside(grad: jax.Array, place: NamedSharding, task_axis: str | None) -> jax.Array:
+    """A stacked gradient ``[T, *shape]`` where its parameter is."""
+    spec = PartitionSpec(task_axis, *place.spec)
+    return jax.lax.with_sharding_constraint(grad, NamedSharding(place.mesh, spec))
+
+
 def leaks(params: PyTree, moved: PyTree, updates: PyTree, ns: NullSpace, measure: jax.Array) -> Metrics:
     """Largest share of a kernel's update inside the protected directions; and of the change that is stored.
 
-    The two differ where parameters have fewer bits than updates, see `gems_jax.null_space_leak`.
+    Both are estimates from a few vectors, since all of it would take as long as a good part of the step. The two
+    differ where parameters have fewer bits than updates, see `gems_jax.null_space_leak`.
     """
     stored = any(leaf_path(path) in ns.inputs and x.dtype != jnp.float32 for path, x in _leaves(params))
 
     def largest(tree: PyTree) -> jax.Array:
-        return jnp.max(jnp.stack(list(null_space_leak(tree, ns).values()))).astype(jnp.float32)
+        return jnp.max(jnp.stack(list(null_space_leak(tree, ns, probes=PROBES).values()))).astype(jnp.float32)
 
     def found() -> Metrics:
         metrics = {"null_space/leak": largest(updates)}

@@ -1,11 +1,17 @@
 """Tuning one model on all tasks: the loop.
 
 A run is a function of its configuration and seed: killed at any moment and started again, any number of times, it ends
-with the same bits as one that was not, on the same devices and number of CPU threads. On GPUs this needs
-``XLA_FLAGS=--xla_gpu_deterministic_ops=true``; on another mesh sums are rounded in another order, and a run goes on
-with the same rows and losses that agree to about 1e-5.
+with the same bits as one that was not, on the same devices, processes and number of CPU threads. On GPUs this needs
+``XLA_FLAGS=--xla_gpu_deterministic_ops=true``. On another mesh, or another number of devices or processes, float32
+sums are rounded in another order (by about 1e-7): a run goes on with the same rows, and the losses of its next steps
+agree to 1e-5. The difference grows with every step, the faster the larger the learning rate is.
+
+Of several processes each feeds its own devices; the first one writes and speaks. They save together and stop after the
+same step, whichever of them was told to. When one is gone the others end, see `gems_jax.training.cluster`; started
+again, all go on from the newest checkpoint.
 """
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +22,10 @@ import numpy as np
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.evaluation.evaluate import evaluate_ranking
 from gems_jax.null_space import NullSpace
+from gems_jax.staging import is_remote
 from gems_jax.training.build import Run, build
 from gems_jax.training.checkpoints import Checkpoints
+from gems_jax.training.cluster import ending_together
 from gems_jax.training.config import Config
 from gems_jax.training.early_stopping import Best, metric_names
 from gems_jax.training.flops import model_flops, peak_flops
@@ -29,7 +37,7 @@ from gems_jax.training.parts import join, split_model
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.profile import Profile
 from gems_jax.training.progress import Progress
-from gems_jax.training.signals import Signals
+from gems_jax.training.signals import EXIT_CODES, Signals, preemption_notice
 from gems_jax.training.stages import Material
 from gems_jax.training.start_table import start_table
 from gems_jax.training.watchdog import Watchdog
@@ -54,7 +62,8 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
       config: of the run.
       material: model, data, items.
       null_space: of the base model, or ``None``.
-      workdir: takes ``config.yaml``, ``metrics.jsonl`` and ``checkpoints/``.
+      workdir: takes ``config.yaml``, ``metrics.jsonl`` and ``checkpoints/``; here or on an object store
+        (`gems_jax.staging.as_path`).
 
     Returns:
       The tuned model.
@@ -68,14 +77,17 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
     train = config.train
     first = jax.process_index() == 0
     check_config(config, workdir)
+    if train.profile and is_remote(workdir):
+        raise ValueError("train.profile writes to this machine's disk alone; choose a --workdir there or leave it out")
     profile = Profile(train.profile if first else None, workdir / "profile")
     run = build(config, material, null_space)
     if first:
         print(start_table(config, run.tx, run.params, run.rest, run.encoded, run.null_space))
     with (
+        ending_together(workdir),
         WorkdirLock(workdir, first),
-        Checkpoints(workdir / "checkpoints", train.keep_checkpoints) as checkpoints,
         Signals() as signals,
+        Checkpoints(workdir / "checkpoints", train.keep_checkpoints) as checkpoints,
         Watchdog(train.hang_after) as watchdog,
         Log(workdir, first) as log,
     ):
@@ -116,7 +128,7 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
                     watchdog.phase("waiting for data", number)
                     batch = next(run.batches)
                     host = run.batches.host_batch
-                    journal.worked(*work_of(material.model, host, peak is not None))
+                    journal.worked(*work_of(material.model, host, run.row_parts, peak is not None))
                     watchdog.phase("being sent to the devices", number)
                     measure = logged and part + 1 == train.accumulate
                     control = run.control(number - 1, part, measure, signals.code)
@@ -132,6 +144,8 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
 
                 # Now and then: evaluation, which touches nothing of the training, and a checkpoint.
                 stopping = signals.code if jax.process_count() == 1 else journal.stop_code
+                if preemption_notice(number):
+                    stopping = EXIT_CODES[signal.SIGTERM]
                 evaluates = validate is not None and (number % train.eval_every == 0 or done)
                 due = bool(train.checkpoint_every) and number % train.checkpoint_every == 0
                 if not (evaluates or due or done or stopping):
@@ -152,6 +166,7 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
                     position = {
                         "batches": run.batches.get_state(), "best": best.to_json(), "refused": journal.state(),
                     }  # fmt: skip
+                    log.flush()
                     checkpoints.save(number, run.params, run.opt_state, position)
                 if stopping and not ended:
                     checkpoints.wait()
@@ -181,14 +196,13 @@ def load_tuned(config: Config, material: Material, workdir: Path) -> Any:
     return join(graphdef, params, rest)
 
 
-def work_of(model: Any, batch: dict[str, np.ndarray], count_work: bool) -> tuple[float, float]:
-    """Input tokens of a batch over all processes, and the model's operations on it where they are wanted."""
-    processes = jax.process_count()
-    tokens = float(batch["attention_mask"].sum()) * processes
+def work_of(model: Any, batch: dict[str, np.ndarray], parts: int, count_work: bool) -> tuple[float, float]:
+    """Input tokens of a batch, of all its parts, and the model's operations on it where they are wanted."""
+    tokens = float(batch["attention_mask"].sum()) * parts
     if not count_work:
         return tokens, 0.0
-    rows = max(float((batch["row_index"] >= 0).sum()) * processes, 1.0)
-    return tokens, model_flops(model, tokens, float(batch["label_mask"].sum()) * processes, tokens / rows)
+    rows = max(float((batch["row_index"] >= 0).sum()) * parts, 1.0)
+    return tokens, model_flops(model, tokens, float(batch["label_mask"].sum()) * parts, tokens / rows)
 
 
 def validator(config: Config, material: Material, run: Run) -> Callable[[PyTree], dict[str, float]]:

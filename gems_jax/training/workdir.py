@@ -1,15 +1,19 @@
 """A work directory's own files: the configuration it belongs to, and its lines of metrics."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gems_jax.staging import write_text
+from gems_jax.staging import is_remote, write_text
 from gems_jax.training.config import Config
 from gems_jax.training.stages import as_plain
+
+# Between writings of a file that can only be written whole.
+FLUSH_SECONDS = 60.0
 
 
 def check_config(config: Config, workdir: Path) -> None:
@@ -22,6 +26,7 @@ def check_config(config: Config, workdir: Path) -> None:
     free = {"name", "evaluate", "mesh", "data.dir", "model.path", "null_space.path", "model.from_text", "pretrain"}
     free |= {f"train.{x}" for x in ("log_every", "checkpoint_every", "keep_checkpoints", "max_non_finite")}
     free |= {f"train.{x}" for x in ("hang_after", "profile", "writers", "loss_chunk")}
+    free |= {f"data.{x}" for x in ("tokens", "prefetch", "threads")}
     if config.train.metric is None:  # otherwise evaluations decide when the run ends, and which step is the best
         free |= {"train.eval_every", "train.eval_rows"}
     path = workdir / "config.yaml"
@@ -70,35 +75,62 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Log:
-    """``metrics.jsonl``: a line a logged step, written by the first process alone."""
+    """``metrics.jsonl``: a line a logged step, written by the first process alone.
+
+    Objects on a store cannot be appended to: there the file is written anew with every checkpoint (`flush`), at the
+    end, and in between every minute.
+
+    Args:
+      workdir: of the run.
+      active: whether this process writes.
+    """
 
     def __init__(self, workdir: Path, active: bool):
         self._path = workdir / "metrics.jsonl"
         self._active = active
+        self._remote = is_remote(workdir)
+        self._text, self._written, self._changed = "", time.monotonic(), False
 
     def __enter__(self) -> "Log":
         if self._active:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._remote and self._path.is_file():
+                self._text = self._path.read_text()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        pass
+        self.flush()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        if self._active:
+        if not self._active:
+            return
+        text = json.dumps(line) + "\n"
+        if not self._remote:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(text)
+            return
+        self._text, self._changed = self._text + text, True
+        if time.monotonic() - self._written > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Nothing that was written before is lost after it."""
+        if self._changed:
+            write_text(self._path, self._text)
+            self._written, self._changed = time.monotonic(), False
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        if self._path.is_file():
-            for text in self._path.read_text(encoding="utf-8").splitlines():
-                try:
-                    yield json.loads(text)
-                except ValueError:  # cut short by a killed process
-                    continue
+        text = self._text if self._remote and self._active else None
+        if text is None:
+            text = self._path.read_text(encoding="utf-8") if self._path.is_file() else ""
+        for line in text.splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:  # cut short by a killed process
+                continue
 
     def truncate(self, step: int) -> None:
         """Drops lines after a step: they will be written again."""
         if self._active:
-            kept = "".join(json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step)
-            write_text(self._path, kept)
+            self._text = "".join(json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step)
+            write_text(self._path, self._text)

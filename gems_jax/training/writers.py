@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from gems_jax.staging import is_remote
+
 
 class Writer(Protocol):
     """Takes the lines of ``metrics.jsonl``."""
@@ -15,7 +17,7 @@ class Writer(Protocol):
 
 
 class TensorBoard:
-    """Event files in ``tensorboard/`` of the work directory, by tensorboardX."""
+    """Event files in ``tensorboard/`` of the work directory, by tensorboardX, which knows ``gs://`` and ``s3://``."""
 
     def __init__(self, workdir: Path, name: str, step: int):
         package = _package("tensorboardX", "tensorboard")
@@ -36,7 +38,9 @@ class Wandb:
     def __init__(self, workdir: Path, name: str, step: int):
         package = _package("wandb", "wandb")
         identity = "-".join((workdir.parent.name, workdir.name)).strip("-")
-        self._run = package.init(name=name, id=identity, dir=str(workdir), resume="allow")
+        # Its own files are for this machine.
+        place = None if is_remote(workdir) else str(workdir)
+        self._run = package.init(name=name, id=identity, dir=place, resume="allow")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

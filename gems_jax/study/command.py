@@ -1,0 +1,50 @@
+"""``gems-jax compare``: its options, and what it does."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from gems_jax.study.config import StudyConfig
+from gems_jax.training.config import Config
+
+
+def add_options(parser: Any) -> None:
+    """What only ``compare`` takes."""
+    parser.add_argument("--workdir", type=str, default=None, help="of the study; needed to run one")
+    parser.add_argument("--summarise", action="store_true", help="run nothing, sum up the rows that are finished")
+    parser.add_argument("--page", type=str, default=None, help="Markdown file to write from the results")
+    help_text = "study.json that --page is made from, without running anything; default: that of --workdir"
+    parser.add_argument("--results", type=str, default=None, help=help_text)
+    parser.add_class_arguments(StudyConfig, "study")
+
+
+def run(options: Any, config: Config) -> int:
+    """Runs or sums up a study, or makes its page; returns the exit code.
+
+    Raises:
+      ValueError: options that do not go together.
+    """
+    from gems_jax.study.compare import compare
+    from gems_jax.study.page import write_page
+    from gems_jax.training.tune import Stopped
+
+    if options.results is not None and options.page is None:
+        raise ValueError("--results is what a page is made from: name the file to write as --page")
+    if options.results is None and options.workdir is None:
+        raise ValueError("compare needs --workdir, a folder for the study, or --results and --page")
+    results = options.results
+    if results is None:
+        workdir = Path(options.workdir)
+        command = shlex.join(["gems-jax", *options.given])
+        try:
+            compare(config, options.study, workdir, command, run=not options.summarise)
+        except Stopped as stop:
+            print(f"gems-jax: {stop}", file=sys.stderr)
+            return stop.code
+        results = workdir / "study.json"
+        print(f"compare: {results}")
+    if options.page is not None:
+        write_page(Path(results), Path(options.page))
+        print(f"compare: {options.page}")
+    return 0

@@ -1,0 +1,135 @@
+"""The study: row after row, each once, by any number of processes."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gems_jax.staging import write_json
+from gems_jax.study.claims import WAIT, claim, claim_waiting
+from gems_jax.study.config import StudyConfig
+from gems_jax.study.measure import circumstances
+from gems_jax.study.rows import Row, read_result, total_rows, wanted_rows
+from gems_jax.study.run_row import result_line, run_row
+from gems_jax.study.shared import Shared
+from gems_jax.study.stopping import Stopping
+from gems_jax.study.summary import summarise_study
+from gems_jax.training.config import Config
+from gems_jax.training.workdir import flatten, plain
+
+
+def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run: bool = True) -> dict[str, Any]:
+    """Runs what is missing of a study and writes ``study.json``.
+
+    Rows are independent: a study that was stopped goes on where it was, and several processes on one work directory
+    share the rows among them.
+
+    Args:
+      config: what all methods have in common.
+      study: methods, seeds, learning rates.
+      workdir: of the study.
+      command: that made it, for the record.
+      run: whether missing rows are run; otherwise what is finished is summed up.
+
+    Returns:
+      What ``study.json`` holds.
+
+    Raises:
+      ValueError: a work directory of other settings; options that cannot be; nothing to sum up.
+      Stopped: after a signal.
+    """
+    with claim_waiting(workdir / "claims" / "settings"):
+        check_settings(config, study, workdir)
+    results: dict[Row, dict[str, Any]] = {}
+    with Stopping(), _kept_programs(workdir / "compiled"):
+        if run:
+            shared = Shared(config, study, workdir)
+            _note_machine(workdir)
+            while missing := _missing(study, results, workdir):
+                # What other processes work on is left out: it may be finished when its turn comes again.
+                if not any(_try(config, study, row, results, shared, workdir) for row in missing):
+                    time.sleep(WAIT)
+        else:
+            _missing(study, results, workdir)
+        if not results:
+            raise ValueError(f"{workdir} holds no finished row: run gems-jax compare without --summarise")
+        summary = summarise_study(config, study, results, workdir, command)
+    write_json(workdir / "study.json", summary)
+    return summary
+
+
+def _missing(study: StudyConfig, results: dict[Row, dict[str, Any]], workdir: Path) -> list[Row]:
+    """Wanted rows that are not finished; reads those that are into ``results``."""
+    while True:
+        missing = [row for row in wanted_rows(study, results) if row not in results]
+        found = {row: result for row in missing if (result := read_result(workdir, row)) is not None}
+        if not found:
+            return missing
+        results.update(found)  # which may make more rows wanted
+
+
+def _try(
+    config: Config, study: StudyConfig, row: Row, results: dict[Row, dict[str, Any]], shared: Shared, workdir: Path
+) -> bool:
+    """Runs a row unless another process does; whether there is news."""
+    with claim(workdir / "claims" / f"{row.method}-{row.learning_rate:g}-{row.seed}") as held:
+        if not held:
+            return False
+        found = read_result(workdir, row)  # by another process, since it was found missing
+        if found is None:
+            print(f"compare: row {len(results) + 1} of {total_rows(study)}: {row}", flush=True)
+            found = run_row(config, row, shared, workdir, first_seed=row.seed == study.seeds_of(row.method)[0])
+            print(f"compare: {result_line(row, found, study.metric)}", flush=True)
+        results[row] = found
+    return True
+
+
+def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
+    """Keeps the settings that decide what a row finds, or checks that they are those of the work directory.
+
+    Raises:
+      ValueError: they differ (named).
+    """
+    # Where things lie, and what of the study may grow from one call to the next.
+    free = {"name", "data.dir", "data.path", "model.path", "model.from_text", "null_space.path", "evaluate.samples"}
+    free |= {"data.tokens", "data.prefetch", "data.threads", "train.hang_after", "train.writers", "train.profile"}
+    free |= {"train.method", "train.learning_rate", "train.seed"}  # what rows differ in
+    settings = {k: v for k, v in flatten(plain(config)).items() if k not in free and not k.startswith("pretrain.")}
+    settings["study.valid_rows"] = study.valid_rows
+    path = workdir / "settings.json"
+    if not path.is_file():
+        write_json(path, settings)
+        return
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    # A field that did not exist yet had no effect, as its default has none.
+    there = {name: kept.get(name, default) for name, default in (flatten(plain(Config())) | kept).items()}
+    differ = [name for name in sorted(settings) if there.get(name) != settings[name]]
+    if differ:
+        shown = "; ".join(f"{n}: {there.get(n)!r} there, {settings.get(n)!r} now" for n in differ[:5])
+        raise ValueError(f"{workdir} holds a study of other settings ({shown}); choose another --workdir")
+
+
+def _note_machine(workdir: Path) -> None:
+    """Where rows were run: of the last process that ran some."""
+    write_json(workdir / "machine.json", circumstances())
+
+
+@contextlib.contextmanager
+def _kept_programs(folder: Path) -> Iterator[None]:
+    """Compiled programs are kept on disk: rows of one method and learning rate share them, in any process."""
+    if jax.config.values["jax_compilation_cache_dir"]:  # they are kept elsewhere already
+        yield
+        return
+    wanted = {"jax_compilation_cache_dir": str(folder.resolve()), "jax_persistent_cache_min_compile_time_secs": 0.2}
+    before = {name: jax.config.values[name] for name in wanted}
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)

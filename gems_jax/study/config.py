@@ -1,0 +1,49 @@
+"""What a study compares and how often."""
+
+from dataclasses import dataclass
+
+from gems_jax.study.methods import MAIN, METHODS
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Methods, seeds and learning rates of a study.
+
+    Attributes:
+      methods: by name, see `gems_jax.study.methods`; empty: all.
+      main: those that are run with ``seeds`` seeds.
+      seeds: of the main methods.
+      rest_seeds: of the others.
+      grid: learning rates of kernels that are tried for every method, each with the first seed.
+      metric: of validation rows, its mean over tasks decides the learning rate.
+      valid_rows: validation rows of each task; 0: all.
+    """
+
+    methods: tuple[str, ...] = ()
+    main: tuple[str, ...] = MAIN
+    seeds: int = 5
+    rest_seeds: int = 2
+    grid: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    metric: str = "ndcg@10"
+    valid_rows: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (*self.methods, *self.main):
+            if name not in METHODS:
+                raise ValueError(f"study.methods has no method {name!r}; choose among {', '.join(METHODS)}")
+        for field in ("seeds", "rest_seeds"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"study.{field} must be at least 1, got {getattr(self, field)}")
+        if not self.grid or min(self.grid) <= 0 or len(set(self.grid)) < len(self.grid):
+            raise ValueError(f"study.grid must be different learning rates above 0, got {self.grid}")
+        if self.valid_rows < 0:
+            raise ValueError(f"study.valid_rows must be at least 0 (0: all), got {self.valid_rows}")
+
+    def names(self) -> tuple[str, ...]:
+        """The methods of the study, main ones first."""
+        chosen = [name for name in METHODS if not self.methods or name in self.methods]
+        return tuple(sorted(chosen, key=lambda name: name not in self.main))
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """The seeds that a method is run with."""
+        return tuple(range(self.seeds if method in self.main else self.rest_seeds))

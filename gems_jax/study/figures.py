@@ -1,0 +1,124 @@
+"""Which pictures a study's results give, with what they say."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from gems_jax.report.results import task_label
+from gems_jax.study.methods import REFERENCE
+from gems_jax.study.pictures import Lines, panels, plane
+
+
+class Picture(NamedTuple):
+    """A picture of the page: file name without ending, heading, what it shows, SVG text."""
+
+    name: str
+    heading: str
+    caption: str
+    svg: str
+
+
+def figures(summary: Mapping[str, Any], tasks: list[str]) -> Iterator[Picture]:
+    """The pictures that there are results for.
+
+    Args:
+      summary: content of ``study.json``.
+      tasks: names.
+    """
+    done = [method for method in summary["methods"] if "numbers" in method]
+    if len(tasks) > 1:
+        yield _plane(done, tasks)
+    main = [method for method in done if method["name"] in summary["study"]["main"]]
+    yield from _conflicts(main, tasks)
+    yield from _gates(done, tasks)
+    yield from _captured(done, tasks)
+    yield from _spectra(main, tasks)
+
+
+def _plane(done: list[dict[str, Any]], tasks: list[str]) -> Picture:
+    points = []
+    for method in done:
+        x, y = (method["numbers"][f"test/{task}/ndcg@10"]["mean"] for task in tasks[:2])
+        points.append((method["label"], x, y, method["numbers"]["general/rise"]["mean"]))
+    labels = tuple(f"{task_label(task)}, ndcg@10" for task in tasks[:2])
+    caption = "Up and right is better, and light is better: the colour is the rise of the loss on general text."
+    return Picture(
+        "plane", "The trade-off", caption,
+        plane(points, (labels[0], labels[1]), "rise of the loss on general text"),
+    )  # fmt: skip
+
+
+def _curve(method: Mapping[str, Any], key: str) -> tuple[list[float], list[float]] | None:
+    curve = method["curves"].get(key)
+    return (curve["step"], curve["value"]) if curve else None
+
+
+def _conflicts(main: list[dict[str, Any]], tasks: list[str]) -> Iterator[Picture]:
+    groups: dict[str, Lines] = {}
+    for i, first in enumerate(tasks):
+        for second in tasks[i + 1 :]:
+            found = {m["label"]: _curve(m, f"conflict/{first}-{second}") for m in main}
+            lines = {label: curve for label, curve in found.items() if curve}
+            if lines:
+                groups[f"{task_label(first)} and {task_label(second).lower()}"] = lines
+    if groups:
+        yield Picture(
+            "conflict", "Do the tasks' gradients conflict?",
+            "Cosine between the tasks' gradients over time (means of neighbouring steps, first seed): below 0 a step "
+            "along one harms the other.",
+            panels(groups, "step", "cosine", zero_line=True),
+        )  # fmt: skip
+
+
+def _by_task(method: Mapping[str, Any], prefix: str, names: list[str]) -> dict[str, tuple[list[float], list[float]]]:
+    found = {("Shared" if n == "shared" else task_label(n)): _curve(method, prefix + n) for n in names}
+    return {label: curve for label, curve in found.items() if curve}
+
+
+def _gates(done: list[dict[str, Any]], tasks: list[str]) -> Iterator[Picture]:
+    wanted = [m for m in done if m["name"] in ("gems", "gems-learned-gates")]
+    groups: dict[str, Lines] = {m["label"]: lines for m in wanted if (lines := _by_task(m, "gate/", tasks))}
+    if groups:
+        yield Picture(
+            "gates", "Gates",
+            "The share of each task's own subspace in the update (first seed).",
+            panels(groups, "step", "gate"),
+        )  # fmt: skip
+
+
+def _captured(done: list[dict[str, Any]], tasks: list[str]) -> Iterator[Picture]:
+    wanted = [m for m in done if m["name"] in ("galore", "gems", "gems-no-null-space")]
+    groups: dict[str, Lines] = {}
+    for method in wanted:
+        lines = {
+            label: curve for label, curve in _by_task(method, "captured/", ["shared", *tasks]).items() if any(curve[1])
+        }
+        if lines:
+            groups[method["label"]] = lines
+    if groups:
+        yield Picture(
+            "captured", "What the subspaces hold",
+            "Energy of a step's gradients inside their subspaces, over time (first seed). It jumps at every refresh, "
+            "where the bases are taken anew.",
+            panels(groups, "step", "share of energy"),
+        )  # fmt: skip
+
+
+def _spectra(main: list[dict[str, Any]], tasks: list[str]) -> Iterator[Picture]:
+    reference = next((m for m in main if m["name"] == REFERENCE and m.get("spectra")), None)
+    shown = [m for m in main if m.get("spectra") and m["name"] in (REFERENCE, "gems")]
+    groups: dict[str, Lines] = {}
+    for title, spectra in ([("Before tuning", (reference or shown[0])["spectra"]["before"])] if shown else []) + [
+        (f"After {m['label']}", m["spectra"]["after"]) for m in shown
+    ]:
+        groups[title] = {
+            ("Shared" if name == "shared" else task_label(name)): (spectra["share"], spectra[name])
+            for name in ("shared", *tasks)
+            if name in spectra
+        }
+    if groups:
+        yield Picture(
+            "spectra", "Spectra of the gradients",
+            "Energy of one batch's gradients in their leading singular directions, mean over kernels: how low-rank "
+            "they are.",
+            panels(groups, "directions, as a share of the smaller side", "share of energy", share_axis=True),
+        )  # fmt: skip

@@ -1,0 +1,117 @@
+"""The methods that a study compares, each as a few fields of one configuration."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from gems_jax.training.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method of a study.
+
+    Attributes:
+      label: for readers.
+      changes: fields of the study's configuration, dotted, and their values.
+      whole_rank: whether ``gems.rank`` must be a number of directions; a share is then taken of the model's width.
+    """
+
+    label: str
+    changes: Mapping[str, Any]
+    whole_rank: bool = False
+
+
+def _gems(label: str, **changes: Any) -> Method:
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    return Method(label, {"train.method": "gems"} | named)
+
+
+# The released rule for what is protected: directions of the layers' outputs, by eigenvalue.
+_RELEASED = {
+    "train.method": "released",
+    "null_space.side": "out",
+    "null_space.energy": None,
+    "null_space.rank": None,
+    "null_space.threshold": 2e-2,
+}
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "adamw": Method("joint AdamW", {"train.method": "adamw"}),
+        "lora": Method("LoRA", {"train.method": "lora"}),
+        # One subspace of the joint gradient, moments inside it, nothing else: what GaLore is.
+        "galore": _gems("GaLore", gems__task_rank=0, gems__null_space=False),
+        "pcgrad": Method("PCGrad", {"train.method": "pcgrad"}),
+        "gems": _gems("GEMS"),
+        "cagrad": Method("CAGrad", {"train.method": "cagrad"}),
+        "nash-mtl": Method("Nash-MTL", {"train.method": "nash-mtl"}),
+        "uncertainty": Method("uncertainty weighting", {"train.method": "uncertainty"}),
+        "adamw-constrained": Method("joint AdamW inside the null space", {"train.method": "adamw-constrained"}),
+        "released": Method("the released optimiser", _RELEASED, whole_rank=True),
+        "gems-no-task-subspaces": _gems("GEMS without task subspaces", gems__task_rank=0),
+        "gems-no-null-space": _gems("GEMS without the null space", gems__null_space=False),
+        "gems-output-null-space": _gems("GEMS, null space of outputs", null_space__side="out"),
+        "gems-constant-gates": _gems("GEMS, constant gates", gems__gate="equal"),
+        "gems-learned-gates": _gems("GEMS, learned gates", gems__gate="learned"),
+        "gems-complementary": _gems("GEMS, complementary bases", gems__complementary=True),
+        "gems-aligned": _gems("GEMS, aligned moments", gems__signs="align"),
+    }
+)
+MAIN = ("adamw", "lora", "galore", "pcgrad", "gems")
+REFERENCE = "adamw"
+
+
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A configuration with some fields changed.
+
+    Args:
+      config: any.
+      changes: value by dotted field.
+
+    Example:
+      >>> changed(Config(), {"train.steps": 7, "gems.rank": 3}).train.steps
+      7
+    """
+    made = config
+    for name, value in changes.items():
+        section, _, field = name.partition(".")
+        made = dataclasses.replace(made, **{section: dataclasses.replace(getattr(made, section), **{field: value})})
+    return made
+
+
+def configured(config: Config, name: str, learning_rate: float, seed: int, width: int) -> Config:
+    """The configuration of a method's run.
+
+    Args:
+      config: of the study.
+      name: of the method.
+      learning_rate: of kernels.
+      seed: of order, dropout and rounding.
+      width: of the model, which a rank that must be whole is a share of.
+
+    Returns:
+      The study's configuration with nothing changed but this.
+
+    Example:
+      >>> made = configured(Config(), "released", 1e-3, 2, width=96)
+      >>> made.train.method, made.gems.rank, made.train.seed, made.null_space.path
+      ('released', 24, 2, 'runs/demo/null_space_out_threshold_0.02')
+    """
+    method = METHODS[name]
+    made = changed(config, {"train.learning_rate": learning_rate, "train.seed": seed})
+    made = changed(dataclasses.replace(made, name=method.label), method.changes)
+    if method.whole_rank and isinstance(made.gems.rank, float):
+        made = changed(made, {"gems.rank": max(1, round(made.gems.rank * width))})
+    return changed(made, {"null_space.path": _place(config, made)})
+
+
+def _place(config: Config, made: Config) -> str:
+    """Where a run's null space lies: the study's own, or one of another rule beside it."""
+    given, wanted = config.null_space, made.null_space
+    rule = ("side", "energy", "rank", "threshold")
+    if all(getattr(given, key) == getattr(wanted, key) for key in rule):
+        return given.path
+    how = [f"{key}_{getattr(wanted, key)}" for key in rule[1:] if getattr(wanted, key) is not None]
+    return "_".join([given.path, wanted.side, *how])

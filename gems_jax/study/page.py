@@ -1,0 +1,161 @@
+"""The page of a study, made from its ``study.json`` alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gems_jax.report.results import task_label
+from gems_jax.staging import write_text
+from gems_jax.study.figures import figures
+from gems_jax.study.methods import METHODS, REFERENCE
+from gems_jax.study.tables import grid_table, paired_table, results_table
+
+_LEVEL = 0.05
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Writes a Markdown page and, in a folder of its name beside it, its pictures.
+
+    Args:
+      results: a ``study.json``.
+      page: the file to write.
+
+    Raises:
+      FileNotFoundError: no results there.
+      ValueError: the file holds something else, or nothing finished.
+    """
+    summary = read_summary(results)
+    tasks = task_names(summary)
+    shown = []
+    for picture in figures(summary, tasks):
+        write_text(page.with_suffix("") / f"{picture.name}.svg", picture.svg)
+        shown.append(
+            f"## {picture.heading}\n\n![{picture.heading}]({page.stem}/{picture.name}.svg)\n\n{picture.caption}\n"
+        )
+    write_text(page, page_text(summary, tasks, shown, page.name))
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """A ``study.json``, checked."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: run gems-jax compare first, or name a study.json as --results")
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): run gems-jax compare --summarise again") from None
+    if not isinstance(summary, dict) or summary.get("format") != 1 or "methods" not in summary:
+        raise ValueError(f"{path} is no result of gems-jax compare (format 1 is needed)")
+    if not any("numbers" in method for method in summary["methods"]):
+        raise ValueError(f"{path} has no method with a finished grid yet: let gems-jax compare go on")
+    return summary
+
+
+def task_names(summary: Mapping[str, Any]) -> list[str]:
+    """The tasks of a study."""
+    return list(next(row["test"] for row in summary["rows"] if "test" in row))
+
+
+def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[str], name: str) -> str:
+    """The page as Markdown.
+
+    Args:
+      summary: content of ``study.json``.
+      tasks: names.
+      pictures: sections.
+      name: of the page's file.
+    """
+    parts = [
+        "# How the methods compare",
+        f"This page is made by a command from results on file (see the end); change those, not the page.\n\n"
+        f"{_setting(summary)}",
+        "## Results",
+        results_table(summary, tasks),
+        "Test rows, mean ± standard deviation over seeds; the learning rate of each method was chosen on validation "
+        f"rows from the same grid. ▲ and ▼: better and worse than {METHODS[REFERENCE].label} on the same users, p < "
+        f"{_LEVEL} after correction. Rise: of the loss a token on general text over the base model's own vocabulary. "
+        "Same choice: share of general text's tokens for which the base model's most probable token still is.",
+        *_remarks(summary),
+        _verdict(summary, tasks),
+        *pictures,
+        f"## Against {METHODS[REFERENCE].label}, user by user",
+        paired_table(summary, tasks),
+        "Difference of the mean over the seeds that both have, 95 % interval by bootstrap over users, p by permutation "
+        "of users' differences, corrected for the number of methods by Holm. It speaks of other users, not of other "
+        "seeds: those are the standard deviations above.",
+        "## The grid",
+        grid_table(summary, tasks),
+        f"Validation {summary['study']['metric']}, mean over tasks, with the first seed; the best is bold.",
+        "## Made by",
+        _made_by(summary, name),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _setting(summary: Mapping[str, Any]) -> str:
+    settings, study, base = summary["settings"], summary["study"], summary["base"]
+    train, items = settings["train"], settings["items"]
+    lines = [
+        f"- Data: `{settings['data']['name']}`, tasks and prompts {', '.join(f'`{t}`' for t in items['prompts'])}; "
+        f"{train['steps']:,} steps of {train['batch_size']} rows of each task, the same rows in the same order for "
+        "every method of a seed."
+    ]
+    if base:
+        loss, unigram = base["general"]["loss"], base["unigram_loss"]
+        lines.append(
+            f"- Base model: loss {loss:.3f} a token on held-out general text (a unigram model: {unigram:.3f}, "
+            f"{unigram - loss:.2f} worse)."
+        )
+    main = [METHODS[name].label for name in study["main"] if name in study["methods"]]
+    lines.append(
+        f"- {study['finished']} of {study['rows']} runs are finished: learning rates "
+        f"{', '.join(f'{rate:g}' for rate in study['grid'])} for every method with one seed, then "
+        f"{study['seeds']} seeds of {', '.join(main)}, {study['rest_seeds']} of the others."
+    )
+    return "\n".join(lines)
+
+
+def _remarks(summary: Mapping[str, Any]) -> list[str]:
+    remarks = []
+    edge = [m["label"] for m in summary["methods"] if m["at_edge"]]
+    if edge:
+        remarks.append(
+            f"The best learning rate lies at an end of the grid for {', '.join(edge)}: a wider grid may find better."
+        )
+    diverged = [f"{m['label']} ({m['diverged']})" for m in summary["methods"] if m["diverged"]]
+    if diverged:
+        remarks.append(f"Runs that diverged, and are in no mean: {', '.join(diverged)}.")
+    missing = [m["label"] for m in summary["methods"] if "numbers" not in m]
+    if missing:
+        remarks.append(f"Not finished, or every run diverged: {', '.join(missing)}.")
+    return remarks
+
+
+def _verdict(summary: Mapping[str, Any], tasks: list[str]) -> str:
+    """GEMS beside joint AdamW in words, each word following from a number."""
+    found = {m["name"]: m for m in summary["methods"] if "numbers" in m}
+    if not {"gems", REFERENCE} <= set(found):
+        return ""
+    ours, theirs = found["gems"], found[REFERENCE]
+    sentences = []
+    for task in tasks:
+        test = ours.get("against", {}).get(f"{task}/ndcg@10")
+        if test:
+            clear = test["p_corrected"] < _LEVEL
+            word = ("better" if test["difference"] > 0 else "worse") if clear else "not told apart"
+            sentences.append(f"{task_label(task)}: {word} ({test['difference']:+.4f} ndcg@10)")
+    rises = [m["numbers"]["general/rise"]["mean"] for m in (ours, theirs)]
+    share = f", {rises[0] / rises[1]:.2f} of it" if rises[1] > 0 else ""
+    sentences.append(f"General text: the loss rises by {rises[0]:.3f}, with {theirs['label']} by {rises[1]:.3f}{share}")
+    return f"**{ours['label']} beside {theirs['label']}.** " + ". ".join(sentences) + "."
+
+
+def _made_by(summary: Mapping[str, Any], name: str) -> str:
+    where = summary["circumstances"]
+    lines = [
+        f"```\n{summary['command']}\ngems-jax compare --results study.json --page docs/{name}\n```",
+        f"{where.get('machine', 'unknown machine')}, {where.get('device', 'unknown device')}; Python "
+        f"{where.get('python', '?')}, " + ", ".join(f"{n} {v}" for n, v in where.get("versions", {}).items())
+        + f"; {where.get('date', 'no date')}.",
+    ]  # fmt: skip
+    return "\n\n".join(lines)

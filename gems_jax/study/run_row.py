@@ -1,0 +1,147 @@
+"""One row of a study: tuned, measured, written down."""
+
+import contextlib
+import gc
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gems_jax.data.pipeline import task_batches
+from gems_jax.evaluation.drift import general_drift
+from gems_jax.evaluation.evaluate import evaluate_ranking
+from gems_jax.study.curves import curves
+from gems_jax.study.measure import peak_memory, reset_peak_memory
+from gems_jax.study.methods import configured
+from gems_jax.study.rows import Row, write_result
+from gems_jax.study.shared import Shared
+from gems_jax.study.spectra import gradient_spectra
+from gems_jax.training.build import token_roles
+from gems_jax.training.config import Config
+from gems_jax.training.optimiser import make_optimiser
+from gems_jax.training.parts import split_model
+from gems_jax.training.stages import Material
+from gems_jax.training.tune import tune
+from gems_jax.training.workdir import Log, plain
+
+
+def run_row(config: Config, row: Row, shared: Shared, workdir: Path, first_seed: bool) -> dict[str, Any]:
+    """Tunes a row, or goes on with it, and writes its ``result.json`` last.
+
+    The checkpoints of a finished row are removed; rankings of the test rows, metrics and the log stay.
+
+    Args:
+      config: of the study.
+      row: what to run.
+      shared: of the study.
+      workdir: of the study.
+      first_seed: whether the spectra of gradients are looked at, too.
+
+    Returns:
+      What ``result.json`` holds.
+
+    Raises:
+      Stopped: after a signal; run it again to go on.
+      ValueError: options that cannot be.
+    """
+    run = configured(config, row.method, row.learning_rate, row.seed, shared.width)
+    folder = row.folder(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    begin, processor = time.perf_counter(), time.process_time()
+    can_measure = reset_peak_memory()
+    result: dict[str, Any] = {"resumed": (folder / "metrics.jsonl").is_file()}
+    material = shared.material(run)
+    null_space = shared.null_space(run)
+    begin_tuning = time.perf_counter()
+    try:
+        with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            tuned = tune(run, material, null_space, folder)
+    except ValueError as error:
+        if not _refused(folder):
+            raise
+        result["diverged"] = str(error)
+    else:
+        result["tune_seconds"] = time.perf_counter() - begin_tuning
+        with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            result |= measured(run, shared, tuned, folder)
+            if first_seed:
+                result["spectra"] = {"before": _spectra(run, material, material.model)}
+                result["spectra"]["after"] = _spectra(run, material, tuned)
+        del tuned
+    result["curves"] = curves(folder) if (folder / "metrics.jsonl").is_file() else {}
+    result |= {
+        "seconds": time.perf_counter() - begin,
+        "processor_seconds": time.process_time() - processor,
+        "peak_memory": peak_memory() if can_measure else None,
+        "optimiser_bytes": optimiser_bytes(run, material, null_space),
+        "config": plain(run),
+    }
+    write_result(workdir, row, result)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    gc.collect()
+    return result
+
+
+def measured(config: Config, shared: Shared, tuned: Any, folder: Path) -> dict[str, Any]:
+    """Both splits' metrics and the drift on general text; rankings of the test rows go to ``folder``."""
+    begin = time.perf_counter()
+    material = shared.material(config)
+    drift = general_drift(material.model, tuned, shared.text)
+    if not math.isfinite(drift["loss"]):
+        return {"diverged": f"the loss on general text is {drift['loss']}"}
+    found: dict[str, Any] = {"general": drift}
+    for split, tables in shared.tables.items():
+        found[split] = evaluate_ranking(
+            tuned,
+            material.items,
+            tables,
+            shared.encoded(config, split),
+            beams=config.evaluate.beams,
+            vocabulary=config.train.loss_vocabulary,
+            batch_size=config.evaluate.batch_size,
+            samples=0,
+            save_to=folder if split == "test" else None,
+        )
+    return found | {"evaluate_seconds": time.perf_counter() - begin}
+
+
+def optimiser_bytes(config: Config, material: Material, null_space: Any) -> int:
+    """Memory of the optimiser's state, null space included, from shapes alone."""
+    _, params, _ = split_model(material.model, config)
+    tx = make_optimiser(config, len(material.dataset.tasks), null_space)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
+
+
+def _spectra(config: Config, material: Material, model: Any) -> dict[str, list[float]]:
+    """Of the first training batch, the same for every row of a seed."""
+    tables = {task: material.dataset.table("train", task) for task in material.dataset.tasks}
+    encoded = {task: material.encode(config, table) for task, table in tables.items()}
+    roles: dict[str, Any] = token_roles(material.model)
+    batch = next(task_batches(encoded, config.train.batch_size, config.items.max_length, config.train.seed, **roles))
+    arrays = {name: value for name, value in batch.items() if name != "row_index"}
+    return gradient_spectra(config, model, arrays, tuple(tables))
+
+
+def _refused(folder: Path) -> bool:
+    """Whether a run ended because its updates were refused as not finite."""
+    lines = list(Log(folder, False).lines())
+    return bool(lines) and any(name.startswith("refused/") for name in lines[-1])
+
+
+def result_line(row: Row, result: Mapping[str, Any], metric: str) -> str:
+    """What a person is told when a row is finished.
+
+    Example:
+      >>> result = {"seconds": 93.4, "valid": {"rec": {"ndcg@10": 0.25}}, "general": {"rise": 0.51}}
+      >>> result_line(Row("gems", 3e-3, 0), result, "ndcg@10")
+      'gems, learning rate 0.003, seed 0: valid ndcg@10 rec 0.250, general loss +0.510, 93 s'
+    """
+    if "valid" not in result:
+        return f"{row}: diverged, {result['seconds']:.0f} s"
+    tasks = " ".join(f"{task} {found[metric]:.3f}" for task, found in result["valid"].items())
+    rise = result["general"]["rise"]
+    return f"{row}: valid {metric} {tasks}, general loss {rise:+.3f}, {result['seconds']:.0f} s"

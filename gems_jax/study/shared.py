@@ -1,0 +1,117 @@
+"""What all rows of a study share: data, base model, null spaces, evaluation rows, and what was measured of the base."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gems_jax.data.encoded_table import EncodedTable
+from gems_jax.data.general_text import read_lines, token_stream
+from gems_jax.data.tables import Dataset, Table
+from gems_jax.evaluation.drift import general_loss
+from gems_jax.models import load
+from gems_jax.null_space import NullSpace
+from gems_jax.staging import write_json
+from gems_jax.study.claims import claim_waiting
+from gems_jax.study.config import StudyConfig
+from gems_jax.training.config import Config
+from gems_jax.training.evaluate import evaluation_tables, simple_rankers
+from gems_jax.training.losses import family_of
+from gems_jax.training.optimiser import needs_null_space
+from gems_jax.training.pretrain import heldout_text, unigram_loss
+from gems_jax.training.stages import Material, assemble, ensure_base, ensure_data, ensure_null_space
+
+
+class Shared:
+    """Made once a process, by one process at a time; what is missing on disk is made on the way.
+
+    Args:
+      config: of the study.
+      study: of the study.
+      workdir: of the study.
+
+    Attributes:
+      dataset: prepared interactions.
+      text: batches that general-domain loss is measured on.
+      tables: split -> task -> the rows that are measured.
+      base: loss of the base model on general text, beside a unigram guess; simple rankers on the test rows.
+      width: of the model.
+    """
+
+    def __init__(self, config: Config, study: StudyConfig, workdir: Path):
+        self._config, self._workdir = config, workdir
+        with claim_waiting(workdir / "claims" / "shared"):
+            self.dataset: Dataset = ensure_data(config)
+            self._folder = ensure_base(config)
+            self.model, tokenizer = load(self._folder, config.model.dtype)
+        self.width = int(self.model.config.d_model)
+        self.tables = {
+            "valid": valid_tables(self.dataset, study.valid_rows),
+            "test": evaluation_tables(config, self.dataset),
+        }
+        self.text = heldout_text(tokenizer, config, family_of(self.model))
+        self._materials: dict[Any, Material] = {}
+        self._null_spaces: dict[str, NullSpace] = {}
+        self._encoded: dict[Any, dict[str, EncodedTable]] = {}
+        self.base = self._once("base.json", lambda: self._measure_base(tokenizer))
+
+    def material(self, config: Config) -> Material:
+        """The grown base model and the items of a run."""
+        items = config.items
+        seed = config.train.seed if items.init == "random" else 0
+        key = (items.init, items.identifiers, seed)
+        if key not in self._materials:
+            self._materials.clear()  # one grown model at a time
+            _, tokenizer = load(self._folder, config.model.dtype)  # growing adds to the tokenizer
+            self._materials[key] = assemble(config, self.dataset, (self.model, tokenizer))
+        return self._materials[key]
+
+    def null_space(self, config: Config) -> NullSpace | None:
+        """The null space that a run needs, estimated where it is missing."""
+        if not needs_null_space(config):
+            return None
+        path = config.null_space.path
+        if path not in self._null_spaces:
+            with claim_waiting(self._workdir / "claims" / "shared"):
+                _, tokenizer = load(self._folder, config.model.dtype)
+                self._null_spaces[path] = ensure_null_space(config, self.model, tokenizer)
+        return self._null_spaces[path]
+
+    def encoded(self, config: Config, split: str) -> dict[str, EncodedTable]:
+        """The measured rows of a split as tokens."""
+        key = (split, tuple(config.items.prompts.items()), config.items.max_length, config.items.identifiers)
+        if key not in self._encoded:
+            material = self.material(config)
+            self._encoded[key] = {task: material.encode(config, table) for task, table in self.tables[split].items()}
+        return self._encoded[key]
+
+    def _once(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """A measurement kept in the study's folder."""
+        path = self._workdir / name
+        with claim_waiting(self._workdir / "claims" / "shared"):
+            if not path.is_file():
+                write_json(path, dict(make()))
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def _measure_base(self, tokenizer: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "general": general_loss(self.model, self.text),
+            "general_with_items": general_loss(self.material(self._config).model, self.text),
+            "rankers": simple_rankers(self.dataset, self.tables["test"], samples=0),
+        }
+        # Span corruption has targets of single pieces of the text, which a unigram model can guess at.
+        tokens = token_stream(read_lines(self._config.text.train, "train"), tokenizer)
+        vocab_size = int(self.model.config.vocab_size)
+        found["unigram_loss"] = unigram_loss(tokens, list(self.text), vocab_size)
+        return found
+
+
+def valid_tables(dataset: Dataset, rows: int) -> dict[str, Table]:
+    """A fixed choice of validation rows of each task, or all for 0."""
+    tables = {task: dataset.table("valid", task) for task in dataset.tasks}
+    if not rows:
+        return tables
+    rng = np.random.default_rng(0)
+    return {task: table.take(np.sort(rng.permutation(len(table))[:rows])) for task, table in tables.items()}

@@ -1,0 +1,185 @@
+"""From finished rows to what a study says: chosen learning rates, means, spreads, paired significance."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gems_jax.evaluation.evaluate import load_rankings
+from gems_jax.evaluation.paired import metric_of_rows, paired_test
+from gems_jax.study.config import StudyConfig
+from gems_jax.study.methods import METHODS, REFERENCE
+from gems_jax.study.rows import Row, chosen_rate, total_rows
+from gems_jax.training.config import Config
+from gems_jax.training.workdir import plain
+
+Results = Mapping[Row, Mapping[str, Any]]
+COMPARED = ("ndcg@10", "hit@10")
+# What is known of a row beside its rankings, as ``general/rise``.
+_NUMBERS = ("seconds", "processor_seconds", "tune_seconds", "evaluate_seconds", "peak_memory", "optimiser_bytes")
+
+
+def summarise_study(
+    config: Config, study: StudyConfig, results: Results, workdir: Path, command: str
+) -> dict[str, Any]:
+    """What ``study.json`` holds: JSON values, all that the page is made of.
+
+    Args:
+      config: of the study.
+      study: of the study.
+      results: what the finished rows have found.
+      workdir: of the study: its rows' rankings, ``base.json``, ``machine.json``.
+      command: that made it.
+    """
+    rates = {name: chosen_rate(study, results, name) for name in study.names()}
+    finals = {name: _final_rows(study, results, name, rate) for name, rate in rates.items()}
+    rows = [
+        {
+            "method": row.method,
+            "learning_rate": row.learning_rate,
+            "seed": row.seed,
+            "chosen": row in finals[row.method],
+        }
+        | _row_numbers(found)
+        for row, found in sorted(results.items())
+        if row.method in finals
+    ]
+    summary: dict[str, Any] = {
+        "format": 1,
+        "command": command,
+        "circumstances": _read(workdir / "machine.json"),
+        "settings": plain(config),
+        "study": {
+            "methods": list(study.names()), "main": list(study.main), "seeds": study.seeds,
+            "rest_seeds": study.rest_seeds, "grid": list(study.grid), "metric": study.metric,
+            "valid_rows": study.valid_rows, "rows": total_rows(study), "finished": len(results),
+        },
+        "base": _read(workdir / "base.json"),
+        "methods": [],
+        "rows": rows,
+    }  # fmt: skip
+    for name, rate in rates.items():
+        found = [results[row] for row in finals[name] if "test" in results[row]]
+        entry: dict[str, Any] = {
+            "name": name,
+            "label": METHODS[name].label,
+            "learning_rate": rate,
+            "at_edge": rate is not None and len(study.grid) > 2 and rate in (min(study.grid), max(study.grid)),
+            "seeds": [row.seed for row in finals[name]],
+            "diverged": sum("diverged" in results[row] for row in results if row.method == name),
+        }
+        if found:
+            entry["numbers"] = spread([_flat(_row_numbers(one)) for one in found])
+            entry["curves"] = found[0].get("curves", {})
+            entry["spectra"] = found[0].get("spectra", {})
+        summary["methods"].append(entry)
+    add_significance(summary, finals, workdir)
+    return summary
+
+
+def _final_rows(study: StudyConfig, results: Results, method: str, rate: float | None) -> list[Row]:
+    if rate is None:
+        return []
+    rows = [Row(method, rate, seed) for seed in study.seeds_of(method)]
+    return [row for row in rows if "test" in results.get(row, {})]
+
+
+def _row_numbers(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's numbers, without curves and settings; the layers' output shifts as their mean."""
+    kept = {key: found[key] for key in ("diverged", "resumed", *_NUMBERS) if key in found}
+    for split in ("valid", "test"):
+        if split in found:  # the released code's variants stay with the row
+            kept[split] = {
+                task: {name: value for name, value in values.items() if not name.startswith("released_")}
+                for task, values in found[split].items()
+            }
+    if "general" in found:
+        general = dict(found["general"])
+        shifts = [np.ravel(value) for value in general.pop("shift", {}).values()]
+        kept["general"] = general | ({"shift": float(np.mean(np.concatenate(shifts)))} if shifts else {})
+    return kept
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[prefix + name] = float(value)
+    return flat
+
+
+def spread(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Mean and standard deviation over rows of each number that all have.
+
+    Example:
+      >>> spread([{"a": 1.0}, {"a": 3.0}])
+      {'a': {'mean': 2.0, 'sd': 1.4142135623730951}}
+      >>> spread([{"a": 1.0}])
+      {'a': {'mean': 1.0, 'sd': None}}
+    """
+    shared = [name for name in rows[0] if all(name in row for row in rows)]
+    found: dict[str, dict[str, float | None]] = {}
+    for name in shared:
+        values = np.array([row[name] for row in rows])
+        found[name] = {"mean": float(values.mean()), "sd": float(values.std(ddof=1)) if len(values) > 1 else None}
+    return found
+
+
+def add_significance(summary: dict[str, Any], finals: Mapping[str, Sequence[Row]], workdir: Path) -> None:
+    """Adds ``"against"`` to each method: its paired tests against the reference, corrected for their number.
+
+    A test row's metric is averaged over the seeds that both methods have, the same for both, so that order and rows
+    are shared; then whole users' differences are permuted (`gems_jax.evaluation.paired.paired_test`). That says whether
+    other users would have shown the same, for models such as these; how much models differ by seed is the standard
+    deviation beside it. The p-values of all methods for a task and metric are corrected by Holm (1979).
+    """
+    reference = {row.seed: row for row in finals.get(REFERENCE, [])}
+    tasks = sorted({task for row in summary["rows"] for task in row.get("test", {})})
+    for task in tasks:
+        for metric in COMPARED:
+            tested: list[dict[str, Any]] = []
+            for entry in summary["methods"]:
+                own = {row.seed: row for row in finals[entry["name"]]}
+                seeds = sorted(set(own) & set(reference))
+                if entry["name"] == REFERENCE or not seeds:
+                    continue
+                (a, users), (b, _) = (_mean_of_rows(rows, seeds, task, metric, workdir) for rows in (own, reference))
+                found = paired_test(a, b, users)._asdict() | {"seeds": len(seeds)}
+                entry.setdefault("against", {})[f"{task}/{metric}"] = found
+                tested.append(found)
+            for found, corrected in zip(tested, holm([one["p_value"] for one in tested]), strict=True):
+                found["p_corrected"] = corrected
+
+
+def _mean_of_rows(
+    rows: Mapping[int, Row], seeds: Sequence[int], task: str, metric: str, workdir: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """A metric of each test row, its mean over seeds, and the row's user."""
+    values, users = [], np.zeros(0)
+    for seed in seeds:
+        rankings = load_rankings(rows[seed].folder(workdir) / f"ranking_{task}.npz")
+        values.append(metric_of_rows(rankings, metric))
+        users = rankings["user_ids"]
+    return np.mean(values, axis=0), users
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm, 1979): ``max_{j<=i} (m - j + 1) p_(j)``, at most 1.
+
+    Example:
+      >>> [round(p, 3) for p in holm([0.04, 0.01, 0.03])]
+      [0.06, 0.03, 0.06]
+    """
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(np.argsort(p_values, kind="stable")):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

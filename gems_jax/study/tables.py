@@ -1,0 +1,128 @@
+"""The tables of a study's page, as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gems_jax.report.results import task_label
+
+_SHOWN = ("ndcg@10", "hit@10")
+_RANKERS = {"popularity": "popularity", "co-occurrence": "item co-occurrence", "BM25": "BM25"}
+_LEVEL = 0.05
+_NONE = "–"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers.
+
+    Example:
+      >>> print(markdown_table(["a", "b"], [["x", "1"]]))
+      | a | b |
+      |---|--:|
+      | x | 1 |
+    """
+    lines = [head, *rows]
+    text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join([text[0], "|---" + "|--:" * (len(head) - 1) + "|", *text[1:]])
+
+
+def results_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
+    """Rankers without a model, then the methods: metrics of each task, drift, time, memory."""
+    head = ["", "learning rate", "seeds", *(f"{task_label(t)} {m}" for t in tasks for m in _SHOWN)]
+    head += ["rise", "same choice", "seconds a run", "optimiser, MiB"]
+    rows = []
+    for name, found in summary["base"].get("rankers", {}).items():
+        if found:
+            cells = [f"{found[t][m]:.3f}" if t in found else _NONE for t in tasks for m in _SHOWN]
+            rows.append([_RANKERS.get(name, name), _NONE, _NONE, *cells, *[_NONE] * 4])
+    for method in summary["methods"]:
+        if "numbers" not in method:
+            continue
+        numbers = method["numbers"]
+        cells = []
+        for task in tasks:
+            for metric in _SHOWN:
+                test = method.get("against", {}).get(f"{task}/{metric}")
+                cells.append(mean_and_spread(numbers.get(f"test/{task}/{metric}")) + mark(test))
+        name = f"**{method['label']}**" if method["name"] == "gems" else method["label"]
+        rows.append([
+            name, f"{method['learning_rate']:g}", str(len(method["seeds"])), *cells,
+            mean_and_spread(numbers.get("general/rise")), mean_and_spread(numbers.get("general/top1_agreement")),
+            _mean(numbers, "seconds", 1.0, ".0f"), _mean(numbers, "optimiser_bytes", 2**20, ".1f"),
+        ])  # fmt: skip
+    return markdown_table(head, rows)
+
+
+def mean_and_spread(number: Mapping[str, float | None] | None) -> str:
+    """A mean with its standard deviation, where there is one.
+
+    Example:
+      >>> mean_and_spread({"mean": 0.2512, "sd": 0.0031}), mean_and_spread({"mean": 0.25, "sd": None})
+      ('0.251 ± 0.003', '0.250')
+    """
+    if number is None or number["mean"] is None:
+        return _NONE
+    text = f"{number['mean']:.3f}"
+    return text if number["sd"] is None else f"{text} ± {number['sd']:.3f}"
+
+
+def mark(test: Mapping[str, Any] | None) -> str:
+    """Whether a difference is more than chance, and which way.
+
+    Example:
+      >>> mark({"difference": 0.02, "p_corrected": 0.001}), mark({"difference": -0.02, "p_corrected": 0.3})
+      (' ▲', '')
+    """
+    if test is None or test["p_corrected"] >= _LEVEL:
+        return ""
+    return " ▲" if test["difference"] > 0 else " ▼"
+
+
+def paired_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
+    """Differences from the reference, with intervals and p-values."""
+    head = ["", "seeds", *(f"{task_label(t)} {m}" for t in tasks for m in _SHOWN)]
+    rows = []
+    for method in summary["methods"]:
+        tests = method.get("against")
+        if not tests:
+            continue
+        cells = []
+        for key in (f"{task}/{metric}" for task in tasks for metric in _SHOWN):
+            test = tests[key]
+            cells.append(
+                f"{test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], p {_p(test['p_corrected'])}"
+            )
+        rows.append([method["label"], str(next(iter(tests.values()))["seeds"]), *cells])
+    return markdown_table(head, rows) if rows else "No method has a seed in common with the reference yet."
+
+
+def grid_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
+    """Validation results of every learning rate."""
+    study = summary["study"]
+    found = {(row["method"], row["learning_rate"], row["seed"]): row for row in summary["rows"]}
+    rows = []
+    for method in summary["methods"]:
+        cells = []
+        for rate in study["grid"]:
+            row = found.get((method["name"], rate, 0))
+            cells.append(_grid_cell(row, tasks, study["metric"], rate == method["learning_rate"]))
+        rows.append([method["label"], *cells])
+    return markdown_table(["", *(f"{rate:g}" for rate in study["grid"])], rows)
+
+
+def _grid_cell(row: Mapping[str, Any] | None, tasks: list[str], metric: str, best: bool) -> str:
+    if row is None:
+        return _NONE
+    if "valid" not in row:
+        return "diverged"
+    text = f"{np.mean([row['valid'][task][metric] for task in tasks]):.3f}"
+    return f"**{text}**" if best else text
+
+
+def _mean(numbers: Mapping[str, Any], key: str, unit: float, form: str) -> str:
+    return f"{numbers[key]['mean'] / unit:{form}}" if key in numbers else _NONE
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"

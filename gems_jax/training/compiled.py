@@ -1,0 +1,98 @@
+"""A model's training step on a mesh: parameters, optimiser state and the compiled step that belongs to them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from gems_jax.null_space import NullSpace
+from gems_jax.training.config import Config
+from gems_jax.training.factors import initial_state
+from gems_jax.training.layout import (
+    on_mesh,
+    optimiser_sharding,
+    param_sharding,
+    replicated,
+    task_axis,
+)
+from gems_jax.training.losses import task_loss
+from gems_jax.training.optimiser import make_optimiser, schedule
+from gems_jax.training.parts import split_model
+from gems_jax.training.step import make_step
+
+PyTree = Any
+
+
+class Compiled(NamedTuple):
+    """What a step works on, where it belongs, and the step.
+
+    Attributes:
+      mesh: of all devices.
+      tx: the optimiser.
+      null_space: that updates are kept in, or ``None``.
+      params, opt_state, rest: what trains, the optimiser's state, what does not train; on the mesh.
+      step: ``(params, opt_state, rest, batch, control) -> (params, opt_state, metrics)`` under ``jax.jit``; parameters
+        and state are donated and come back where they were.
+    """
+
+    mesh: Mesh
+    tx: Any
+    null_space: NullSpace | None
+    params: PyTree
+    opt_state: PyTree
+    rest: PyTree
+    step: Callable[..., tuple[PyTree, PyTree, dict[str, jax.Array]]]
+
+
+def is_constrained(config: Config) -> bool:
+    """Whether a run's updates are kept in the null space."""
+    method = config.train.method
+    return method == "adamw-constrained" or (method == "gems" and config.gems.null_space)
+
+
+def compile_step(
+    mesh: Mesh,
+    model: Any,
+    config: Config,
+    tasks: tuple[str, ...],
+    null_space: NullSpace | None,
+    answer_length: int | None = None,
+) -> Compiled:
+    """Puts a model on a mesh and makes its training step.
+
+    Args:
+      mesh: of `gems_jax.training.layout.make_mesh`, or one with its axes.
+      model: as it computes in training; it stays as it is.
+      config: of the run.
+      tasks: names, in the order of the task axis.
+      null_space: of the base model, or ``None``.
+      answer_length: most label tokens a row has, see `gems_jax.training.losses.answer_hidden`.
+
+    Raises:
+      ValueError: options that cannot be, or do not go together; a mesh with axes of type ``Explicit``.
+    """
+    train = config.train
+    tx = make_optimiser(config, len(tasks), null_space)
+    axis = task_axis(mesh)
+    if axis is not None and len(tasks) % mesh.shape[axis]:
+        raise ValueError(f"mesh.{axis}={mesh.shape[axis]} must divide the {len(tasks)} tasks there are")
+    graphdef, params, rest = split_model(model, config)
+    places = param_sharding(params, mesh)
+    # Copies: the step donates its parameters, and the caller's model is compared with afterwards.
+    params = jax.device_put(jax.tree.map(jnp.copy, params), places)
+    rest = jax.device_put(rest, param_sharding(rest, mesh))
+    state_places = optimiser_sharding(tx, params)
+    constraint = null_space if is_constrained(config) else None
+    loss_fn = task_loss(graphdef, train.loss_vocabulary, answer_length, train.loss_chunk)
+    step = make_step(loss_fn, train, tx, tasks, schedule(train, train.learning_rate), constraint, axis, places)
+    return Compiled(
+        mesh,
+        tx,
+        constraint,
+        params,
+        initial_state(tx, params, state_places, constraint),
+        rest,
+        jax.jit(on_mesh(step, mesh), donate_argnums=(0, 1), out_shardings=(places, state_places, replicated(mesh))),
+    )

@@ -1,0 +1,285 @@
+"""A study: which rows it runs, how processes share them, what it says of them, and a small one from end to end."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import cheap_compilation, gems_jax
+
+from gems_jax import NullSpace, baselines, cli
+from gems_jax.study import compare as comparing
+from gems_jax.study import summary as summing
+from gems_jax.study.claims import claim
+from gems_jax.study.config import StudyConfig
+from gems_jax.study.methods import MAIN, METHODS, changed, configured
+from gems_jax.study.rows import Row, chosen_rate, read_result, total_rows, wanted_rows, write_result
+from gems_jax.study.spectra import captured
+from gems_jax.study.stopping import Stopping
+from gems_jax.training.config import Config
+from gems_jax.training.optimiser import make_method
+from gems_jax.training.tune import Stopped
+
+
+def scored(value):
+    return {
+        "valid": {"rec": {"ndcg@10": value}, "src": {"ndcg@10": value / 2}},
+        "seconds": 1.0,
+        "general": {"rise": 0.1},
+    }
+
+
+# --- which rows ---------------------------------------------------------------------------------------------------
+
+
+def test_every_learning_rate_is_tried_once_and_the_chosen_one_with_the_other_seeds():
+    study = StudyConfig(methods=("adamw", "cagrad"), seeds=3, rest_seeds=2, grid=(1e-3, 1e-2))
+    results = {}
+    while missing := [row for row in wanted_rows(study, results) if row not in results]:
+        results[missing[0]] = scored(0.5 if missing[0].learning_rate == 1e-2 else 0.4)
+    assert len(results) == total_rows(study) == 7
+    assert [row for row in results if row.seed] == [
+        Row("adamw", 1e-2, 1), Row("adamw", 1e-2, 2), Row("cagrad", 1e-2, 1)
+    ]  # fmt: skip
+    # Main methods are finished before the others begin.
+    assert [row.method for row in results] == ["adamw"] * 4 + ["cagrad"] * 3
+
+
+def test_a_rate_is_chosen_when_the_grid_is_finished_and_diverged_runs_are_never_chosen():
+    study = StudyConfig(methods=("gems",), grid=(1e-2, 1e-3, 1e-4))
+    results = {Row("gems", 1e-2, 0): {"diverged": "..."}, Row("gems", 1e-3, 0): scored(0.3)}
+    assert chosen_rate(study, results, "gems") is None
+    results[Row("gems", 1e-4, 0)] = scored(0.3)
+    assert chosen_rate(study, results, "gems") == 1e-4  # of two equal ones the smaller
+    assert chosen_rate(study, {row: {"diverged": "..."} for row in results}, "gems") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"methods": ("gem",)}, "no method 'gem'; choose among adamw"),
+        ({"seeds": 0}, "study.seeds must be at least 1"),
+        ({"grid": ()}, "study.grid"),
+        ({"grid": (1e-3, 1e-3)}, "different learning rates"),
+        ({"valid_rows": -1}, "study.valid_rows"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        StudyConfig(**given)
+
+
+# --- methods ------------------------------------------------------------------------------------------------------
+
+PARAMS = {"block": {"kernel": jnp.ones((8, 6))}, "item_embedding": {"embedding": jnp.ones((5, 8))}}
+
+
+def gradients():
+    keys = jax.random.split(jax.random.key(3), 2)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(PARAMS)]
+    leaves = [jax.random.normal(key, (2, *shape)) for key, shape in zip(keys, shapes, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(PARAMS), leaves)
+
+
+def first_update(config):
+    moments = {"block/kernel": np.diag(np.arange(1.0, 9 if config.null_space.side == "in" else 7))}
+    ns = NullSpace.from_moments(moments, rank=2, side=config.null_space.side)
+    tx = make_method(config, 2, ns)
+
+    @jax.jit
+    def update(grads):
+        about = {"task_losses": jnp.array([2.0, 1.0]), "task_counts": jnp.array([3.0, 1.0])}
+        return tx.update(grads, tx.init(PARAMS), PARAMS, **about)[0]
+
+    with cheap_compilation():
+        return update(gradients())
+
+
+@pytest.fixture(scope="module")
+def first_updates():
+    config = changed(Config(), {"gems.rank": 2, "train.warmup": 0, "train.item_learning_rate": 1e-2})
+    return {
+        name: first_update(configured(config, name, 1e-3, 0, width=8))
+        for name in METHODS
+        if METHODS[name].label != "LoRA"
+    }
+
+
+def test_every_method_gives_an_update_of_its_own(first_updates):
+    kernels = {name: np.asarray(updates["block"]["kernel"]) for name, updates in first_updates.items()}
+    assert all(np.isfinite(kernel).all() and np.abs(kernel).max() > 0 for kernel in kernels.values())
+    # With one step behind them these have nothing to align to, nor gates that have learned.
+    same_at_first = {"gems-aligned", "gems-learned-gates", "gems-constant-gates"}
+    # Adam's first step is the sign of the gradient: weights that change no sign are not seen.
+    names = [name for name in kernels if name not in same_at_first | {"uncertainty"}]
+    for place, name in enumerate(names):
+        for other in names[place + 1 :]:
+            assert not np.allclose(kernels[name], kernels[other], atol=1e-7), (name, other)
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "cagrad", "nash-mtl", "uncertainty"])
+def test_a_merging_method_gives_adamw_its_merged_gradient(name, first_updates):
+    merged_by = getattr(baselines, name.replace("-", "_"))
+    inner = optax.adam(1e-3)
+    tx = merged_by(inner, num_tasks=2)
+    expected, _ = tx.update(gradients(), tx.init(PARAMS), PARAMS, task_losses=jnp.array([2.0, 1.0]))
+    np.testing.assert_allclose(first_updates[name]["block"]["kernel"], expected["block"]["kernel"], rtol=2e-3)
+    items = first_updates[name]["item_embedding"]["embedding"]  # their own learning rate, ten times as high
+    np.testing.assert_allclose(items, 10 * expected["item_embedding"]["embedding"], rtol=2e-3)
+
+
+def test_the_released_optimiser_needs_a_whole_rank():
+    config = changed(Config(), {"train.method": "released"})
+    with pytest.raises(ValueError, match="whole number as gems.rank, got 0.25"):
+        make_method(config, 2, None)
+
+
+def test_galore_is_gems_with_one_subspace_of_the_joint_gradient():
+    """``dW = -lr P Adam(P^T G)`` with singular vectors of the joint gradient, in numpy; Adam's first step is a sign."""
+    config = changed(Config(), {"gems.rank": 2, "train.warmup": 0})
+    grad = np.asarray(gradients()["block"]["kernel"], np.float64)
+    joint = 0.75 * grad[0] + 0.25 * grad[1]
+    left, right = np.linalg.svd(joint)[0][:, :2], np.linalg.svd(joint)[2][:2].T
+    updates = first_update(configured(config, "galore", 1e-3, 0, width=8))["block"]["kernel"]
+    expected = [-1e-3 * left @ np.sign(left.T @ joint), -1e-3 * np.sign(joint @ right) @ right.T]
+    assert min(np.abs(updates - one).max() for one in expected) < 1e-6
+
+
+def test_variants_change_nothing_but_their_own_fields():
+    config = Config()
+    assert set(MAIN) <= set(METHODS)
+    for name, method in METHODS.items():
+        made = configured(config, name, config.train.learning_rate, config.train.seed, width=96)
+        back = {key: _value(config, key) for key in [*method.changes, "gems.rank", "null_space.path"]}
+        assert changed(made, back).__dict__ | {"name": config.name} == config.__dict__
+
+
+def _value(config, dotted):
+    section, _, field = dotted.partition(".")
+    return getattr(getattr(config, section), field)
+
+
+# --- sharing rows among processes, stopping -----------------------------------------------------------------------
+
+
+class NoMaterial:
+    def __init__(self, *_):
+        self.width = 8
+
+
+@pytest.fixture
+def quick_rows(monkeypatch):
+    """Rows that take no time; what was run, in order."""
+    ran = []
+
+    def run_row(config, row, shared, workdir, first_seed):
+        ran.append(row)
+        time.sleep(0.01)
+        write_result(workdir, row, scored(row.learning_rate))
+        return scored(row.learning_rate)
+
+    monkeypatch.setattr(comparing, "run_row", run_row)
+    monkeypatch.setattr(comparing, "Shared", NoMaterial)
+    monkeypatch.setattr(comparing, "WAIT", 0.01)
+    return ran
+
+
+SMALL = StudyConfig(methods=("adamw", "gems"), seeds=3, grid=(1e-3, 1e-2))
+
+
+def test_two_processes_share_the_rows_and_run_each_once(tmp_path, quick_rows):
+    workers = [threading.Thread(target=comparing.compare, args=(Config(), SMALL, tmp_path, "")) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(quick_rows) == len(set(quick_rows)) == total_rows(SMALL)
+    assert json.loads((tmp_path / "study.json").read_text())["study"]["finished"] == total_rows(SMALL)
+
+
+def test_a_row_of_a_process_that_died_is_taken_over(tmp_path, quick_rows):
+    held = tmp_path / "claims" / "adamw-0.001-0"
+    held.mkdir(parents=True)
+    with claim(tmp_path / "mine") as mine:
+        assert mine
+        holder = json.loads((tmp_path / "mine" / "lock.json").read_text())
+    (held / "lock.json").write_text(json.dumps(holder | {"pid": 2**22 + 1}))
+    comparing.compare(Config(), SMALL, tmp_path, "")
+    assert len(quick_rows) == total_rows(SMALL)
+
+
+def test_a_stopped_study_exits_with_143_and_goes_on(tmp_path, quick_rows, monkeypatch, capsys):
+    whole = comparing.run_row
+
+    def stopped(config, row, shared, workdir, first_seed):
+        if len(quick_rows) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return whole(config, row, shared, workdir, first_seed)
+
+    monkeypatch.setattr(comparing, "run_row", stopped)
+    words = ["compare", "--workdir", tmp_path, "--study.methods", "[adamw,gems]", "--study.grid", "[0.001,0.01]",
+             "--study.seeds", "3"]  # fmt: skip
+    before = signal.getsignal(signal.SIGTERM)
+    assert gems_jax(*words) == cli.EXIT_STOPPED
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "run again to go on" in capsys.readouterr().err
+    monkeypatch.setattr(comparing, "run_row", whole)
+    assert gems_jax(*words) == 0
+    assert len(quick_rows) == len(set(quick_rows)) == total_rows(SMALL)
+
+
+def test_ctrl_c_stops_with_its_own_code():
+    def told():
+        with Stopping():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+
+    with pytest.raises(Stopped) as stop:
+        told()
+    assert stop.value.code == cli.EXIT_INTERRUPTED
+
+
+def test_other_settings_on_the_same_work_directory_are_refused(tmp_path, quick_rows):
+    comparing.compare(Config(), SMALL, tmp_path, "")
+    with pytest.raises(ValueError, match="other settings .train.steps: 500 there, 7 now."):
+        comparing.compare(changed(Config(), {"train.steps": 7}), SMALL, tmp_path, "")
+    more = StudyConfig(methods=("adamw", "gems", "lora"), seeds=4, grid=(1e-3, 1e-2))
+    comparing.compare(changed(Config(), {"train.seed": 5}), more, tmp_path, "")  # a study may grow
+    assert len(quick_rows) == len(set(quick_rows)) == total_rows(more)
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    row = Row("gems", 1e-3, 0)
+    assert read_result(tmp_path, row) is None
+    row.folder(tmp_path).mkdir(parents=True)
+    (row.folder(tmp_path) / "result.json").write_text("{")
+    with pytest.raises(ValueError, match="result.json is damaged: remove it"):
+        read_result(tmp_path, row)
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------
+
+
+def test_corrected_p_values_are_holm_s():
+    p = np.array([0.3, 0.001, 0.02, 0.02, 0.9])
+    # By definition: the k-th smallest times (m - k + 1), never below the one before.
+    order = np.argsort(p, kind="stable")
+    expected = np.empty(5)
+    expected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(5, 0, -1)))
+    np.testing.assert_allclose(summing.holm(p.tolist()), expected)
+
+
+def test_captured_energy_is_that_of_the_best_low_rank_approximation():
+    matrix = np.random.default_rng(0).normal(size=(6, 4))
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    for k in (1, 2, 3):
+        left = matrix - u[:, :k] * s[:k] @ vt[:k]
+        share = 1 - np.sum(left**2) / np.sum(matrix**2)
+        assert captured(matrix, (k / 4,))[0] == pytest.approx(share)

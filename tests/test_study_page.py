@@ -1,0 +1,235 @@
+"""The page of a study: from a made-up study.json, and from a real one of two methods."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from tiny import gems_jax, options
+
+from gems_jax import cli
+from gems_jax.evaluation.evaluate import load_rankings
+from gems_jax.evaluation.paired import metric_of_rows, paired_test
+from gems_jax.training.config import Config
+from gems_jax.training.workdir import plain
+
+TASKS = ("rec", "src")
+
+
+def curve(values):
+    return {"step": list(range(10, 10 * len(values) + 10, 10)), "value": values}
+
+
+def made_up():
+    """Three methods; CAGrad's runs all diverged."""
+    grid, rows, methods = [1e-3, 3e-3, 1e-2], [], []
+    names = {"adamw": ("joint AdamW", 0.20, 2.0), "gems": ("GEMS", 0.25, 0.3), "cagrad": ("CAGrad", None, None)}
+    for name, (label, level, rise) in names.items():
+        seeds = [0, 1] if level else []
+        rate = {"adamw": 3e-3, "gems": 1e-2}.get(name)
+        for learning_rate, seed in [(r, 0) for r in grid] + ([(rate, 1)] if level else []):
+            row = {"method": name, "learning_rate": learning_rate, "seed": seed, "chosen": learning_rate == rate}
+            if level:
+                value = level + 10 * learning_rate / 1000
+                found = {task: {"ndcg@10": value, "hit@10": 2 * value} for task in TASKS}
+                row |= {"valid": found, "test": found, "general": {"rise": rise}}
+            else:
+                row |= {"diverged": "not finite"}
+            rows.append(row)
+        method = {"name": name, "label": label, "learning_rate": rate, "at_edge": rate == 1e-2, "seeds": seeds,
+                  "diverged": 0 if level else 3}  # fmt: skip
+        if level:
+            numbers = {f"test/{t}/{m}": {"mean": level * k, "sd": 0.01} for t in TASKS for m, k in
+                       (("ndcg@10", 1), ("hit@10", 2))}  # fmt: skip
+            method["numbers"] = numbers | {
+                "general/rise": {"mean": rise, "sd": 0.02},
+                "seconds": {"mean": 120.4, "sd": 1.0},
+                "optimiser_bytes": {"mean": 3 * 2**20, "sd": 0.0},
+            }
+            method["curves"] = {"conflict/rec-src": curve([0.9, 0.1, -0.1]), "gate/rec": curve([0.5, 0.4]),
+                                "gate/src": curve([0.5, 0.6]), "captured/shared": curve([0.9, 0.7])}  # fmt: skip
+            spectra = {"share": [0.1, 0.5, 1.0], "shared": [0.7, 0.9, 1.0], "rec": [0.6, 0.9, 1.0]}
+            method["spectra"] = {"before": spectra, "after": spectra}
+        methods.append(method)
+    test = {
+        "difference": 0.05,
+        "low": 0.03,
+        "high": 0.07,
+        "p_value": 1e-4,
+        "users": 99,
+        "seeds": 2,
+        "p_corrected": 1e-4,
+    }
+    worse = test | {"difference": -0.01, "p_corrected": 0.4}
+    methods[1]["against"] = {
+        f"{task}/{m}": test if task == "rec" else worse for task in TASKS for m in ("ndcg@10", "hit@10")
+    }
+    return {
+        "format": 1,
+        "command": "gems-jax compare --workdir d",
+        "circumstances": {"machine": "a machine", "device": "1 x cpu", "python": "3.11", "versions": {"jax": "0.1"},
+                          "date": "2026-01-01"},
+        "settings": plain(Config()),
+        "study": {"methods": list(names), "main": ["adamw", "gems"], "seeds": 2, "rest_seeds": 1, "grid": grid,
+                  "metric": "ndcg@10", "valid_rows": 0, "rows": 11, "finished": 11},
+        "base": {"general": {"loss": 4.25}, "unigram_loss": 6.0,
+                 "rankers": {"popularity": {t: {"ndcg@10": 0.1, "hit@10": 0.2} for t in TASKS},
+                             "BM25": {"src": {"ndcg@10": 0.4, "hit@10": 0.5}}}},
+        "methods": methods,
+        "rows": rows,
+    }  # fmt: skip
+
+
+def page_of(summary, folder):
+    (folder / "study.json").write_text(json.dumps(summary))
+    assert gems_jax("compare", "--results", folder / "study.json", "--page", folder / "docs" / "study.md") == 0
+    return (folder / "docs" / "study.md").read_text()
+
+
+def table_rows(text, heading):
+    """Cells of the first table behind a heading, by the first one."""
+    lines = text.partition(f"## {heading}\n\n")[2].split("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in (cells[0], *cells[2:])}
+
+
+def test_a_page_says_what_the_results_say(tmp_path):
+    text = page_of(made_up(), tmp_path)
+    results = table_rows(text, "Results")
+    assert results["**GEMS**"] == [
+        "0.01", "2", "0.250 ± 0.010 ▲", "0.500 ± 0.010 ▲", "0.250 ± 0.010", "0.500 ± 0.010", "0.300 ± 0.020", "–",
+        "120", "3.0",
+    ]  # fmt: skip
+    assert results["joint AdamW"][2] == "0.200 ± 0.010"
+    assert results["BM25"][2:6] == ["–", "–", "0.400", "0.500"]
+    assert "CAGrad" not in results
+    assert table_rows(text, "The grid")["CAGrad"] == ["diverged"] * 3
+    assert table_rows(text, "The grid")["GEMS"] == ["0.250", "0.250", "**0.250**"]
+    assert "at an end of the grid for GEMS:" in text
+    assert "every run diverged: CAGrad." in text
+    assert "loss 4.250 a token on held-out general text (a unigram model: 6.000, 1.75 worse)" in text
+    assert "Recommendation: better (+0.0500 ndcg@10)" in text
+    assert "Search: not told apart (-0.0100 ndcg@10)" in text
+    assert "the loss rises by 0.300, with joint AdamW by 2.000, 0.15 of it" in text
+    assert "gems-jax compare --workdir d" in text
+    assert "a machine, 1 x cpu; Python 3.11, jax 0.1; 2026-01-01." in text
+
+
+def test_every_picture_of_a_page_is_there_and_the_same_results_give_the_same_bytes(tmp_path):
+    text = page_of(made_up(), tmp_path)
+    named = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert [name.removeprefix("study/") for name in named] == [
+        "plane.svg", "conflict.svg", "gates.svg", "captured.svg", "spectra.svg"
+    ]  # fmt: skip
+    first = {name: (tmp_path / "docs" / name).read_bytes() for name in named}
+    assert all(content.startswith(b"<?xml") for content in first.values())
+    assert page_of(made_up(), tmp_path) == text
+    assert {name: (tmp_path / "docs" / name).read_bytes() for name in named} == first
+
+
+def test_a_page_of_an_unfinished_study_leaves_out_what_is_not_there(tmp_path):
+    summary = made_up()
+    del summary["methods"][1]["numbers"], summary["methods"][1]["against"]
+    summary["study"]["finished"] = 5
+    text = page_of(summary, tmp_path)
+    assert "5 of 11 runs are finished" in text
+    assert "Not finished, or every run diverged: GEMS, CAGrad." in text
+    assert "beside joint AdamW" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist: run gems-jax compare first"),
+        ("{", "is not JSON"),
+        ("[]", "is no result of gems-jax compare"),
+        (json.dumps({"format": 2, "methods": []}), "format 1 is needed"),
+        (json.dumps({"format": 1, "methods": [{"name": "gems"}]}), "no method with a finished grid yet"),
+    ],
+)
+def test_what_is_no_study_is_refused(content, message, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / "study.json").write_text(content)
+    page = tmp_path / "study.md"
+    assert gems_jax("compare", "--results", tmp_path / "study.json", "--page", page) == cli.EXIT_BAD_INPUT
+    assert message in capsys.readouterr().err
+    assert not page.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["compare"], "compare needs --workdir"),
+        (["compare", "--results", "r.json"], "name the file to write as --page"),
+        (["compare", "--workdir", "w", "--study.methods", "[gem]"], "no method 'gem'"),
+        (["compare", "--workdir", "w", "--study.seedz", "3"], "did you mean"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert gems_jax(*argv) == cli.EXIT_BAD_INPUT
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- a real one ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def studied(prepared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    words = ["compare", "--workdir", folder / "d", *options(prepared.root, train__steps=4),
+             "--study.methods", "[adamw,gems]", "--study.seeds", "1", "--study.grid", "[0.01]",
+             "--page", folder / "study.md"]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")
+        assert gems_jax(*words) == 0
+    return folder, words
+
+
+def test_a_study_of_two_methods_ends_in_numbers_and_a_page(studied):
+    folder, _ = studied
+    summary = json.loads((folder / "d" / "study.json").read_text())
+    assert [method["name"] for method in summary["methods"]] == ["adamw", "gems"]
+    users = load_rankings(folder / "d" / "runs" / "gems" / "0.01" / "0" / "ranking_rec.npz")
+    for method in summary["methods"]:
+        place = folder / "d" / "runs" / method["name"] / "0.01" / "0"
+        for task in TASKS:
+            values = metric_of_rows(load_rankings(place / f"ranking_{task}.npz"), "ndcg@10")
+            assert method["numbers"][f"test/{task}/ndcg@10"]["mean"] == pytest.approx(values.mean())
+        assert {"conflict/rec-src", "loss/rec"} <= set(method["curves"])
+        for spectra in method["spectra"].values():
+            assert all(np.all(np.diff(spectra[name]) >= 0) and spectra[name][-1] == 1 for name in ("shared", *TASKS))
+        assert not (place / "checkpoints").exists()
+        result = json.loads((place / "result.json").read_text())
+        assert result["config"]["train"]["learning_rate"] == 0.01
+        assert result["general"]["rise"] == pytest.approx(result["general"]["loss"] - result["general"]["base_loss"])
+    assert {"gate/rec", "captured/shared"} <= set(summary["methods"][1]["curves"])
+    a, b = (
+        metric_of_rows(load_rankings(folder / "d" / "runs" / name / "0.01" / "0" / "ranking_rec.npz"), "ndcg@10")
+        for name in ("gems", "adamw")
+    )
+    expected = paired_test(a, b, users["user_ids"])
+    found = summary["methods"][1]["against"]["rec/ndcg@10"]
+    assert (found["difference"], found["p_value"]) == (expected.difference, expected.p_value)
+    text = (folder / "study.md").read_text()
+    assert set(table_rows(text, "Results")) == {
+        "",
+        "popularity",
+        "item co-occurrence",
+        "BM25",
+        "joint AdamW",
+        "**GEMS**",
+    }
+    assert (folder / "study" / "plane.svg").is_file()
+
+
+def test_a_finished_study_runs_nothing_again(studied, monkeypatch):
+    folder, words = studied
+    monkeypatch.setattr("gems_jax.study.compare.run_row", None)
+    before = (folder / "d" / "study.json").read_text()
+    assert gems_jax(*words) == 0
+    assert (folder / "d" / "study.json").read_text() == before
+    (folder / "study.md").unlink()
+    assert gems_jax(*words, "--summarise") == 0
+    assert (folder / "study.md").is_file()

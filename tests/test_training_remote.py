@@ -1,0 +1,129 @@
+"""A work directory on an object store, played by files in memory without appending and renaming."""
+
+import dataclasses
+import json
+import time
+
+import fsspec
+import pytest
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
+
+from gems_jax.staging import as_path, is_remote, remove_folder, write_json
+from gems_jax.training import remote_lock
+from gems_jax.training.checksums import damage, files_of, write_checksums
+from gems_jax.training.config import Config, ItemsConfig
+from gems_jax.training.lock import WorkdirLock
+from gems_jax.training.tune import tune
+from gems_jax.training.workdir import Log, check_config, keep_config
+
+
+class Bucket(MemoryFileSystem):
+    """Objects are written whole or not at all, and have the names they were written under."""
+
+    protocol = ("gcs", "gs")
+    store: dict = {}  # noqa: RUF012, not that of all memory
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    def __init__(self, finalize_on_close=True):
+        super().__init__()
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("gs://"))
+
+    def _open(self, path, mode="rb", **options):
+        assert mode in ("rb", "wb"), f"an object cannot be opened for {mode!r}"
+        return super()._open(path, mode, **options)
+
+    def mv(self, *args, **options):
+        raise AssertionError("renaming copies all there is")
+
+    rename = move = mv
+
+
+@pytest.fixture
+def workdir(monkeypatch):
+    Bucket.store.clear()
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", lambda self, name: Bucket())
+    assert fsspec.filesystem("memory").protocol == "memory"
+    monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.0)
+    return as_path("gs://bucket/runs/one")
+
+
+def test_paths_here_and_there_are_told_apart(workdir, tmp_path):
+    assert is_remote(workdir)
+    assert is_remote(workdir / "config.yaml")
+    assert str(workdir / "config.yaml") == "gs://bucket/runs/one/config.yaml"
+    assert not is_remote(as_path(tmp_path))
+
+
+def test_a_configuration_is_kept_and_compared(workdir):
+    keep_config(Config(), workdir)
+    check_config(Config(), workdir)
+    with pytest.raises(ValueError, match="gs://bucket/runs/one belongs to another configuration"):
+        check_config(dataclasses.replace(Config(), items=ItemsConfig(max_length=1)), workdir)
+    assert list(Bucket.store) == ["/bucket/runs/one/config.yaml"]
+
+
+def test_lines_are_there_with_every_checkpoint_and_at_the_end_and_go_on(workdir):
+    path = workdir / "metrics.jsonl"
+    with Log(workdir, True) as log:
+        log.truncate(0)
+        log.write({"step": 1})
+        assert path.read_text() == ""
+        log.flush()
+        assert path.read_text() == '{"step": 1}\n'
+        log.write({"step": 2})
+    with Log(workdir, True) as log:
+        log.truncate(1)
+        log.write({"step": 2, "again": 1})
+        assert [line["step"] for line in log.lines()] == [1, 2]
+    assert list(Log(workdir, False).lines()) == [{"step": 1}, {"step": 2, "again": 1}]
+
+
+def test_lines_are_written_now_and_then_without_a_checkpoint(workdir, monkeypatch):
+    monkeypatch.setattr("gems_jax.training.workdir.FLUSH_SECONDS", 0.0)
+    with Log(workdir, True) as log:
+        log.write({"step": 1})
+        assert list(Log(workdir, False).lines()) == [{"step": 1}]
+
+
+def test_a_second_process_is_refused_until_the_first_one_has_ended_or_is_gone(workdir, monkeypatch, capsys):
+    monkeypatch.setattr(remote_lock, "RENEW_SECONDS", 0.01)
+    with WorkdirLock(workdir):
+        before = json.loads((workdir / "lock.json").read_text())["renewed"]
+        with pytest.raises(ValueError, match="gs://bucket/runs/one is in use by process"), WorkdirLock(workdir):
+            pass
+        with WorkdirLock(workdir, active=False):  # another process of the same run
+            pass
+        deadline = time.monotonic() + 10
+        while json.loads((workdir / "lock.json").read_text())["renewed"] == before:
+            assert time.monotonic() < deadline
+    assert not (workdir / "lock.json").exists()
+    (workdir / "lock.json").write_text(json.dumps({"pid": 1, "host": "gone", "renewed": time.time() - 1000}))
+    with WorkdirLock(workdir):
+        assert "taking over gs://bucket/runs/one from process 1 on gone" in capsys.readouterr().out
+
+
+def test_damage_is_found_there_too(workdir):
+    folder = workdir / "checkpoints" / "5"
+    (folder / "params").mkdir(parents=True)
+    (folder / "params" / "a").write_bytes(b"12345")
+    write_json(folder / "b.json", 1)
+    write_checksums(folder)
+    assert damage(folder) == "commit_success.txt is missing: it was not written to its end"
+    (folder / "commit_success.txt").write_text("")
+    assert damage(folder) is None
+    assert files_of(folder) == ["b.json", "params/a"]
+    (folder / "params" / "a").write_bytes(b"12354")
+    assert damage(folder) == "params/a has other content than was written"
+    remove_folder(folder)
+    assert not folder.exists()
+
+
+def test_a_profile_there_is_refused_before_anything_is_made(workdir):
+    config = dataclasses.replace(Config(), train=dataclasses.replace(Config().train, profile=(2, 3)))
+    with pytest.raises(ValueError, match="train.profile writes to this machine's disk alone"):
+        tune(config, None, None, workdir)
+    assert not Bucket.store
