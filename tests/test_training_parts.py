@@ -232,7 +232,7 @@ def sent(step, finite=(True, True), losses=(1.0, 2.0), logged=True):
         "stop": jnp.int32(0),
         "update_norm": jnp.float32(3.0),
     }
-    return Sent(step, [metrics], [np.array([[7, 8], [9, 5]])], logged)
+    return Sent(step, [metrics], [np.array([[7, 8], [9, 5]])], [(24.0, 0.0)], logged)
 
 
 def test_refused_updates_are_counted_by_task_and_their_rows_logged(tmp_path):
@@ -257,10 +257,21 @@ def test_refused_updates_are_counted_by_task_and_their_rows_logged(tmp_path):
 def test_losses_of_an_updates_parts_are_averaged_by_their_tokens(tmp_path):
     one = journal(tmp_path)
     parts = [sent(1).metrics[0], sent(1, losses=(4.0, 6.0)).metrics[0] | {"counts": jnp.array([8.0, 2.0])}]
-    one.push(Sent(1, parts, [], True))
+    one.push(Sent(1, parts, [], [(24.0, 0.0)] * len(parts), True))
     one.settle()
     (line,) = Log(tmp_path, True).lines()
     assert (line["loss/rec"], line["loss/src"], line["update_norm"]) == (3.0, 4.0, 3.0)
+
+
+def test_a_lines_rate_is_of_the_steps_since_the_line_before(tmp_path, monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr("gems_jax.training.journal.time.perf_counter", lambda: now[0])
+    one = journal(tmp_path)
+    for step, later in enumerate((1, 3, 2), 1):
+        now[0] += later
+        one.push(sent(step, logged=step > 1))
+        one.settle()
+    assert [line["tokens_per_second"] for line in Log(tmp_path, True).lines()] == [48 / 4, 24 / 2]
 
 
 def test_a_writer_without_its_package_is_an_error_and_with_it_gets_the_numbers(tmp_path, monkeypatch):

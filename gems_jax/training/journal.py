@@ -15,11 +15,20 @@ from gems_jax.training.writers import Writer
 
 
 class Sent(NamedTuple):
-    """A step on its way: its number (from 1), the metrics of its parts, their row numbers, whether it is logged."""
+    """A step on its way.
+
+    Attributes:
+      step: its number, from 1.
+      metrics: of its parts.
+      rows: of its parts, row numbers.
+      work: of its parts, tokens and model operations of all processes.
+      logged: whether it gets a line.
+    """
 
     step: int
     metrics: list[Mapping[str, jax.Array]]
     rows: list[np.ndarray]
+    work: list[tuple[float, float]]
     logged: bool
 
 
@@ -64,11 +73,6 @@ class Journal:
         self._tokens = self._work = 0.0
         self._since = time.perf_counter()
 
-    def worked(self, tokens: float, work: float) -> None:
-        """Counts tokens and model operations, of all processes, toward the next line's rates."""
-        self._tokens += tokens
-        self._work += work
-
     def push(self, sent: Sent) -> None:
         """Takes a step that was just sent; the one before must be settled."""
         assert self._pending is None
@@ -88,6 +92,8 @@ class Journal:
         sent, self._pending = self._pending, None
         parts: list[dict[str, np.ndarray]] = jax.device_get([dict(metrics) for metrics in sent.metrics])
         self.stop_code = max(self.stop_code, int(parts[-1]["stop"]))
+        self._tokens += sum(tokens for tokens, _ in sent.work)
+        self._work += sum(operations for _, operations in sent.work)
         bad = [task for task, finite in zip(self._tasks, parts[-1]["finite"], strict=True) if not finite]
         if sent.logged:
             self._write_line(sent.step, parts)

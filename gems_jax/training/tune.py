@@ -123,18 +123,18 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
                 done = number == train.steps
                 logged = number % train.log_every == 0 or done
                 profile.before(number)
-                sent = Sent(number, [], [], logged)
+                sent = Sent(number, [], [], [], logged)
                 for part in range(train.accumulate):
                     watchdog.phase("waiting for data", number)
                     batch = next(run.batches)
                     host = run.batches.host_batch
-                    journal.worked(*work_of(material.model, host, run.row_parts, peak is not None))
                     watchdog.phase("being sent to the devices", number)
                     measure = logged and part + 1 == train.accumulate
                     control = run.control(number - 1, part, measure, signals.code)
                     run.params, run.opt_state, metrics = run.step(run.params, run.opt_state, run.rest, batch, control)
                     sent.metrics.append(metrics)
                     sent.rows.append(host["row_index"])
+                    sent.work.append(work_of(material.model, host, run.row_parts, peak is not None))
                 # While the devices work on it, the update before is read.
                 watchdog.phase("waiting for the devices", number)
                 journal.settle()
