@@ -14,7 +14,6 @@ Markdown. ``--no-compile`` gives the sizes of the step's arguments alone, in sec
 """
 
 import argparse
-import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -46,7 +45,7 @@ from planning.tables import (  # noqa: E402
     memory_table,
     time_table,
 )
-from planning.training_step import AbstractStep, abstract_step, device_mesh, without_reflections  # noqa: E402
+from planning.training_step import AbstractStep, abstract_step, device_mesh  # noqa: E402
 
 # Their shapes as published in each model's config.json; the number of the end token plays no part.
 LLAMA: dict[str, Any] = {
@@ -64,8 +63,8 @@ MODELS = {
     name.lower().replace(" ", "-"): {"eos_token_id": 1} | shape
     for name, shape in (CONFIGS | {"Llama 3 8B": LLAMA}).items()
 }
-# Runs of loops whose trip count is data, all of them in refreshes: the sweeps that make a basis orthonormal in the null
-# space are two where blocks are well conditioned, and the power iteration from a former basis is one.
+# Runs of loops whose trip count is data, all of them in refreshes: from a former basis a new one takes two passes, of
+# which one multiplies by the gradient. Both are counted as if they did.
 DATA_TRIPS = 2
 METHODS = ("gems", "adamw", "lora")
 
@@ -78,12 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         mesh = device_mesh(devices, mesh_sizes(options.mesh) if options.mesh else config.mesh)
         model = model_config(options.model or config.model.path, config, options.items)
         platform = "gpu" if chip.name.startswith("H") else "tpu"
-        with without_reflections() if options.quick else contextlib.nullcontext():
-            steps = {
-                method: abstract_step(model, of_method(config, method), mesh, platform, protected=options.protected)
-                for method in options.methods.split(",")
-            }
-            plans = [] if options.no_compile else [plan(method, step) for method, step in steps.items()]
+        steps = {
+            method: abstract_step(model, of_method(config, method), mesh, platform, protected=options.protected)
+            for method in options.methods.split(",")
+        }
+        plans = [] if options.no_compile else [plan(method, step) for method, step in steps.items()]
     except (ValueError, OSError) as error:
         print(f"plan.py: error: {error}", file=sys.stderr)
         return 2
@@ -92,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{options.model or config.model.path} on {options.topology}: {mesh.size} devices, ", end="")
     print(", ".join(f"{name} {size}" for name, size in mesh.shape.items()) + ";")
     print(f"2 tasks, {rows} of {config.items.max_length} tokens each, {model.num_added_tokens:,} items;")
-    note = "; without the branch of ill-conditioned blocks (--quick)" if options.quick else ""
-    print(f"{datetime.date.today()}, {versions()}{note}\n")
+    print(f"{datetime.date.today()}, {versions()}\n")
     for p in plans:
         for kind, costs in p.costs.items():
             if costs.guessed:
@@ -120,7 +117,6 @@ def read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--items", type=int, default=20_000, help="item tokens, where the model has none")
     parser.add_argument("--protected", type=float, default=0.5, help="share of directions in the null space's factors")
     parser.add_argument("--no-compile", action="store_true", help="only what the step is called with; in seconds")
-    parser.add_argument("--quick", action="store_true", help="compile no Householder QR, a branch for bad blocks")
     options, others = parser.parse_known_args(argv)
     if unknown := sorted(set(options.methods.split(",")) - set(METHODS)):
         raise ValueError(f"the method {unknown[0]!r} is unknown; choose of {', '.join(METHODS)}")
@@ -199,7 +195,7 @@ def usual(refresh: bool) -> Callable[[Instruction], int | None]:
     Updates are not refused, blocks are well conditioned, the null space's leak is not measured, and a part of an update
     is its last.
     """
-    branches = {"branches.py": int(refresh), "subspace.py": 1, "guard.py": 1, "step.py": 0, "wrappers.py": 1}
+    branches = {"branches.py": int(refresh), "orthonormal.py": 1, "guard.py": 1, "step.py": 0, "wrappers.py": 1}
 
     def taken(x: Instruction) -> int | None:
         name = Path(x.source).name

@@ -35,8 +35,9 @@ def state_sharding(tx: Any, params: PyTree, task_axis: str | None = None) -> PyT
     """Where every array of an optimiser state belongs, from where the parameters are; nothing is run.
 
     Bases ``[p, r]`` and null-space factors ``[d, c]`` are split as the kernel's axis they span, low-rank moments
-    ``[r, q]`` as its other one, stacks as the kernel's batch axes, statistics of other leaves as their parameter;
-    counters, gates and diagnostics are replicated. Then a step moves no state between devices.
+    ``[r, q]`` as its other one, and their thin axis (``r`` or ``c``) over the kernel's other mesh axes, those that
+    divide it; stacks as the kernel's batch axes, statistics of other leaves as their parameter; counters, gates and
+    diagnostics are replicated. So all devices that share a kernel share its state.
 
     Args:
       tx: `gems_jax.gems` or any optax transform, also inside a chain, a partition or a wrapper.
@@ -85,6 +86,7 @@ def state_sharding(tx: Any, params: PyTree, task_axis: str | None = None) -> PyT
 
 
 _KNOWN = (GemsState, ConstrainToNullSpaceState)
+_OTHER = {"in": "out", "out": "in"}
 
 
 def _placed(params: PyTree) -> tuple[Mesh | AbstractMesh, dict[str, Placed]]:
@@ -167,6 +169,14 @@ class _Find(NamedTuple):
                 return self.sharding((self.task, *axes))
         return self.replicated()
 
+    def dividing(self, axes: Axes, size: int) -> Axes:
+        """Those of the mesh axes, from the first on, that split an axis of this size into more than one equal part."""
+        found: Axes = ()
+        for name in axes:
+            parts = math.prod(self.mesh.shape[n] for n in (*found, name))
+            found = (*found, name) if self.mesh.shape[name] > 1 and size % parts == 0 else found
+        return found
+
     def matrix(self, name: str, spec: MatrixSpec) -> Matrix:
         batch_ndim, axes = len(spec.batch_shape), self.placed[name].axes
         batch, matrix = spec.order[:batch_ndim], spec.order[batch_ndim:]
@@ -187,7 +197,7 @@ class _Find(NamedTuple):
                 return self.replicated()
             matrix, side = self.matrix(name, resolve(MatrixDims(), shape)), "in" if shape[-2] == x.shape[-2] else "out"
         batch = matrix.batch if len(x.shape) == 2 + len(matrix.batch) else ()
-        return self.sharding((*batch, matrix.sides[side], ()))
+        return self.sharding((*batch, matrix.sides[side], self.dividing(matrix.sides[_OTHER[side]], x.shape[-1])))
 
 
 def _record_of(state: GemsState, records: Sequence[Recorded]) -> Recorded:
@@ -206,8 +216,9 @@ def _of_gems(state: GemsState, entry: Recorded, find: _Find) -> GemsState:
     def basis(path: tuple[Any, ...], x: Any, lead: tuple[Axes, ...] = ()) -> NamedSharding:
         name = find.parameter(path)
         assert name is not None
-        matrix = matrices[name]
-        return find.sharding((*lead, *matrix.batch, matrix.sides[kernels[name].side], ()))
+        matrix, side = matrices[name], kernels[name].side
+        thin = find.dividing(matrix.sides[_OTHER[side]], x.shape[-1])
+        return find.sharding((*lead, *matrix.batch, matrix.sides[side], thin))
 
     def low_rank(path: tuple[Any, ...], x: Any, lead: tuple[Axes, ...] = (), task: bool = False) -> NamedSharding:
         """Statistics of ``[r, q]``, whole or factored: whatever else an inner transform keeps is replicated."""
@@ -215,10 +226,10 @@ def _of_gems(state: GemsState, entry: Recorded, find: _Find) -> GemsState:
         assert name is not None
         k, matrix = kernels[name], matrices[name]
         rank = k.task_rank if task else k.rank
-        other = matrix.sides["out" if k.side == "in" else "in"]
+        other, thin = matrix.sides[_OTHER[k.side]], find.dividing(matrix.sides[k.side], rank)
         leading = (*lead, *matrix.batch)
         tail = tuple(x.shape[len(leading) :])
-        ends: dict[tuple[int, ...], tuple[Axes, ...]] = {(rank, k.other): ((), other), (k.other,): (other,)}
+        ends: dict[tuple[int, ...], tuple[Axes, ...]] = {(rank, k.other): (thin, other), (k.other,): (other,)}
         if tail == (rank,) == (k.other,):
             return find.sharding((*leading, ()))
         return find.sharding((*leading, *ends.get(tail, ((),) * len(tail))))

@@ -12,26 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-Decomposition = Literal["svd", "eigh", "subspace"]
-Project = Callable[[jax.Array], jax.Array]
+from gems_jax.orthonormal import Project, matmul, norms, orthonormal_inside, there_and_back, times, transposed_times
 
-# Distance from the span of the columns before it that a column of length 1 needs for Cholesky QR in float32: the
-# loss of orthogonality of one pass grows with the inverse square.
-_WELL_CONDITIONED = 0.03
+Decomposition = Literal["svd", "eigh", "subspace"]
 
 # Sweeps of block power iteration: from the previous basis, and from a random block.
 WARM_SWEEPS = 1
 COLD_SWEEPS = 16
-
-
-def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """``a @ b`` at the highest precision, so that no accelerator rounds it to bfloat16."""
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-
-
-def norms(x: jax.Array, axis: int | tuple[int, int] = (-2, -1)) -> jax.Array:
-    """Euclidean norms over the given axes, which stay as axes of size 1."""
-    return jnp.sqrt(jnp.sum(x * x, axis=axis, keepdims=True))
 
 
 class Frame(NamedTuple):
@@ -47,39 +34,30 @@ class Frame(NamedTuple):
 
     def project(self, x: jax.Array) -> jax.Array:
         """``N x``, twice, so that float32 rounding of the first pass is removed as well. ``x: [..., p, n]``."""
+        return self.project_once(self.project_once(x))
+
+    def project_once(self, x: jax.Array) -> jax.Array:
+        """``N x``, once."""
         if self.factor is None:
             return x
-        factor = self.factor.astype(x.dtype)
-        for _ in range(2):
-            inside = matmul(factor, matmul(factor.mT, x))
-            x = inside if self.complement else x - inside
-        return x
+        inside = there_and_back(self.factor.astype(x.dtype), x)
+        return inside if self.complement else x - inside
 
 
-def leading_vectors(
-    matrix: jax.Array,
-    rank: int,
-    method: Decomposition,
-    start: jax.Array | None = None,
-    is_warm: jax.Array | bool = False,
-) -> jax.Array:
+def leading_vectors(matrix: jax.Array, rank: int, method: Decomposition) -> jax.Array:
     """Orthonormal ``[..., p, rank]`` spanning the leading left singular vectors of ``[..., p, q]``.
 
     * ``svd``: ``jnp.linalg.svd``, the reference.
     * ``eigh``: eigenvectors of the Gram matrix of the smaller side; where the kept side is the larger one
       ``U = A V S^-1``. Several times faster on CPU, same captured energy (singular values below about 3e-4
       of the largest lose accuracy in float32, which costs energy of order 1e-7).
-    * ``subspace``: block power iteration from ``start`` (GaLore's fixed basis, kept warm), matrix products
-      and the orthonormalisation of thin blocks only.
 
-    Columns beyond the matrix's rank are arbitrary, possibly zero; see `orthonormal_inside`.
+    ``subspace`` iterates: see `orthonormal_inside`. Columns beyond the matrix's rank are arbitrary, possibly zero.
 
     Args:
-      matrix: ``[..., p, q]`` float32 or float64.
+      matrix: ``[..., p, q]`` float32 or float64, entries of order 1.
       rank: at most ``min(p, q)``.
       method: one of the above.
-      start: ``[..., p, rank]`` block to iterate from, for ``subspace`` only.
-      is_warm: ``[...]`` bool, whether ``start`` is a former basis (few sweeps, if all are) or random (more).
 
     Returns:
       ``[..., p, rank]``.
@@ -90,17 +68,10 @@ def leading_vectors(
       >>> jnp.abs(leading_vectors(a, 1, "eigh")).round(3).ravel().tolist()
       [0.0, 1.0, 0.0]
     """
-    # The scale of a gradient is irrelevant to its directions; without this the Gram matrix may underflow.
-    largest = jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True)
-    matrix = matrix / jnp.where(largest > 0, largest, 1)
     if method == "svd":
         return jnp.linalg.svd(matrix, full_matrices=False)[0][..., :rank]
     if method == "eigh":
         return _eigh_vectors(matrix, rank)
-    if method == "subspace":
-        if start is None:
-            raise ValueError("decomposition 'subspace' iterates from a block: pass start [p, rank]")
-        return _power_iteration(matrix, start, is_warm)
     raise ValueError(f"decomposition {method!r} is unknown; choose 'svd', 'eigh' or 'subspace'")
 
 
@@ -114,91 +85,6 @@ def _eigh_vectors(matrix: jax.Array, rank: int) -> jax.Array:
     significant = values > floor
     scale = jnp.where(significant, jax.lax.rsqrt(jnp.where(significant, values, 1)), 0)
     return matmul(matrix, vectors) * scale
-
-
-def _power_iteration(matrix: jax.Array, start: jax.Array, is_warm: jax.Array | bool) -> jax.Array:
-    def sweep(_: int, block: jax.Array) -> jax.Array:
-        return orthonormal_columns(matmul(matrix, matmul(matrix.mT, block)))[0]
-
-    # The trip count is data, so the first refresh and the later ones are one program.
-    return jax.lax.fori_loop(0, jnp.where(jnp.all(jnp.asarray(is_warm)), WARM_SWEEPS, COLD_SWEEPS), sweep, start)
-
-
-def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Orthonormal columns of the same leading spans, by Cholesky where the block is well conditioned.
-
-    ``X = Q R`` with ``R^T R = X^T X`` is a few matrix products (Cholesky QR), much faster than Householder
-    reflections, which are left for blocks whose columns, scaled to length 1, nearly depend on each other.
-
-    Args:
-      block: ``[..., p, r]``.
-
-    Returns:
-      ``(Q [..., p, r], well [])``: ``well`` says whether all blocks were well conditioned. Columns keep their
-      direction (``R`` has a positive diagonal); those that depended on others are arbitrary.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> q, well = orthonormal_columns(jnp.array([[2.0, 2.0], [0.0, 1.0]]))
-      >>> q.round(6).tolist(), bool(well)
-      ([[1.0, 0.0], [0.0, 1.0]], True)
-    """
-    lengths = norms(block, -2)
-    block = block / jnp.where(lengths > 0, lengths, 1)
-    # Distance of each column from the span of those before it; NaN where the matrix is not positive definite.
-    lower = jax.lax.linalg.cholesky(matmul(block.mT, block), symmetrize_input=False)
-    distances = jnp.diagonal(lower, axis1=-2, axis2=-1)
-    well = jnp.all(distances > _WELL_CONDITIONED)
-
-    def by_cholesky(block: jax.Array) -> jax.Array:
-        return jax.lax.linalg.triangular_solve(lower, block, left_side=False, lower=True, transpose_a=True)
-
-    def by_householder(block: jax.Array) -> jax.Array:
-        vectors, triangle = jnp.linalg.qr(block)
-        # Reflections may flip a column; keep the direction it came with.
-        signs = jnp.where(jnp.diagonal(triangle, axis1=-2, axis2=-1) < 0, -1, 1).astype(vectors.dtype)
-        return vectors * signs[..., None, :]
-
-    return jax.lax.cond(well, by_cholesky, by_householder, block), well
-
-
-def orthonormal_inside(block: jax.Array, project: Project, fill: jax.Array) -> jax.Array:
-    """Orthonormal columns inside a subspace, leading columns first, missing ones completed.
-
-    Columns that vanish under the projection (they were arbitrary) are replaced by those of ``fill``; then
-    projection and orthonormalisation alternate, since that of nearly dependent columns brings forbidden
-    directions back.
-
-    Args:
-      block: ``[..., p, r]`` candidate columns of norm about 1.
-      project: orthogonal projection onto a subspace of at least ``r`` dimensions.
-      fill: ``[..., p, r]`` generic columns.
-
-    Returns:
-      ``[..., p, r]``, orthonormal to rounding, inside the subspace to rounding.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> drop_first = lambda x: x.at[0].set(0.0)
-      >>> u = orthonormal_inside(jnp.eye(4)[:, :2], drop_first, jax.random.normal(jax.random.key(0), (4, 2)))
-      >>> bool(jnp.allclose(u.T @ u, jnp.eye(2), atol=1e-6)), jnp.abs(u[0]).tolist()
-      (True, [0.0, 0.0])
-    """
-    block = project(block)
-    lengths = norms(block, -2)
-    block = jnp.where(lengths > 0.1, block / jnp.where(lengths > 0.1, lengths, 1), fill / norms(fill, -2))
-
-    def unfinished(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        sweeps, was_well, _ = carry
-        return sweeps < jnp.where(was_well, 2, 3)
-
-    def sweep(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        sweeps, was_well, block = carry
-        block, well = orthonormal_columns(project(block))
-        return sweeps + 1, was_well & well, block
-
-    # A loop, not copies: reflections are slow to compile on TPU.
-    return jax.lax.while_loop(unfinished, sweep, (jnp.zeros((), jnp.int32), jnp.ones((), bool), block))[2]
 
 
 def map_stack(function: Callable[..., Any], depth: int, varying: Any, shared: Any) -> Any:
@@ -328,42 +214,62 @@ def make_basis(
     whole = (-2, -1)
     finite = jnp.all(jnp.isfinite(gradient), axis=whole, keepdims=True)
     gradient = jnp.where(finite, gradient, 0)
-    largest = jnp.max(jnp.abs(gradient), axis=whole, keepdims=True)
-    is_normal = largest >= jnp.finfo(gradient.dtype).tiny
-    gradient = gradient / jnp.where(is_normal, largest, 1)
+    gradient, is_normal = _scaled(gradient)
     warm = jnp.asarray(has_previous)
+    inside, coordinates, lift = _coordinates(frame, gradient.dtype)
+    others = None if exclude is None else coordinates(exclude)
+
+    def project_once(x: jax.Array) -> jax.Array:
+        x = inside(x)
+        return x if others is None else x - there_and_back(others, x)
 
     def project(x: jax.Array) -> jax.Array:
-        x = frame.project(x)
-        if exclude is not None:
-            for _ in range(2):
-                x = x - matmul(exclude, matmul(exclude.mT, x))
-        return x
+        if frame.factor is None and others is None:
+            return x
+        return jax.lax.fori_loop(0, 2, lambda _, x: project_once(x), x)
 
-    matrix, lift, coordinates = project(gradient), lambda w: w, lambda u: u
-    if frame.factor is not None and frame.complement:
-        factor = frame.factor.astype(gradient.dtype)
-        matrix, lift, coordinates = (
-            matmul(factor.mT, matrix),
-            lambda w: matmul(factor, w),
-            lambda u: matmul(factor.mT, u),
-        )
+    there = jnp.ones((1, rank), gradient.dtype) if columns is None else columns[..., None, :].astype(gradient.dtype)
+    start, matrix = coordinates(previous), coordinates(gradient)
+    fill = there * jax.random.normal(key, start.shape[-2:], matrix.dtype)
+    # Together, as projections are most of what there is to compile.
+    together = project(jnp.concatenate([matrix, jnp.broadcast_to(fill, start.shape)], axis=-1))
+    matrix, fill = together[..., :-rank], together[..., -rank:]
     rounding = 100 * jnp.finfo(gradient.dtype).eps
     usable = finite & is_normal & (norms(matrix) > rounding * norms(gradient))
+    # The scale of a gradient is irrelevant to its directions; without this the Gram matrix may underflow.
+    matrix, _ = _scaled(matrix)
 
-    fill = jnp.broadcast_to(jax.random.normal(key, previous.shape[-2:], gradient.dtype), previous.shape)
-    start = coordinates(jnp.where(warm[..., None, None], previous, project(fill)))
-    basis = lift(leading_vectors(matrix, rank, method, start, warm))
-    exact = method == "svd" or (method == "eigh" and gradient.shape[-2] <= gradient.shape[-1])
-    anywhere = frame.factor is None and exclude is None
-    if method == "subspace" and anywhere:
-        # Nearly orthonormal already: the last sweep ended with one such pass.
-        basis = orthonormal_columns(basis)[0]
-    elif not exact or not anywhere:
-        basis = orthonormal_inside(basis, project, fill)
+    start = jnp.where(warm[..., None, None], start, fill)
+    if method == "subspace":
+        sweeps = jnp.where(jnp.all(warm), WARM_SWEEPS, COLD_SWEEPS)
+        basis = orthonormal_inside(start, project, fill, matrix, sweeps)
+    else:
+        basis = leading_vectors(matrix, rank, method) * there
+        exact = method == "svd" or gradient.shape[-2] <= gradient.shape[-1]
+        if not exact or frame.factor is not None or exclude is not None:
+            basis = orthonormal_inside(basis, project, fill)
+    basis = lift(basis)
     basis = canonical_signs(basis) if signs == "canonical" else basis
-    if columns is not None:
-        basis = basis * columns[..., None, :].astype(basis.dtype)
     if signs == "align":
         basis = jnp.where(warm[..., None, None], align(basis, previous), canonical_signs(basis))
     return jnp.where(usable, basis, previous), usable[..., 0, 0]
+
+
+def _scaled(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A matrix whose largest entry is 1, and whether it has any that is a normal number (``[..., 1, 1]``)."""
+    largest = jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True)
+    is_normal = largest >= jnp.finfo(matrix.dtype).tiny
+    return matrix / jnp.where(is_normal, largest, 1), is_normal
+
+
+def _coordinates(frame: Frame, dtype: Any) -> tuple[Project, Project, Project]:
+    """Where bases are made: ``N x``, then from outside to coordinates, and back.
+
+    Coordinates are those of a thin basis ``Q`` of the null space, if that is what is kept: fewer rows.
+    """
+    if frame.factor is None or not frame.complement:
+        return frame.project_once, lambda x: x, lambda x: x
+    factor = frame.factor.astype(dtype)
+    # Within a stack there are columns of zeros: coordinates of nothing.
+    there = jnp.any(factor != 0, axis=-2)[..., None].astype(dtype)
+    return lambda x: x * there, lambda x: transposed_times(factor, x), lambda x: times(factor, x)

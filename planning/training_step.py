@@ -150,21 +150,6 @@ def for_platform(platform: str) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def without_reflections() -> Iterator[None]:
-    """Programs traced inside have a stand-in for Householder QR, which takes a TPU's compiler most of its time.
-
-    It is in the branch of blocks that are nearly dependent, which a usual step does not take; what temporaries it
-    would need is then not seen.
-    """
-
-    def stand_in(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return x, jnp.ones((*x.shape[:-2], x.shape[-1], x.shape[-1]), x.dtype)
-
-    with mock.patch.object(jnp.linalg, "qr", stand_in):
-        yield
-
-
 def device_mesh(devices: Sequence[Any], sizes: MeshConfig) -> Mesh:
     """`gems_jax.training.layout.make_mesh`, of other devices than this process has.
 

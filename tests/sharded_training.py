@@ -221,7 +221,7 @@ def wait_for(path):
 
 # Which branch of a conditional a step takes, by the file it is in: blocks are in a good condition, gradients finite,
 # the leak is not measured.
-BRANCHES = {"subspace.py": 1, "guard.py": 1, "step.py": 0}
+BRANCHES = {"orthonormal.py": 1, "guard.py": 1, "step.py": 0}
 
 
 def sent(text, refresh=False):
@@ -229,7 +229,7 @@ def sent(text, refresh=False):
     from planning.costs import costs_of
 
     branches = BRANCHES | {"branches.py": int(refresh)}
-    # Loops whose trip count is data: two sweeps.
+    # Loops whose trip count is data: two passes.
     costs = costs_of(text, lambda x: branches.get(Path(x.source).name), unknown_trips=2)
     found = {}
     for key, calls in costs.calls.items():

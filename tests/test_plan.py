@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import planned_steps
 import pytest
 
-from gems_jax.subspace import orthonormal_columns
+from gems_jax.orthonormal import orthonormal_columns
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -23,7 +23,7 @@ import plan  # noqa: E402
 from planning.chips import CHIPS, chip_named, roofline  # noqa: E402
 from planning.costs import Collective, Costs, costs_of, group_size  # noqa: E402
 from planning.hlo import parse, shapes_of  # noqa: E402
-from planning.training_step import without_reflections  # noqa: E402
+from planning.training_step import for_platform  # noqa: E402
 
 
 def program(entry, *others):
@@ -318,28 +318,28 @@ def test_sizes_of_arguments_are_known_without_compiling(tmp_path):
     sizes = {method: [bytes_in(cell) for cell in row(found["said"], method)] for method in ("gems", "adamw", "lora")}
     assert [sizes[method][0] for method in ("gems", "adamw")] == pytest.approx([trained, trained], rel=0.01)
     assert sizes["adamw"][1] == pytest.approx(2 * trained, abs=64)  # beside the moments a few counters
-    # Inputs of q, o, gate and down in three layers, half of 16 directions; their rows are split over fsdp or tensor.
-    assert sizes["gems"][2] == pytest.approx(4 * 3 * 16 * 8 * (2 / 4 + 2 / 2), rel=0.01)
+    # Inputs of q, o, gate and down in three layers, half of 16 directions; rows and columns are split over both axes.
+    assert sizes["gems"][2] == pytest.approx(4 * 3 * 16 * 8 * 4 / 8, rel=0.01)
     assert sizes["gems"][1] > sizes["gems"][2]
     assert sizes["lora"][3] == pytest.approx(sizes["adamw"][3] + 4 * 3 * 7 * 16 * 16 / 8, rel=0.01)
-    assert "| -, tensor, - |" in found["said"]
+    assert "| -, tensor, fsdp |" in found["said"]
     assert "temporaries" not in found["said"]
 
 
-def test_a_quick_plan_has_no_reflections():
+def test_programs_for_tpus_factorise_in_a_loop_of_their_own():
     block = jax.ShapeDtypeStruct((8, 4), jnp.float32)
     # A function of its own each: jax keeps what it has traced.
     text = jax.jit(lambda x: orthonormal_columns(x)[0]).lower(block).as_text()
-    with without_reflections():
-        quick = jax.jit(lambda x: orthonormal_columns(x)[0]).lower(block).as_text()
-    assert "geqrf" in text
-    assert "geqrf" not in quick
-    assert "potrf" in quick
+    with for_platform("tpu"):
+        of_tpu = jax.jit(lambda x: orthonormal_columns(x)[0]).lower(block).as_text()
+    assert "potrf" in text
+    assert "custom_call" not in of_tpu
+    assert "while" in of_tpu
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler of TPUs, is not installed")
 def test_a_real_step_compiles_for_a_tpu_that_is_not_here(tmp_path):
-    found = planned(tmp_path, "v5e:2x4", "--methods", "gems", "--quick")
+    found = planned(tmp_path, "v5e:2x4", "--methods", "gems")
     assert found["code"] == 0
     assert re.search(r"libtpu \d", found["said"])
     code = bytes_in(row(found["said"], "gems")[3])

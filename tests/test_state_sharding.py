@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 import sharded_steps
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from problems import QUICK, make_null_space, make_params
 
 import gems_jax as gj
@@ -65,6 +65,21 @@ def test_the_side_option_is_followed():
     found = specs(gj.state_sharding(gems(side="out"), abstract()))[0]
     assert found.shared_basis["a"] == P(None, "tensor", None)
     assert found.shared_inner.mu["a"] == P(None, None, "fsdp")
+
+
+def test_thin_axes_are_split_over_the_kernel_s_other_mesh_axes_where_these_divide_them():
+    mesh = AbstractMesh((2, 2, 4), ("task", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    shapes, placed = {"a": (8, 16), "o": (4, 4, 24)}, {"a": ("fsdp", "tensor"), "o": ("fsdp", "tensor", None)}
+    rule = lambda path, leaf: gj.MatrixDims((0, 1), 2) if path == "o" else gj.MatrixDims()  # noqa: E731
+    null_space, _ = make_null_space({"a": 8}, kept=4)
+    tx = gems(rank=4, task_rank=2, matrix_dims=rule, side="in", null_space=null_space)
+    found = specs(gj.state_sharding(tx, abstract(shapes, placed, mesh), task_axis="task"))[0]
+    assert found.shared_basis == {"a": P(None, "fsdp", "tensor"), "o": P(None, ("fsdp", "tensor"), None)}
+    assert found.null_space["a"] == P("fsdp", "tensor")
+    assert found.shared_inner.mu == {"a": P(None, "fsdp", "tensor"), "o": P(None, "fsdp", None)}
+    # Two columns: not over the four devices of "tensor".
+    assert found.task_basis["a"] == P("task", None, "fsdp", None)
+    assert found.task_inner.nu["a"] == P("task", None, "fsdp", "tensor")
 
 
 def test_stacks_and_experts_are_split_as_their_batch_axes():
@@ -221,6 +236,7 @@ def test_the_state_stays_where_it_was_put_and_nothing_compiles_again(eight_devic
 
 
 def test_each_device_holds_its_part_alone(eight_devices):
-    # Kept on the output side (16 x 8), which is split over "tensor"; the tasks over "task".
+    # Kept on the output side (16 x 8), which is split over "tensor"; its two columns over "fsdp" where that divides
+    # them, the tasks over "task".
     held = {mesh: found["held of a task basis"] for mesh, found in eight_devices.items()}
-    assert held == {"fsdp 8": 1.0, "task 2 x fsdp 2 x tensor 2": 0.25}
+    assert held == {"fsdp 8": 1.0, "task 2 x fsdp 2 x tensor 2": 0.125}

@@ -1,0 +1,206 @@
+"""Orthonormal columns inside a subspace, and block power iteration, by one pass in one loop.
+
+Everything is matrix products but for the triangle of Cholesky QR, and there is one instance of that in a program.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Project = Callable[[jax.Array], jax.Array]
+
+# Distances of a column of length 1 from the span of those before it, of the worst column of a block. With less than
+# the first Cholesky QR in float32 loses too much orthogonality (the loss grows with the inverse square) to go on from;
+# less than the second counts as that much; with more than the third a pass has changed next to nothing.
+_WELL_CONDITIONED = 0.03
+_LEAST = 0.01
+_ORTHONORMAL = 0.999
+# A column of length 1 of which less remains is replaced: rounding is too much of it.
+_VANISHED = 0.01
+# Most passes in a row: each brings a hundredfold nearer, so that blocks which need a third are rare.
+_PASSES = 6
+# Rows of a part of a product on TPUs.
+_CHUNK = 512
+
+
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a @ b`` at the highest precision, so that no accelerator rounds it to bfloat16."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def norms(x: jax.Array, axis: int | tuple[int, int] = (-2, -1)) -> jax.Array:
+    """Euclidean norms over the given axes, which stay as axes of size 1."""
+    return jnp.sqrt(jnp.sum(x * x, axis=axis, keepdims=True))
+
+
+def _chunks(x: jax.Array) -> jax.Array | None:
+    """Rows in parts, ``[..., p, n] -> [p / 512, ..., 512, n]``, where that is worth a loop: on TPUs.
+
+    Their compiler takes seconds for one large product of the highest precision, half a second for a loop of small ones.
+    """
+    *lead, rows, columns = x.shape
+    if jax.default_backend() != "tpu" or rows <= _CHUNK or rows % _CHUNK:
+        return None
+    return jnp.moveaxis(x.reshape(*lead, rows // _CHUNK, _CHUNK, columns), -3, 0)
+
+
+def times(a: jax.Array, x: jax.Array) -> jax.Array:
+    """``A x`` of a tall ``A``: ``[..., p, k], [..., k, n] -> [..., p, n]``."""
+    parts = _chunks(a)
+    if parts is None:
+        return matmul(a, x)
+    found = jnp.moveaxis(jax.lax.map(lambda part: matmul(part, x), parts), 0, -3)
+    return found.reshape(*found.shape[:-3], a.shape[-2], x.shape[-1])
+
+
+def transposed_times(a: jax.Array, x: jax.Array) -> jax.Array:
+    """``A^T x`` of a tall ``A``: ``[..., p, k], [..., p, n] -> [..., k, n]``."""
+    parts, others = _chunks(a), _chunks(x)
+    if parts is None or others is None:
+        return matmul(a.mT, x)
+    lead = jnp.broadcast_shapes(a.shape[:-2], x.shape[:-2])
+    begin = jnp.zeros((*lead, a.shape[-1], x.shape[-1]), jnp.result_type(a, x))
+    return jax.lax.scan(lambda total, pair: (total + matmul(pair[0].mT, pair[1]), None), begin, (parts, others))[0]
+
+
+def there_and_back(a: jax.Array, x: jax.Array) -> jax.Array:
+    """``A A^T x`` of a tall ``A``."""
+    return times(a, transposed_times(a, x))
+
+
+def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One pass towards orthonormal columns of the same leading spans: Cholesky QR of columns scaled to length 1.
+
+    ``X = Q R`` with ``R^T R = X^T X`` is a few matrix products. Where a column nearly depends on those before it, its
+    diagonal entry of ``R`` is set to 0.01 (a shift of the Gram matrix in that entry alone): what remains of the column
+    is then short and not yet orthogonal, and a second pass makes it so (shifted Cholesky QR, arXiv 1809.11085).
+
+    Args:
+      block: ``[..., p, r]``.
+
+    Returns:
+      ``(Q [..., p, r], distance [])``: the least distance of a column from the span of those before it. Columns keep
+      their direction (``R`` has a positive diagonal), those of zeros stay.
+
+    Example:
+      >>> q, distance = orthonormal_columns(jnp.array([[2.0, 2.0], [0.0, 1.0]]))
+      >>> q.round(6).tolist(), round(float(distance), 4)
+      ([[1.0, 0.0], [0.0, 1.0]], 0.4472)
+    """
+    lengths = norms(block, -2)
+    block = block / jnp.where(lengths > 0, lengths, 1)
+    gram = transposed_times(block, block) + jnp.eye(block.shape[-1], dtype=block.dtype) * (lengths == 0)
+
+    def by_elimination(block: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inverse, distance = inverse_cholesky(gram)
+        return times(block, inverse.mT), distance
+
+    if jax.default_backend() == "tpu":
+        # Its compiler unrolls factorisations and triangular solves, for many seconds each.
+        return by_elimination(block)
+    # NaN where the matrix is not positive definite.
+    lower = jax.lax.linalg.cholesky(gram, symmetrize_input=False)
+    distance = jnp.min(jnp.diagonal(lower, axis1=-2, axis2=-1))
+
+    def by_cholesky(block: jax.Array) -> tuple[jax.Array, jax.Array]:
+        solve = jax.lax.linalg.triangular_solve
+        return solve(lower, block, left_side=False, lower=True, transpose_a=True), distance
+
+    return jax.lax.cond(distance > _WELL_CONDITIONED, by_cholesky, by_elimination, block)
+
+
+def inverse_cholesky(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``L^-1`` of ``L L^T = G``, by Gaussian elimination on ``[G, I]`` in one loop; small diagonal entries are raised.
+
+    Args:
+      gram: ``[..., r, r]`` positive semidefinite up to rounding, ones on the diagonal.
+
+    Returns:
+      ``([..., r, r], [])``: entries of the diagonal of ``L`` below 0.01 count as that; the least of them as it is.
+
+    Example:
+      >>> inverse, least = inverse_cholesky(jnp.array([[1.0, 0.6], [0.6, 1.0]]))
+      >>> inverse.round(4).tolist(), round(float(least), 4)
+      ([[1.0, 0.0], [-0.75, 1.25]], 0.8)
+    """
+    size = gram.shape[-1]
+    rows = jnp.arange(size)[:, None]
+
+    def eliminate(number: jax.Array, system: jax.Array) -> jax.Array:
+        row = jax.lax.dynamic_index_in_dim(system, number, -2)
+        pivot = jnp.maximum(jax.lax.dynamic_index_in_dim(row, number, -1), _LEAST**2)
+        # What is left of the Gram matrix stays symmetric, so this row is the column as well.
+        return system - jnp.where(rows > number, row[..., :size].mT / pivot, 0) * row
+
+    system = jnp.concatenate([gram, jnp.broadcast_to(jnp.eye(size, dtype=gram.dtype), gram.shape)], -1)
+    system = jax.lax.fori_loop(0, size, eliminate, system)
+    pivots = jnp.diagonal(system, axis1=-2, axis2=-1)
+    inverse = system[..., size:] * jax.lax.rsqrt(jnp.maximum(pivots, _LEAST**2))[..., None]
+    return inverse, jnp.sqrt(jnp.maximum(jnp.min(pivots), 0))
+
+
+def orthonormal_inside(
+    block: jax.Array,
+    project: Project,
+    fill: jax.Array,
+    matrix: jax.Array | None = None,
+    sweeps: jax.Array | int = 0,
+) -> jax.Array:
+    """Orthonormal columns inside a subspace, leading columns first, missing ones completed.
+
+    With a matrix ``A`` they first take sweeps of block power iteration, ``X <- A A^T X``, towards its leading left
+    singular vectors: GaLore's fixed basis (arXiv 2403.03507), kept warm, matrix products alone. Then projection and
+    orthonormalisation alternate, since that of nearly dependent columns brings forbidden directions back, until a pass
+    changes next to nothing; two in all for a former basis. Columns that vanish under the projection or depend on those
+    before them (they were arbitrary) are replaced by those of ``fill``.
+
+    Args:
+      block: ``[..., p, r]`` candidate columns of norm about 1; columns of zeros stay, where ``fill`` has them too.
+      project: orthogonal projection onto a subspace of at least as many dimensions as there are other columns.
+      fill: ``[..., p, r]`` generic columns of the subspace.
+      matrix: ``[..., p, q]`` with columns inside the subspace, entries of order 1.
+      sweeps: of power iteration, ``[]``; a stack takes them together.
+
+    Returns:
+      ``[..., p, r]``, orthonormal to rounding, inside the subspace to rounding.
+
+    Example:
+      >>> drop_first = lambda x: x.at[0].set(0.0)
+      >>> fill = drop_first(jax.random.normal(jax.random.key(0), (4, 2)))
+      >>> u = orthonormal_inside(jnp.eye(4)[:, :2], drop_first, fill)
+      >>> bool(jnp.allclose(u.T @ u, jnp.eye(2), atol=1e-6)), jnp.abs(u[0]).tolist()
+      (True, [0.0, 0.0])
+    """
+    lengths = norms(fill, -2)
+    fill = fill / jnp.where(lengths > 0, lengths, 1)
+
+    def multiplied(block: jax.Array) -> jax.Array:
+        assert matrix is not None
+        return there_and_back(matrix, block)
+
+    def projected(block: jax.Array) -> jax.Array:
+        block = project(block)
+        return jnp.where(norms(block, -2) > _VANISHED, block, fill)
+
+    # Sweeps left, passes since the last one, the distance that the last pass found.
+    State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+    def unfinished(state: State) -> jax.Array:
+        left, passes, distance, _ = state
+        return (left > 0) | (passes == 0) | ((distance < _ORTHONORMAL) & (passes < _PASSES))
+
+    def one_pass(state: State) -> State:
+        left, passes, distance, block = state
+        if matrix is None:
+            block, distance = orthonormal_columns(projected(block))
+            return left, passes + 1, distance, block
+        multiply = (left > 0) & ((distance > _WELL_CONDITIONED) | (passes == _PASSES))
+        block = jax.lax.cond(multiply, multiplied, projected, block)
+        block, distance = orthonormal_columns(block)
+        return left - multiply, jnp.where(multiply, 0, passes + 1), distance, block
+
+    # One loop with one orthonormalisation, whose trip count is data: the first refresh and the later ones are one
+    # program, and there is little of it to compile.
+    begin = (jnp.asarray(sweeps, jnp.int32), jnp.zeros((), jnp.int32), jnp.ones((), block.dtype), block)
+    return jax.lax.while_loop(unfinished, one_pass, begin)[3]
