@@ -119,7 +119,8 @@ def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
             from gems_jax.study.command import add_options
 
             add_options(sub)
-        sub.add_class_arguments(Config, None)
+        if name in argv[:1]:  # of the others it would only take time
+            sub.add_class_arguments(Config, None)
         commands.add_subcommand(name, sub, help=about)
     parsed = parser.parse_args(argv)
     options = parsed[parsed.command]
