@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def write_text(path: Path, text: str) -> None:
     if is_remote(path):
         path.write_text(text)
         return
-    unfinished = path.with_name(f".{path.name}.tmp")
+    # A name of its own: others may write the same file at the same time.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, path)
