@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import threading
 from pathlib import Path
 
 from gems_jax.staging import is_remote
@@ -65,7 +66,7 @@ class WorkdirLock:
 
     def _take(self) -> bool:
         """Makes the file with its content in one go, so that nobody sees half of it."""
-        staging = self._path.with_name(f".{NAME}.{os.getpid()}")
+        staging = self._path.with_name(f".{NAME}.{os.getpid()}.{threading.get_ident()}")
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
         staging.write_text(json.dumps(holder), encoding="utf-8")
         try:
@@ -94,7 +95,7 @@ class WorkdirLock:
             raise ValueError(f"{self._path.parent} is in use by process {pid}{where}: {remedy}")
         print(f"train: taking over {self._path.parent} from process {pid}, which is gone")
         # Renamed first: of two that find the same stale lock one removes it.
-        stale = self._path.with_name(f".{NAME}.stale.{os.getpid()}")
+        stale = self._path.with_name(f".{NAME}.stale.{os.getpid()}.{threading.get_ident()}")
         try:
             os.rename(self._path, stale)
         except FileNotFoundError:
