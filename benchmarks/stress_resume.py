@@ -141,7 +141,7 @@ def main() -> int:
     killed = compared = 0
     while killed < options.kills:
         early = rng.random() < 0.2
-        seconds = rng.uniform(0, start if early else (whole - start) / 4)
+        seconds = rng.uniform(0, start if early else (whole - start) / 2)
         code = train(root, root / "killed", seconds, loaded=not early)
         ending = "killed" if code == -signal.SIGKILL else f"ended with {code}"
         since = "its start" if early else "loading"
