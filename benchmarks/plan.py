@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))  # `planning` is no part of the installed package
 from memory import CONFIGS  # noqa: E402
 
 from gems_jax.training.config import Config, MeshConfig  # noqa: E402
+from gems_jax.training.layout import make_mesh  # noqa: E402
 from planning.chips import Chip, chip_named  # noqa: E402
 from planning.costs import costs_of  # noqa: E402
 from planning.hlo import Instruction  # noqa: E402
@@ -45,7 +46,7 @@ from planning.tables import (  # noqa: E402
     memory_table,
     time_table,
 )
-from planning.training_step import AbstractStep, abstract_step, device_mesh  # noqa: E402
+from planning.training_step import AbstractStep, abstract_step  # noqa: E402
 
 # Their shapes as published in each model's config.json; the number of the end token plays no part.
 LLAMA: dict[str, Any] = {
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, config = read_options(sys.argv[1:] if argv is None else argv)
         chip = chip_named(options.topology)
         devices = find_devices(options.topology, chip, options.no_compile)
-        mesh = device_mesh(devices, mesh_sizes(options.mesh) if options.mesh else config.mesh)
+        mesh = make_mesh(mesh_sizes(options.mesh) if options.mesh else config.mesh, devices)
         model = model_config(options.model or config.model.path, config, options.items)
         platform = "gpu" if chip.name.startswith("H") else "tpu"
         steps = {

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 
 from gems_jax.leaf_path import leaf_path
+from gems_jax.training.abstract import bytes_of, device_bytes
 from gems_jax.training.factors import held_factors
 from planning.chips import GIB, Chip, roofline
 from planning.costs import Costs
-from planning.training_step import AbstractStep, bytes_of, device_bytes
+from planning.training_step import AbstractStep
 
 
 class Plan(NamedTuple):

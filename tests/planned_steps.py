@@ -63,15 +63,16 @@ def loops(folder):
     import plan
 
     from gems_jax.training.config import MeshConfig
+    from gems_jax.training.layout import make_mesh
     from planning.costs import costs_of
-    from planning.training_step import abstract_step, device_mesh
+    from planning.training_step import abstract_step
 
     options, config = plan.read_options(argv(folder, "H100:8"))
     # What a backward pass computes again is merged with the forward pass where layers are not in a loop.
     model = dataclasses.replace(plan.model_config(options.model, config, options.items), remat="none")
     jax.config.update("jax_num_cpu_devices", 8)
     # Rows alone are split, which leaves the compiler no choice.
-    mesh = device_mesh(jax.devices("cpu"), MeshConfig())
+    mesh = make_mesh(MeshConfig(), jax.devices("cpu"))
 
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, method="adamw"))
 

@@ -14,7 +14,7 @@ from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.data.pipeline import task_batches
 from gems_jax.models.params import params_of
 from gems_jax.null_space import NullSpace
-from gems_jax.training.compiled import compile_step, is_constrained  # noqa: F401
+from gems_jax.training.compiled import compile_step
 from gems_jax.training.config import Config
 from gems_jax.training.early_stopping import check_metric
 from gems_jax.training.layout import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part

@@ -18,7 +18,7 @@ from gems_jax.training.layout import (
     task_axis,
 )
 from gems_jax.training.losses import task_loss
-from gems_jax.training.optimiser import make_optimiser, schedule
+from gems_jax.training.optimiser import is_constrained, make_optimiser, schedule
 from gems_jax.training.parts import split_model
 from gems_jax.training.step import make_step
 
@@ -44,12 +44,6 @@ class Compiled(NamedTuple):
     opt_state: PyTree
     rest: PyTree
     step: Callable[..., tuple[PyTree, PyTree, dict[str, jax.Array]]]
-
-
-def is_constrained(config: Config) -> bool:
-    """Whether a run's updates are kept in the null space."""
-    method = config.train.method
-    return method == "adamw-constrained" or (method == "gems" and config.gems.null_space)
 
 
 def compile_step(

@@ -3,12 +3,12 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models.mesh_rules import ROW_AXES
@@ -28,17 +28,30 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     (r"(embedding|head)/embedding$", ("tensor", "fsdp")),
     (r"", ()),
 )
-# Batches are [T, B, ...]: rows over every axis that does not split the products themselves.
-BATCH = PartitionSpec(None, ROW_AXES)
 # The axis over which tasks are split; a mesh has it where it was asked for.
 TASK = "task"
 
 
-def make_mesh(config: MeshConfig | None = None) -> Mesh:
+def axis_sizes(config: MeshConfig, data: int) -> dict[str, int]:
+    """Sizes of a mesh's axes in their order, with so many devices along ``data``.
+
+    Example:
+      >>> axis_sizes(MeshConfig(fsdp=4, task=2), data=1)
+      {'data': 1, 'fsdp': 4, 'task': 2, 'tensor': 1}
+    """
+    task = {TASK: config.task} if config.task != 1 else {}
+    return {"data": data, "fsdp": config.fsdp, **task, "tensor": config.tensor}
+
+
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """All devices of all processes as ``data x fsdp x tensor``; one device is a mesh of one.
 
     With ``mesh.task`` there is an axis ``task`` behind ``fsdp``: batches, gradients, bases and moments of the tasks
     are on different devices. ``data`` is what is left of the devices.
+
+    Args:
+      config: sizes.
+      devices: others than those that there are.
 
     Raises:
       ValueError: the sizes do not divide the number of devices.
@@ -47,19 +60,17 @@ def make_mesh(config: MeshConfig | None = None) -> Mesh:
       >>> make_mesh().axis_names
       ('data', 'fsdp', 'tensor')
     """
-    config = config or MeshConfig()
-    sizes = {"fsdp": config.fsdp, TASK: config.task, "tensor": config.tensor}
-    if sizes[TASK] == 1:
-        del sizes[TASK]
-    devices, model = jax.device_count(), math.prod(sizes.values())
-    if min(sizes.values()) < 1 or devices % model:
-        given = " times ".join(f"mesh.{name}={size}" for name, size in sizes.items())
-        raise ValueError(f"{given} must divide the {devices} devices there are")
-    sizes = {"data": devices // model} | sizes
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    sizes = axis_sizes(config or MeshConfig(), 1)
+    count, model = jax.device_count() if devices is None else len(devices), math.prod(sizes.values())
+    if min(sizes.values()) < 1 or count % model:
+        given = " times ".join(f"mesh.{name}={size}" for name, size in sizes.items() if name != "data")
+        raise ValueError(f"{given} must divide the {count} devices there are")
+    sizes["data"] = count // model
+    kinds = (AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
 
 
-def task_axis(mesh: Mesh) -> str | None:
+def task_axis(mesh: Mesh | AbstractMesh) -> str | None:
     """The mesh axis of tasks, ``None`` where every device works on all of them."""
     return TASK if TASK in mesh.axis_names else None
 
@@ -83,9 +94,9 @@ def spec_of(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Part
     )
 
 
-def param_sharding(params: PyTree, mesh: Mesh) -> PyTree:
+def param_sharding(params: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """A ``NamedSharding`` for every parameter, by `RULES`."""
-    sizes = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
+    sizes = dict(mesh.shape)
     return jax.tree_util.tree_map_with_path(
         lambda path, x: NamedSharding(mesh, spec_of(leaf_path(path), tuple(x.shape), sizes)), params
     )

@@ -81,6 +81,11 @@ def needs_null_space(config: Config) -> bool:
     return method == "adamw-constrained" or (method in ("gems", "released") and config.gems.null_space)
 
 
+def is_constrained(config: Config) -> bool:
+    """Whether a run's updates are kept in the null space it takes: the released optimiser lets Adam lead out of it."""
+    return needs_null_space(config) and config.train.method != "released"
+
+
 def make_gate(config: GemsConfig, num_tasks: int) -> gates.Gate:
     """The gate a configuration names."""
     if config.gate == "heuristic":

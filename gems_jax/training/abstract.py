@@ -1,0 +1,98 @@
+"""Parameters, batches and null spaces as shapes, types and places alone: what estimates and plans are made of."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from gems_jax.capture import kernel_inputs
+from gems_jax.directions import Factor
+from gems_jax.models import DecoderConfig
+from gems_jax.moment_pass import kernel_specs
+from gems_jax.null_space import NullSpace, Side
+from gems_jax.training.layout import param_sharding
+
+PyTree = Any
+# A row's label tokens: an item, whose identifier is one token, and the end token.
+ANSWER = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Zeros:
+    """The description of an array; zeros where a traced function asks for its values."""
+
+    shape: tuple[int, ...]
+    dtype: Any = jnp.dtype("float32")
+
+    def __jax_array__(self) -> jax.Array:
+        return jnp.zeros(self.shape, self.dtype)
+
+
+def place(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """The description of an array that lies there."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def placed(params: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
+    """Parameters where `gems_jax.training.layout.RULES` put them."""
+    return jax.tree.map(place, params, param_sharding(params, mesh))
+
+
+def bytes_of(leaf: Any) -> int:
+    """Bytes of an array's part on each device."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def device_bytes(tree: PyTree) -> int:
+    """Bytes of a tree on each device.
+
+    Example:
+      >>> device_bytes(jax.numpy.zeros((2, 3)))
+      24
+    """
+    return sum(bytes_of(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def batch_lengths(model_config: Any, length: int) -> dict[str, int]:
+    """Tokens of a row in each array of a batch of `gems_jax.data.batches.make_batch`.
+
+    Args:
+      model_config: a `T5Config` or `DecoderConfig`.
+      length: of inputs.
+    """
+    if isinstance(model_config, DecoderConfig):
+        return dict.fromkeys(("input_ids", "attention_mask", "labels", "label_mask"), length)
+    inputs = {"input_ids": length, "attention_mask": length}
+    return inputs | dict.fromkeys(("decoder_input_ids", "labels", "label_mask"), ANSWER)
+
+
+def abstract_null_space(
+    loss: Callable[[PyTree, PyTree, Any], Any],
+    params: PyTree,
+    rest: PyTree,
+    batch: dict[str, jax.ShapeDtypeStruct],
+    protected: float,
+    side: Side = "in",
+) -> NullSpace:
+    """Factors of the shapes that a null space of these parameters has, one for every distinct input of kernels.
+
+    Args:
+      loss: ``(params, rest, batch of one task) -> scalar``.
+      params, rest, batch: of it.
+      protected: share of each input's directions that is protected.
+      side: of the null space.
+    """
+    found = kernel_inputs(lambda p, given: loss(p, *given), params, (rest, batch), kernel_specs(params), side)
+    factors = {}
+    for entry in found.inputs:
+        # The thinner of two bases is kept.
+        columns = max(1, round(min(protected, 1 - protected) * entry.dim))
+        basis: Any = Zeros((*entry.stack, entry.dim, columns))
+        kept = np.full(entry.stack, round(protected * entry.dim))
+        factors[entry.name] = Factor(basis, protected > 0.5, kept, np.zeros(entry.stack))
+    return NullSpace(factors, found.names(), side)
