@@ -69,8 +69,11 @@ def run_row(config: Config, row: Row, shared: Shared, workdir: Path, first_seed:
         with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             result |= measured(run, shared, tuned, folder)
             if first_seed:
-                result["spectra"] = {"before": _spectra(run, material, material.model)}
-                result["spectra"]["after"] = _spectra(run, material, tuned)
+                batch = _first_batch(run, material)
+                result["spectra"] = {
+                    when: gradient_spectra(run, model, batch, tuple(material.dataset.tasks))
+                    for when, model in (("before", material.model), ("after", tuned))
+                }
         del tuned
     result["curves"] = curves(folder) if (folder / "metrics.jsonl").is_file() else {}
     result |= {
@@ -116,14 +119,13 @@ def optimiser_bytes(config: Config, material: Material, null_space: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
 
 
-def _spectra(config: Config, material: Material, model: Any) -> dict[str, list[float]]:
-    """Of the first training batch, the same for every row of a seed."""
+def _first_batch(config: Config, material: Material) -> dict[str, Any]:
+    """Arrays of training, the same for every row of a seed."""
     tables = {task: material.dataset.table("train", task) for task in material.dataset.tasks}
     encoded = {task: material.encode(config, table) for task, table in tables.items()}
     roles: dict[str, Any] = token_roles(material.model)
     batch = next(task_batches(encoded, config.train.batch_size, config.items.max_length, config.train.seed, **roles))
-    arrays = {name: value for name, value in batch.items() if name != "row_index"}
-    return gradient_spectra(config, model, arrays, tuple(tables))
+    return {name: value for name, value in batch.items() if name != "row_index"}
 
 
 def _refused(folder: Path) -> bool:
