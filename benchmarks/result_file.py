@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from gems_jax.machine import machine
 from gems_jax.staging import write_json
 
 
@@ -17,9 +18,8 @@ def circumstances(*packages: str, device: str = "") -> dict[str, Any]:
       packages: names of installed packages that the result depends on.
       device: what JAX computed on, for benchmarks that use it.
     """
-    machine = f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores"
     return {
-        "machine": f"{machine}, {device}" if device else machine,
+        "machine": f"{machine()}, {device}" if device else machine(),
         "python": platform.python_version(),
         "openblas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "unset"),
         "versions": {package: importlib.metadata.version(package) for package in packages},
@@ -31,11 +31,3 @@ def write(result: dict[str, Any], out: Path | None) -> None:
     """Writes a result where it was asked for."""
     if out is not None:
         write_json(out, result)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown processor"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")

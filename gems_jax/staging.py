@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 
     found: Any = epath.Path(path)
     return found
+
+
+def files_in(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """All files of a folder and those within it: names relative to it, and paths. In order of their names."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: str(entry.name)):
+        if entry.is_dir():
+            yield from files_in(entry, f"{prefix}{entry.name}/")
+        else:
+            yield prefix + entry.name, entry
 
 
 def fresh_folder(target: Path) -> Path:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gems_jax.staging import as_path, fresh_folder
+from gems_jax.staging import as_path, files_in, fresh_folder
 
 # It comes last and goes first: a folder without it is not whole.
 CARD = "card.json"
@@ -41,7 +41,7 @@ def bring(url: str | Path, local: Path, say: Callable[[str], None]) -> None:
     local.parent.mkdir(parents=True, exist_ok=True)
     temporary = fresh_folder(local)
     try:
-        for name, file in _files(place):
+        for name, file in files_in(place):
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_bytes(file.read_bytes())
         shutil.rmtree(local, ignore_errors=True)
@@ -65,8 +65,8 @@ def send(local: Path, url: str | Path, say: Callable[[str], None]) -> None:
     say(f"data: copying {local} to {url}")
     if exists(url):
         (place / CARD).unlink()
-    found = dict(_files(local))
-    for name, file in _files(place) if place.exists() else ():
+    found = dict(files_in(local))
+    for name, file in files_in(place) if place.exists() else ():
         if name not in found:
             file.unlink()
     for name in sorted(found, key=lambda name: name == CARD):
@@ -78,11 +78,3 @@ def send(local: Path, url: str | Path, say: Callable[[str], None]) -> None:
 def _card(folder: Any) -> bytes | None:
     card = folder / CARD
     return card.read_bytes() if card.exists() else None
-
-
-def _files(folder: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for entry in sorted(folder.iterdir(), key=lambda entry: str(entry.name)):
-        if entry.is_dir():
-            yield from _files(entry, f"{prefix}{entry.name}/")
-        else:
-            yield prefix + entry.name, entry

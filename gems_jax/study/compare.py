@@ -19,7 +19,7 @@ from gems_jax.study.shared import Shared
 from gems_jax.study.stopping import Stopping
 from gems_jax.study.summary import summarise_study
 from gems_jax.training.config import Config
-from gems_jax.training.workdir import flatten, plain
+from gems_jax.training.workdir import differences, flatten, plain
 
 
 def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run: bool = True) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
     there = {name: kept.get(name, default) for name, default in (flatten(plain(Config())) | kept).items()}
     differ = [name for name in sorted(settings) if there.get(name) != settings[name]]
     if differ:
-        shown = "; ".join(f"{n}: {there.get(n)!r} there, {settings.get(n)!r} now" for n in differ[:5])
+        shown = differences(there, settings, differ)
         raise ValueError(f"{workdir} holds a study of other settings ({shown}); choose another --workdir")
 
 

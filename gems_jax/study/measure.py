@@ -2,12 +2,13 @@
 
 import datetime
 import importlib.metadata
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from gems_jax.machine import machine
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "gems-jax")
@@ -35,7 +36,7 @@ def peak_memory() -> int | None:
 def circumstances() -> dict[str, Any]:
     """Machine, device, versions and date of this process."""
     return {
-        "machine": f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
@@ -48,11 +49,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown processor"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gems_jax.staging import is_remote, write_json
+from gems_jax.staging import files_in, is_remote, write_json
 
 NAME = "checksums.json"
 # Orbax's mark, on Google's object store, that all of a folder is written.
@@ -18,15 +17,7 @@ _LATER = ("_CHECKPOINT_METADATA", _MARK)
 
 def files_of(folder: Path) -> list[str]:
     """Relative paths of all files that have a checksum, sorted."""
-    return sorted(name for name in _files(folder) if name.rpartition("/")[2] not in (NAME, *_LATER))
-
-
-def _files(folder: Path, prefix: str = "") -> Iterator[str]:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _files(entry, f"{prefix}{entry.name}/")
-        else:
-            yield prefix + entry.name
+    return sorted(name for name, _ in files_in(folder) if name.rpartition("/")[2] not in (NAME, *_LATER))
 
 
 def write_checksums(folder: Path) -> None:

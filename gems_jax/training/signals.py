@@ -2,28 +2,23 @@
 
 import signal
 import sys
-from typing import Any
+from typing import Any, Self
 
 import jax
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
-class Signals:
-    """Notes SIGTERM and the first Ctrl-C, so that the loop saves and stops; a second Ctrl-C leaves at once.
-
-    For a ``with`` statement. Of several processes it is enough that one was told: `code` goes through the step, and
-    all read the largest. What came before belongs to JAX in a cluster, see `preemption_notice`.
-    """
+class Handling:
+    """Answers SIGTERM and Ctrl-C with `answer`, which subclasses have; for a ``with`` statement."""
 
     def __init__(self) -> None:
-        self._code = 0
         self._old: dict[int, Any] = {}
 
-    def __enter__(self) -> "Signals":
+    def __enter__(self) -> Self:
         try:
             for number in EXIT_CODES:
-                self._old[number] = signal.signal(number, self._note)
+                self._old[number] = signal.signal(number, self.answer)
         except ValueError:  # not in the main thread: whoever owns it decides
             pass
         return self
@@ -32,7 +27,23 @@ class Signals:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: object) -> None:
+    def answer(self, number: int, frame: object) -> None:
+        """Is called between two of the main thread's instructions."""
+        raise NotImplementedError
+
+
+class Signals(Handling):
+    """Notes SIGTERM and the first Ctrl-C, so that the loop saves and stops; a second Ctrl-C leaves at once.
+
+    For a ``with`` statement. Of several processes it is enough that one was told: `code` goes through the step, and
+    all read the largest. What came before belongs to JAX in a cluster, see `preemption_notice`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._code = 0
+
+    def answer(self, number: int, frame: object) -> None:
         if number == signal.SIGINT:
             if self._code:
                 raise KeyboardInterrupt

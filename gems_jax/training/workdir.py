@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,13 @@ def check_config(config: Config, workdir: Path) -> None:
         if old.get(name) != new.get(name) and not any(name == f or name.startswith(f + ".") for f in free)
     ]
     if differ:
-        shown = "; ".join(f"{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in differ[:5])
+        shown = differences(old, new, differ)
         raise ValueError(f"{workdir} belongs to another configuration ({shown}); choose another --workdir")
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Both values of the first five of these fields, for a message."""
+    return "; ".join(f"{n}: {there.get(n)!r} there, {now.get(n)!r} now" for n in names[:5])
 
 
 def keep_config(config: Config, workdir: Path) -> None:
