@@ -133,6 +133,14 @@ def inner_jaxpr(eqn: Any) -> tuple[Any, Any]:
     return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
 
 
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """How many of a scan's operands are constants, and how many of the others are its carry."""
+    if "num_consts" in eqn.params:  # jax before 0.11
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].update(range(len(eqn.invars))).unpack()
+    return len(list(consts)), len(list(carry))
+
+
 def _walk(jaxpr: Any, scope: Scope, args: Sequence[Tag], search: _Search) -> list[Tag]:
     tags: dict[Any, Tag] = dict(zip(jaxpr.invars, args, strict=True))
     tags.update({var: fresh(scope, var, False) for var in jaxpr.constvars})
@@ -277,7 +285,7 @@ def _matrix_axes(spec: MatrixSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _scan(eqn: Any, operands: list[Tag], results: list[Tag], scope: Scope, number: int, search: _Search) -> list[Tag]:
-    body, num_consts, num_carry = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"], eqn.params["num_carry"]
+    body, (num_consts, num_carry) = eqn.params["jaxpr"].jaxpr, scan_counts(eqn)
     inner = (*scope, (number, 0))
     search.barriers.add(inner)
     decoder = any(operand.is_decoder for operand in operands)

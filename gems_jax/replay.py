@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from gems_jax.kernel_tags import Scope
-from gems_jax.kernel_uses import CALLS, Use, inner_jaxpr
+from gems_jax.kernel_uses import CALLS, Use, inner_jaxpr, scan_counts
 from gems_jax.second_moment import SecondMoment, add_lower
 
 # Layers of a stack whose moments are taken: the first, and the one behind the last.
@@ -134,7 +134,7 @@ def mask_fits(positions: tuple[int, ...], mask: tuple[int, ...]) -> bool:
 
 def _scan(eqn: Any, values: list[Any], inner: Scope, run: Run) -> list[Any]:
     """A scan that carries the sums along, in parts with the same inputs to add in all steps."""
-    body, num_consts, num_carry = eqn.params["jaxpr"], eqn.params["num_consts"], eqn.params["num_carry"]
+    body, (num_consts, num_carry) = eqn.params["jaxpr"], scan_counts(eqn)
     consts, carry, xs = values[:num_consts], values[num_consts:][:num_carry], values[num_consts + num_carry :]
     parts = list(_parts(eqn.params["length"], inner, run))
     outputs: dict[int, Any] = {}

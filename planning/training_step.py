@@ -15,8 +15,9 @@ from gems_jax.training.build import check_rows, training_model
 from gems_jax.training.config import Config
 from gems_jax.training.layout import batch_sharding, on_mesh, optimiser_sharding, replicated, task_axis
 from gems_jax.training.losses import task_loss
-from gems_jax.training.optimiser import is_constrained, make_optimiser, schedule
+from gems_jax.training.optimiser import is_constrained, make_optimiser
 from gems_jax.training.parts import split_model
+from gems_jax.training.rates import GROUPS
 from gems_jax.training.step import Control, make_step
 
 PyTree = Any
@@ -89,8 +90,7 @@ def abstract_step(
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
         null_space = abstract_null_space(loss, params, rest, one, protected)
     tx = make_optimiser(config, len(tasks), null_space)
-    rate = schedule(train, train.learning_rate)
-    step = make_step(loss, train, tx, tasks, rate, null_space, task_axis(mesh))
+    step = make_step(loss, train, tx, tasks, null_space, task_axis(mesh))
     with for_platform(platform):
         where = optimiser_sharding(tx, params)
         state = jax.tree.map(place, jax.eval_shape(tx.init, params), where)
@@ -120,4 +120,6 @@ def _control(mesh: Mesh) -> Control:
     whole = replicated(mesh)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     stops = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
-    return Control(number, number, jax.ShapeDtypeStruct((), jnp.bool_, sharding=whole), stops)
+    measure = jax.ShapeDtypeStruct((), jnp.bool_, sharding=whole)
+    rates = jax.ShapeDtypeStruct((len(GROUPS),), jnp.float32, sharding=whole)
+    return Control(number, number, measure, stops, rates, jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole))

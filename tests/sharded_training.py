@@ -157,13 +157,16 @@ class Trained:
         from jax.sharding import NamedSharding, PartitionSpec
 
         from gems_jax.training.layout import on_every_device
+        from gems_jax.training.rates import peak_rates
         from gems_jax.training.step import Control
 
         put = lambda x: on_every_device(x, self.mesh)  # noqa: E731
         by_device = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
         codes = np.zeros(len(self.mesh.local_devices), np.int32)
         stop = jax.make_array_from_process_local_data(by_device, codes, (self.mesh.size,))
-        return Control(put(np.int32(number)), put(np.int32(0)), put(np.bool_(True)), stop)
+        train = config_of().train
+        rates, seed = put(peak_rates(train)), put(np.uint32(train.seed))
+        return Control(put(np.int32(number)), put(np.int32(0)), put(np.bool_(True)), stop, rates, seed)
 
     def gathered(self, tree):
         from gems_jax.training.layout import gathered

@@ -23,7 +23,8 @@ from gems_jax.study.rows import Row, chosen_rate, read_result, total_rows, wante
 from gems_jax.study.spectra import captured
 from gems_jax.study.stopping import Stopping
 from gems_jax.training.config import Config
-from gems_jax.training.optimiser import make_method
+from gems_jax.training.optimiser import make_method, scales_itself
+from gems_jax.training.rates import peak_rates, scaled
 from gems_jax.training.tune import Stopped
 
 
@@ -95,7 +96,8 @@ def first_update(config):
     @jax.jit
     def update(grads):
         about = {"task_losses": jnp.array([2.0, 1.0]), "task_counts": jnp.array([3.0, 1.0])}
-        return tx.update(grads, tx.init(PARAMS), PARAMS, **about)[0]
+        updates = tx.update(grads, tx.init(PARAMS), PARAMS, **about)[0]
+        return updates if scales_itself(config.train) else scaled(updates, jnp.asarray(peak_rates(config.train)))
 
     with cheap_compilation():
         return update(gradients())

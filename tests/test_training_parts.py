@@ -24,9 +24,10 @@ from gems_jax.training.flops import model_flops
 from gems_jax.training.guard import last_finite, refuse_not_finite
 from gems_jax.training.journal import Journal, Sent
 from gems_jax.training.layout import make_mesh, spec_of
-from gems_jax.training.optimiser import make_optimiser, schedule
+from gems_jax.training.optimiser import make_optimiser
 from gems_jax.training.profile import Profile
 from gems_jax.training.progress import Progress
+from gems_jax.training.rates import schedule
 from gems_jax.training.rounding import apply_updates, round_stochastically
 from gems_jax.training.signals import Signals
 from gems_jax.training.text import causal_batches

@@ -19,6 +19,7 @@ from gems_jax.training.config import Config
 from gems_jax.training.early_stopping import check_metric
 from gems_jax.training.layout import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part
 from gems_jax.training.losses import family_of
+from gems_jax.training.rates import peak_rates
 from gems_jax.training.stages import Material
 from gems_jax.training.step import Control
 from gems_jax.training.tokens import encode
@@ -40,6 +41,7 @@ class Run:
       batches: of this process, on their way to the devices.
       row_parts: parts of a batch's rows that processes provide, this one one of them.
       step: ``(params, opt_state, rest, batch, control) -> (params, opt_state, metrics)``, compiled.
+      rates, seed: what every step is told, see `gems_jax.training.step.Control`.
     """
 
     mesh: Mesh
@@ -53,6 +55,8 @@ class Run:
     batches: DeviceBatches
     row_parts: int
     step: Callable[..., tuple[PyTree, PyTree, dict[str, jax.Array]]]
+    rates: jax.Array
+    seed: jax.Array
 
     def control(self, number: int, part: int, measure: bool, stop_code: int) -> Control:
         """What the step is told, on the devices."""
@@ -64,6 +68,8 @@ class Run:
             part=put(np.int32(part)),
             measure=put(np.bool_(measure)),
             stop=jax.make_array_from_process_local_data(by_device, codes, (jax.device_count(),)),
+            rates=self.rates,
+            seed=self.seed,
         )
 
 
@@ -159,4 +165,6 @@ def build(config: Config, material: Material, null_space: NullSpace | None) -> R
         encoded=encoded,
         batches=DeviceBatches(batches, batch_sharding(mesh)),
         row_parts=row_parts,
+        rates=on_every_device(peak_rates(train), mesh),
+        seed=on_every_device(np.uint32(train.seed), mesh),
     )

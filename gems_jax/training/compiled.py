@@ -18,7 +18,7 @@ from gems_jax.training.layout import (
     task_axis,
 )
 from gems_jax.training.losses import task_loss
-from gems_jax.training.optimiser import is_constrained, make_optimiser, schedule
+from gems_jax.training.optimiser import is_constrained, make_optimiser
 from gems_jax.training.parts import split_model
 from gems_jax.training.step import make_step
 
@@ -80,7 +80,7 @@ def compile_step(
     state_places = optimiser_sharding(tx, params)
     constraint = null_space if is_constrained(config) else None
     loss_fn = task_loss(graphdef, train.loss_vocabulary, answer_length, train.loss_chunk)
-    step = make_step(loss_fn, train, tx, tasks, schedule(train, train.learning_rate), constraint, axis, places)
+    step = make_step(loss_fn, train, tx, tasks, constraint, axis, places)
     return Compiled(
         mesh,
         tx,

@@ -7,7 +7,6 @@ import jax
 import optax
 
 from gems_jax import baselines, gates
-from gems_jax.leaf_path import leaf_path
 from gems_jax.matrix_dims import stacked_matrix_dims
 from gems_jax.null_space import NullSpace, constrain_to_null_space
 from gems_jax.presets import released
@@ -15,6 +14,7 @@ from gems_jax.task_grads import merge_tasks
 from gems_jax.training.clipping import clip_tasks
 from gems_jax.training.config import Config, GemsConfig, TrainConfig
 from gems_jax.training.guard import refuse_not_finite
+from gems_jax.training.rates import GROUPS, groups, is_item_row, schedule
 from gems_jax.transform import gems
 from gems_jax.wrappers import accumulate
 
@@ -27,11 +27,6 @@ _MERGING: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "nash-mtl": baselines.nash_mtl,
     "uncertainty": baselines.uncertainty,
 }
-
-
-def is_item_row(path: str) -> bool:
-    """Whether a leaf holds the rows of added items."""
-    return path.startswith(("item_embedding", "item_head"))
 
 
 def is_trained(path: str, config: TrainConfig) -> bool:
@@ -47,34 +42,6 @@ def is_trained(path: str, config: TrainConfig) -> bool:
     return True
 
 
-def schedule(config: TrainConfig, peak: float) -> optax.Schedule:
-    """Linear warm-up to ``peak``, then the decay the configuration names."""
-    rest = max(config.steps - config.warmup, 1)
-    decay = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
-    }[config.schedule]()
-    if config.warmup == 0:
-        return decay
-    # From step 1 of 1 + warmup, so that the first update is not lost.
-    return optax.join_schedules(
-        [optax.linear_schedule(peak / (config.warmup + 1), peak, config.warmup), decay], [config.warmup]
-    )
-
-
-def _groups(tree: PyTree) -> PyTree:
-    """Which learning rate a leaf takes."""
-
-    def label(path: tuple[Any, ...], _: Any) -> str:
-        name = leaf_path(path).removeprefix("model/")
-        if is_item_row(name):
-            return "items"
-        return "kernels" if name.endswith("kernel") or name.startswith("adapters/") else "others"
-
-    return jax.tree_util.tree_map_with_path(label, tree)
-
-
 def needs_null_space(config: Config) -> bool:
     """Whether a run's optimiser takes a null space."""
     method = config.train.method
@@ -84,6 +51,15 @@ def needs_null_space(config: Config) -> bool:
 def is_constrained(config: Config) -> bool:
     """Whether a run's updates are kept in the null space it takes: the released optimiser lets Adam lead out of it."""
     return needs_null_space(config) and config.train.method != "released"
+
+
+def scales_itself(config: TrainConfig) -> bool:
+    """Whether a method's updates have their learning rates in them.
+
+    Those of the released optimiser do, since its decay works on what the update has made; all others are linear in the
+    rates, which the step multiplies in (`gems_jax.training.rates.scaled`).
+    """
+    return config.method == "released"
 
 
 def make_gate(config: GemsConfig, num_tasks: int) -> gates.Gate:
@@ -111,7 +87,7 @@ def make_optimiser(
 
 
 def make_method(config: Config, num_tasks: int, null_space: NullSpace | None) -> optax.GradientTransformationExtraArgs:
-    """The method for stacked gradients ``[T, *shape]``, learning rates included.
+    """The method for stacked gradients ``[T, *shape]``, with a learning rate of 1: see `scales_itself`.
 
     Args:
       config: sections ``train`` and ``gems``.
@@ -125,26 +101,19 @@ def make_method(config: Config, num_tasks: int, null_space: NullSpace | None) ->
       ValueError: a method that needs a null space without one; ``released`` with a rank that is a share.
     """
     train = config.train
-    relative = {
-        "kernels": 1.0,
-        "items": train.item_learning_rate / train.learning_rate,
-        "others": train.other_learning_rate / train.learning_rate,
-    }
 
     def adam(decay: float) -> Callable[[str], optax.GradientTransformation]:
         return lambda group: optax.chain(
             optax.scale_by_adam(),
             optax.add_decayed_weights(decay if group == "kernels" else 0.0),
-            optax.scale(relative[group]),
         )
 
     if train.method == "gems":
         if config.gems.null_space and null_space is None:
             raise ValueError("gems.null_space is set but there is no null space; calibrate, or unset it")
         options = config.gems
-        fallback = optax.partition({group: adam(0.0)(group) for group in relative}, _groups)
         return gems(
-            schedule(train, train.learning_rate),
+            1.0,
             num_tasks=num_tasks,
             rank=options.rank,
             task_rank=options.task_rank,
@@ -156,12 +125,12 @@ def make_method(config: Config, num_tasks: int, null_space: NullSpace | None) ->
             complementary=options.complementary,
             stagger=options.stagger,
             scale=options.scale,
-            fallback=fallback,
+            fallback=optax.scale_by_adam(),
             gate=make_gate(options, num_tasks),
             null_space=null_space if options.null_space else None,
             constraint=options.constraint,
             weight_decay=train.weight_decay,
-            mask=lambda params: jax.tree.map(lambda group: group == "kernels", _groups(params)),
+            mask=lambda params: jax.tree.map(lambda group: group == "kernels", groups(params)),
             matrix_dims=stacked_matrix_dims,
         )
     if train.method == "released":
@@ -180,16 +149,20 @@ def make_method(config: Config, num_tasks: int, null_space: NullSpace | None) ->
             matrix_dims=stacked_matrix_dims,
             gate=make_gate(config.gems, num_tasks),
         )
-        rates = optax.partition({group: optax.scale(factor) for group, factor in relative.items()}, _groups)
+        relative = {
+            "kernels": 1.0,
+            "items": train.item_learning_rate / train.learning_rate,
+            "others": train.other_learning_rate / train.learning_rate,
+        }
+        rates = optax.partition({group: optax.scale(factor) for group, factor in relative.items()}, groups)
         return optax.with_extra_args_support(optax.chain(optimiser, rates))
+    adamw = optax.partition({group: adam(train.weight_decay)(group) for group in GROUPS}, groups)
     if train.method in _MERGING:
-        adamw = optax.partition({group: adam(train.weight_decay)(group) for group in relative}, _groups)
-        rate = optax.scale_by_learning_rate(schedule(train, train.learning_rate))
-        return _MERGING[train.method](optax.chain(adamw, rate), num_tasks=num_tasks)
-    parts = [merge_tasks(), optax.partition({group: adam(train.weight_decay)(group) for group in relative}, _groups)]
+        return _MERGING[train.method](optax.chain(adamw, optax.scale(-1.0)), num_tasks=num_tasks)
+    parts = [merge_tasks(), adamw]
     if train.method == "adamw-constrained":
         if null_space is None:
             raise ValueError("train.method adamw-constrained needs a null space; calibrate first")
         parts.append(constrain_to_null_space(null_space, stacked_matrix_dims))
-    parts.append(optax.scale_by_learning_rate(schedule(train, train.learning_rate)))
+    parts.append(optax.scale(-1.0))
     return optax.with_extra_args_support(optax.chain(*parts))

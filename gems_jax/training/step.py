@@ -15,6 +15,8 @@ from gems_jax.task_grads import gramian, task_value_and_grad
 from gems_jax.training.config import TrainConfig
 from gems_jax.training.factors import from_state
 from gems_jax.training.guard import last_finite
+from gems_jax.training.optimiser import scales_itself
+from gems_jax.training.rates import scaled, schedule
 from gems_jax.training.rounding import apply_updates
 
 PyTree = Any
@@ -31,12 +33,16 @@ class Control(NamedTuple):
       part: ``[]`` int32 of the update's parts this is.
       measure: ``[]`` bool, whether the null space's leak is computed.
       stop: ``[devices]`` int32, exit code asked for on the process of each device; the largest comes back.
+      rates: ``[3]`` float32, the run's highest learning rates, see `gems_jax.training.rates.peak_rates`.
+      seed: ``[]`` uint32, of dropout and rounding.
     """
 
     number: Any
     part: Any
     measure: Any
     stop: Any
+    rates: Any
+    seed: Any
 
 
 def make_step(
@@ -44,7 +50,6 @@ def make_step(
     config: TrainConfig,
     tx: optax.GradientTransformationExtraArgs,
     tasks: tuple[str, ...],
-    rate: optax.Schedule,
     ns: NullSpace | None,
     task_axis: str | None = None,
     places: PyTree = None,
@@ -54,9 +59,8 @@ def make_step(
     Args:
       loss_fn: ``(params, rest, batch of one task) -> scalar``.
       config: of the run.
-      tx: of `make_optimiser`; merges the task axis.
+      tx: of `make_optimiser`; merges the task axis; its learning rate is 1 unless it scales itself.
       tasks: names, in the order of the task axis.
-      rate: learning rate by update, to be logged.
       ns: the null space whose leak is logged, or ``None``; of it the state's arrays are used, not its own.
       task_axis: mesh axis over which tasks are split, or ``None``.
       places: ``NamedSharding`` of each parameter; gradients are kept there, whatever is done with them. ``None``: the
@@ -66,12 +70,13 @@ def make_step(
       ``step(params, opt_state, rest, batch, control) -> (params, opt_state, metrics)``. Metrics are small arrays:
       those of the last update made, and of this batch ``losses``, ``counts`` ``[T]``, ``finite`` ``[T]``, ``stop``.
     """
-    dropout_key, rounding_key = jax.random.split(jax.random.key(config.seed))
+    shape = schedule(config)
 
     def step(
         params: PyTree, state: PyTree, rest: PyTree, batch: dict[str, jax.Array], control: Control
     ) -> tuple[PyTree, PyTree, Metrics]:
         # Keys from the seed and the step alone, so that resuming cannot change them.
+        dropout_key, rounding_key = jax.random.split(jax.random.key(control.seed))
         place = control.number * config.accumulate + control.part
         if config.dropout:
             keys = jax.random.split(jax.random.fold_in(dropout_key, place), len(tasks))
@@ -82,10 +87,13 @@ def make_step(
         if places is not None:
             grads = jax.tree.map(lambda g, place: _beside(g, place, task_axis), grads, places)
         updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
+        rates = control.rates * shape(control.number)
+        if not scales_itself(config):
+            updates = scaled(updates, rates)
         key = jax.random.fold_in(rounding_key, control.number) if config.stochastic_rounding else None
         moved = apply_updates(params, updates, key)
         metrics = {"losses": losses, "counts": counts, "finite": last_finite(state), "stop": jnp.max(control.stop)}
-        metrics |= update_metrics(grads, state, tasks) | {"learning_rate": rate(control.number)}
+        metrics |= update_metrics(grads, state, tasks) | {"learning_rate": rates[0]}
         if ns is not None:
             metrics |= leaks(params, moved, updates, from_state(ns, state), control.measure)
         return moved, state, metrics
