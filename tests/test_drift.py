@@ -14,7 +14,7 @@ from decoder_pairs import ours, torch_decoder, torch_t5
 from flax import nnx
 from tiny import cheap_compilation
 
-from gems_jax.evaluation.drift import general_drift, general_loss
+from gems_jax.evaluation.drift import general_drift, general_loss, read_shift
 from gems_jax.evaluation.output_shift import OutputShift
 from gems_jax.models import T5, T5Config
 from gems_jax.models.hugging_face import FAMILIES
@@ -213,13 +213,21 @@ def test_shift_of_every_layer_is_that_of_the_inputs_seen_in_pytorch(family: str)
 def test_shift_is_the_same_where_memory_allows_only_a_layer_at_a_time(grown: T5) -> None:
     tuned, batches = tuned_from(grown), [batch(7), batch(8)]
     whole = general_drift(grown, tuned, batches)
-    shift = OutputShift(grown, tuned, {k: v for k, v in batches[0].items() if k != "labels"}, memory_limit=4 * 16**2)
+    shift = OutputShift(grown, {k: v for k, v in batches[0].items() if k != "labels"}, memory_limit=4 * 16**2)
     assert shift.passes > 1
     in_parts = general_drift(grown, tuned, batches, memory_limit=4 * 16**2)
     assert in_parts["loss"] == whole["loss"]
     assert set(in_parts["shift"]) == set(whole["shift"])
     for path, ratios in whole["shift"].items():
         np.testing.assert_allclose(in_parts["shift"][path], ratios, rtol=1e-5)
+
+
+def test_a_text_that_is_read_once_serves_many_tuned_models(grown: T5) -> None:
+    batches = [batch(4), batch(5)]
+    shift = read_shift(grown, batches)
+    for scale in (0.1, 0.3):
+        tuned = tuned_from(grown, scale)
+        assert general_drift(grown, tuned, batches, shift=shift) == general_drift(grown, tuned, batches)
 
 
 def test_models_that_cannot_be_compared_are_named(grown: T5) -> None:

@@ -180,7 +180,7 @@ def quick_rows(monkeypatch):
     """Rows that take no time; what was run, in order."""
     ran = []
 
-    def run_row(config, row, shared, workdir, first_seed):
+    def run_row(config, row, shared, workdir, spectra):
         ran.append(row)
         time.sleep(0.01)
         write_result(workdir, row, scored(row.learning_rate))
@@ -219,11 +219,11 @@ def test_a_row_of_a_process_that_died_is_taken_over(tmp_path, quick_rows):
 def test_a_stopped_study_exits_with_143_and_goes_on(tmp_path, quick_rows, monkeypatch, capsys):
     whole = comparing.run_row
 
-    def stopped(config, row, shared, workdir, first_seed):
+    def stopped(config, row, shared, workdir, spectra):
         if len(quick_rows) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
-        return whole(config, row, shared, workdir, first_seed)
+        return whole(config, row, shared, workdir, spectra)
 
     monkeypatch.setattr(comparing, "run_row", stopped)
     words = ["compare", "--workdir", tmp_path, "--study.methods", "[adamw,gems]", "--study.grid", "[0.001,0.01]",

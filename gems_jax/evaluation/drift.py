@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from gems_jax.evaluation.output_shift import OutputShift
+from gems_jax.evaluation.output_shift import Energies, OutputShift, ratios
 from gems_jax.models import Decoder
 
 # Logits of a model that are held at once: 64 MiB of float32.
@@ -67,6 +67,7 @@ def general_drift(
     batches: Sequence[Batch],
     *,
     memory_limit: int | None = None,
+    shift: OutputShift | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """What tuning has changed on general text: losses before and after, choices, and the output of every layer.
@@ -80,6 +81,7 @@ def general_drift(
       tuned: after tuning.
       batches: as of `general_loss`, the same for both.
       memory_limit: bytes of second moments held at once, see `gems_jax.evaluation.output_shift.OutputShift`.
+      shift: of `read_shift`, for the same base model and batches, where many tuned models are compared.
       progress: shows batches done, rate and time left.
 
     Returns:
@@ -114,18 +116,25 @@ def general_drift(
             f"the base model has {vocab_size} tokens without items, the tuned one {tuned.config.vocab_size}: compare "
             "models of one vocabulary"
         )
-    sums = np.zeros(7)
-    shift = OutputShift(base, tuned, _arrays(base, batches[0], 0), memory_limit=memory_limit)
-    with tqdm(total=shift.passes * len(batches), desc="general text", unit="batch", disable=not progress) as bar:
-        for pass_number in range(shift.passes):
-            shift.begin(pass_number)
+    sums, read = np.zeros(7), shift is not None
+    if shift is None:
+        shift = OutputShift(base, _arrays(base, batches[0], 0), memory_limit=memory_limit)
+    shift.check(tuned)
+    energies: Energies = {}
+    passes = 1 if read else shift.passes
+    with tqdm(total=passes * len(batches), desc="general text", unit="batch", disable=not progress) as bar:
+        for pass_number in range(passes):
+            if not read:
+                shift.begin(pass_number)
             for number, batch in enumerate(batches):
                 arrays = _arrays(base, batch, number)
                 if not pass_number:
                     found = _drift_sums(before[0], after[0], before[1], after[1], arrays)
                     sums += np.asarray(found, np.float64)
-                shift.add(arrays)
+                if not read:
+                    shift.add(arrays)
                 bar.update()
+            energies = shift.energies(tuned, energies)
     base_loss, base_full, loss, full, agreed, agreed_full, tokens = sums.tolist()
     result: dict[str, Any] = _losses(loss, full, tokens)
     result |= {f"base_{name}": value for name, value in _losses(base_loss, base_full, tokens).items()}
@@ -133,7 +142,21 @@ def general_drift(
     result["rise"] = result["loss"] - result["base_loss"]
     result["rise_full"] = result["loss_full"] - result["base_loss_full"]
     result["top1_agreement"], result["top1_agreement_full"] = agreed / tokens, agreed_full / tokens
-    return result | {"shift": shift.ratios()}
+    return result | {"shift": ratios(energies)}
+
+
+def read_shift(base: Any, batches: Sequence[Batch]) -> OutputShift:
+    """What `general_drift` needs of a base model's inputs on a text, all at once in memory.
+
+    Args:
+      base: the model before tuning.
+      batches: as of `general_loss`.
+    """
+    shift = OutputShift(base, _arrays(base, batches[0], 0))
+    shift.begin(0)
+    for number, batch in enumerate(batches):
+        shift.add(_arrays(base, batch, number))
+    return shift
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")

@@ -17,6 +17,7 @@ from gems_jax.second_moment import SecondMoment
 
 # Kernel's path to one number, or one a layer (experts within a layer, nested).
 Shifts = dict[str, Any]
+Energies = dict[str, np.ndarray]
 
 
 class OutputShift:
@@ -27,15 +28,13 @@ class OutputShift:
     that sums second moments, once for kernels that share an input. ``M`` is kept in float32, so a ratio below about
     3e-4 of what ``dW`` would do in the strongest direction is rounding.
 
+    The moments are the base model's alone, so that any number of tuned models can be compared once they are summed.
+
     Args:
       base: the model before tuning, a Flax NNX module such as a ``gems_jax.models.T5`` or ``Decoder``.
-      tuned: the same model with other weights.
       batch: one batch of the text, of the kind and shapes of all.
       memory_limit: bytes that second moments may take at a time; the text is then read ``passes`` times.
       matrix_dims: which leaves are kernels; default `gems_jax.matrix_dims.stacked_matrix_dims`.
-
-    Raises:
-      ValueError: if the tuned model has no kernel of a path and shape that the base model has.
 
     Example:
       >>> import jax
@@ -44,18 +43,18 @@ class OutputShift:
       ...                   num_heads=2)
       >>> model, ones = T5.create(config, jax.random.key(0)), np.ones((2, 3), np.int32)
       >>> batch = {"input_ids": 5 * ones, "attention_mask": ones, "decoder_input_ids": 4 * ones, "label_mask": ones}
-      >>> shift = OutputShift(model, model, batch)
+      >>> shift, energies = OutputShift(model, batch), {}
       >>> for number in range(shift.passes):
       ...     shift.begin(number)
       ...     shift.add(batch)
-      >>> shift.ratios()["encoder/block/mlp/wo/kernel"]
+      ...     energies = shift.energies(model, energies)
+      >>> ratios(energies)["encoder/block/mlp/wo/kernel"]
       [0.0]
     """
 
     def __init__(
         self,
         base: Any,
-        tuned: Any,
         batch: Batch,
         *,
         memory_limit: int | None = None,
@@ -67,19 +66,9 @@ class OutputShift:
         self._inputs = {entry.name: entry for entry in found.inputs}
         self._groups = moment_groups(found.inputs, memory_limit)
         self._base = _leaves(self._function.params, self._specs)
-        self._tuned = _leaves(as_function(tuned).params, self._specs)
-        for path, leaf in self._base.items():
-            other = self._tuned.get(path)
-            if other is None or other.shape != leaf.shape:
-                raise ValueError(
-                    f"the tuned model has {'no kernel' if other is None else f'a kernel of {list(other.shape)}'} "
-                    f"at {path!r}, the base model one of {list(leaf.shape)}: compare models of one shape, "
-                    "adapters merged"
-                )
         self._group: Mapping[str, Layers | None] = {}
         self._sums: dict[str, SecondMoment] = {}
         self._pass: MomentPass | None = None
-        self._found: dict[str, np.ndarray] = {}
 
     @property
     def passes(self) -> int:
@@ -88,7 +77,6 @@ class OutputShift:
 
     def begin(self, number: int) -> None:
         """Starts pass ``number`` over the text."""
-        self._finish()
         self._group = self._groups[number]
         self._pass = moment_pass(self._function, self._specs, "in", list(self._inputs.values()), self._group)
         self._sums = self._pass.start()
@@ -99,31 +87,63 @@ class OutputShift:
         arrays = {key: jnp.asarray(value) for key, value in batch.items()}
         self._sums = self._pass.add(self._function.params, arrays, self._sums)
 
-    def ratios(self) -> Shifts:
-        """The shifts of all kernels after the last pass: path to a number, or to a list of one a layer."""
-        self._finish()
-        ratios: Shifts = {}
-        for path in sorted(self._found):
-            moved, output = self._found[path]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = np.sqrt(np.where(output > 0, np.maximum(moved, 0.0) / output, 0.0))
-            ratios[path] = ratio.tolist()
-        return ratios
+    def check(self, tuned: Any) -> None:
+        """Raises ``ValueError`` if the tuned model has no kernel of a path and shape that the base model has."""
+        self._kernels(tuned)
 
-    def _finish(self) -> None:
-        """From the sums of a pass to ``tr(dW^T M dW)`` and ``tr(W^T M W)`` of the kernels that they belong to."""
+    def energies(self, tuned: Any, before: Energies | None = None) -> Energies:
+        """``tr(dW^T M dW)`` and ``tr(W^T M W)`` of the kernels whose moments this pass has summed.
+
+        Args:
+          tuned: the same model with other weights.
+          before: those of former passes.
+
+        Returns:
+          Kernel's path to ``[2, *stack]``, those before among them.
+
+        Raises:
+          ValueError: as `check`.
+        """
+        kernels, found = self._kernels(tuned), dict(before or {})
         for name, moment in self._sums.items():
             layers = self._group[name]
             for path in self._inputs[name].kernels:
                 spec = self._specs[path]
                 assert spec is not None
-                energies = np.asarray(_energies(spec, self._base[path], self._tuned[path], moment.total, layers))
+                energies = np.asarray(_energies(spec, self._base[path], kernels[path], moment.total, layers))
                 if layers is None:
-                    self._found[path] = energies
+                    found[path] = energies
                 else:
-                    whole = self._found.setdefault(path, np.zeros((2, *spec.batch_shape), np.float32))
+                    whole = found.setdefault(path, np.zeros((2, *spec.batch_shape), np.float32))
                     whole[:, layers[0] : layers[1]] = energies
-        self._sums = {}
+        return found
+
+    def _kernels(self, tuned: Any) -> dict[str, jax.Array]:
+        kernels = _leaves(as_function(tuned).params, self._specs)
+        for path, leaf in self._base.items():
+            other = kernels.get(path)
+            if other is None or other.shape != leaf.shape:
+                raise ValueError(
+                    f"the tuned model has {'no kernel' if other is None else f'a kernel of {list(other.shape)}'} "
+                    f"at {path!r}, the base model one of {list(leaf.shape)}: compare models of one shape, "
+                    "adapters merged"
+                )
+        return kernels
+
+
+def ratios(energies: Energies) -> Shifts:
+    """Roots of the ratios of `OutputShift.energies`: path to a number, or to a list of one a layer.
+
+    Example:
+      >>> ratios({"kernel": np.array([[4.0, 0.0], [16.0, 0.0]])})
+      {'kernel': [0.5, 0.0]}
+    """
+    found: Shifts = {}
+    for path in sorted(energies):
+        moved, output = energies[path]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found[path] = np.sqrt(np.where(output > 0, np.maximum(moved, 0.0) / output, 0.0)).tolist()
+    return found
 
 
 def _energies(

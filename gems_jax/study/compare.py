@@ -1,6 +1,7 @@
 """The study: row after row, each once, by any number of processes."""
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run
     """Runs what is missing of a study and writes ``study.json``.
 
     Rows are independent: a study that was stopped goes on where it was, and several processes on one work directory
-    share the rows among them.
+    share the rows among them: each takes on one method after another, then helps with what is left.
 
     Args:
       config: what all methods have in common.
@@ -49,10 +50,17 @@ def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run
         if run:
             shared = Shared(config, study, workdir)
             _note_machine(workdir)
-            while missing := _missing(study, results, workdir):
-                # What other processes work on is left out: it may be finished when its turn comes again.
-                if not any(_try(config, study, row, results, shared, workdir) for row in missing):
-                    time.sleep(WAIT)
+            attempt = functools.partial(_try, config, study, results=results, shared=shared, workdir=workdir)
+            with contextlib.ExitStack() as claims:
+                mine: set[str] = set()
+                while missing := _missing(study, results, workdir):
+                    # What other processes work on is left out: it may be finished when its turn comes again.
+                    if any(attempt(row) for row in missing if row.method in mine):
+                        continue
+                    if (method := _take_method(missing, mine, claims, workdir)) is not None:
+                        mine.add(method)
+                    elif not any(attempt(row) for row in missing):
+                        time.sleep(WAIT)
         else:
             _missing(study, results, workdir)
         if not results:
@@ -72,6 +80,14 @@ def _missing(study: StudyConfig, results: dict[Row, dict[str, Any]], workdir: Pa
         results.update(found)  # which may make more rows wanted
 
 
+def _take_method(missing: list[Row], mine: set[str], claims: contextlib.ExitStack, workdir: Path) -> str | None:
+    """A method whose rows no process has taken on yet: rows of one method share a compiled program in a process."""
+    for method in dict.fromkeys(row.method for row in missing if row.method not in mine):
+        if claims.enter_context(claim(workdir / "claims" / "methods" / method)):
+            return method
+    return None
+
+
 def _try(
     config: Config, study: StudyConfig, row: Row, results: dict[Row, dict[str, Any]], shared: Shared, workdir: Path
 ) -> bool:
@@ -82,7 +98,8 @@ def _try(
         found = read_result(workdir, row)  # by another process, since it was found missing
         if found is None:
             print(f"compare: row {len(results) + 1} of {total_rows(study)}: {row}", flush=True)
-            found = run_row(config, row, shared, workdir, first_seed=row.seed == study.seeds_of(row.method)[0])
+            look_closer = row.method in study.main and row.seed == study.seeds_of(row.method)[0]
+            found = run_row(config, row, shared, workdir, look_closer)
             print(f"compare: {result_line(row, found, study.metric)}", flush=True)
         results[row] = found
     return True

@@ -29,7 +29,7 @@ from gems_jax.training.tune import tune
 from gems_jax.training.workdir import Log, plain
 
 
-def run_row(config: Config, row: Row, shared: Shared, workdir: Path, first_seed: bool) -> dict[str, Any]:
+def run_row(config: Config, row: Row, shared: Shared, workdir: Path, spectra: bool) -> dict[str, Any]:
     """Tunes a row, or goes on with it, and writes its ``result.json`` last.
 
     The checkpoints of a finished row are removed; rankings of the test rows, metrics and the log stay.
@@ -39,7 +39,7 @@ def run_row(config: Config, row: Row, shared: Shared, workdir: Path, first_seed:
       row: what to run.
       shared: of the study.
       workdir: of the study.
-      first_seed: whether the spectra of gradients are looked at, too.
+      spectra: whether those of gradients are looked at, too.
 
     Returns:
       What ``result.json`` holds.
@@ -59,7 +59,7 @@ def run_row(config: Config, row: Row, shared: Shared, workdir: Path, first_seed:
     begin_tuning = time.perf_counter()
     try:
         with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-            tuned = tune(run, material, null_space, folder)
+            tuned = tune(run, material, null_space, folder, shared.programs)
     except ValueError as error:
         if not _refused(folder):
             raise
@@ -68,11 +68,11 @@ def run_row(config: Config, row: Row, shared: Shared, workdir: Path, first_seed:
         result["tune_seconds"] = time.perf_counter() - begin_tuning
         with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             result |= measured(run, shared, tuned, folder)
-            if first_seed:
+            if spectra:
                 batch = _first_batch(run, material)
                 result["spectra"] = {
-                    when: gradient_spectra(run, model, batch, tuple(material.dataset.tasks))
-                    for when, model in (("before", material.model), ("after", tuned))
+                    "before": shared.spectra_before(run, batch),
+                    "after": gradient_spectra(run, tuned, batch, tuple(material.dataset.tasks)),
                 }
         del tuned
     result["curves"] = curves(folder) if (folder / "metrics.jsonl").is_file() else {}
@@ -93,7 +93,7 @@ def measured(config: Config, shared: Shared, tuned: Any, folder: Path) -> dict[s
     """Both splits' metrics and the drift on general text; rankings of the test rows go to ``folder``."""
     begin = time.perf_counter()
     material = shared.material(config)
-    drift = general_drift(material.model, tuned, shared.text)
+    drift = general_drift(material.model, tuned, shared.text, shift=shared.shift(config))
     if not math.isfinite(drift["loss"]):
         return {"diverged": f"the loss on general text is {drift['loss']}"}
     found: dict[str, Any] = {"general": drift}

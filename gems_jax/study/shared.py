@@ -10,12 +10,15 @@ import numpy as np
 from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.data.general_text import read_lines, token_stream
 from gems_jax.data.tables import Dataset, Table
-from gems_jax.evaluation.drift import general_loss
+from gems_jax.evaluation.drift import general_loss, read_shift
+from gems_jax.evaluation.output_shift import OutputShift
 from gems_jax.models import load
 from gems_jax.null_space import NullSpace
 from gems_jax.staging import write_json
 from gems_jax.study.claims import claim_waiting
 from gems_jax.study.config import StudyConfig
+from gems_jax.study.spectra import gradient_spectra
+from gems_jax.training.compiled import Programs
 from gems_jax.training.config import Config
 from gems_jax.training.evaluate import evaluation_tables, simple_rankers
 from gems_jax.training.losses import family_of
@@ -38,6 +41,7 @@ class Shared:
       tables: split -> task -> the rows that are measured.
       base: loss of the base model on general text, beside a unigram guess; simple rankers on the test rows.
       width: of the model.
+      programs: that rows have compiled.
     """
 
     def __init__(self, config: Config, study: StudyConfig, workdir: Path):
@@ -52,6 +56,9 @@ class Shared:
             "test": evaluation_tables(config, self.dataset),
         }
         self.text = heldout_text(tokenizer, config, family_of(self.model))
+        self.programs: Programs = {}
+        self._shift: OutputShift | None = None
+        self._spectra: dict[int, dict[str, list[float]]] = {}
         self._materials: dict[Any, Material] = {}
         self._null_spaces: dict[str, NullSpace] = {}
         self._encoded: dict[Any, dict[str, EncodedTable]] = {}
@@ -78,6 +85,20 @@ class Shared:
                 _, tokenizer = load(self._folder, config.model.dtype)
                 self._null_spaces[path] = ensure_null_space(config, self.model, tokenizer)
         return self._null_spaces[path]
+
+    def shift(self, config: Config) -> OutputShift:
+        """Second moments of the kernels' inputs on general text, of the base model."""
+        if self._shift is None:
+            self._shift = read_shift(self.material(config).model, self.text)
+        return self._shift
+
+    def spectra_before(self, config: Config, batch: Mapping[str, Any]) -> dict[str, list[float]]:
+        """Spectra of the gradients by the base model of a seed's first batch."""
+        seed = config.train.seed
+        if seed not in self._spectra:
+            material = self.material(config)
+            self._spectra[seed] = gradient_spectra(config, material.model, batch, tuple(material.dataset.tasks))
+        return self._spectra[seed]
 
     def encoded(self, config: Config, split: str) -> dict[str, EncodedTable]:
         """The measured rows of a split as tokens."""

@@ -14,7 +14,7 @@ from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.data.pipeline import task_batches
 from gems_jax.models.params import params_of
 from gems_jax.null_space import NullSpace
-from gems_jax.training.compiled import compile_step
+from gems_jax.training.compiled import Programs, compile_step
 from gems_jax.training.config import Config
 from gems_jax.training.early_stopping import check_metric
 from gems_jax.training.layout import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part
@@ -115,13 +115,16 @@ def check_rows(config: Config, mesh: Mesh) -> None:
         )
 
 
-def build(config: Config, material: Material, null_space: NullSpace | None) -> Run:
+def build(
+    config: Config, material: Material, null_space: NullSpace | None, programs: Programs | None = None
+) -> Run:
     """Makes a run; nothing is written.
 
     Args:
       config: of the run.
       material: model, data, items.
       null_space: of the base model, or ``None``.
+      programs: see `gems_jax.training.compiled.compile_step`.
 
     Raises:
       ValueError: options that cannot be, or do not go together.
@@ -143,7 +146,7 @@ def build(config: Config, material: Material, null_space: NullSpace | None) -> R
     row_index, row_parts = row_part(mesh)
     answer_length = material.items.token_ids.shape[1] + 1
     model = training_model(material.model, config)
-    made = compile_step(mesh, model, config, tasks, null_space, answer_length)
+    made = compile_step(mesh, model, config, tasks, null_space, answer_length, programs)
     batches = task_batches(
         encoded,
         train.batch_size // train.accumulate,

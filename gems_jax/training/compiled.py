@@ -1,6 +1,7 @@
 """A model's training step on a mesh: parameters, optimiser state and the compiled step that belongs to them."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gems_jax.null_space import NullSpace
-from gems_jax.training.config import Config
+from gems_jax.training.config import Config, TrainConfig
 from gems_jax.training.factors import initial_state
 from gems_jax.training.layout import (
     on_mesh,
@@ -18,7 +19,7 @@ from gems_jax.training.layout import (
     task_axis,
 )
 from gems_jax.training.losses import task_loss
-from gems_jax.training.optimiser import is_constrained, make_optimiser
+from gems_jax.training.optimiser import is_constrained, make_optimiser, scales_itself
 from gems_jax.training.parts import split_model
 from gems_jax.training.step import make_step
 
@@ -46,6 +47,10 @@ class Compiled(NamedTuple):
     step: Callable[..., tuple[PyTree, PyTree, dict[str, jax.Array]]]
 
 
+# Of runs that differ in nothing a program depends on: optimiser and compiled step, see `compile_step`.
+Programs = dict[Hashable, tuple[Any, Any]]
+
+
 def compile_step(
     mesh: Mesh,
     model: Any,
@@ -53,6 +58,7 @@ def compile_step(
     tasks: tuple[str, ...],
     null_space: NullSpace | None,
     answer_length: int | None = None,
+    programs: Programs | None = None,
 ) -> Compiled:
     """Puts a model on a mesh and makes its training step.
 
@@ -63,12 +69,13 @@ def compile_step(
       tasks: names, in the order of the task axis.
       null_space: of the base model, or ``None``.
       answer_length: most label tokens a row has, see `gems_jax.training.losses.answer_hidden`.
+      programs: of former runs of this process: what is there is used, what is not is added. Runs share a program that
+        differ in learning rates, seed and what is logged alone.
 
     Raises:
       ValueError: options that cannot be, or do not go together; a mesh with axes of type ``Explicit``.
     """
     train = config.train
-    tx = make_optimiser(config, len(tasks), null_space)
     axis = task_axis(mesh)
     if axis is not None and len(tasks) % mesh.shape[axis]:
         raise ValueError(f"mesh.{axis}={mesh.shape[axis]} must divide the {len(tasks)} tasks there are")
@@ -77,16 +84,30 @@ def compile_step(
     # Copies: the step donates its parameters, and the caller's model is compared with afterwards.
     params = jax.device_put(jax.tree.map(jnp.copy, params), places)
     rest = jax.device_put(rest, param_sharding(rest, mesh))
-    state_places = optimiser_sharding(tx, params)
     constraint = null_space if is_constrained(config) else None
-    loss_fn = task_loss(graphdef, train.loss_vocabulary, answer_length, train.loss_chunk)
-    step = make_step(loss_fn, train, tx, tasks, constraint, axis, places)
-    return Compiled(
-        mesh,
-        tx,
-        constraint,
-        params,
-        initial_state(tx, params, state_places, constraint),
-        rest,
-        jax.jit(on_mesh(step, mesh), donate_argnums=(0, 1), out_shardings=(places, state_places, replicated(mesh))),
-    )
+    # The null space by its identity: it stays as it is, and with the program it is kept alive.
+    key = (mesh, graphdef, _decisive(train), config.gems, config.lora, tasks, id(null_space), answer_length)
+    known = programs.get(key) if programs is not None else None
+    tx = known[0] if known else make_optimiser(config, len(tasks), null_space)
+    state_places = optimiser_sharding(tx, params)
+    if known:
+        jitted = known[1]
+    else:
+        loss_fn = task_loss(graphdef, train.loss_vocabulary, answer_length, train.loss_chunk)
+        step = make_step(loss_fn, train, tx, tasks, constraint, axis, places)
+        jitted = jax.jit(
+            on_mesh(step, mesh), donate_argnums=(0, 1), out_shardings=(places, state_places, replicated(mesh))
+        )
+        if programs is not None:
+            programs[key] = (tx, jitted)
+    return Compiled(mesh, tx, constraint, params, initial_state(tx, params, state_places, constraint), rest, jitted)
+
+
+def _decisive(train: TrainConfig) -> TrainConfig:
+    """The fields that a step's program depends on, the others as they are by default."""
+    free = ["seed", "log_every", "eval_every", "eval_rows", "metric", "patience", "checkpoint_every"]
+    free += ["keep_checkpoints", "max_non_finite", "hang_after", "profile", "writers"]
+    if not scales_itself(train):
+        free += ["learning_rate", "item_learning_rate", "other_learning_rate"]
+    standard = TrainConfig()
+    return dataclasses.replace(train, **{name: getattr(standard, name) for name in free})

@@ -26,6 +26,7 @@ from gems_jax.staging import is_remote
 from gems_jax.training.build import Run, build
 from gems_jax.training.checkpoints import Checkpoints
 from gems_jax.training.cluster import ending_together
+from gems_jax.training.compiled import Programs
 from gems_jax.training.config import Config
 from gems_jax.training.early_stopping import Best, metric_names
 from gems_jax.training.flops import model_flops, peak_flops
@@ -55,7 +56,13 @@ class Stopped(Exception):
         self.code = code
 
 
-def tune(config: Config, material: Material, null_space: NullSpace | None, workdir: Path) -> Any:
+def tune(
+    config: Config,
+    material: Material,
+    null_space: NullSpace | None,
+    workdir: Path,
+    programs: Programs | None = None,
+) -> Any:
     """Tunes the model, resuming from the work directory's newest intact checkpoint.
 
     Args:
@@ -64,6 +71,7 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
       null_space: of the base model, or ``None``.
       workdir: takes ``config.yaml``, ``metrics.jsonl`` and ``checkpoints/``; here or on an object store
         (`gems_jax.staging.as_path`).
+      programs: of former runs of this process, see `gems_jax.training.compiled.compile_step`.
 
     Returns:
       The tuned model.
@@ -80,7 +88,7 @@ def tune(config: Config, material: Material, null_space: NullSpace | None, workd
     if train.profile and is_remote(workdir):
         raise ValueError("train.profile writes to this machine's disk alone; choose a --workdir there or leave it out")
     profile = Profile(train.profile if first else None, workdir / "profile")
-    run = build(config, material, null_space)
+    run = build(config, material, null_space, programs)
     if first:
         print(start_table(config, run.tx, run.params, run.rest, run.encoded, run.null_space))
     with (
