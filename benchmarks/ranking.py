@@ -41,6 +41,7 @@ from result_file import circumstances, write
 import gems_jax as gj
 from gems_jax.ranking.beam_search import beam_search
 from gems_jax.ranking.t5_beams import T5Beams
+from gems_jax.ranking.token_logits import TokenLogits
 from gems_jax.ranking.trie import Pick, Trie, build_trie, catalogue_of
 
 FOUR_LEVEL_CODES = 256
@@ -147,11 +148,10 @@ class AnyCode:
     def of_row(self, row: None) -> "AnyCode":
         return self
 
-    def expand(
-        self, depth: int, nodes: jax.Array, logits: jax.Array, offset: jax.Array, shift: int
-    ) -> tuple[jax.Array, Pick]:
+    def expand(self, depth: int, nodes: jax.Array, logits: TokenLogits, offset: jax.Array) -> tuple[jax.Array, Pick]:
+        # All of them are added tokens, the last part of the logits.
         start = self.lowest + depth * self.codes
-        values = logits[:, start - shift : start - shift + self.codes] + offset[:, None]
+        values = logits.parts[-1][:, depth * self.codes : (depth + 1) * self.codes] + offset[:, None]
 
         def pick(chosen: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
             beam, code = chosen // self.codes, chosen % self.codes
@@ -184,12 +184,11 @@ def constraint_cost(args: argparse.Namespace) -> dict[str, Any]:
     tracemalloc.stop()
 
     inputs = draw_inputs(args, 1)
-    graph, state = nnx.split(model)
     free = AnyCode(codes, args.vocab_size)
 
     def search(constraint: Any) -> Callable[[], Any]:
         return lambda: jax.block_until_ready(
-            beam_search(graph, state, inputs, constraint, k=args.results, beams=beams, vocabulary="full")
+            beam_search(model, inputs, constraint, k=args.results, beams=beams, vocabulary="full")
         )
 
     found = turns({"with": search(trie), "without": search(free)}, args.rounds)
