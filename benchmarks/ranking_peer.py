@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from ranking_device import peer_device
 
 import gems_jax as gj
 from gems_jax.models.hugging_face import FAMILIES
 
 
 def models(args: argparse.Namespace, added: int) -> tuple[Any, gj.models.T5]:
-    """A T5 of transformers with random weights, and ours with the same, ``added`` of its tokens as items."""
+    """A T5 of transformers with random weights, on the CPU, and ours with the same, ``added`` tokens as items."""
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     config = transformers.T5Config(
@@ -59,6 +60,8 @@ def peer(
 ) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
     """``generate`` with a trie of each row's candidates in dictionaries, which are made beforehand and not timed.
 
+    Model and inputs go to the device beforehand, too; what is found comes back within the time.
+
     Returns:
       A function of nothing that gives item numbers and scores.
     """
@@ -71,7 +74,9 @@ def peer(
             for place, token in enumerate((*tokens, 1)):
                 follow[-1].setdefault(tokens[:place], set()).add(token)
     allowed = [{prefix: sorted(tokens) for prefix, tokens in of.items()} for of in follow]
-    ids = torch.tensor(inputs["input_ids"]).long()
+    device = peer_device()
+    other = other.to(device)
+    ids = torch.tensor(inputs["input_ids"]).long().to(device)
     length = items.token_ids.shape[1]
 
     def run() -> tuple[np.ndarray, np.ndarray]:
@@ -89,6 +94,9 @@ def peer(
             )
         sequences = found.sequences[:, 1 : length + 1].reshape(len(ids), beams, length).tolist()
         numbers = [[names[row][tuple(tokens)] for tokens in of] for row, of in enumerate(sequences)]
-        return np.array(numbers), found.sequences_scores.reshape(len(ids), beams).numpy()
+        scores = found.sequences_scores.reshape(len(ids), beams).cpu().numpy()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return np.array(numbers), scores
 
     return run

@@ -109,7 +109,7 @@ def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
             sub.add_argument("--user", type=str, required=True, help="as the dataset names them")
             sub.add_argument("--k", type=int, default=10, help="number of items")
         if name == "search":
-            sub.add_argument("--query", type=str, required=True, help="what the user searches for")
+            sub.add_argument("query", type=str, help="what the user searches for")
         if name == "prepare":
             help_text = "also the base model and the null space, where they are missing"
             sub.add_argument("--all", action="store_true", help=help_text)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -61,8 +62,9 @@ def shift(scale: float) -> dict[str, list[float]]:
 def evaluation() -> dict[str, Any]:
     def general(rise: float) -> dict[str, Any]:
         full = {"loss_full": 5.05 + 1.3 * rise, "base_loss_full": 4.66}
-        kept = {"top1_agreement": 1 - 0.2 * rise, "shift": shift(0.1 * rise)}
-        return {"loss": 4.65 + rise, "base_loss": 4.65} | full | kept
+        kept = {"top1_agreement": 1 - 0.2 * rise, "top1_agreement_full": 1 - 0.3 * rise, "shift": shift(0.1 * rise)}
+        losses = {"loss": 4.65 + rise, "base_loss": 4.65} | full
+        return losses | {name.replace("loss", "perplexity"): math.exp(loss) for name, loss in losses.items()} | kept
 
     def outcome(difference: float, p_value: float) -> dict[str, dict[str, float]]:
         ends = {"low": difference - 0.01, "high": difference + 0.01}
@@ -211,6 +213,14 @@ def test_report_shows_which_choices_were_kept_and_how_far_each_layer_moved(full_
     assert "<h3>How far each layer&#x27;s output has moved</h3>" in full_report
     assert "The largest, 13.0%, is in decoder mlp wo." in full_report
     assert "<h3>Output shift of each run</h3>" in full_report
+
+
+def test_report_gives_loss_and_perplexity_before_and_after_over_both_vocabularies(full_report: str) -> None:
+    (table,) = re.findall(r"<h3>Loss and perplexity on general text</h3>(.+?)</table>", full_report)
+    rows = [re.findall(r"<td[^>]*>(?:<b>)?([^<]*)", row) for row in re.findall(r"<tr[^>]*>(<td.+?)</tr>", table)]
+    assert [row[0] for row in rows] == ["AdamW, joint loss", "", "GEMS without null space", "", "GEMS (this run)", ""]
+    assert rows[4][1:] == ["base model&#x27;s", "4.650", "5.020", "104.58", "151.41", "92.6%"]
+    assert rows[5][1:] == ["with item tokens", "4.660", "5.531", "105.64", "252.40", "88.9%"]
 
 
 def test_shifts_of_unstacked_kernels_and_of_many_layers_are_drawn(tmp_path: Path) -> None:

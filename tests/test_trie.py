@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gems_jax.items import ItemIndex
 from gems_jax.ranking.candidate_tries import build_candidate_tries
+from gems_jax.ranking.token_logits import TokenLogits
 from gems_jax.ranking.trie import Trie, build_trie, catalogue_of
 
 
@@ -61,8 +62,9 @@ def continuations(
     constraint: Any, depth: int, nodes: np.ndarray, columns: int, shift: int
 ) -> dict[tuple[int, int], tuple[int, float]]:
     """(beam, token) -> (node, score) of all that is allowed; beam b's logit of column c is c + 100 b."""
-    logits = jnp.arange(columns, dtype=jnp.float32) + 100.0 * jnp.arange(len(nodes))[:, None]
-    values, pick = constraint.expand(depth, jnp.asarray(nodes), logits, jnp.zeros(len(nodes)), shift)
+    values = jnp.arange(columns, dtype=jnp.float32) + 100.0 * jnp.arange(len(nodes))[:, None]
+    logits = TokenLogits((values[:, :1], values[:, 1:]), (shift, shift + 1))
+    values, pick = constraint.expand(depth, jnp.asarray(nodes), logits, jnp.zeros(len(nodes)))
     allowed = np.flatnonzero(np.isfinite(np.asarray(values)))
     beams, picked, tokens = (np.asarray(array)[allowed].tolist() for array in pick(jnp.arange(len(values))))
     found = {
@@ -109,6 +111,15 @@ def test_a_rows_trie_is_the_trie_of_its_candidates(rows: list[tuple[int, ...]], 
     expected = nested([row or () for row in kept])
     expected.pop(None, None)
     assert below(0, 0) == expected
+
+
+def test_logits_in_parts_are_those_of_the_tables_joined() -> None:
+    rng = np.random.default_rng(0)
+    joined = jnp.asarray(rng.normal(size=(3, 11)).astype(np.float32) * 30)
+    logits = TokenLogits((joined[:, :1], joined[:, 1:4], joined[:, 4:]), (2, 5, 8))
+    tokens = np.array([2, 5, 6, 7, *range(8, 15)])
+    np.testing.assert_array_equal(logits.at(jnp.arange(3)[:, None], jnp.asarray(tokens)), joined)
+    np.testing.assert_allclose(logits.log_normaliser(), np.log(np.exp(np.float64(joined)).sum(1)), rtol=1e-6)
 
 
 def test_the_trie_of_items_is_made_once() -> None:

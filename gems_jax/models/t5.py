@@ -114,17 +114,10 @@ class T5(VocabularyModel):
             key,
         )
 
-    def logits(self, hidden: jax.Array, vocabulary: Vocabulary = "full") -> jax.Array:
-        """Scores of the tokens of a vocabulary, see `VocabularyModel.logits`; the input scaled where T5 does so.
-
-        Args:
-          hidden: ``[..., d_model]`` from `decode`.
-          vocabulary: ``"full"``, ``"base"`` or ``"items"``.
-
-        Returns:
-          float32 ``[..., V + N]``, ``[..., V]`` or ``[..., 1 + N]``.
-        """
-        return super().logits(hidden * self.config.d_model**-0.5 if self.config.scales_outputs else hidden, vocabulary)
+    def logit_parts(self, hidden: jax.Array, vocabulary: Vocabulary = "full") -> list[jax.Array]:
+        """See `VocabularyModel.logit_parts`; ``hidden [..., d_model]`` from `decode`, scaled where T5 does so."""
+        scale = self.config.d_model**-0.5 if self.config.scales_outputs else 1.0
+        return super().logit_parts(hidden * scale if scale != 1.0 else hidden, vocabulary)
 
     def start(self, inputs: Mapping[str, jax.Array], max_new_tokens: int) -> tuple[jax.Array, T5Cache]:
         """Encodes inputs and decodes the start token.

@@ -73,11 +73,26 @@ class VocabularyModel(nnx.Module):
         Raises:
           ValueError: if ``vocabulary`` is none of these, or ``"items"`` and the model has no items or end token.
         """
-        parts = [
+        parts = self.logit_parts(hidden, vocabulary)
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+    def logit_parts(self, hidden: jax.Array, vocabulary: Vocabulary = "full") -> list[jax.Array]:
+        """What `logits` joins: the scores of each table's rows, without a copy of them all.
+
+        Args:
+          hidden: ``[..., d_model]`` after the final norm.
+          vocabulary: see `logits`.
+
+        Returns:
+          float32 ``[..., rows]`` of each table of the vocabulary, in the order of `logits`.
+
+        Raises:
+          ValueError: as `logits`.
+        """
+        return [
             jnp.einsum("...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
             for table in self._tables(vocabulary)
         ]
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
     def _tables(self, vocabulary: Vocabulary) -> list[jax.Array]:
         """The output layer's rows for a vocabulary."""

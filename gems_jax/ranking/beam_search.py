@@ -6,12 +6,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from gems_jax.models.t5 import T5
 from gems_jax.models.vocabulary import Vocabulary
 from gems_jax.ranking.decoder_beams import DecoderBeams
 from gems_jax.ranking.t5_beams import T5Beams
+from gems_jax.ranking.token_logits import TokenLogits
 from gems_jax.ranking.trie import Pick
 
 # Logits in memory at once: rows of a batch are taken in turns where theirs would be more (1 GiB of float32).
@@ -29,15 +29,14 @@ class Constraint(Protocol):
     def rows(self) -> Any: ...
     def of_row(self, row: Any) -> "Constraint": ...
     def expand(
-        self, depth: int, nodes: jax.Array, logits: jax.Array, offset: jax.Array, shift: int
+        self, depth: int, nodes: jax.Array, logits: TokenLogits, offset: jax.Array
     ) -> tuple[jax.Array, Pick]: ...
     def items_at(self, depth: int, nodes: jax.Array) -> jax.Array: ...
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "k", "beams", "vocabulary"))
+@functools.partial(jax.jit, static_argnames=("k", "beams", "vocabulary"))
 def beam_search(
-    graph: Any,
-    state: Any,
+    model: Any,
     inputs: Mapping[str, jax.Array],
     constraint: Any,
     *,
@@ -52,7 +51,7 @@ def beam_search(
     done; as many as ``beams`` of those that do not go on. The search goes on until nothing is left.
 
     Args:
-      graph, state: of `nnx.split` of a `T5` or a `Decoder`.
+      model: a `T5` or a `Decoder`, which goes in as a pytree: `nnx.split` takes many times as long as its flattening.
       inputs: ``"input_ids"`` and ``"attention_mask"``, int ``[B, S]``.
       constraint: a `Trie`, or `CandidateTries` of ``B`` rows.
       k: number of results a row.
@@ -63,14 +62,13 @@ def beam_search(
       Item numbers int32 ``[B, k]``, best first, and their scores float32 ``[B, k]``; -1 and ``-inf`` where there
       are no more.
     """
-    model = nnx.merge(graph, state)
     search = _Search(model, constraint, beams, vocabulary)
     kind: Any = T5Beams if isinstance(model, T5) else DecoderBeams
     logits, memory = kind.start(model, inputs, constraint.depth)
     batch = len(logits)
     together = _MAX_LOGITS // logits.shape[1]
     scores, nodes = jnp.zeros((batch, 1)), jnp.zeros((batch, 1), jnp.int32)
-    read, found = search.columns(logits)[:, None], []
+    read, found = logits[:, None], []
     goes_on: tuple[jax.Array, ...] = ()
     for depth in range(constraint.depth + 1):
         if depth:
@@ -97,12 +95,16 @@ class _Search(NamedTuple):
     beams: int
     vocabulary: Vocabulary
 
-    def columns(self, logits: jax.Array) -> jax.Array:
-        """The vocabulary's columns of the full one's logits, in the order of `VocabularyModel.logits`."""
+    def logits(self, depth: int, read: jax.Array) -> TokenLogits:
+        """Of the next token, over the vocabulary; ``read`` as in `look`."""
         config = self.model.config
-        if self.vocabulary == "full":
-            return logits
-        return jnp.concatenate([logits[:, config.eos_token_id, None], logits[:, config.vocab_size :]], axis=1)
+        ends = config.eos_token_id, config.eos_token_id + 1
+        base = ends if self.vocabulary == "items" else (0, config.vocab_size)
+        first = (base[0], config.vocab_size) if config.num_added_tokens else base[:1]
+        if depth:
+            return TokenLogits(tuple(self.model.logit_parts(read, self.vocabulary)), first)
+        parts = read[:, slice(*base)], read[:, config.vocab_size :]
+        return TokenLogits(parts[: len(first)], first)
 
     def look(
         self, depth: int, read: jax.Array, scores: jax.Array, nodes: jax.Array, row: Any
@@ -111,7 +113,7 @@ class _Search(NamedTuple):
 
         Args:
           depth: number of tokens so far.
-          read: ``[n, d_model]`` from the last step; before the first one ``[1, columns]`` logits.
+          read: ``[n, d_model]`` from the last step; before the first one ``[1, V + N]`` logits.
           scores: float32 ``[n]``, the sums so far.
           nodes: int32 ``[n]``, where the beams are.
           row: what the constraint has of the row.
@@ -120,22 +122,19 @@ class _Search(NamedTuple):
           The items that end here and their scores, if any may; sums, parents, nodes and tokens of the beams that go
           on, if any may.
         """
-        config, constraint = self.model.config, self.constraint.of_row(row)
-        logits = self.model.logits(read, self.vocabulary) if depth else read
-        # Column of token t is t - shift; the end token's is the first of the items'.
-        shift = config.vocab_size - 1 if self.vocabulary == "items" else 0
-        end_column = 0 if self.vocabulary == "items" else config.eos_token_id
-        offset = scores - jax.nn.logsumexp(logits, axis=-1)
+        constraint, logits = self.constraint.of_row(row), self.logits(depth, read)
+        offset = scores - logits.log_normaliser()
         nodes = jnp.where(jnp.isneginf(scores), -1, nodes)
         ended: list[tuple[jax.Array, jax.Array]] = []
         goes_on: tuple[jax.Array, ...] = ()
         if depth < constraint.depth:
-            values, pick = constraint.expand(depth, nodes, logits, offset, shift)
+            values, pick = constraint.expand(depth, nodes, logits, offset)
             best, chosen = jax.lax.top_k(values, min(self.beams, len(values)))
             goes_on = best, *pick(chosen)
         if constraint.ends[depth]:
             items = constraint.items_at(depth, nodes)
-            ends = jnp.where(items >= 0, logits[:, end_column] + offset, -jnp.inf)
+            every = jnp.arange(len(nodes))
+            ends = jnp.where(items >= 0, logits.at(every, self.model.config.eos_token_id) + offset, -jnp.inf)
             if goes_on:
                 both = jnp.concatenate([goes_on[0], ends])
                 ends = jnp.where(jnp.sum(both > ends[:, None], axis=1) < self.beams, ends, -jnp.inf)

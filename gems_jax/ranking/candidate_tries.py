@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gems_jax.items import ItemIndex
+from gems_jax.ranking.token_logits import TokenLogits
 from gems_jax.ranking.trie import Pick
 
 
@@ -47,9 +48,7 @@ class CandidateTries:
         """The trie of one row of a batch, its arrays without the first axis."""
         return row
 
-    def expand(
-        self, depth: int, nodes: jax.Array, logits: jax.Array, offset: jax.Array, shift: int
-    ) -> tuple[jax.Array, Pick]:
+    def expand(self, depth: int, nodes: jax.Array, logits: TokenLogits, offset: jax.Array) -> tuple[jax.Array, Pick]:
         """Scores of all children of the beams' nodes, in one row: see `Trie.expand`.
 
         Returns:
@@ -63,7 +62,7 @@ class CandidateTries:
         )
         beam = beam_at[self.parent[:, depth]]
         token = jnp.maximum(self.token[:, depth], 0)
-        values = logits[jnp.maximum(beam, 0), jnp.maximum(token - shift, 0)] + offset[jnp.maximum(beam, 0)]
+        values = logits.at(jnp.maximum(beam, 0), token) + offset[jnp.maximum(beam, 0)]
         values = jnp.where(self.leads[:, depth] & (beam >= 0), values, -jnp.inf)
         return values, lambda chosen: (jnp.maximum(beam[chosen], 0), chosen, token[chosen])
 

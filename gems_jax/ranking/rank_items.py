@@ -6,7 +6,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from gems_jax.items import ItemIndex
 from gems_jax.ranking.beam_search import beam_search
@@ -77,10 +76,10 @@ def rank_items(
         _check_tokens(config, catalogue.tokens, vocabulary)
         constraint: Trie | CandidateTries = catalogue.trie
     else:
-        constraint = build_candidate_tries(items, _checked_candidates(candidates, len(arrays["input_ids"]), items))
-        _check_tokens(config, np.asarray(constraint.token), vocabulary)
-    graph, state = nnx.split(model)
-    return beam_search(graph, state, arrays, constraint, k=k, beams=beams, vocabulary=vocabulary)
+        numbers = _checked_candidates(candidates, len(arrays["input_ids"]), items)
+        _check_tokens(config, items.token_ids[numbers[numbers >= 0]], vocabulary)
+        constraint = build_candidate_tries(items, numbers)
+    return beam_search(model, arrays, constraint, k=k, beams=beams, vocabulary=vocabulary)
 
 
 def _check_tokens(config: Any, tokens: np.ndarray, vocabulary: str) -> None:

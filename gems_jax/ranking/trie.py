@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gems_jax.items import ItemIndex
+from gems_jax.ranking.token_logits import TokenLogits
 
 # From places among an expansion's scores to the beam, node and token that each stands for, int32 [n] each.
 Pick = Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
@@ -56,17 +57,14 @@ class Trie:
         """The trie of one row of a batch."""
         return self
 
-    def expand(
-        self, depth: int, nodes: jax.Array, logits: jax.Array, offset: jax.Array, shift: int
-    ) -> tuple[jax.Array, Pick]:
+    def expand(self, depth: int, nodes: jax.Array, logits: TokenLogits, offset: jax.Array) -> tuple[jax.Array, Pick]:
         """Scores of all children of the beams' nodes.
 
         Args:
           depth: of the nodes, below ``self.depth``.
           nodes: int32 ``[n]``, -1 for a beam that has ended.
-          logits: float32 ``[n, columns]`` of the next token; that of token ``t`` is column ``t - shift``.
+          logits: of the next token of ``n`` beams.
           offset: float32 ``[n]``, added to each beam's logits.
-          shift: see ``logits``.
 
         Returns:
           float32 ``[n * degree]``, ``-inf`` where a node has fewer children, and what tells them apart.
@@ -78,7 +76,7 @@ class Trie:
         count = jnp.where(nodes >= 0, self.first_child[node + 1] - first, 0)
         child = first[:, None] + place
         token = self.token.at[child].get(mode="clip")
-        values = jnp.take_along_axis(logits, token - shift, axis=1, mode="clip") + offset[:, None]
+        values = logits.at(jnp.arange(len(nodes))[:, None], token) + offset[:, None]
         values = jnp.where(place < count[:, None], values, -jnp.inf)
 
         def pick(chosen: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

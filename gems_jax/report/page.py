@@ -4,6 +4,7 @@ from html import escape
 from typing import Any
 
 from gems_jax.report import charts, pictures
+from gems_jax.report.general_table import general_table
 from gems_jax.report.records import Records
 from gems_jax.report.results import Method, methods, results_table, task_label
 from gems_jax.report.style import CSS
@@ -125,7 +126,8 @@ def _drift(rows: list[Method]) -> str:
     if not cards:
         return ""
     lead = "Tuning for a task usually costs what a model knew before. Here is how much."
-    return f'<h2>What was forgotten</h2><p class="lead">{lead}</p><div class="grid">{cards}</div>'
+    table = general_table(rows)
+    return f'<h2>What was forgotten</h2><p class="lead">{lead}</p>{table}<div class="grid">{cards}</div>'
 
 
 def _training(records: Records) -> str:
