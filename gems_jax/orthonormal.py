@@ -3,6 +3,7 @@
 Everything is matrix products but for the triangle of Cholesky QR, and there is one instance of that in a program.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,13 +13,14 @@ Project = Callable[[jax.Array], jax.Array]
 
 # Distances of a column of length 1 from the span of those before it, of the worst column of a block. With less than
 # the first Cholesky QR in float32 loses too much orthogonality (the loss grows with the inverse square) to go on from;
-# less than the second counts as that much; with more than the third a pass has changed next to nothing.
+# with more than the second a pass has changed next to nothing.
 _WELL_CONDITIONED = 0.03
-_LEAST = 0.01
 _ORTHONORMAL = 0.999
+# Columns whose products with all others sum up to less are far from dependent.
+_APART = 0.5
 # A column of length 1 of which less remains is replaced: rounding is too much of it.
 _VANISHED = 0.01
-# Most passes in a row: each brings a hundredfold nearer, so that blocks which need a third are rare.
+# Most passes in a row: each brings a hundredfold nearer, so that blocks which need a fourth are rare.
 _PASSES = 6
 # Rows of a part of a product on TPUs.
 _CHUNK = 512
@@ -72,9 +74,10 @@ def there_and_back(a: jax.Array, x: jax.Array) -> jax.Array:
 def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One pass towards orthonormal columns of the same leading spans: Cholesky QR of columns scaled to length 1.
 
-    ``X = Q R`` with ``R^T R = X^T X`` is a few matrix products. Where a column nearly depends on those before it, its
-    diagonal entry of ``R`` is set to 0.01 (a shift of the Gram matrix in that entry alone): what remains of the column
-    is then short and not yet orthogonal, and a second pass makes it so (shifted Cholesky QR, arXiv 1809.11085).
+    ``X = Q R`` with ``R^T R = X^T X`` is a few matrix products. Where columns nearly depend on others, ``R^T R`` is the
+    Gram matrix and a multiple of the identity above its rounding (shifted Cholesky QR, arXiv 1809.11085), without
+    which the factorisation of what rounding has made indefinite grows beyond all bounds. What remains of such a column
+    is then short and not yet orthogonal, and another pass makes it so.
 
     Args:
       block: ``[..., p, r]``.
@@ -88,13 +91,23 @@ def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
       >>> q.round(6).tolist(), round(float(distance), 4)
       ([[1.0, 0.0], [0.0, 1.0]], 0.4472)
     """
+    # By the largest entry first: squares of what a steep spectrum leaves of a column underflow.
+    largest = jnp.max(jnp.abs(block), axis=-2, keepdims=True)
+    there = largest >= jnp.finfo(block.dtype).tiny
+    block = jnp.where(there, block / jnp.where(there, largest, 1), 0)
     lengths = norms(block, -2)
     block = block / jnp.where(lengths > 0, lengths, 1)
     gram = transposed_times(block, block) + jnp.eye(block.shape[-1], dtype=block.dtype) * (lengths == 0)
 
     def by_elimination(block: jax.Array) -> tuple[jax.Array, jax.Array]:
-        inverse, distance = inverse_cholesky(gram)
-        return times(block, inverse.mT), distance
+        p, r = block.shape[-2:]
+        apart = jnp.sum(jnp.abs(gram), axis=-1, keepdims=True).max(axis=-2, keepdims=True) - 1 < _APART
+        rounding = 4 * jnp.finfo(block.dtype).eps * (math.sqrt(p * r) + r)
+        shift = jnp.where(apart, 0, rounding).astype(block.dtype)
+        inverse, pivots = inverse_cholesky(gram + shift * jnp.eye(r, dtype=block.dtype))
+        distance = jnp.sqrt(jnp.maximum(jnp.min(pivots - shift[..., 0]), 0))
+        # After a shift columns are orthonormal up to it alone: never the last pass.
+        return times(block, inverse.mT), jnp.where(jnp.all(apart), distance, jnp.minimum(distance, 0.99))
 
     if jax.default_backend() == "tpu":
         # Its compiler unrolls factorisations and triangular solves, for many seconds each.
@@ -111,33 +124,34 @@ def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def inverse_cholesky(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``L^-1`` of ``L L^T = G``, by Gaussian elimination on ``[G, I]`` in one loop; small diagonal entries are raised.
+    """``L^-1`` of ``L L^T = G``, by Gaussian elimination on ``[G, I]`` in one loop.
 
     Args:
-      gram: ``[..., r, r]`` positive semidefinite up to rounding, ones on the diagonal.
+      gram: ``[..., r, r]`` positive definite.
 
     Returns:
-      ``([..., r, r], [])``: entries of the diagonal of ``L`` below 0.01 count as that; the least of them as it is.
+      ``([..., r, r], [..., r])``: the inverse, and the squares of the diagonal of ``L``.
 
     Example:
-      >>> inverse, least = inverse_cholesky(jnp.array([[1.0, 0.6], [0.6, 1.0]]))
-      >>> inverse.round(4).tolist(), round(float(least), 4)
-      ([[1.0, 0.0], [-0.75, 1.25]], 0.8)
+      >>> inverse, pivots = inverse_cholesky(jnp.array([[1.0, 0.6], [0.6, 1.0]]))
+      >>> inverse.round(4).tolist(), [round(float(x), 4) for x in pivots]
+      ([[1.0, 0.0], [-0.75, 1.25]], [1.0, 0.64])
     """
     size = gram.shape[-1]
     rows = jnp.arange(size)[:, None]
+    least = jnp.finfo(gram.dtype).eps  # of a matrix that is positive definite to rounding
 
     def eliminate(number: jax.Array, system: jax.Array) -> jax.Array:
         row = jax.lax.dynamic_index_in_dim(system, number, -2)
-        pivot = jnp.maximum(jax.lax.dynamic_index_in_dim(row, number, -1), _LEAST**2)
+        pivot = jnp.maximum(jax.lax.dynamic_index_in_dim(row, number, -1), least)
         # What is left of the Gram matrix stays symmetric, so this row is the column as well.
         return system - jnp.where(rows > number, row[..., :size].mT / pivot, 0) * row
 
     system = jnp.concatenate([gram, jnp.broadcast_to(jnp.eye(size, dtype=gram.dtype), gram.shape)], -1)
     system = jax.lax.fori_loop(0, size, eliminate, system)
     pivots = jnp.diagonal(system, axis1=-2, axis2=-1)
-    inverse = system[..., size:] * jax.lax.rsqrt(jnp.maximum(pivots, _LEAST**2))[..., None]
-    return inverse, jnp.sqrt(jnp.maximum(jnp.min(pivots), 0))
+    inverse = system[..., size:] * jax.lax.rsqrt(jnp.maximum(pivots, least))[..., None]
+    return inverse, pivots
 
 
 def orthonormal_inside(

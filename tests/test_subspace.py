@@ -229,10 +229,44 @@ def test_products_in_parts_on_tpus_are_those_of_the_whole():
 def test_the_inverse_of_a_cholesky_factor_is_that_of_float64():
     x = np.random.default_rng(0).normal(size=(2, 40, 24))
     gram = np.einsum("bij,bik->bjk", x, x) / np.linalg.norm(x, axis=1)[:, :, None] / np.linalg.norm(x, axis=1)[:, None]
-    inverse, least = jax.jit(inverse_cholesky)(jnp.asarray(gram, jnp.float32))
+    inverse, pivots = jax.jit(inverse_cholesky)(jnp.asarray(gram, jnp.float32))
     lower = np.linalg.cholesky(gram)
     np.testing.assert_allclose(inverse, np.linalg.inv(lower), atol=2e-5)
-    assert least == pytest.approx(np.diagonal(lower, axis1=1, axis2=2).min(), rel=1e-4)
+    np.testing.assert_allclose(pivots, np.diagonal(lower, axis1=1, axis2=2) ** 2, rtol=1e-4)
+
+
+@functools.cache
+def from_a_random_block(method, protected):
+    def basis(gradient, factor):
+        frame = Frame(factor if protected else None, False)
+        none = jnp.zeros((*gradient.shape[:-1], 32))
+        return make_basis(
+            gradient, 32, frame, method="subspace", signs="canonical", previous=none,
+            has_previous=jnp.zeros(len(gradient), bool), key=jax.random.key(0),
+        )[0]  # fmt: skip
+
+    return jax.jit(of_platform(method, basis))
+
+
+@pytest.mark.parametrize("method", ["subspace", *PLATFORMS])
+@pytest.mark.parametrize("protected", [False, True], ids=["anywhere", "in a null space"])
+@pytest.mark.parametrize("decay", [0.05, 0.4, 1.0, 3.0, 8.0])
+def test_power_iteration_from_a_random_block_survives_any_spectrum(decay, protected, method):
+    """Gradients of trained models have spectra that fall by many orders: a sweep leaves columns of next to nothing,
+    all of them nearly the same."""
+    spectrum, shape = np.exp(-decay * np.arange(64)), (96, 64)
+    gradients = np.stack([matrix(spectrum, seed, shape) for seed in range(6)])
+    factor = np.stack([orthonormal(96, 20, [seed, 5]) for seed in range(6)])
+    found = from_a_random_block(method, protected)(
+        jnp.asarray(gradients, jnp.float32), jnp.asarray(factor, jnp.float32)
+    )
+    bases = np.asarray(found, np.float64)
+    if protected:
+        gradients = gradients - factor @ (factor.swapaxes(1, 2) @ gradients)
+        assert np.abs(factor.swapaxes(1, 2) @ bases).max() < 1e-6
+    np.testing.assert_allclose(bases.swapaxes(1, 2) @ bases, np.broadcast_to(np.eye(32), (6, 32, 32)), atol=3e-6)
+    best = np.sum(np.linalg.svd(gradients, compute_uv=False)[:, :32] ** 2, axis=1)
+    assert np.min(np.sum((bases.swapaxes(1, 2) @ gradients) ** 2, axis=(1, 2)) / best) > 0.995
 
 
 @pytest.mark.parametrize("method", METHODS)
