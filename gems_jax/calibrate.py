@@ -31,6 +31,7 @@ def estimate_null_space(
     rank: int | float | None = None,
     threshold: float | None = None,
     max_directions: int | None = None,
+    min_share: float | None = None,
     side: Side = "in",
     memory_limit: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -53,7 +54,7 @@ def estimate_null_space(
         call names are passed to it. ``attention_mask`` and ``decoder_attention_mask`` (or ``label_mask``)
         ``[B, S]`` say which positions count; the latter for what depends on entries named ``decoder_...``.
       energy, rank, threshold: how many directions are protected; exactly one.
-      max_directions: at most so many of each input, see `Rule`.
+      max_directions, min_share: at most so many of each input, at least this share of them, see `Rule`.
       side: ``"in"`` or ``"out"``.
       memory_limit: bytes that second moments may take on a device; beside them there is one layer's product.
       mesh: spreads the rows of each moment over its devices, and those of the batches, where they divide.
@@ -78,7 +79,7 @@ def estimate_null_space(
       >>> ns.factor("a/kernel").kept.item()
       1
     """
-    rule = Rule(energy, rank, threshold, max_directions)
+    rule = Rule(energy, rank, threshold, max_directions, min_share)
     if side not in ("in", "out"):
         raise ValueError(f"side is {side!r}; choose 'in' or 'out'")
     function = as_function(model, params)

@@ -40,7 +40,7 @@ class Factor:
 
 @dataclass(frozen=True)
 class Rule:
-    """How many directions are protected: exactly one of the first three, and at most ``max_directions``.
+    """How many directions are protected: exactly one of the first three, within the bounds of the others.
 
     Args:
       energy: fewest directions that hold at least this share of the trace.
@@ -48,9 +48,11 @@ class Rule:
       threshold: eigenvalues at least this large; where none is smaller, the smallest ``max(1, d // 20)``
         directions are the null space (the released rule, 2e-2).
       max_directions: the leading ones of these; what is given up shows in the residual.
+      min_share: with ``energy``, at least this share of the dimension: a few outlier directions can hold almost all
+        of the trace of a language model's activations.
 
     Raises:
-      ValueError: none of the first three or several, or a value out of range.
+      ValueError: none of the first three or several, a value out of range, or ``min_share`` without ``energy``.
 
     Example:
       >>> Rule(rank=0.25).kept(np.array([3.0, 1.0, 0.5, 0.1]), 4.6, 4)
@@ -61,9 +63,10 @@ class Rule:
     rank: int | float | None = None
     threshold: float | None = None
     max_directions: int | None = None
+    min_share: float | None = None
 
     def __post_init__(self) -> None:
-        given = {k: v for k, v in self.given().items() if k != "max_directions"}
+        given = {k: v for k, v in self.given().items() if k not in ("max_directions", "min_share")}
         if len(given) != 1:
             raise ValueError(f"give exactly one of energy, rank and threshold, got {given or 'none'}")
         if self.energy is not None and not 0 <= self.energy <= 1:
@@ -74,6 +77,8 @@ class Rule:
             raise ValueError(f"rank={self.rank}: a float is a share of the input's dimension, in (0, 1)")
         if self.max_directions is not None and self.max_directions < 1:
             raise ValueError(f"max_directions is a number of directions, at least 1, got {self.max_directions}")
+        if self.min_share is not None and (self.energy is None or not 0 < self.min_share < 1):
+            raise ValueError(f"min_share is a share of the dimension in (0, 1) beside energy, got {self.given()}")
 
     def given(self) -> dict[str, float]:
         """What is not ``None``, as numbers."""
@@ -85,6 +90,7 @@ class Rule:
             # Counting what is still missing before each direction; rounding of the sum never adds one.
             before = np.concatenate([[0.0], np.cumsum(values)[:-1]])
             kept = int(np.sum(self.energy * trace * (1 - 1e-12) > before)) if trace > 0 else 0
+            kept = max(kept, round((self.min_share or 0) * d))
         elif self.rank is not None:
             kept = round(self.rank * d) if isinstance(self.rank, float) else min(self.rank, d)
         else:

@@ -62,6 +62,7 @@ class NullSpace:
         rank: int | float | None = None,
         threshold: float | None = None,
         max_directions: int | None = None,
+        min_share: float | None = None,
         side: Side = "in",
         fingerprint: str | None = None,
     ) -> "NullSpace":
@@ -72,7 +73,7 @@ class NullSpace:
         Args:
           moments: second moments ``[*batch, d, d]`` by kernel path; kernels that share an input share the
             object, and then one factor.
-          energy, rank, threshold, max_directions: see `Rule`.
+          energy, rank, threshold, max_directions, min_share: see `Rule`.
           side: what the moments are of, ``"in"`` or ``"out"``.
           fingerprint: of the weights, see `weights_fingerprint`.
 
@@ -82,7 +83,7 @@ class NullSpace:
         Raises:
           ValueError: no rule or several, a value out of range, a matrix that is not square and finite.
         """
-        how_many = Rule(energy, rank, threshold, max_directions)
+        how_many = Rule(energy, rank, threshold, max_directions, min_share)
         if side not in ("in", "out"):
             raise ValueError(f"side is {side!r}; choose 'in' or 'out'")
         names: dict[int, str] = {}

@@ -57,6 +57,9 @@ def test_masked_rows_do_not_count_even_where_not_finite_and_bfloat16_is_summed_i
         ({"energy": 0.0}, 0),
         ({"rank": 3}, 3),
         ({"rank": 99}, 6),
+        ({"energy": 0.5, "min_share": 0.3}, 2),
+        ({"energy": 1.0, "min_share": 0.3}, 4),
+        ({"energy": 0.5, "min_share": 0.9, "max_directions": 4}, 4),
         ({"threshold": 1.5}, 2),
         ({"threshold": 0.0}, 5),  # none below: the smallest max(1, d // 20) are the null space
     ],
@@ -105,11 +108,13 @@ def test_a_few_outliers_that_hold_the_trace_are_warned_about():
         ({"w": np.eye(3)}, {"energy": 0.5, "rank": 1}, "exactly one"),
         ({"w": np.eye(3)}, {"energy": 1.5}, "between 0 and 1"),
         ({"w": np.eye(3)}, {"rank": -1}, "at least 0"),
+        ({"w": np.eye(3)}, {"rank": 1, "min_share": 0.5}, "min_share is a share of the dimension .* beside energy"),
+        ({"w": np.eye(3)}, {"energy": 0.5, "min_share": 1.5}, "min_share"),
         ({"w": np.eye(3)}, {"rank": 1, "side": "left"}, "side is 'left'"),
         ({"w": np.ones((3, 4))}, {"rank": 1}, r"moment of 'w' has shape \[3, 4\]"),
         ({"w": np.full((3, 3), np.nan)}, {"rank": 1}, "moment of 'w' is not finite"),
     ],
-    ids=range(7),
+    ids=range(9),
 )
 def test_rules_and_moments_that_make_no_sense_are_refused(moments, rule, message):
     with pytest.raises(ValueError, match=message):

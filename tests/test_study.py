@@ -205,6 +205,19 @@ def test_two_processes_share_the_rows_and_run_each_once(tmp_path, quick_rows):
     assert json.loads((tmp_path / "study.json").read_text())["study"]["finished"] == total_rows(SMALL)
 
 
+def test_a_process_takes_on_one_method_after_another_the_main_ones_first(tmp_path, quick_rows):
+    study = StudyConfig(methods=("cagrad", "adamw", "gems"), seeds=2, rest_seeds=1, grid=(1e-3, 1e-2))
+    comparing.compare(Config(), study, tmp_path, "")
+    assert [row.method for row in quick_rows] == ["adamw"] * 3 + ["gems"] * 3 + ["cagrad"] * 2
+
+
+def test_processes_leave_each_other_their_methods(tmp_path, quick_rows):
+    with claim(tmp_path / "claims" / "methods" / "adamw"):
+        comparing.compare(Config(), SMALL, tmp_path, "")
+    # Gems first, then help with what is left.
+    assert [row.method for row in quick_rows] == ["gems"] * 4 + ["adamw"] * 4
+
+
 def test_a_row_of_a_process_that_died_is_taken_over(tmp_path, quick_rows):
     held = tmp_path / "claims" / "adamw-0.001-0"
     held.mkdir(parents=True)

@@ -17,6 +17,7 @@ from tiny import cheap_compilation, gems_jax, metrics, options
 
 import gems_jax as gj
 from gems_jax import cli
+from gems_jax.leaf_path import leaf_path
 from gems_jax.models import load
 from gems_jax.training import tune as loop
 from gems_jax.training.build import build, training_model
@@ -237,6 +238,31 @@ def test_dropout_depends_on_the_seed_and_the_step_alone(prepared, material):
     dropping = training_model(material.model, config)
     assert plain.encoder.config.dropout_rate == 0
     assert dropping.encoder.block.mlp.config.dropout_rate == 0.5
+
+
+def test_runs_that_differ_in_rates_and_seed_share_a_program_and_no_others(prepared, material):
+    programs, moved = {}, []
+    changes = ({}, {"train__learning_rate": 0.5, "train__item_learning_rate": 0.25}, {"train__seed": 7})
+    with cheap_compilation():
+        for change in changes:
+            run = build(configured(prepared, **CHEAP, **change), material, None, programs)
+            before = jax.tree.map(np.asarray, run.params)
+            batch, control = next(run.batches), run.control(0, 0, False, 0)
+            after, *_ = run.step(run.params, run.opt_state, run.rest, batch, control)
+            # Of Adam's first step the largest entry is the rate itself, a third of the highest while it warms up.
+            far = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after, before)
+            moved.append({leaf_path(path): x for path, x in jax.tree_util.tree_leaves_with_path(far)})
+        assert len(programs) == 1
+        (_, step), = programs.values()
+        assert step._cache_size() == 1
+    rates = configured(prepared).train
+    kernel, rows = next(path for path in moved[0] if path.endswith("kernel")), "item_embedding/embedding"
+    assert moved[0][rows] == pytest.approx(rates.item_learning_rate / 3, rel=1e-3)
+    assert moved[1][rows] == pytest.approx(0.25 / 3, rel=1e-3)
+    assert moved[1][kernel] > 10 * moved[0][kernel] > 0
+    build(configured(prepared, **CHEAP, train__schedule="constant"), material, None, programs)
+    build(configured(prepared, **CHEAP, train__dropout=0.5), material, None, programs)
+    assert len(programs) == 3
 
 
 def test_the_state_lies_where_the_parameters_do_and_stays_there(prepared, material):

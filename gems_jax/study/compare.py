@@ -27,7 +27,8 @@ def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run
     """Runs what is missing of a study and writes ``study.json``.
 
     Rows are independent: a study that was stopped goes on where it was, and several processes on one work directory
-    share the rows among them: each takes on one method after another, then helps with what is left.
+    share the rows among them: each takes on one method after another, the main ones first, and helps with their rows
+    before it turns to the others.
 
     Args:
       config: what all methods have in common.
@@ -54,12 +55,17 @@ def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run
             with contextlib.ExitStack() as claims:
                 mine: set[str] = set()
                 while missing := _missing(study, results, workdir):
-                    # What other processes work on is left out: it may be finished when its turn comes again.
-                    if any(attempt(row) for row in missing if row.method in mine):
-                        continue
-                    if (method := _take_method(missing, mine, claims, workdir)) is not None:
-                        mine.add(method)
-                    elif not any(attempt(row) for row in missing):
+                    main = [row for row in missing if row.method in study.main]
+                    for rows in (main, [row for row in missing if row not in main]):
+                        # What other processes work on is left out: it may be finished when its turn comes again.
+                        if any(attempt(row) for row in rows if row.method in mine):
+                            break
+                        if (method := _take_method(rows, mine, claims, workdir)) is not None:
+                            mine.add(method)
+                            break
+                        if any(attempt(row) for row in rows):
+                            break
+                    else:
                         time.sleep(WAIT)
         else:
             _missing(study, results, workdir)

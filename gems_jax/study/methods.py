@@ -110,7 +110,7 @@ def configured(config: Config, name: str, learning_rate: float, seed: int, width
 def _place(config: Config, made: Config) -> str:
     """Where a run's null space lies: the study's own, or one of another rule beside it."""
     given, wanted = config.null_space, made.null_space
-    rule = ("side", "energy", "rank", "threshold")
+    rule = ("side", "energy", "rank", "threshold", "min_share")
     if all(getattr(given, key) == getattr(wanted, key) for key in rule):
         return given.path
     how = [f"{key}_{getattr(wanted, key)}" for key in rule[1:] if getattr(wanted, key) is not None]

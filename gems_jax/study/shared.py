@@ -1,5 +1,6 @@
 """What all rows of a study share: data, base model, null spaces, evaluation rows, and what was measured of the base."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.data import storage
 from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.data.general_text import read_lines, token_stream
 from gems_jax.data.tables import Dataset, Table
@@ -46,7 +48,9 @@ class Shared:
 
     def __init__(self, config: Config, study: StudyConfig, workdir: Path):
         self._config, self._workdir = config, workdir
-        with claim_waiting(workdir / "claims" / "shared"):
+        with self._making(
+            not (storage.is_complete(config.data.dir) and (Path(config.model.path) / "config.json").is_file())
+        ):
             self.dataset: Dataset = ensure_data(config)
             self._folder = ensure_base(config)
             self.model, tokenizer = load(self._folder, config.model.dtype)
@@ -81,7 +85,7 @@ class Shared:
             return None
         path = config.null_space.path
         if path not in self._null_spaces:
-            with claim_waiting(self._workdir / "claims" / "shared"):
+            with self._making(not (Path(path) / "null_space.json").is_file()):
                 _, tokenizer = load(self._folder, config.model.dtype)
                 self._null_spaces[path] = ensure_null_space(config, self.model, tokenizer)
         return self._null_spaces[path]
@@ -108,10 +112,14 @@ class Shared:
             self._encoded[key] = {task: material.encode(config, table) for task, table in self.tables[split].items()}
         return self._encoded[key]
 
+    def _making(self, missing: bool) -> contextlib.AbstractContextManager[None]:
+        """What is missing is made by one process at a time; what is there all may read at once."""
+        return claim_waiting(self._workdir / "claims" / "shared") if missing else contextlib.nullcontext()
+
     def _once(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """A measurement kept in the study's folder."""
         path = self._workdir / name
-        with claim_waiting(self._workdir / "claims" / "shared"):
+        with self._making(not path.is_file()):
             if not path.is_file():
                 write_json(path, dict(make()))
             return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -116,6 +116,7 @@ class NullSpaceConfig:
     Attributes:
       path: folder; made by ``calibrate`` where it is missing.
       energy, rank, threshold, side: see `gems_jax.NullSpace.from_moments`.
+      min_share: where ``energy`` is the rule, the least share of an input's directions that is protected.
       batches: batches of general text it is estimated from.
       batch_size: inputs a batch.
     """
@@ -124,6 +125,7 @@ class NullSpaceConfig:
     energy: float | None = 0.95
     rank: int | float | None = None
     threshold: float | None = None
+    min_share: float | None = None
     side: Literal["in", "out"] = "in"
     batches: int = 64
     batch_size: int = 32

@@ -73,11 +73,7 @@ def ensure_null_space(config: Config, model: Any = None, tokenizer: Any = None) 
         return calibrate(config, model, tokenizer)
     null_space = NullSpace.load(folder)
     null_space.check_weights(params)
-    wanted = {
-        key: float(value)
-        for key in ("energy", "rank", "threshold")
-        if (value := getattr(config.null_space, key)) is not None
-    }
+    wanted = {key: float(value) for key, value in _rule(config).items() if value is not None}
     if null_space.rule != wanted or null_space.side != config.null_space.side:
         raise ValueError(
             f"the null space in {folder} was made with {null_space.rule} on side {null_space.side!r}, the "
@@ -86,6 +82,13 @@ def ensure_null_space(config: Config, model: Any = None, tokenizer: Any = None) 
         )
     print(f"calibrate: null space in {folder}")
     return null_space
+
+
+def _rule(config: Config) -> dict[str, Any]:
+    """What says how many directions are protected, by the names of `gems_jax.directions.Rule`."""
+    options = config.null_space
+    least = options.min_share if options.energy is not None else None
+    return {"energy": options.energy, "rank": options.rank, "threshold": options.threshold, "min_share": least}
 
 
 def calibrate(config: Config, model: Any = None, tokenizer: Any = None) -> NullSpace:
@@ -101,10 +104,8 @@ def calibrate(config: Config, model: Any = None, tokenizer: Any = None) -> NullS
     null_space = estimate_null_space(
         model,
         list(batches),
-        energy=options.energy,
-        rank=options.rank,
-        threshold=options.threshold,
         side=options.side,
+        **_rule(config),
     )
     null_space.save(options.path)
     print(null_space.summary())
