@@ -60,7 +60,7 @@ def test_evaluation_has_both_tasks_drift_and_simple_rankers(trained):
         low, high = found[task]["hit@10_ci"]
         assert 0 <= low <= found[task]["hit@10"] <= high <= 1
     assert {"loss", "base_loss", "loss_full", "base_loss_full"} <= set(found["general"])
-    assert set(found["baselines"]) == {"popularity", "co-occurrence", "BM25"}
+    assert set(found["baselines"]) == {"popularity", "co-occurrence", "BM25", "BM25, stemmed"}
     example = found["examples"][0]
     assert {"task", "history", "query", "top", "target"} <= set(example)
     assert all(entry["title"] for entry in example["top"])

@@ -129,8 +129,10 @@ def test_real_heuristics_reach_their_known_hit_rates(amazon):
             found["co"] = heuristics.co_occurrence_scores(training, table, candidates, len(amazon.items))
         else:
             found["bm25"] = heuristics.bm25_scores(amazon.items, table, candidates)
+            found["stemmed"] = heuristics.bm25_scores(amazon.items, table, candidates, stem=True)
     assert hit(found["co"]) == pytest.approx(0.385, abs=0.015)
     assert hit(found["bm25"]) == pytest.approx(0.682, abs=0.015)
+    assert hit(found["stemmed"]) == pytest.approx(0.838, abs=0.015)  # queries are plural, titles are not
 
 
 def test_a_user_gives_test_valid_and_train_rows_in_order():

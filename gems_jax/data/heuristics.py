@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -52,21 +53,23 @@ def co_occurrence_scores(training: Sequence[Table], table: Table, candidates: np
     return np.stack(scores).astype(np.float32)
 
 
-def bm25_scores(items: Sequence[Item], table: Table, candidates: np.ndarray) -> np.ndarray:
+def bm25_scores(items: Sequence[Item], table: Table, candidates: np.ndarray, stem: bool = False) -> np.ndarray:
     """BM25 of the row's query against each candidate's title and text (k1 1.5, b 0.75), float32 `[R, C]`.
 
     Args:
         items: the catalogue.
         table: `R` rows with queries.
         candidates: item numbers, int `[R, C]`.
+        stem: whether English endings are cut off (Porter's second stemmer), so that "filters" finds "filter".
     """
     import bm25s
 
+    words = _stemmed if stem else _words
     retriever = bm25s.BM25()
-    retriever.index([_words(item.search_text) for item in items], show_progress=False)
+    retriever.index([words(item.search_text) for item in items], show_progress=False)
     by_query: dict[str, np.ndarray] = {}
     for query in set(table.queries):
-        known = [word for word in _words(query) if word in retriever.vocab_dict]
+        known = [word for word in words(query) if word in retriever.vocab_dict]
         by_query[query] = retriever.get_scores(known) if known else np.zeros(len(items), np.float32)
     return np.stack([by_query[query][candidates[row]] for row, query in enumerate(table.queries)])
 
@@ -91,6 +94,17 @@ def ranked_relevance(scores: np.ndarray, seed: int, target_column: int = 0) -> n
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
+
+
+def _stemmed(text: str) -> list[str]:
+    return [_stem(word) for word in _words(text)]
+
+
+@functools.cache
+def _stem(word: str) -> str:
+    import snowballstemmer
+
+    return str(snowballstemmer.stemmer("english").stemWord(word))
 
 
 def _training_events(training: Sequence[Table]) -> dict[str, dict[int, None]]:

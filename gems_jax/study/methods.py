@@ -35,6 +35,7 @@ _RELEASED = {
     "null_space.energy": None,
     "null_space.rank": None,
     "null_space.threshold": 2e-2,
+    "null_space.min_share": None,
 }
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -57,6 +58,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "gems-learned-gates": _gems("GEMS, learned gates", gems__gate="learned"),
         "gems-complementary": _gems("GEMS, complementary bases", gems__complementary=True),
         "gems-aligned": _gems("GEMS, aligned moments", gems__signs="align"),
+        "gems-energy-alone": _gems("GEMS, directions by energy alone", null_space__min_share=None),
     }
 )
 MAIN = ("adamw", "lora", "galore", "pcgrad", "gems")

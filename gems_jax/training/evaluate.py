@@ -32,17 +32,18 @@ def evaluation_tables(config: Config, dataset: Dataset) -> dict[str, Table]:
 
 
 def simple_rankers(dataset: Dataset, tables: dict[str, Table], samples: int) -> dict[str, dict[str, Any]]:
-    """Popularity, item co-occurrence (from the history) and BM25 (where there are queries)."""
+    """Popularity, item co-occurrence (from the history) and BM25, of words and of stems (where there are queries)."""
     training = [dataset.table("train", task) for task in dataset.tasks]
     size = len(dataset.items)
-    results: dict[str, dict[str, Any]] = {"popularity": {}, "co-occurrence": {}, "BM25": {}}
+    results: dict[str, dict[str, Any]] = {name: {} for name in ("popularity", "co-occurrence", "BM25", "BM25, stemmed")}
     for task, table in tables.items():
         candidates = table.candidates()
         popular = popularity_scores(training, candidates, size)
         results["popularity"][task] = evaluate_scores(table, popular, samples=samples)
         if any(table.queries):
-            found = bm25_scores(dataset.items, table, candidates)
-            results["BM25"][task] = evaluate_scores(table, found, samples=samples)
+            for name, stem in (("BM25", False), ("BM25, stemmed", True)):
+                found = bm25_scores(dataset.items, table, candidates, stem)
+                results[name][task] = evaluate_scores(table, found, samples=samples)
         else:
             together = co_occurrence_scores(training, table, candidates, size)
             results["co-occurrence"][task] = evaluate_scores(table, together, samples=samples)
