@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gems_jax.orthonormal import matmul, norms
 from gems_jax.plan import Kernel
 from gems_jax.projection import kept_side_first, project_stack
-from gems_jax.subspace import Decomposition, Frame, make_basis, map_stack, matmul, norms
+from gems_jax.stacks import map_stack, mesh_of_devices
+from gems_jax.subspace import Decomposition, Frame, make_basis
 
 PyTree = Any
 
@@ -149,13 +151,19 @@ def compute_bases(
             key=refresh.key,
         )
 
-    shared, replaced = map_stack(one, 1, (gradients[0], old[0]), (frame.factor, None, masks[0]))
+    def stack(depth: int, varying: Any, shared: Any) -> tuple[jax.Array, jax.Array]:
+        if refresh.method == "subspace" and mesh_of_devices():
+            # Thin blocks travel, gradients stay: no device needs a whole one.
+            return one(varying, shared)
+        return map_stack(one, depth, varying, shared)
+
+    shared, replaced = stack(1, (gradients[0], old[0]), (frame.factor, None, masks[0]))
     done = (replaced & do[0])[None]
     shared = where_leading(done[0], shared, old[0])
     if old[1] is None or gradients[1] is None:
         return shared, None, done
     exclude = shared if refresh.complementary else None
-    task, replaced = map_stack(one, 2, (gradients[1], old[1]), (frame.factor, exclude, masks[1]))
+    task, replaced = stack(2, (gradients[1], old[1]), (frame.factor, exclude, masks[1]))
     task_done = replaced & do[1:]
     return shared, where_leading(task_done, task, old[1]), jnp.concatenate([done, task_done])
 

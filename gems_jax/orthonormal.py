@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from gems_jax.stacks import by_member, map_stack, mesh_of_devices, whole, whole_columns
+
 Project = Callable[[jax.Array], jax.Array]
 
 # Distances of a column of length 1 from the span of those before it, of the worst column of a block. With less than
@@ -40,9 +42,10 @@ def _chunks(x: jax.Array) -> jax.Array | None:
     """Rows in parts, ``[..., p, n] -> [p / 512, ..., 512, n]``, where that is worth a loop: on TPUs.
 
     Their compiler takes seconds for one large product of the highest precision, half a second for a loop of small ones.
+    On a mesh the rows may be split over devices already, and a loop over them would send them around.
     """
     *lead, rows, columns = x.shape
-    if jax.default_backend() != "tpu" or rows <= _CHUNK or rows % _CHUNK:
+    if jax.default_backend() != "tpu" or mesh_of_devices() or rows <= _CHUNK or rows % _CHUNK:
         return None
     return jnp.moveaxis(x.reshape(*lead, rows // _CHUNK, _CHUNK, columns), -3, 0)
 
@@ -51,7 +54,7 @@ def times(a: jax.Array, x: jax.Array) -> jax.Array:
     """``A x`` of a tall ``A``: ``[..., p, k], [..., k, n] -> [..., p, n]``."""
     parts = _chunks(a)
     if parts is None:
-        return matmul(a, x)
+        return by_member(matmul, a, x)
     found = jnp.moveaxis(jax.lax.map(lambda part: matmul(part, x), parts), 0, -3)
     return found.reshape(*found.shape[:-3], a.shape[-2], x.shape[-1])
 
@@ -60,7 +63,7 @@ def transposed_times(a: jax.Array, x: jax.Array) -> jax.Array:
     """``A^T x`` of a tall ``A``: ``[..., p, k], [..., p, n] -> [..., k, n]``."""
     parts, others = _chunks(a), _chunks(x)
     if parts is None or others is None:
-        return matmul(a.mT, x)
+        return by_member(lambda a, x: matmul(a.mT, x), a, x)
     lead = jnp.broadcast_shapes(a.shape[:-2], x.shape[:-2])
     begin = jnp.zeros((*lead, a.shape[-1], x.shape[-1]), jnp.result_type(a, x))
     return jax.lax.scan(lambda total, pair: (total + matmul(pair[0].mT, pair[1]), None), begin, (parts, others))[0]
@@ -68,7 +71,12 @@ def transposed_times(a: jax.Array, x: jax.Array) -> jax.Array:
 
 def there_and_back(a: jax.Array, x: jax.Array) -> jax.Array:
     """``A A^T x`` of a tall ``A``."""
-    return times(a, transposed_times(a, x))
+    return by_member(lambda a, x: times(a, transposed_times(a, x)), a, x)
+
+
+def _there_and_back_whole(a: jax.Array, x: jax.Array) -> jax.Array:
+    """`there_and_back` of a thin ``x``."""
+    return times(a, whole_columns(transposed_times(a, x)))
 
 
 def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -98,29 +106,54 @@ def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
     lengths = norms(block, -2)
     block = block / jnp.where(lengths > 0, lengths, 1)
     gram = transposed_times(block, block) + jnp.eye(block.shape[-1], dtype=block.dtype) * (lengths == 0)
+    p, r = block.shape[-2:]
+    rounding = 4 * float(jnp.finfo(block.dtype).eps) * (math.sqrt(p * r) + r)
+    if block.ndim > 2 and mesh_of_devices():
+        # Small, and the one part that is no product: each device takes some members of the stack.
+        found = map_stack(lambda gram, _: inverse_factor(gram, rounding), block.ndim - 2, whole(gram), None)
+        inverse, distance = (whole(x) for x in found)
+    else:
+        inverse, distance = inverse_factor(gram, rounding)
+    return times(block, inverse.mT), jnp.min(distance)
 
-    def by_elimination(block: jax.Array) -> tuple[jax.Array, jax.Array]:
-        p, r = block.shape[-2:]
-        apart = jnp.sum(jnp.abs(gram), axis=-1, keepdims=True).max(axis=-2, keepdims=True) - 1 < _APART
-        rounding = 4 * jnp.finfo(block.dtype).eps * (math.sqrt(p * r) + r)
-        shift = jnp.where(apart, 0, rounding).astype(block.dtype)
-        inverse, pivots = inverse_cholesky(gram + shift * jnp.eye(r, dtype=block.dtype))
-        distance = jnp.sqrt(jnp.maximum(jnp.min(pivots - shift[..., 0]), 0))
+
+def inverse_factor(gram: jax.Array, rounding: float) -> tuple[jax.Array, jax.Array]:
+    """``L^-1`` of ``L L^T = G``, by triangular factorisation where that is quick and safe, else shifted.
+
+    Args:
+      gram: ``[..., r, r]`` positive semidefinite up to rounding, ones on the diagonal.
+      rounding: more than that of its eigenvalues.
+
+    Returns:
+      ``([..., r, r], [...])``: the inverse, and the least entry of the diagonal of ``L``; where ``G`` had to be shifted
+      less than 1, whatever it is.
+
+    Example:
+      >>> inverse, least = inverse_factor(jnp.array([[1.0, 0.6], [0.6, 1.0]]), 1e-6)
+      >>> inverse.round(4).tolist(), round(float(least), 4)
+      ([[1.0, 0.0], [-0.75, 1.25]], 0.8)
+    """
+
+    def by_elimination(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+        apart = jnp.max(jnp.sum(jnp.abs(gram), axis=-1), axis=-1)[..., None, None] - 1 < _APART
+        shift = jnp.where(apart, 0, rounding).astype(gram.dtype)
+        inverse, pivots = inverse_cholesky(gram + shift * jnp.eye(gram.shape[-1], dtype=gram.dtype))
+        least = jnp.sqrt(jnp.maximum(jnp.min(pivots - shift[..., 0], axis=-1), 0))
         # After a shift columns are orthonormal up to it alone: never the last pass.
-        return times(block, inverse.mT), jnp.where(jnp.all(apart), distance, jnp.minimum(distance, 0.99))
+        return inverse, jnp.where(apart[..., 0, 0], least, jnp.minimum(least, 0.99))
 
     if jax.default_backend() == "tpu":
         # Its compiler unrolls factorisations and triangular solves, for many seconds each.
-        return by_elimination(block)
+        return by_elimination(gram)
     # NaN where the matrix is not positive definite.
     lower = jax.lax.linalg.cholesky(gram, symmetrize_input=False)
-    distance = jnp.min(jnp.diagonal(lower, axis1=-2, axis2=-1))
+    distance = jnp.min(jnp.diagonal(lower, axis1=-2, axis2=-1), axis=-1)
 
-    def by_cholesky(block: jax.Array) -> tuple[jax.Array, jax.Array]:
-        solve = jax.lax.linalg.triangular_solve
-        return solve(lower, block, left_side=False, lower=True, transpose_a=True), distance
+    def by_substitution(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+        one = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+        return jax.lax.linalg.triangular_solve(lower, one, left_side=True, lower=True), distance
 
-    return jax.lax.cond(distance > _WELL_CONDITIONED, by_cholesky, by_elimination, block)
+    return jax.lax.cond(jnp.all(distance > _WELL_CONDITIONED), by_substitution, by_elimination, gram)
 
 
 def inverse_cholesky(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -163,8 +196,9 @@ def orthonormal_inside(
 ) -> jax.Array:
     """Orthonormal columns inside a subspace, leading columns first, missing ones completed.
 
-    With a matrix ``A`` they first take sweeps of block power iteration, ``X <- A A^T X``, towards its leading left
-    singular vectors: GaLore's fixed basis (arXiv 2403.03507), kept warm, matrix products alone. Then projection and
+    With a matrix ``A`` they first take sweeps of block power iteration, ``X <- N A A^T X``, towards the leading left
+    singular vectors of ``N A``: GaLore's fixed basis (arXiv 2403.03507), kept warm, matrix products alone. ``N`` acts
+    on the thin blocks only, never on ``A``, which stays where it lies. Then projection and
     orthonormalisation alternate, since that of nearly dependent columns brings forbidden directions back, until a pass
     changes next to nothing; two in all for a former basis. Columns that vanish under the projection or depend on those
     before them (they were arbitrary) are replaced by those of ``fill``.
@@ -173,7 +207,7 @@ def orthonormal_inside(
       block: ``[..., p, r]`` candidate columns of norm about 1; columns of zeros stay, where ``fill`` has them too.
       project: orthogonal projection onto a subspace of at least as many dimensions as there are other columns.
       fill: ``[..., p, r]`` generic columns of the subspace.
-      matrix: ``[..., p, q]`` with columns inside the subspace, entries of order 1.
+      matrix: ``[..., p, q]``, entries of order 1.
       sweeps: of power iteration, ``[]``; a stack takes them together.
 
     Returns:
@@ -191,7 +225,7 @@ def orthonormal_inside(
 
     def multiplied(block: jax.Array) -> jax.Array:
         assert matrix is not None
-        return there_and_back(matrix, block)
+        return project(by_member(_there_and_back_whole, matrix, block))
 
     def projected(block: jax.Array) -> jax.Array:
         block = project(block)
@@ -208,11 +242,11 @@ def orthonormal_inside(
         left, passes, distance, block = state
         if matrix is None:
             block, distance = orthonormal_columns(projected(block))
-            return left, passes + 1, distance, block
+            return left, passes + 1, distance, whole_columns(block)
         multiply = (left > 0) & ((distance > _WELL_CONDITIONED) | (passes == _PASSES))
         block = jax.lax.cond(multiply, multiplied, projected, block)
         block, distance = orthonormal_columns(block)
-        return left - multiply, jnp.where(multiply, 0, passes + 1), distance, block
+        return left - multiply, jnp.where(multiply, 0, passes + 1), distance, whole_columns(block)
 
     # One loop with one orthonormalisation, whose trip count is data: the first refresh and the later ones are one
     # program, and there is little of it to compile.

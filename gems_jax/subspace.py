@@ -4,15 +4,13 @@ Kept side first: a gradient is ``[..., p, q]`` and a basis ``U: [..., p, r]`` sp
 of the constrained gradient. Callers transpose for the other side; leading axes are a stack of kernels.
 """
 
-import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from gems_jax.orthonormal import Project, matmul, norms, orthonormal_inside, there_and_back, times, transposed_times
+from gems_jax.stacks import by_member, map_stack, mesh_of_devices, placed_like, split_columns, whole, whole_columns
 
 Decomposition = Literal["svd", "eigh", "subspace"]
 
@@ -34,7 +32,17 @@ class Frame(NamedTuple):
 
     def project(self, x: jax.Array) -> jax.Array:
         """``N x``, twice, so that float32 rounding of the first pass is removed as well. ``x: [..., p, n]``."""
-        return self.project_once(self.project_once(x))
+        if self.factor is None:
+            return x
+
+        def twice(factor: jax.Array, x: jax.Array) -> jax.Array:
+            # On a mesh: of a kernel that is wider than high the factor travels, otherwise what comes of its columns.
+            is_wide = x.shape[-2] < x.shape[-1]
+            frame = Frame(whole(factor) if is_wide else whole_columns(factor), self.complement)
+            x = split_columns(x) if is_wide else x
+            return frame.project_once(frame.project_once(x))
+
+        return placed_like(x, by_member(twice, self.factor, x))
 
     def project_once(self, x: jax.Array) -> jax.Array:
         """``N x``, once."""
@@ -87,57 +95,6 @@ def _eigh_vectors(matrix: jax.Array, rank: int) -> jax.Array:
     return matmul(matrix, vectors) * scale
 
 
-def map_stack(function: Callable[..., Any], depth: int, varying: Any, shared: Any) -> Any:
-    """``function(varying, shared)``, which takes stacks; on CPU it gets their members one by one.
-
-    A batched LAPACK call on CPU waits for the thread pool that it may be running on itself: as many of them at once
-    as the pool has threads, from two threads of a program for instance, wait for ever (seen with jaxlib 0.10.2), and
-    on a pool of two threads a single one gains nothing. Single calls do not wait.
-
-    Args:
-      function: on trees of arrays with any leading axes.
-      depth: leading axes of ``varying``.
-      varying: tree of arrays ``[*lead, ...]``.
-      shared: tree of arrays with the last of these leading axes only.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types):
-        return _spread(function, depth, varying, shared, mesh)
-    if jax.default_backend() != "cpu":
-        return function(varying, shared)
-    if depth > 1:
-        return jax.lax.map(lambda members: map_stack(function, depth - 1, members, shared), varying)
-    return jax.lax.map(lambda members: function(*members), (varying, shared))
-
-
-def _spread(function: Callable[..., Any], depth: int, varying: Any, shared: Any, mesh: AbstractMesh) -> Any:
-    """`map_stack` with the members of the stack spread over all devices of a mesh, whole.
-
-    Nothing is sent inside the function, and no device repeats what another does: the compiler by itself gathers the
-    stack and has every device decompose all of it.
-    """
-    lead = jax.tree.leaves(varying)[0].shape[:depth]
-    size = math.prod(lead)
-    # Members of zeros, which give no basis, make the stack divisible.
-    missing = -size % mesh.size
-    each = PartitionSpec(mesh.axis_names)
-
-    def flat(x: jax.Array) -> jax.Array:
-        x = x.reshape(size, *x.shape[depth:])
-        return jnp.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1)))
-
-    shared = jax.tree.map(lambda x: jnp.broadcast_to(x, (*lead, *x.shape[1:])), shared)
-    of_device = jax.shard_map(
-        lambda members: map_stack(function, 1, *members),
-        mesh=mesh,
-        in_specs=(each,),
-        out_specs=each,
-        check_vma=False,
-    )
-    found = of_device(jax.tree.map(flat, (varying, shared)))
-    return jax.tree.map(lambda x: x[:size].reshape(*lead, *x.shape[1:]), found)
-
-
 def canonical_signs(basis: jax.Array) -> jax.Array:
     """Flips each column so that its entry of largest magnitude (the first on ties) is positive.
 
@@ -146,9 +103,12 @@ def canonical_signs(basis: jax.Array) -> jax.Array:
       >>> canonical_signs(jnp.array([[-0.8, 0.6], [0.6, 0.8]])).tolist()
       [[0.8..., 0.6...], [-0.6..., 0.8...]]
     """
-    rows = jnp.argmax(jnp.abs(basis), axis=-2, keepdims=True)
-    entries = jnp.take_along_axis(basis, rows, axis=-2)
-    return basis * jnp.where(entries < 0, -1, 1).astype(basis.dtype)
+    sizes, rows = jnp.abs(basis), jax.lax.broadcasted_iota(jnp.int32, basis.shape, basis.ndim - 2)
+    # By reductions alone, which devices that share the rows do each on its own: looking an entry up gathers them.
+    largest = sizes == jnp.max(sizes, axis=-2, keepdims=True)
+    first = jnp.min(jnp.where(largest, rows, basis.shape[-2]), axis=-2, keepdims=True)
+    negative = jnp.any((rows == first) & (basis < 0), axis=-2, keepdims=True)
+    return basis * jnp.where(negative, -1, 1).astype(basis.dtype)
 
 
 def align(basis: jax.Array, previous: jax.Array) -> jax.Array:
@@ -173,8 +133,16 @@ def align(basis: jax.Array, previous: jax.Array) -> jax.Array:
     # Zero columns (a layer whose null space is smaller than the rank) stay where they are.
     absent = jnp.sum(basis**2, axis=-2, keepdims=True) < 0.5
     overlap += absent * jnp.eye(basis.shape[-1], dtype=overlap.dtype)
-    left, _, right = jnp.linalg.svd(overlap, full_matrices=False)
-    return matmul(basis, matmul(left, right))
+    if overlap.ndim > 2 and mesh_of_devices():
+        rotation = map_stack(lambda overlap, _: _polar_factor(overlap), overlap.ndim - 2, whole(overlap), None)
+    else:
+        rotation = _polar_factor(overlap)
+    return matmul(basis, rotation)
+
+
+def _polar_factor(matrix: jax.Array) -> jax.Array:
+    left, _, right = jnp.linalg.svd(matrix, full_matrices=False)
+    return matmul(left, right)
 
 
 def make_basis(
@@ -211,48 +179,109 @@ def make_basis(
       ``(basis [..., p, rank], usable [...])``: ``usable`` is false where the gradient is zero, not finite or
       nothing but rounding remains of it inside the null space; then ``basis`` is ``previous``.
     """
-    whole = (-2, -1)
-    finite = jnp.all(jnp.isfinite(gradient), axis=whole, keepdims=True)
+    finite = jnp.all(jnp.isfinite(gradient), axis=(-2, -1), keepdims=True)
     gradient = jnp.where(finite, gradient, 0)
     gradient, is_normal = _scaled(gradient)
     warm = jnp.asarray(has_previous)
-    inside, coordinates, lift = _coordinates(frame, gradient.dtype)
-    others = None if exclude is None else coordinates(exclude)
-
-    def project_once(x: jax.Array) -> jax.Array:
-        x = inside(x)
-        return x if others is None else x - there_and_back(others, x)
-
-    def project(x: jax.Array) -> jax.Array:
-        if frame.factor is None and others is None:
-            return x
-        return jax.lax.fori_loop(0, 2, lambda _, x: project_once(x), x)
-
     there = jnp.ones((1, rank), gradient.dtype) if columns is None else columns[..., None, :].astype(gradient.dtype)
-    start, matrix = coordinates(previous), coordinates(gradient)
-    fill = there * jax.random.normal(key, start.shape[-2:], matrix.dtype)
-    # Together, as projections are most of what there is to compile.
-    together = project(jnp.concatenate([matrix, jnp.broadcast_to(fill, start.shape)], axis=-1))
-    matrix, fill = together[..., :-rank], together[..., -rank:]
-    rounding = 100 * jnp.finfo(gradient.dtype).eps
-    usable = finite & is_normal & (norms(matrix) > rounding * norms(gradient))
-    # The scale of a gradient is irrelevant to its directions; without this the Gram matrix may underflow.
-    matrix, _ = _scaled(matrix)
-
-    start = jnp.where(warm[..., None, None], start, fill)
     if method == "subspace":
-        sweeps = jnp.where(jnp.all(warm), WARM_SWEEPS, COLD_SWEEPS)
-        basis = orthonormal_inside(start, project, fill, matrix, sweeps)
+        basis, remains = _iterated(gradient, frame, exclude, previous, warm, there, key)
     else:
-        basis = leading_vectors(matrix, rank, method) * there
-        exact = method == "svd" or gradient.shape[-2] <= gradient.shape[-1]
-        if not exact or frame.factor is not None or exclude is not None:
-            basis = orthonormal_inside(basis, project, fill)
-    basis = lift(basis)
-    basis = canonical_signs(basis) if signs == "canonical" else basis
+        basis, remains = _decomposed(gradient, rank, frame, method, exclude, there, key)
+    usable = finite & is_normal & remains
     if signs == "align":
         basis = jnp.where(warm[..., None, None], align(basis, previous), canonical_signs(basis))
+    else:
+        basis = canonical_signs(basis)
     return jnp.where(usable, basis, previous), usable[..., 0, 0]
+
+
+def _iterated(
+    gradient: jax.Array,
+    frame: Frame,
+    exclude: jax.Array | None,
+    previous: jax.Array,
+    warm: jax.Array,
+    there: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """By block power iteration from the previous basis; and whether more than rounding remains, ``[..., 1, 1]``.
+
+    The gradient is multiplied by thin blocks alone: on a mesh it stays split as it is, no device needs all of it.
+    """
+    rank = previous.shape[-1]
+
+    def project(x: jax.Array) -> jax.Array:
+        return _projected(x, frame.project_once, exclude)
+
+    # The former basis too: inside but for its rounding, which may meet a gradient that is much larger outside.
+    fill = jnp.broadcast_to(_random(frame, previous.shape[-2], there, key), previous.shape)
+    together = project(jnp.concatenate([previous, fill], axis=-1))
+    start, fill = whole_columns(together[..., :rank]), whole_columns(together[..., rank:])
+    # Generic directions inside see as much of what remains of the gradient as is their share of all directions.
+    lengths = norms(fill, -2)
+    seen = norms(transposed_times(gradient, fill / jnp.where(lengths > 0, lengths, 1)))
+    share = jnp.sqrt(jnp.sum(lengths > 0, axis=-1, keepdims=True) / gradient.shape[-2])
+    remains = seen > _rounding(gradient.dtype) * share * norms(gradient)
+    start = jnp.where(warm[..., None, None], start, fill)
+    sweeps = jnp.where(jnp.all(warm), WARM_SWEEPS, COLD_SWEEPS)
+    return orthonormal_inside(start, project, fill, gradient, sweeps), remains
+
+
+def _decomposed(
+    gradient: jax.Array,
+    rank: int,
+    frame: Frame,
+    method: Decomposition,
+    exclude: jax.Array | None,
+    there: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """By `leading_vectors` of the projected gradient; and whether more than rounding remains of it, ``[..., 1, 1]``."""
+    inside, coordinates, lift = _coordinates(frame, gradient.dtype)
+    others = None if exclude is None else coordinates(exclude)
+    matrix = coordinates(gradient)
+    fill = jnp.broadcast_to(
+        there * jax.random.normal(key, (matrix.shape[-2], rank), matrix.dtype), (*matrix.shape[:-1], rank)
+    )
+
+    def project(x: jax.Array) -> jax.Array:
+        return _projected(x, inside, others)
+
+    # Together, as projections are most of what there is to compile.
+    together = project(jnp.concatenate([matrix, fill], axis=-1))
+    matrix, fill = together[..., :-rank], together[..., -rank:]
+    remains = norms(matrix) > _rounding(gradient.dtype) * norms(gradient)
+    # The scale of a gradient is irrelevant to its directions; without this the Gram matrix may underflow.
+    matrix, _ = _scaled(matrix)
+    basis = leading_vectors(matrix, rank, method) * there
+    exact = method == "svd" or gradient.shape[-2] <= gradient.shape[-1]
+    if not exact or frame.factor is not None or exclude is not None:
+        basis = orthonormal_inside(basis, project, fill)
+    return lift(basis), remains
+
+
+def _projected(x: jax.Array, once: Project, others: jax.Array | None) -> jax.Array:
+    """``x`` inside the null space, and outside the span of ``others``: projected twice, for float32."""
+
+    def both(x: jax.Array) -> jax.Array:
+        x = once(x)
+        return x if others is None else x - there_and_back(others, x)
+
+    return jax.lax.fori_loop(0, 2, lambda _, x: both(x), x)
+
+
+def _random(frame: Frame, rows: int, there: jax.Array, key: jax.Array) -> jax.Array:
+    """Generic columns ``[..., p, rank]``, zeros where there is no room; of the null space where its basis is known."""
+    if frame.factor is None or not frame.complement:
+        return there * jax.random.normal(key, (rows, there.shape[-1]), there.dtype)
+    factor = frame.factor.astype(there.dtype)
+    return times(factor, there * jax.random.normal(key, (factor.shape[-1], there.shape[-1]), there.dtype))
+
+
+def _rounding(dtype: Any) -> float:
+    """Share of a gradient's norm below which what is left of it is rounding."""
+    return 100 * float(jnp.finfo(dtype).eps)
 
 
 def _scaled(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -90,11 +90,11 @@ def abstract_step(
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
         null_space = abstract_null_space(loss, params, rest, one, protected)
     tx = make_optimiser(config, len(tasks), null_space)
-    step = make_step(loss, train, tx, tasks, null_space, task_axis(mesh))
+    places = jax.tree.map(lambda x: x.sharding, params)
+    step = make_step(loss, train, tx, tasks, null_space, task_axis(mesh), places)
     with for_platform(platform):
         where = optimiser_sharding(tx, params)
         state = jax.tree.map(place, jax.eval_shape(tx.init, params), where)
-        places = jax.tree.map(lambda x: x.sharding, params)
         jitted = jax.jit(on_mesh(step, mesh), donate_argnums=(0, 1), out_shardings=(places, where, replicated(mesh)))
     return AbstractStep(jitted, params, state, rest, batch, _control(mesh), platform)
 

@@ -3,6 +3,7 @@
 A process has its devices for life, so `test_plan` runs this in one of its own.
 
     planned_steps.py FOLDER loops                     the training step, its layers in a loop and one after the other
+    planned_steps.py FOLDER adapters                  shapes of arrays in the training step of LoRA
     planned_steps.py FOLDER TOPOLOGY [OPTION ...]     what benchmarks/plan.py prints
 """
 
@@ -89,12 +90,37 @@ def loops(folder):
     return {"looped": looped, "unrolled": unrolled}
 
 
+# Unlike all other sizes of the model.
+WIDE = 48
+
+
+def adapters(folder):
+    """Last two axes of the arrays of LoRA's training step, its kernels split over two axes of a mesh."""
+    import dataclasses
+
+    import plan
+
+    from gems_jax.training.layout import make_mesh
+    from planning.hlo import parse
+    from planning.training_step import abstract_step
+
+    (folder / "config.json").write_text(json.dumps(MODEL | {"intermediate_size": WIDE}))
+    options, config = plan.read_options(argv(folder, "H100:8"))
+    jax.config.update("jax_num_cpu_devices", 8)
+    model = plan.model_config(options.model, config, options.items)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, method="lora"))
+    compiled = abstract_step(model, config, make_mesh(config.mesh, jax.devices("cpu")), "cpu").compile()
+    computations = parse(compiled.as_text()).computations.values()
+    return sorted({x.dims[-2:] for c in computations for one in c.values() for x in one.shapes})
+
+
 def main(folder, what, *options):
     root = Path(__file__).resolve().parents[1]
     sys.path[:0] = [str(root), str(root / "benchmarks")]
     jax.config.update("jax_platforms", "cpu")
     (Path(folder) / "config.json").write_text(json.dumps(MODEL))
-    print(json.dumps(loops(folder) if what == "loops" else planned(folder, what, *options)))
+    alone = {"loops": loops, "adapters": adapters}
+    print(json.dumps(alone[what](Path(folder)) if what in alone else planned(folder, what, *options)))
 
 
 if __name__ == "__main__":

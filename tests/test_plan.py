@@ -281,6 +281,13 @@ def test_layers_in_a_loop_cost_what_layers_one_after_the_other_cost(tmp_path):
     assert found["looped"]["wire"] == pytest.approx(found["unrolled"]["wire"], rel=0.01)
 
 
+def test_adapted_kernels_and_their_gradients_stay_split(tmp_path):
+    width, wide = planned_steps.MODEL["hidden_size"], planned_steps.WIDE
+    found = planned(tmp_path, "adapters")
+    assert [width // 4, wide // 2] in found
+    assert not [shape for shape in found if sorted(shape) == [width, wide]]
+
+
 def row(said, first):
     """Cells of the first line that begins so."""
     line = next(line for line in said.splitlines() if line.startswith(f"| {first} |"))

@@ -16,6 +16,7 @@ from flax import nnx
 
 from gems_jax.leaf_path import leaf_path
 from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs, stacked_matrix_dims
+from gems_jax.stacks import placed_like
 
 PyTree = Any
 Adapters = dict[str, dict[str, jax.Array]]
@@ -109,9 +110,31 @@ def apply(
         a, b = (adapters[name][part].astype(jnp.float32) for part in "ab")
         spec = specs[name]
         product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST).reshape(spec.batch, *spec.matrix_shape)
-        return (leaf.astype(jnp.float32) + alpha / a.shape[-1] * spec.from_matrices(product)).astype(leaf.dtype)
+        adapted = (leaf.astype(jnp.float32) + alpha / a.shape[-1] * spec.from_matrices(product)).astype(leaf.dtype)
+        return _beside(leaf, adapted)
 
     return jax.tree_util.tree_map_with_path(adapted, params)
+
+
+@jax.custom_vjp
+def _beside(kernel: jax.Array, adapted: jax.Array) -> jax.Array:
+    """An adapted kernel, and its gradient, where the kernel lies.
+
+    Adapters are small and on every device, which the compiler may take for a reason to have all else there as well.
+    """
+    return placed_like(kernel, adapted)
+
+
+def _beside_forward(kernel: jax.Array, adapted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return placed_like(kernel, adapted), kernel
+
+
+def _beside_backward(kernel: jax.Array, gradient: jax.Array) -> tuple[None, jax.Array]:
+    # Here the kernel only says where; its own gradient goes by way of what was adapted.
+    return None, placed_like(kernel, gradient)
+
+
+_beside.defvjp(_beside_forward, _beside_backward)
 
 
 def merge(
