@@ -116,7 +116,8 @@ class NullSpaceConfig:
     Attributes:
       path: folder; made by ``calibrate`` where it is missing.
       energy, rank, threshold, side: see `gems_jax.NullSpace.from_moments`.
-      min_share: where ``energy`` is the rule, the least share of an input's directions that is protected.
+      min_share: where ``energy`` is the rule, the least share of an input's directions that is protected: one outlier
+        can hold nearly all of an input's energy.
       batches: batches of general text it is estimated from.
       batch_size: inputs a batch.
     """
@@ -125,7 +126,7 @@ class NullSpaceConfig:
     energy: float | None = 0.95
     rank: int | float | None = None
     threshold: float | None = None
-    min_share: float | None = None
+    min_share: float | None = 0.5
     side: Literal["in", "out"] = "in"
     batches: int = 64
     batch_size: int = 32
