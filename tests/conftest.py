@@ -2,7 +2,7 @@
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tiny import Made, options, say
+from tiny import Made, cheap_compilation, options, say
 
 # How long an example takes says nothing where workers share the cores.
 settings.register_profile("shared cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -23,3 +23,10 @@ def prepared(tmp_path_factory):
         for name in ("prepare", "pretrain", "calibrate"):
             say(said, name, *options(root))
         return Made(root, said)
+
+
+@pytest.fixture(scope="module")
+def cheap_programs():
+    """For files of many small programs, each of which runs a few times."""
+    with cheap_compilation():
+        yield

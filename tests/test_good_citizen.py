@@ -12,6 +12,7 @@ from problems import LOSSES, QUICK, assert_no_leak, difference, make_grads, make
 
 import gems_jax as gj
 
+pytestmark = pytest.mark.usefixtures("cheap_programs")
 SHAPES = {"w": (8, 6), "bias": (6,)}
 
 
