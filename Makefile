@@ -10,8 +10,9 @@ export OPENBLAS_NUM_THREADS ?= 1
 demo: $(VENV)/train.stamp
 	$(BIN)/gems-jax demo
 
+# Two processes; files stay whole, for what their tests share, and in their order, which has the long ones before the end.
 test: $(VENV)/test.stamp lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ TRAIN = [
 
 TEST = [
     "pytest>=9,<10",
+    "pytest-xdist>=3.8,<4",  # two processes of tests: one leaves half of two cores idle
     "hypothesis>=6.150,<7",  # properties
     "ir-measures>=0.4.3,<0.5",  # oracle for the ranking metrics
     "nbmake>=1.5.5,<2",  # notebooks as tests

@@ -2,10 +2,11 @@
 
     python benchmarks/stress_resume.py --kills 20 --seed 0 --out benchmarks/results/stress_resume.json
 
-A fifth of the moments are before the first step (imports, loading), the others fall evenly on the quarter of a run that
-follows the moment at which it has loaded everything, however long that took: on restoring, compiling, steps, saves and
-evaluations. A run that ends before its moment is compared, too, and begun anew. Prints how each process ended and
-exits with 1 if a single bit differs.
+Of five moments one is before the run has loaded everything (imports, loading), one between that and its first line of
+metrics (restoring, compiling), three are some steps on (steps, saves, evaluations), each at a random time in between.
+They are told by what the run has got done, not by the clock, so that a busy machine does not kill every run before its
+first step. A run that ends before its moment is compared, too, and begun anew. Prints how each process ended and exits
+with 1 if a single bit differs, or if no run went on from a checkpoint.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from result_file import circumstances, write
@@ -58,35 +60,69 @@ def command(root: Path, name: str, *more: str) -> list[str]:
 def environment(root: Path) -> dict[str, str]:
     return os.environ | {
         "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",  # what a killed run has said stays
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(root / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 
-def train(root: Path, workdir: Path, until: float | None, loaded: bool = False, limit: float = 600) -> int:
-    """The exit code of a run that is killed after so many seconds, unless it ends before.
+class Moment(NamedTuple):
+    """So many seconds after a run has begun (no steps), has loaded everything (0) or has gone so many steps on."""
+
+    steps: int | None
+    seconds: float
+
+    def __str__(self) -> str:
+        after = {None: "its start", 0: "loading"}.get(self.steps, f"{self.steps} steps")
+        return f"{self.seconds:.2f} s after {after}"
+
+
+class Progress:
+    """How far a run that is about to start in a work directory has got, by the files that it writes."""
+
+    def __init__(self, workdir: Path):
+        self._config, self._metrics = workdir / "config.yaml", workdir / "metrics.jsonl"
+        self._before = self._written(self._config)
+        self._begin = max(checkpoints_of(workdir), default=0)
+
+    @staticmethod
+    def _written(path: Path) -> int:
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    def past(self, moment: Moment) -> bool:
+        if moment.steps is None:
+            return True
+        loaded = self._written(self._config)  # written anew by every run that has loaded everything
+        if loaded <= self._before:
+            return False
+        if moment.steps == 0:
+            return True
+        if self._written(self._metrics) <= loaded:  # still what a run before it left
+            return False
+        lines = self._metrics.read_text().splitlines()[:-1]  # the last one may not be whole
+        return bool(lines) and json.loads(lines[-1])["step"] >= self._begin + moment.steps
+
+
+def train(root: Path, workdir: Path, until: Moment | None, limit: float = 1200) -> int:
+    """The exit code of a run that is killed at a moment, unless it ends before.
 
     Args:
       root: holds what the run needs.
       workdir: of the run.
-      until: seconds; ``None``: it is not killed.
-      loaded: whether they count from the moment at which it has loaded everything, instead of from its start.
+      until: ``None``: it is not killed.
       limit: seconds after which a run that should have ended hangs.
     """
-    mark = workdir / "config.yaml"  # written anew by every run that has loaded everything
-    before = mark.stat().st_mtime_ns if mark.exists() else 0
+    progress = Progress(workdir)
     end = time.monotonic() + limit
     with (root / "output.txt").open("a") as output:
         process = subprocess.Popen(
             command(root, "train", "--workdir", str(workdir)), env=environment(root), stdout=output, stderr=output
         )
-        while loaded and process.poll() is None and not (mark.exists() and mark.stat().st_mtime_ns > before):
-            if time.monotonic() > end:
-                break
-            time.sleep(0.02)
+        while until is not None and process.poll() is None and time.monotonic() < end and not progress.past(until):
+            time.sleep(0.01)
         try:
-            return process.wait(limit if until is None else until)
+            return process.wait(end - time.monotonic() if until is None else until.seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             code = process.wait()
@@ -135,19 +171,22 @@ def main() -> int:
     whole = time.perf_counter() - begin
     start = (root / "whole" / "config.yaml").stat().st_mtime - wall
     print(f"an uninterrupted run takes {whole:.1f} s, {start:.1f} s of it until it has loaded everything", flush=True)
+    step = (whole - start) / options.steps
 
     rng = random.Random(options.seed)
     moments: list[dict[str, object]] = []
     killed = compared = 0
     while killed < options.kills:
-        early = rng.random() < 0.2
-        seconds = rng.uniform(0, start if early else (whole - start) / 2)
-        code = train(root, root / "killed", seconds, loaded=not early)
+        kind = rng.choice(["start", "loaded", "steps", "steps", "steps"])
+        if kind == "steps":
+            until = Moment(rng.randint(1, options.steps // 5), rng.uniform(0, step))
+        else:
+            until = Moment(None, rng.uniform(0, start)) if kind == "start" else Moment(0, rng.uniform(0, start / 2))
+        code = train(root, root / "killed", until)
         ending = "killed" if code == -signal.SIGKILL else f"ended with {code}"
-        since = "its start" if early else "loading"
         found = checkpoints_of(root / "killed")
-        print(f"{seconds:6.1f} s after {since}: {ending}, checkpoints {found}", flush=True)
-        moments.append({"seconds": round(seconds, 2), "after": since, "ended": ending, "checkpoints": found})
+        print(f"{until}: {ending}, checkpoints {found}", flush=True)
+        moments.append({"moment": str(until), "ended": ending, "checkpoints": found})
         if code == -signal.SIGKILL:
             killed += 1
         elif code != 0:
@@ -159,10 +198,17 @@ def main() -> int:
             shutil.rmtree(root / "killed")
     if train(root, root / "killed", None) != 0 or not same(root):
         return failed(root)
-    print(f"killed {killed} times, compared {compared + 1} times at the end of a run: the same bits")
+    resumed = (root / "output.txt").read_text().count("train: resuming from step")
+    if not resumed:
+        print("no run went on from a checkpoint: nothing is shown")
+        return 1
+    print(
+        f"killed {killed} times, went on from a checkpoint {resumed} times, compared {compared + 1} times at the end "
+        "of a run: the same bits"
+    )
     result = {
-        "kills": killed, "ends_compared": compared + 1, "same_bits": True, "steps": options.steps,
-        "seed": options.seed, "uninterrupted_seconds": whole, "moments": moments,
+        "kills": killed, "went_on_from_a_checkpoint": resumed, "ends_compared": compared + 1, "same_bits": True,
+        "steps": options.steps, "seed": options.seed, "uninterrupted_seconds": whole, "moments": moments,
         **circumstances("jax", "jaxlib", "orbax-checkpoint"),
     }  # fmt: skip
     write(result, options.out)

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 
@@ -44,6 +45,19 @@ def arrange(moment, number, folder):
         journal.Journal.push = pushing
 
 
+def keep_programs():
+    """JAX keeps what the first process of a cluster compiled; what the others did has keys of its own and is lost."""
+    from jax._src import compiler, distributed
+
+    write = compiler._cache_write
+
+    def writing(*args):
+        with mock.patch.object(distributed.global_state, "process_id", 0):
+            write(*args)
+
+    compiler._cache_write = writing
+
+
 def member(number, port, folder, run, moment, command):
     from gems_jax import cli
     from gems_jax.training import cluster
@@ -55,6 +69,7 @@ def member(number, port, folder, run, moment, command):
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number),
     }  # fmt: skip
     cluster.join()
+    keep_programs()
     del os.environ["JAX_COORDINATOR_ADDRESS"]
     arrange(moment, number, folder)
     return cli.main([*command, "--workdir", str(folder / run)])

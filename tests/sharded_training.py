@@ -217,7 +217,7 @@ def restored(trained, folder):
 def wait_for(path):
     begin = time.monotonic()
     while not path.exists():
-        if time.monotonic() - begin > 500:
+        if time.monotonic() - begin > 1000:
             raise TimeoutError(f"no {path}")
         time.sleep(0.1)
 

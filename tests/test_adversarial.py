@@ -24,7 +24,8 @@ from problems import (
 
 import gems_jax as gj
 
-FEW = settings(max_examples=10, deadline=None, derandomize=True)
+pytestmark = pytest.mark.usefixtures("cheap_programs")
+FEW = settings(max_examples=10, derandomize=True)
 SHAPES = {"tall": (10, 6), "stack": (2, 8, 6), "free": (6, 9), "scale": (6,)}
 CONSTRAINED = {"tall": 10, "stack": 8}
 TASKS, STEPS, EVERY = 3, 8, 3

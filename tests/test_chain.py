@@ -1,21 +1,55 @@
-"""From nothing to a report, by the commands; resuming."""
+"""From nothing to a report, by the commands; resuming; what is refused on a work directory."""
 
 import json
+import logging
 import os
 import re
+import shutil
 import signal
 import warnings
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from tiny import everything_in, gems_jax, metrics, options
+import yaml
+from tiny import Made, everything_in, fails, gems_jax, metrics, options, say
 
 import gems_jax as gj
 from gems_jax import cli
 from gems_jax.training import tune as loop
 from gems_jax.training.stages import assemble, ensure_data
+
+
+class CompilationLog(logging.Handler):
+    """Counts compilations by function name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def emit(self, record):
+        text = record.getMessage()
+        if text.startswith("Compiling "):
+            self.names.append(text.split()[1])
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory):
+    """A run of eight steps in ``root / "run"``, evaluated and exported to ``root / "exported"``."""
+    root, said = prepared.root, dict(prepared.said)
+    log, logger = CompilationLog(), logging.getLogger("jax")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")
+        logger.addHandler(log)
+        with jax.log_compiles(True):
+            say(said, "train", *options(root), "--workdir", root / "run")
+        logger.removeHandler(log)
+        said["compiled"] = log.names
+        say(said, "evaluate", *options(root), "--workdir", root / "run")
+        say(said, "export", "--workdir", root / "run", "--out", root / "exported")
+    return Made(root, said)
 
 
 def resolved(argv):
@@ -151,3 +185,57 @@ def test_training_what_is_trained_does_nothing(trained, capsys):
     assert "is trained already (8 steps)" in capsys.readouterr().out
     assert metrics(run) == lines
     assert times() == before
+
+
+def test_a_work_directory_of_another_configuration_is_refused(trained, tmp_path, capsys):
+    run = trained.root / "run"
+    before = (run / "config.yaml").read_text()
+    for command in ("train", "evaluate"):
+        argv = options(trained.root, train__learning_rate=0.5, model__path=tmp_path / "base")
+        said = fails(capsys, command, *argv, "--workdir", run)
+        assert "train.learning_rate: 0.003 there, 0.5 now" in said
+        assert "choose another --workdir" in said
+    assert (run / "config.yaml").read_text() == before
+    assert everything_in(tmp_path) == []
+
+
+def test_a_damaged_work_directory_is_refused(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained.root / "run", run)
+    for path in sorted((run / "checkpoints" / "8" / "params").rglob("*")):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    said = fails(capsys, "evaluate", *options(trained.root), "--workdir", run)
+    assert str(run / "checkpoints" / "8") in said
+    shutil.rmtree(run / "checkpoints" / "8")
+    assert "holds no checkpoint yet" in fails(capsys, "evaluate", *options(trained.root), "--workdir", run)
+    (run / "config.yaml").write_text("a: [")
+    assert "config.yaml" in fails(capsys, "train", *options(trained.root), "--workdir", run)
+
+
+def test_evaluation_without_a_configuration_takes_the_runs_own(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained.root / "run", run)
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert gems_jax("evaluate", "--workdir", run, "--evaluate.rows", 8) == 0
+    kept["evaluate"]["rows"] = 8
+    assert yaml.safe_load((run / "config.yaml").read_text()) == kept
+
+
+def test_a_tuned_model_recommends_and_searches(trained, capsys):
+    run = trained.root / "run"
+    user = next(iter(ensure_data(cli._config(cli.parse(["prepare", *map(str, options(trained.root))])[1])).table(
+        "test", "src").user_ids))  # fmt: skip
+    capsys.readouterr()
+    assert gems_jax("recommend", "--workdir", run, "--user", user, "--k", 3) == 0
+    said = capsys.readouterr().out.splitlines()[-3:]
+    assert [line[:3] for line in said] == [" 1.", " 2.", " 3."]
+    assert gems_jax("search", "red lamp", "--workdir", run, "--user", user, "--k", 2) == 0
+    assert [line[:3] for line in capsys.readouterr().out.splitlines()[-2:]] == [" 1.", " 2."]
+    assert "has no user 'nobody'" in fails(capsys, "recommend", "--workdir", run, "--user", "nobody")
+    assert "query is empty" in fails(capsys, "search", " ", "--workdir", run, "--user", user)
+
+
+def test_comparing_with_a_run_that_is_not_evaluated_is_refused(trained, tmp_path, capsys):
+    said = fails(capsys, "evaluate", "--workdir", trained.root / "run", "--evaluate.compare", f'{{"x": "{tmp_path}"}}')
+    assert f"{tmp_path / 'eval.json'} does not exist" in said

@@ -10,26 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.numpy import load_file, save_file
-from tiny import everything_in, gems_jax, options, write_raw
+from tiny import everything_in, fails, gems_jax, options, write_raw
 
 from gems_jax import cli
 from gems_jax.training.config import Config
-from gems_jax.training.stages import ensure_data
 
 REPOSITORY = Path(__file__).parents[1]
-
-
-def fails(capsys, *argv):
-    """The message of a command that must be refused."""
-    capsys.readouterr()
-    assert gems_jax(*argv) == cli.EXIT_BAD_INPUT
-    said = capsys.readouterr().err
-    lines = [line for line in said.splitlines() if line.startswith("gems-jax: error: ")]
-    assert len(lines) == 1, said
-    assert "Traceback" not in said
-    return said
 
 
 @pytest.mark.parametrize(
@@ -186,61 +173,6 @@ def test_settings_that_cannot_be_leave_no_work_directory(changed, message, prepa
     run = tmp_path / "run"
     assert message in fails(capsys, "train", *options(prepared.root, **changed), "--workdir", run)
     assert not run.exists()
-
-
-def test_a_work_directory_of_another_configuration_is_refused(trained, tmp_path, capsys):
-    run = trained.root / "run"
-    before = (run / "config.yaml").read_text()
-    for command in ("train", "evaluate"):
-        argv = options(trained.root, train__learning_rate=0.5, model__path=tmp_path / "base")
-        said = fails(capsys, command, *argv, "--workdir", run)
-        assert "train.learning_rate: 0.003 there, 0.5 now" in said
-        assert "choose another --workdir" in said
-    assert (run / "config.yaml").read_text() == before
-    assert everything_in(tmp_path) == []
-
-
-def test_a_damaged_work_directory_is_refused(trained, tmp_path, capsys):
-    run = tmp_path / "run"
-    shutil.copytree(trained.root / "run", run)
-    for path in sorted((run / "checkpoints" / "8" / "params").rglob("*")):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:10])
-    said = fails(capsys, "evaluate", *options(trained.root), "--workdir", run)
-    assert str(run / "checkpoints" / "8") in said
-    shutil.rmtree(run / "checkpoints" / "8")
-    assert "holds no checkpoint yet" in fails(capsys, "evaluate", *options(trained.root), "--workdir", run)
-    (run / "config.yaml").write_text("a: [")
-    assert "config.yaml" in fails(capsys, "train", *options(trained.root), "--workdir", run)
-
-
-def test_evaluation_without_a_configuration_takes_the_runs_own(trained, tmp_path, capsys):
-    run = tmp_path / "run"
-    shutil.copytree(trained.root / "run", run)
-    kept = yaml.safe_load((run / "config.yaml").read_text())
-    assert gems_jax("evaluate", "--workdir", run, "--evaluate.rows", 8) == 0
-    kept["evaluate"]["rows"] = 8
-    assert yaml.safe_load((run / "config.yaml").read_text()) == kept
-
-
-def test_a_tuned_model_recommends_and_searches(trained, capsys):
-    run = trained.root / "run"
-    user = next(iter(ensure_data(cli._config(cli.parse(["prepare", *map(str, options(trained.root))])[1])).table(
-        "test", "src").user_ids))  # fmt: skip
-    capsys.readouterr()
-    assert gems_jax("recommend", "--workdir", run, "--user", user, "--k", 3) == 0
-    said = capsys.readouterr().out.splitlines()[-3:]
-    assert [line[:3] for line in said] == [" 1.", " 2.", " 3."]
-    assert gems_jax("search", "red lamp", "--workdir", run, "--user", user, "--k", 2) == 0
-    assert [line[:3] for line in capsys.readouterr().out.splitlines()[-2:]] == [" 1.", " 2."]
-    assert "has no user 'nobody'" in fails(capsys, "recommend", "--workdir", run, "--user", "nobody")
-    assert "query is empty" in fails(capsys, "search", " ", "--workdir", run, "--user", user)
-    assert "query" in fails(capsys, "search", "--workdir", run, "--user", user)
-
-
-def test_comparing_with_a_run_that_is_not_evaluated_is_refused(trained, tmp_path, capsys):
-    said = fails(capsys, "evaluate", "--workdir", trained.root / "run", "--evaluate.compare", f'{{"x": "{tmp_path}"}}')
-    assert f"{tmp_path / 'eval.json'} does not exist" in said
 
 
 def test_help_lists_every_command():

@@ -24,7 +24,7 @@ plain = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(plain)
 def test_what_json_and_python_write_reads_back(value):
     assert parse_cell(json.dumps(value)) == value

@@ -127,7 +127,7 @@ def events(draw):
     return rows, Events(user, time.astype(float) if timed else None, split.astype(np.int8), target, history), timed
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(events())
 def test_leaks_are_those_of_the_definition_row_by_row(made):
     rows, given_events, timed = made

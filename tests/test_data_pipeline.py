@@ -93,7 +93,7 @@ def test_temperature_gives_rows_by_powers_of_the_sizes(temperature):
         assert plan.before(1000)[2] > ratio.before(1000)[2]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 10**6), min_size=1, max_size=5),
     st.integers(1, 40),
@@ -179,7 +179,7 @@ def test_a_handful_of_lengths_is_a_handful_of_compilations():
     assert sorted(compiled) == [(2, 16, 8), (2, 16, 16), (2, 16, 24), (2, 16, 32)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(1, 4), st.integers(1, 3), st.integers(1, 40), st.integers(0, 50), st.sampled_from(["equal", "ratio"])
 )
@@ -273,7 +273,7 @@ def test_a_decoders_prompt_begins_as_its_tokenizer_begins_texts(words):
     assert encoder.tokens_of(0).tolist() == [*plain.tokens_of(0).tolist(), tokenizer.eos_token_id]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_prompts_of_any_items_and_lengths_are_those_of_a_loop(words, data):
     tokenizer, items = words

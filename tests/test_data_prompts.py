@@ -167,7 +167,7 @@ def test_a_restored_iterator_goes_on_exactly_where_it_was():
             np.testing.assert_array_equal(batch[name], restored[name])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.integers(0, 20))
 def test_slices_of_all_processes_make_the_global_batch(processes, local, size, step):
     tables = {"a": encoded("a", [1 + n % 3 for n in range(size)])}

@@ -60,7 +60,7 @@ def plain_core(rows, core, min_rows, both):
             return rows
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows, st.integers(0, 4), st.integers(0, 3), st.booleans())
 def test_the_core_is_that_of_a_plain_loop(rows, core, min_rows, both):
     user, task, time, targets, history, shown = zip(*rows, strict=True)
@@ -73,7 +73,7 @@ def test_the_core_is_that_of_a_plain_loop(rows, core, min_rows, both):
         assert [lists[row].tolist() for row in range(len(kept))] == [row[place] for row in expected]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows, st.booleans())
 def test_the_last_row_of_each_task_is_test_and_the_one_before_it_valid(rows, per_task):
     user, task, time, targets, *_ = zip(*rows, strict=True)
@@ -89,7 +89,7 @@ def test_the_last_row_of_each_task_is_test_and_the_one_before_it_valid(rows, per
     assert split.tolist() == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows, st.integers(0, 3), st.lists(st.integers(0, 2), min_size=40, max_size=40))
 def test_histories_are_the_events_of_earlier_times_that_the_split_may_see(rows, longest, splits):
     user, task, time, targets, *_ = zip(*rows, strict=True)

@@ -108,7 +108,7 @@ def test_a_token_stream_is_the_lines_one_after_the_other(tokenizer, heldout):
     assert token_stream([], tokenizer).tolist() == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(5, 600), st.floats(0.1, 0.4), st.floats(1.0, 6.0))
 def test_lengths_add_up_to_exactly_the_asked_input(length, density, mean_span):
     text, noise, spans, target = span_lengths(length, density, mean_span)

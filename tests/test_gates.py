@@ -15,7 +15,7 @@ from reference import heuristic_gates
 import gems_jax as gj
 from gems_jax.gates import Signals, constant, heuristic, learned, network, share
 
-FEW = settings(max_examples=25, deadline=None, derandomize=True)
+FEW = settings(max_examples=25, derandomize=True)
 numbers = st.lists(st.sampled_from([0.0, 1e-12, 1e-3, 0.7, 1.0, 50.0, 1e20]), min_size=3, max_size=3)
 
 

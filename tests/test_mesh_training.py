@@ -33,7 +33,7 @@ def ran(tmp_path_factory):
     ]
     try:
         for process, file in zip(processes, errors, strict=True):
-            assert process.wait(timeout=550) == 0, Path(file.name).read_text()[-3000:]
+            assert process.wait(timeout=1100) == 0, Path(file.name).read_text()[-3000:]
     finally:
         for process, file in zip(processes, errors, strict=True):
             process.kill()

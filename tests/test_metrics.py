@@ -35,7 +35,7 @@ def oracle(name: str, ranking: list[int], relevant: int, k: int) -> float:
     return sum(sum(top[:rank]) / rank for rank, hit in enumerate(top, 1) if hit) / best
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     ranking=st.lists(st.integers(0, 1), min_size=1, max_size=8),
     missed=st.integers(0, 4),

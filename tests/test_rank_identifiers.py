@@ -166,7 +166,7 @@ random_identifiers = st.sets(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     rows=random_identifiers,
     data=st.data(),
@@ -206,7 +206,7 @@ def test_no_item_is_ever_found_that_is_not_a_candidate(
         np.testing.assert_allclose(scores[2][: len(expected)], expected_scores, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=3)
+@settings(max_examples=3)
 @given(rows=random_identifiers, beams=st.sampled_from([3, 100]))
 def test_no_item_is_ever_found_that_is_not_in_the_catalogue(
     pairs: dict[str, Any], inputs: dict[str, np.ndarray], rows: set[tuple[int, ...]], beams: int

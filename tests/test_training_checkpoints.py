@@ -1,10 +1,14 @@
 """Checkpoints: what is kept, what damage is found, and what is said when nothing can be written."""
 
+import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -174,11 +178,49 @@ def test_a_half_written_checkpoint_is_cleared_away(three):
     assert not (three / "4.orbax-checkpoint-tmp").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
-def test_a_read_only_directory_is_an_error(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(OSError, match="cannot be written to"), WorkdirLock(tmp_path / "run"):
-        pass
+def test_a_disk_that_fills_up_inside_a_file_is_an_error_and_leaves_the_checkpoint_before(tmp_path):
+    large = {"a": jax.random.normal(jax.random.key(0), (1000, 1000))}  # nothing that compresses
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    wanted = "of step 2 could not be written to .*the one of step 1 is untouched"
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, large, STATE, position(1))
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))  # bytes of one file
+        try:
+            checkpoints.save(2, large, STATE, position(2))
+            with pytest.raises(OSError, match=wanted):
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert damage(tmp_path / "1") is None
+
+
+@contextlib.contextmanager
+def read_only(folder):
+    """Takes the permission to write; from root, too, for whom nothing is read-only."""
+    user = os.geteuid()
+    folder.chmod(0o555)
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o755)
+
+
+def test_a_read_only_directory_is_an_error_and_its_checkpoints_stay():
+    # Not in pytest's folder, which is its user's alone.
+    with tempfile.TemporaryDirectory() as name:
+        folder = saved(Path(name), 1, 2)
+        with read_only(folder), pytest.raises(OSError, match="cannot be written to"), WorkdirLock(folder):
+            pass
+        wanted = "of step 3 could not be written to .*the one of step 2 is untouched"
+        with Checkpoints(folder) as checkpoints, read_only(folder), pytest.raises(OSError, match=wanted):
+            checkpoints.save(3, *after(3), position(3))
+        assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+        assert [damage(folder / step) for step in "12"] == [None, None]
 
 
 def test_a_directory_that_cannot_be_written_to_is_an_error(tmp_path):

@@ -45,7 +45,7 @@ def ran(prepared, tmp_path_factory):
         cwd=HERE.parent,
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=1100,
     )
     said = "".join(f"\n== {file.name}\n{file.read_text()[-1500:]}" for file in sorted(folder.glob("*.txt")))
     assert done.returncode == 0, done.stdout + done.stderr + said

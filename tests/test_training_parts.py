@@ -167,6 +167,7 @@ def test_a_metric_that_cannot_be_is_refused(arguments, message):
 
 
 def test_the_first_interrupt_is_noted_and_the_second_leaves(capsys):
+    before = signal.getsignal(signal.SIGINT)
     with Signals() as signals:
         assert signals.code == 0
         os.kill(os.getpid(), signal.SIGINT)
@@ -176,16 +177,19 @@ def test_the_first_interrupt_is_noted_and_the_second_leaves(capsys):
         assert signals.code == 130
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_watchdog_names_the_step_and_what_it_does_once_a_phase():
     out = io.StringIO()
-    with Watchdog(0.05, out) as watchdog:
+    with Watchdog(0.5, out) as watchdog:
         watchdog.phase("waiting for data", 3)
         time.sleep(0.01)
         watchdog.phase("saving", 4)
-        time.sleep(0.4)
+        end = time.monotonic() + 30
+        while not out.getvalue() and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.7)  # no second time
     said = [line for line in out.getvalue().splitlines() if line.startswith("watchdog")]
     assert len(said) == 1
     assert said[0].startswith("watchdog: step 4 has been saving for")
@@ -273,6 +277,18 @@ def test_a_lines_rate_is_of_the_steps_since_the_line_before(tmp_path, monkeypatc
         one.push(sent(step, logged=step > 1))
         one.settle()
     assert [line["tokens_per_second"] for line in Log(tmp_path, True).lines()] == [48 / 4, 24 / 2]
+
+
+@pytest.mark.parametrize(("peak", "expected"), [(1e4, [0.25, 0.5]), (None, [None, None])])
+def test_the_share_of_the_devices_peak_is_there_where_it_is_known(peak, expected, tmp_path, monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr("gems_jax.training.journal.time.perf_counter", lambda: now[0])
+    one = journal(tmp_path, peak=peak)
+    for step, later in enumerate((2, 1), 1):
+        now[0] += later
+        one.push(sent(step)._replace(work=[(24.0, 2e3), (24.0, 3e3)]))
+        one.settle()
+    assert [line.get("mfu") for line in Log(tmp_path, True).lines()] == expected
 
 
 def test_a_writer_without_its_package_is_an_error_and_with_it_gets_the_numbers(tmp_path, monkeypatch):

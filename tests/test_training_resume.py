@@ -65,7 +65,7 @@ def runs(prepared, tmp_path_factory):
         cwd=HERE.parent,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     with pytest.MonkeyPatch.context() as patch:

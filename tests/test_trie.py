@@ -50,7 +50,7 @@ def padded(rows: list[tuple[int, ...]]) -> ItemIndex:
     return ItemIndex(np.array([row + (-1,) * (width - len(row)) for row in rows]))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows_of_tokens)
 def test_the_arrays_are_the_trie_of_the_identifiers(rows: list[tuple[int, ...]]) -> None:
     trie = build_trie(padded(rows))
@@ -90,7 +90,7 @@ def test_expansion_gives_the_children_of_the_beams_and_of_no_other() -> None:
     assert trie.items_at(2, jnp.asarray(ends)).tolist() == [-1, 4, 1, -1]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(rows_of_tokens, st.data())
 def test_a_rows_trie_is_the_trie_of_its_candidates(rows: list[tuple[int, ...]], data: Any) -> None:
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), unique=True))

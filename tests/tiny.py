@@ -3,8 +3,11 @@
 import atexit
 import contextlib
 import functools
+import io
 import json
 import tempfile
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -54,6 +57,33 @@ def gems_jax(*argv):
     """Runs a command in this process, compiling as cheaply as possible; returns its exit code."""
     with cheap_compilation():
         return cli.main([str(word) for word in argv])
+
+
+class Made(NamedTuple):
+    """A folder with what commands made in it, and what they said."""
+
+    root: Path
+    said: dict[str, str]
+
+
+def say(said, name, *argv):
+    """Runs a command that must succeed, and notes what it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = gems_jax(name, *argv)
+    said[name] = out.getvalue()
+    assert code == 0, f"gems-jax {name}: {said[name]}"
+
+
+def fails(capsys, *argv):
+    """The message of a command that must be refused."""
+    capsys.readouterr()
+    assert gems_jax(*argv) == cli.EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    lines = [line for line in said.splitlines() if line.startswith("gems-jax: error: ")]
+    assert len(lines) == 1, said
+    assert "Traceback" not in said
+    return said
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """Checkpoints of a run: parameters, optimiser state and position, by orbax, each file with its checksum."""
 
+import os
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -122,6 +124,7 @@ class Checkpoints:
         self.wait()
         self._saving = step
         try:
+            self._make_a_folder()
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -131,6 +134,11 @@ class Checkpoints:
             )
         except Exception as error:  # orbax wraps what the file system says in various ways
             raise self._failed(error) from error
+
+    def _make_a_folder(self) -> None:
+        """Tries whether folders can be made: where they cannot, orbax's threads keep the process waiting for one."""
+        if jax.process_index() == 0 and not self._remote:
+            os.rmdir(tempfile.mkdtemp(prefix=".", dir=self.directory))
 
     def _refuse_not_finite(self, step: int, parts: Mapping[str, dict[str, Any]]) -> None:
         for name, part in parts.items():

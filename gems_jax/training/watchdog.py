@@ -20,11 +20,11 @@ class Watchdog:
     Example:
       >>> import io
       >>> out = io.StringIO()
-      >>> with Watchdog(0.01, out) as watchdog:
+      >>> with Watchdog(0.3, out) as watchdog:
       ...     watchdog.phase("waiting for data", 7)
-      ...     time.sleep(0.3)
+      ...     time.sleep(1)
       >>> out.getvalue().splitlines()[0]
-      'watchdog: step 7 has been waiting for data for 0 s; where its threads are:'
+      'watchdog: step 7 has been waiting for data for ... s; where its threads are:'
     """
 
     def __init__(self, seconds: float, out: TextIO | None = None):
