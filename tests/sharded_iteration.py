@@ -18,7 +18,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 SHAPES = {"up": (2, 64, 128), "down": (2, 128, 64)}
 SPECS = {"up": (None, "fsdp", "tensor"), "down": (None, "tensor", "fsdp")}
 RANK, TASK_RANK, STEPS = 8, 4, 3  # the first and the third refresh
-MESHES = {"data 8": (8, 1, 1), "fsdp 8": (1, 8, 1), "fsdp 4 x tensor 2": (1, 4, 2)}
+AXES = ("data", "fsdp", "task", "tensor")
+MESHES = {
+    "data 8": (8, 1, 1, 1),
+    "fsdp 8": (1, 8, 1, 1),
+    "fsdp 4 x tensor 2": (1, 4, 1, 2),
+    "task 2 x fsdp 4": (1, 4, 2, 1),
+}
 CASES = {
     # Share of protected directions: their own basis is kept, or that of the null space.
     "protected": {"kept": 0.25},
@@ -42,11 +48,19 @@ def transform(kept, **options):
     return tx, null_space
 
 
+def task_axis(mesh):
+    return "task" if mesh.shape["task"] > 1 else None
+
+
+def stacked(mesh, places):
+    """Where gradients of all tasks lie."""
+    return {n: NamedSharding(mesh, PartitionSpec(task_axis(mesh), *place.spec)) for n, place in places.items()}
+
+
 def make_step(tx, mesh, places):
     def step(grads, state, params):
         if mesh is not None:
-            stacked = {n: NamedSharding(mesh, PartitionSpec(None, *place.spec)) for n, place in places.items()}
-            grads = jax.lax.with_sharding_constraint(grads, stacked)
+            grads = jax.lax.with_sharding_constraint(grads, stacked(mesh, places))
         updates, state = tx.update(grads, state, params, task_counts=jnp.asarray([3.0, 1.0]))
         return optax.apply_updates(params, updates), state
 
@@ -74,9 +88,8 @@ def trained(tx, params, grads, mesh=None, places=None):
         import gems_jax as gj
 
         params = jax.device_put(params, places)
-        where = gj.state_sharding(tx, params)
-        grads = [jax.device_put(g, {n: NamedSharding(mesh, PartitionSpec(None, *p.spec)) for n, p in places.items()})
-                 for g in grads]  # fmt: skip
+        where = gj.state_sharding(tx, params, task_axis(mesh))
+        grads = [jax.device_put(g, stacked(mesh, places)) for g in grads]
     step = jax.jit(make_step(tx, mesh, places), out_shardings=None if mesh is None else (places, where))
     state = jax.jit(tx.init, out_shardings=where)(params)
     text = step.lower(grads[0], state, params).compile().as_text()
@@ -109,7 +122,7 @@ def main():
         tx, null_space = transform(**options)
         expected, _, _ = trained(tx, params, grads)
         for name, sizes in MESHES.items():
-            mesh = jax.make_mesh(sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+            mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
             places = {n: NamedSharding(mesh, PartitionSpec(*spec)) for n, spec in SPECS.items()}
             moved, text, told = trained(tx, params, grads, mesh, places)
             change = jax.tree.map(lambda a, b: a - b, moved, params)
