@@ -152,8 +152,8 @@ def compute_bases(
         )
 
     def stack(depth: int, varying: Any, shared: Any) -> tuple[jax.Array, jax.Array]:
-        if refresh.method == "subspace" and mesh_of_devices():
-            # Thin blocks travel, gradients stay: no device needs a whole one.
+        if refresh.method != "svd" and mesh_of_devices():
+            # Thin blocks or Gram matrices travel, gradients stay: no device needs a whole one.
             return one(varying, shared)
         return map_stack(one, depth, varying, shared)
 

@@ -86,13 +86,25 @@ def leading_vectors(matrix: jax.Array, rank: int, method: Decomposition) -> jax.
 def _eigh_vectors(matrix: jax.Array, rank: int) -> jax.Array:
     p, q = matrix.shape[-2:]
     if p <= q:
-        return jnp.linalg.eigh(matmul(matrix, matrix.mT))[1][..., ::-1][..., :rank]
-    values, vectors = jnp.linalg.eigh(matmul(matrix.mT, matrix))
-    values, vectors = values[..., None, ::-1][..., :rank], vectors[..., ::-1][..., :rank]
+        return _leading_eigenvectors(matmul(matrix, matrix.mT), rank)[1]
+    values, vectors = _leading_eigenvectors(matmul(matrix.mT, matrix), rank)
     floor = jnp.finfo(matrix.dtype).eps * q * values[..., :1]
     significant = values > floor
     scale = jnp.where(significant, jax.lax.rsqrt(jnp.where(significant, values, 1)), 0)
     return matmul(matrix, vectors) * scale
+
+
+def _leading_eigenvectors(gram: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
+    """``([..., 1, rank], [..., d, rank])`` of ``[..., d, d]``; on a mesh each device takes some members of a stack."""
+
+    def leading(gram: jax.Array, _: Any = None) -> tuple[jax.Array, jax.Array]:
+        values, vectors = jnp.linalg.eigh(gram)
+        return values[..., None, ::-1][..., :rank], vectors[..., ::-1][..., :rank]
+
+    if gram.ndim == 2 or mesh_of_devices() is None:
+        return leading(gram)
+    values, vectors = map_stack(leading, gram.ndim - 2, gram, None)
+    return whole(values), whole(vectors)
 
 
 def canonical_signs(basis: jax.Array) -> jax.Array:
@@ -248,13 +260,15 @@ def _decomposed(
     def project(x: jax.Array) -> jax.Array:
         return _projected(x, inside, others)
 
-    # Together, as projections are most of what there is to compile.
-    together = project(jnp.concatenate([matrix, fill], axis=-1))
-    matrix, fill = together[..., :-rank], together[..., -rank:]
+    if mesh_of_devices():  # of two that lie differently
+        matrix, fill = project(matrix), whole_columns(project(fill))
+    else:  # together, as projections are most of what there is to compile
+        together = project(jnp.concatenate([matrix, fill], axis=-1))
+        matrix, fill = together[..., :-rank], together[..., -rank:]
     remains = norms(matrix) > _rounding(gradient.dtype) * norms(gradient)
     # The scale of a gradient is irrelevant to its directions; without this the Gram matrix may underflow.
     matrix, _ = _scaled(matrix)
-    basis = leading_vectors(matrix, rank, method) * there
+    basis = whole_columns(leading_vectors(matrix, rank, method) * there)
     exact = method == "svd" or gradient.shape[-2] <= gradient.shape[-1]
     if not exact or frame.factor is not None or exclude is not None:
         basis = orthonormal_inside(basis, project, fill)

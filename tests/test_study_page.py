@@ -16,6 +16,11 @@ from gems_jax.training.workdir import plain
 TASKS = ("rec", "src")
 
 
+PLACE = {
+    "machine": "a machine", "device": "1 x cpu", "python": "3.11", "versions": {"jax": "0.1"}, "date": "2026-01-01",
+}  # fmt: skip
+
+
 def curve(values):
     return {"step": list(range(10, 10 * len(values) + 10, 10)), "value": values}
 
@@ -67,8 +72,7 @@ def made_up():
     return {
         "format": 1,
         "command": "gems-jax compare --workdir d",
-        "circumstances": {"machine": "a machine", "device": "1 x cpu", "python": "3.11", "versions": {"jax": "0.1"},
-                          "date": "2026-01-01"},
+        "circumstances": [{"where": PLACE, "methods": list(names), "rows": 11}],
         "settings": plain(Config()),
         "study": {"methods": list(names), "main": ["adamw", "gems"], "seeds": 2, "rest_seeds": 1, "grid": grid,
                   "metric": "ndcg@10", "valid_rows": 0, "rows": 11, "finished": 11},
@@ -93,6 +97,17 @@ def table_rows(text, heading):
     return {row[0]: row[1:] for row in (cells[0], *cells[2:])}
 
 
+def test_a_page_says_which_runs_were_made_where(tmp_path):
+    summary = made_up()
+    summary["circumstances"] = [
+        {"where": PLACE, "methods": ["adamw"], "rows": 4},
+        {"where": PLACE | {"device": "1 x gpu"}, "methods": ["gems", "cagrad"], "rows": 1},
+    ]
+    text = page_of(summary, tmp_path)
+    assert "joint AdamW (4 runs): a machine, 1 x cpu; Python" in text
+    assert "GEMS, CAGrad (1 run): a machine, 1 x gpu; Python" in text
+
+
 def test_a_page_says_what_the_results_say(tmp_path):
     text = page_of(made_up(), tmp_path)
     results = table_rows(text, "Results")
@@ -112,7 +127,7 @@ def test_a_page_says_what_the_results_say(tmp_path):
     assert "Search: not told apart (-0.0100 ndcg@10)" in text
     assert "the loss rises by 0.300, with joint AdamW by 2.000, 0.15 of it" in text
     assert "gems-jax compare --workdir d" in text
-    assert "a machine, 1 x cpu; Python 3.11, jax 0.1; 2026-01-01." in text
+    assert "\n\na machine, 1 x cpu; Python 3.11, jax 0.1; 2026-01-01." in text
 
 
 def test_every_picture_of_a_page_is_there_and_the_same_results_give_the_same_bytes(tmp_path):

@@ -13,7 +13,6 @@ import jax
 from gems_jax.staging import write_json
 from gems_jax.study.claims import WAIT, claim, claim_waiting
 from gems_jax.study.config import StudyConfig
-from gems_jax.study.measure import circumstances
 from gems_jax.study.rows import Row, read_result, total_rows, wanted_rows
 from gems_jax.study.run_row import result_line, run_row
 from gems_jax.study.shared import Shared
@@ -50,7 +49,6 @@ def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run
     with Stopping(), _kept_programs(workdir / "compiled"):
         if run:
             shared = Shared(config, study, workdir)
-            _note_machine(workdir)
             attempt = functools.partial(_try, config, study, results=results, shared=shared, workdir=workdir)
             with contextlib.ExitStack() as claims:
                 mine: set[str] = set()
@@ -134,11 +132,6 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
     if differ:
         shown = differences(there, settings, differ)
         raise ValueError(f"{workdir} holds a study of other settings ({shown}); choose another --workdir")
-
-
-def _note_machine(workdir: Path) -> None:
-    """Where rows were run: of the last process that ran some."""
-    write_json(workdir / "machine.json", circumstances())
 
 
 @contextlib.contextmanager

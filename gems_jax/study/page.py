@@ -151,11 +151,17 @@ def _verdict(summary: Mapping[str, Any], tasks: list[str]) -> str:
 
 
 def _made_by(summary: Mapping[str, Any], name: str) -> str:
-    where = summary["circumstances"]
-    lines = [
-        f"```\n{summary['command']}\ngems-jax compare --results study.json --page docs/{name}\n```",
-        f"{where.get('machine', 'unknown machine')}, {where.get('device', 'unknown device')}; Python "
-        f"{where.get('python', '?')}, " + ", ".join(f"{n} {v}" for n, v in where.get("versions", {}).items())
-        + f"; {where.get('date', 'no date')}.",
-    ]  # fmt: skip
+    lines = [f"```\n{summary['command']}\ngems-jax compare --results study.json --page docs/{name}\n```"]
+    places = summary["circumstances"]
+    for place in places:
+        where = place["where"]
+        versions = ", ".join(f"{n} {v}" for n, v in where.get("versions", {}).items())
+        text = (
+            f"{where.get('machine', 'unknown machine')}, {where.get('device', 'unknown device')}; Python "
+            f"{where.get('python', '?')}, {versions}; {where.get('date', 'no date')}."
+        )
+        if len(places) > 1:
+            runs = f"{place['rows']} run{'' if place['rows'] == 1 else 's'}"
+            text = f"{', '.join(METHODS[m].label for m in place['methods'])} ({runs}): {text}"
+        lines.append(text)
     return "\n\n".join(lines)

@@ -15,7 +15,7 @@ from gems_jax.data.pipeline import task_batches
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking
 from gems_jax.study.curves import curves
-from gems_jax.study.measure import peak_memory, reset_peak_memory
+from gems_jax.study.measure import circumstances, peak_memory, reset_peak_memory
 from gems_jax.study.methods import configured
 from gems_jax.study.rows import Row, write_result
 from gems_jax.study.shared import Shared
@@ -81,6 +81,7 @@ def run_row(config: Config, row: Row, shared: Shared, workdir: Path, spectra: bo
         "processor_seconds": time.process_time() - processor,
         "peak_memory": peak_memory() if can_measure else None,
         "optimiser_bytes": optimiser_bytes(run, material, null_space),
+        "circumstances": circumstances(),
         "config": plain(run),
     }
     write_result(workdir, row, result)

@@ -30,7 +30,7 @@ def summarise_study(
       config: of the study.
       study: of the study.
       results: what the finished rows have found.
-      workdir: of the study: its rows' rankings, ``base.json``, ``machine.json``.
+      workdir: of the study: its rows' rankings, ``base.json``.
       command: that made it.
     """
     rates = {name: chosen_rate(study, results, name) for name in study.names()}
@@ -49,7 +49,7 @@ def summarise_study(
     summary: dict[str, Any] = {
         "format": 1,
         "command": command,
-        "circumstances": _read(workdir / "machine.json"),
+        "circumstances": _places(finals, results),
         "settings": plain(config),
         "study": {
             "methods": list(study.names()), "main": list(study.main), "seeds": study.seeds,
@@ -77,6 +77,22 @@ def summarise_study(
         summary["methods"].append(entry)
     add_significance(summary, finals, workdir)
     return summary
+
+
+def _places(finals: Mapping[str, Sequence[Row]], results: Results) -> list[dict[str, Any]]:
+    """Where and when the final rows were run: circumstances, each once, with the methods and the number of rows."""
+    places: list[dict[str, Any]] = []
+    for method, rows in finals.items():
+        for row in rows:
+            where = dict(results[row].get("circumstances", {}))
+            known = next((place for place in places if place["where"] == where), None)
+            if known is None:
+                known = {"where": where, "methods": [], "rows": 0}
+                places.append(known)
+            known["rows"] += 1
+            if method not in known["methods"]:
+                known["methods"].append(method)
+    return places
 
 
 def _final_rows(study: StudyConfig, results: Results, method: str, rate: float | None) -> list[Row]:
