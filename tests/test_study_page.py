@@ -233,6 +233,7 @@ def test_a_study_of_two_methods_ends_in_numbers_and_a_page(studied):
         "popularity",
         "item co-occurrence",
         "BM25",
+        "BM25, stemmed",
         "joint AdamW",
         "**GEMS**",
     }
