@@ -1,5 +1,6 @@
 """One step of a group of equal kernels: refresh, project, inner update, fuse."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -168,47 +169,90 @@ def compute_bases(
     return shared, where_leading(task_done, task, old[1]), jnp.concatenate([done, task_done])
 
 
-def refresh_bases(
-    old: Bases,
-    gradients: Gradients,
-    pending: jax.Array,
-    usable: jax.Array,
-    frame: Frame,
-    masks: Masks,
-    refresh: Refresh,
-) -> tuple[Bases, jax.Array, jax.Array]:
-    """Replaces the bases that are due or waiting; one scalar decides whether anything is computed.
+class Request(NamedTuple):
+    """What a group's bases are refreshed from.
 
-    Args:
+    Attributes:
       old: bases in force.
       gradients: to make new ones from.
       pending: ``[1 + T, k]`` bool, branches that wait (``[1, k]`` without task branches).
       usable: the same shape, branches whose gradient is finite and not zero.
-      frame: factor ``[k or 1, p, c]``.
+      frame: factor ``[k, p, c]``, or none.
       masks: of the columns there is room for.
-      refresh: when and how.
-
-    Returns:
-      The bases, the branches that wait now, and those replaced.
     """
-    size = old[0].shape[0]
-    if frame.factor is not None:
-        frame = frame._replace(factor=jnp.broadcast_to(frame.factor, (size, *frame.factor.shape[-2:])))
 
-    def everything(do: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-        return compute_bases(old, gradients, do, frame, masks, refresh)
+    old: Bases
+    gradients: Gradients
+    pending: jax.Array
+    usable: jax.Array
+    frame: Frame
+    masks: Masks
 
-    room = _room(masks, pending.shape)
-    wanted = (pending | refresh.due) & room
-    do = wanted & usable
-    shared, task, done = jax.lax.cond(jnp.any(do), everything, lambda do: (old[0], old[1], jnp.zeros_like(do)), do)
-    pending = wanted & ~done
-    if refresh.stagger_every is None or size == 1:
-        return (shared, task), pending, done
-    due, (shared, task), replaced = _refresh_a_few(
-        (shared, task), gradients, usable & ~done & room, frame, masks, refresh, refresh.stagger_every
+
+class Refreshed(NamedTuple):
+    """A group's bases, the branches that wait now and those replaced, ``[1 + T, k]``."""
+
+    bases: Bases
+    pending: jax.Array
+    done: jax.Array
+
+
+Found = tuple[jax.Array, jax.Array | None, jax.Array]  # shared and task bases, branches replaced
+
+
+def refresh_groups(requests: Sequence[Request], refresh: Refresh) -> list[Refreshed]:
+    """Replaces the bases that are due or waiting, of all groups; one scalar decides whether anything is computed.
+
+    Args:
+      requests: one a group.
+      refresh: when and how.
+    """
+    wanted = [(request.pending | refresh.due) & _room(request.masks, request.pending.shape) for request in requests]
+    found = _where_any(
+        [want & request.usable for want, request in zip(wanted, requests, strict=True)],
+        [functools.partial(_everything, request, refresh) for request in requests],
+        [functools.partial(_nothing, request.old) for request in requests],
     )
-    return (shared, task), (pending | (due & room)) & ~replaced & ~done, done | replaced
+    refreshed = [
+        Refreshed((shared, task), want & ~done, done) for (shared, task, done), want in zip(found, wanted, strict=True)
+    ]
+    if refresh.stagger_every is None:
+        return refreshed
+    stacks = [i for i, request in enumerate(requests) if request.old[0].shape[0] > 1]
+    few = _refresh_a_few([requests[i] for i in stacks], [refreshed[i] for i in stacks], refresh, refresh.stagger_every)
+    for i, new in zip(stacks, few, strict=True):
+        refreshed[i] = new
+    return refreshed
+
+
+def _where_any(
+    flags: Sequence[jax.Array],
+    compute: Sequence[Callable[[jax.Array], Found]],
+    keep: Sequence[Callable[[jax.Array], Found]],
+) -> list[Found]:
+    """``compute(flags)`` of each group that has a flag set, ``keep(flags)`` of the others.
+
+    In most steps no group has one, and a single scalar says so: a device that decides for each group would wait for
+    the host, or stop its queue, as often as there are groups.
+    """
+
+    def each(flags: Sequence[jax.Array]) -> list[Found]:
+        return [jax.lax.cond(jnp.any(do), *how, do) for do, *how in zip(flags, compute, keep, strict=True)]
+
+    def none(flags: Sequence[jax.Array]) -> list[Found]:
+        return [how(do) for do, how in zip(flags, keep, strict=True)]
+
+    if len(flags) < 2:
+        return each(flags)
+    return jax.lax.cond(jnp.any(jnp.stack([jnp.any(do) for do in flags])), each, none, list(flags))
+
+
+def _everything(request: Request, refresh: Refresh, do: jax.Array) -> Found:
+    return compute_bases(request.old, request.gradients, do, request.frame, request.masks, refresh)
+
+
+def _nothing(bases: Bases, do: jax.Array) -> Found:
+    return (*bases, jnp.zeros_like(do))
 
 
 def _room(masks: Masks, shape: tuple[int, ...]) -> jax.Array:
@@ -220,15 +264,39 @@ def _room(masks: Masks, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _refresh_a_few(
-    old: Bases, gradients: Gradients, usable: jax.Array, frame: Frame, masks: Masks, refresh: Refresh, every: int
-) -> tuple[jax.Array, Bases, jax.Array]:
-    """The members of a stack whose turn it is, by dynamic slice under one scalar flag."""
-    size = old[0].shape[0]
-    chunk = -(-size // every)
-    first = (refresh.step % every) * chunk
-    turn = (refresh.step > 0) & (first < size)
-    start = jnp.minimum(first, size - chunk)
-    due = turn & (jnp.arange(size) >= start) & (jnp.arange(size) < start + chunk)
+    requests: Sequence[Request], now: Sequence[Refreshed], refresh: Refresh, every: int
+) -> list[Refreshed]:
+    """The members of each stack whose turn it is, by dynamic slice."""
+    dues, starts, chunks = [], [], []
+    for request in requests:
+        size = request.old[0].shape[0]
+        chunk = -(-size // every)
+        first = (refresh.step % every) * chunk
+        start = jnp.minimum(first, size - chunk)
+        turn = (refresh.step > 0) & (first < size)
+        dues.append(turn & (jnp.arange(size) >= start) & (jnp.arange(size) < start + chunk))
+        starts.append(start)
+        chunks.append(chunk)
+    rooms = [_room(request.masks, request.pending.shape) for request in requests]
+    found = _where_any(
+        [
+            due & request.usable & ~one.done & room
+            for due, request, one, room in zip(dues, requests, now, rooms, strict=True)
+        ],
+        [
+            functools.partial(_few, request._replace(old=one.bases), refresh, start, chunk)
+            for request, one, start, chunk in zip(requests, now, starts, chunks, strict=True)
+        ],
+        [functools.partial(_nothing, one.bases) for one in now],
+    )
+    return [
+        Refreshed((shared, task), (one.pending | (due & room)) & ~replaced & ~one.done, one.done | replaced)
+        for (shared, task, replaced), one, due, room in zip(found, now, dues, rooms, strict=True)
+    ]
+
+
+def _few(request: Request, refresh: Refresh, start: jax.Array, chunk: int, do: jax.Array) -> Found:
+    """New bases of ``chunk`` members of a stack."""
 
     def cut(x: jax.Array, axis: int) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, start, chunk, axis)
@@ -239,21 +307,17 @@ def _refresh_a_few(
     def paste(x: jax.Array, part: jax.Array, axis: int) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(x, part, start, axis)
 
-    def few(do: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-        shared, task, done = compute_bases(
-            (cut(old[0], 0), maybe_cut(old[1], 1)),
-            (cut(gradients[0], 0), maybe_cut(gradients[1], 1)),
-            cut(do, 1),
-            frame._replace(factor=maybe_cut(frame.factor, 0)),
-            (maybe_cut(masks[0], 0), maybe_cut(masks[1], 0)),
-            refresh,
-        )
-        pasted = None if old[1] is None or task is None else paste(old[1], task, 1)
-        return paste(old[0], shared, 0), pasted, paste(jnp.zeros_like(do), done, 1)
-
-    do = due & usable
-    shared, task, done = jax.lax.cond(jnp.any(do), few, lambda do: (old[0], old[1], jnp.zeros_like(do)), do)
-    return due, (shared, task), done
+    old, gradients, masks = request.old, request.gradients, request.masks
+    shared, task, done = compute_bases(
+        (cut(old[0], 0), maybe_cut(old[1], 1)),
+        (cut(gradients[0], 0), maybe_cut(gradients[1], 1)),
+        cut(do, 1),
+        request.frame._replace(factor=maybe_cut(request.frame.factor, 0)),
+        (maybe_cut(masks[0], 0), maybe_cut(masks[1], 0)),
+        refresh,
+    )
+    pasted = None if old[1] is None or task is None else paste(old[1], task, 1)
+    return paste(old[0], shared, 0), pasted, paste(jnp.zeros_like(do), done, 1)
 
 
 def run_inner(
@@ -286,31 +350,56 @@ def run_inner(
     return jnp.where(on, step.astype(low.dtype), 0), where_leading(active, stepped, state), low
 
 
-def step_group(
+def request_refresh(
     group: Sequence[Kernel],
     state: BranchState,
     shared_grad: jax.Array,
     task_grad: jax.Array | None,
-    weights: jax.Array,
     present: Presence,
     frame: Frame,
+    refresh: Refresh,
+) -> Request:
+    """What a group's bases are refreshed from in this step; arguments as of `step_group`."""
+
+    def alive(gradient: jax.Array, there: jax.Array) -> jax.Array:
+        squares = norm_squared(gradient, 2)
+        return there & present.shared & jnp.isfinite(squares) & (squares > 0)
+
+    if frame.factor is not None:
+        size = state.shared_basis.shape[0]
+        frame = frame._replace(factor=jnp.broadcast_to(frame.factor, (size, *frame.factor.shape[-2:])))
+    masks = _column_masks(group, refresh.complementary)
+    usable = alive(shared_grad, present.shared)[None]
+    if task_grad is None or state.task_basis is None:
+        return Request((state.shared_basis, None), (shared_grad, None), state.pending[:1], usable, frame, masks)
+    usable = jnp.concatenate([usable, alive(task_grad, present.tasks[:, None])])
+    bases = (state.shared_basis, state.task_basis)
+    return Request(bases, (shared_grad, task_grad), state.pending, usable, frame, masks)
+
+
+def step_group(
+    state: BranchState,
+    request: Request,
+    refreshed: Refreshed,
+    weights: jax.Array,
+    present: Presence,
     refresh: Refresh,
     inner: optax.GradientTransformationExtraArgs,
     extra: dict[str, Any],
 ) -> tuple[Steps, BranchState]:
-    """Refreshes bases where due and runs the inner transform in every branch.
+    """Runs the inner transform in every branch of a group of equal kernels, in the bases that are now in force.
 
     ``L_b = U_b^T G_b``, ``X_b = inner(L_b)`` (arXiv 2601.09496, section 3). The state of a branch whose task
     is absent, or that has no basis yet, is frozen and its step is 0.
 
     Args:
-      group: equal kernels.
       state: see `BranchState`.
-      shared_grad: ``[k, p, q]`` ``G_s``, kept side first, float32 or float64.
-      task_grad: ``[T, k, p, q]``, or ``None`` where there are no task branches in this step.
+      request: of this step, see `request_refresh`; its gradients are those stepped on: ``[k, p, q]`` ``G_s`` and
+        ``[T, k, p, q]``, or ``None`` where there are no task branches in this step; kept side first, float32 or
+        float64.
+      refreshed: what came of it.
       weights: ``[k, p, q]`` the kernels themselves, for inner transforms that look at them.
       present: which tasks count.
-      frame: the factor on the kept side, or an empty one.
       refresh: when and how bases are refreshed.
       inner: the inner transform.
       extra: extra arguments handed to it.
@@ -319,33 +408,20 @@ def step_group(
       ``(Steps, BranchState)``.
     """
     num_tasks = state.pending.shape[0] - 1
+    shared_grad, task_grad = request.gradients
+    (shared, task), pending, done = refreshed
     progress = jnp.zeros((num_tasks,), jnp.float32)
     if state.previous is not None and state.task_basis is not None:
         seen = matmul(state.task_basis.mT, shared_grad[None])
         progress = jnp.sum(seen * state.previous, axis=(1, 2, 3)).astype(jnp.float32)
-
-    def alive(gradient: jax.Array, there: jax.Array) -> jax.Array:
-        squares = norm_squared(gradient, 2)
-        return there & present.shared & jnp.isfinite(squares) & (squares > 0)
-
-    masks = _column_masks(group, refresh.complementary)
-    usable = alive(shared_grad, present.shared)[None]
     if task_grad is None or state.task_basis is None:
-        (shared, _), waiting, done = refresh_bases(
-            (state.shared_basis, None), (shared_grad, None), state.pending[:1], usable, frame, masks, refresh
-        )
         # Task branches whose gradients came merged in this step wait for the next that are not.
-        room = _room(masks, state.pending.shape)[1:]
+        room = _room(request.masks, state.pending.shape)[1:]
         later = state.pending[1:] if state.task_basis is None else (state.pending[1:] | refresh.due) & room
-        state = state._replace(shared_basis=shared, pending=jnp.concatenate([waiting, later]))
+        state = state._replace(shared_basis=shared, pending=jnp.concatenate([pending, later]))
         energy = jnp.zeros((num_tasks,), shared_grad.dtype)
         tasks = None
     else:
-        usable = jnp.concatenate([usable, alive(task_grad, present.tasks[:, None])])
-        (shared, task), waiting, done = refresh_bases(
-            (state.shared_basis, state.task_basis), (shared_grad, task_grad), state.pending, usable, frame, masks,
-            refresh,
-        )  # fmt: skip
         task = state.task_basis if task is None else task
         active = has_basis(task) & present.tasks[:, None] & present.shared
         tasks, task_inner, low = run_inner(
@@ -354,7 +430,7 @@ def step_group(
         energy = jnp.sum(low * low, axis=(1, 2, 3))
         previous = None if state.previous is None else jnp.where(present.shared, tasks, state.previous)
         state = state._replace(
-            shared_basis=shared, task_basis=task, task_inner=task_inner, pending=waiting, previous=previous
+            shared_basis=shared, task_basis=task, task_inner=task_inner, pending=pending, previous=previous
         )
     active = has_basis(state.shared_basis) & present.shared
     step, shared_inner, low = run_inner(

@@ -7,7 +7,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.branches import BranchState, Presence, Steps, fuse, norm_squared, step_group
+from gems_jax.branches import (
+    BranchState,
+    Presence,
+    Refresh,
+    Request,
+    Steps,
+    fuse,
+    norm_squared,
+    refresh_groups,
+    request_refresh,
+    step_group,
+)
 from gems_jax.gates import Signals
 from gems_jax.measure import Measured, diagnose, measure
 from gems_jax.null_space import NullSpace
@@ -118,11 +129,28 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
     present = measured.present
 
     rows = _Rows.read(state, treedef, settings)
-    full, branches = [], []
+    refresh = settings.refresh(state.count)
+    full, states, requests = [], [], []
     for group, gradient in zip(groups, matrices, strict=True):
         shared, task = _shared_and_task(call, group, gradient, measured)
         full.append(_energy(shared, task, settings.num_tasks))
-        branches.append(_step_branches(call, group, shared, task, rows, present, factors, state, settings))
+        states.append(rows.branch(group, settings))
+        requests.append(_request(group, states[-1], shared, task, present, factors, refresh))
+    branches = [
+        step_group(
+            before,
+            request,
+            refreshed,
+            to_matrices([call.weights[k.index] for k in group], group, 0).astype(request.gradients[0].dtype),
+            present,
+            refresh,
+            settings.inner,
+            call.extra,
+        )
+        for group, before, request, refreshed in zip(
+            groups, states, requests, refresh_groups(requests, refresh), strict=True
+        )
+    ]
 
     captured = sum((steps.energy for steps, _ in branches), jnp.zeros((1 + settings.num_tasks,), jnp.float32))
     gates, gate_state = _gates(call, branches, captured, measured, state, settings)
@@ -192,35 +220,22 @@ def _energy(shared: jax.Array, task: jax.Array | None, num_tasks: int) -> jax.Ar
     return jnp.concatenate([jnp.sum(norm_squared(shared, 2))[None], per_task]).astype(jnp.float32)
 
 
-def _step_branches(
-    call: Call,
+def _request(
     group: Group,
+    state: BranchState,
     shared: jax.Array,
     task: jax.Array | None,
-    rows: "_Rows",
     present: Presence,
     factors: Factors,
-    state: GemsState,
-    settings: Settings,
-) -> tuple[Steps, BranchState]:
+    refresh: Refresh,
+) -> Request:
+    """What the group's bases are refreshed from; with ``constraint="gradient"`` the projected gradients."""
     if group[0].task_rank == 0:
         task = None
     if factors.constraint == "gradient":
         shared = factors.project(group, shared)
         task = None if task is None else jax.vmap(lambda g: factors.project(group, g))(task)
-    weights = to_matrices([call.weights[k.index] for k in group], group, 0).astype(shared.dtype)
-    return step_group(
-        group,
-        rows.branch(group, settings),
-        shared,
-        task,
-        weights,
-        present,
-        factors.on_side(group),
-        settings.refresh(state.count),
-        settings.inner,
-        call.extra,
-    )
+    return request_refresh(group, state, shared, task, present, factors.on_side(group), refresh)
 
 
 def _gates(
