@@ -119,7 +119,11 @@ def test_a_page_says_what_the_results_say(tmp_path):
     assert results["BM25"][2:6] == ["–", "–", "0.400", "0.500"]
     assert "CAGrad" not in results
     assert table_rows(text, "The grid")["CAGrad"] == ["diverged"] * 3
-    assert table_rows(text, "The grid")["GEMS"] == ["0.250", "0.250", "**0.250**"]
+    assert table_rows(text, "The grid")["GEMS"] == [
+        "0.250 / 0.250, +0.30",
+        "0.250 / 0.250, +0.30",
+        "**0.250 / 0.250**, +0.30",
+    ]
     assert "at an end of the grid for GEMS:" in text
     assert "every run diverged: CAGrad." in text
     assert "loss 4.250 a token on held-out general text (a unigram model: 6.000, 1.75 worse)" in text
@@ -142,13 +146,22 @@ def test_every_picture_of_a_page_is_there_and_the_same_results_give_the_same_byt
     assert {name: (tmp_path / "docs" / name).read_bytes() for name in named} == first
 
 
+def test_a_study_of_one_learning_rate_does_not_say_that_it_chose_one(tmp_path):
+    summary = made_up()
+    assert "was chosen on validation rows from the same grid" in page_of(summary, tmp_path)
+    summary["study"]["grid"] = [1e-2]
+    text = page_of(summary, tmp_path)
+    assert "one learning rate for all, 0.01." in text
+    assert "chosen" not in text.split("## Results")[1].split("## ")[0]
+
+
 def test_a_page_of_an_unfinished_study_leaves_out_what_is_not_there(tmp_path):
     summary = made_up()
     del summary["methods"][1]["numbers"], summary["methods"][1]["against"]
     summary["study"]["finished"] = 5
     text = page_of(summary, tmp_path)
     assert "5 of 11 runs are finished" in text
-    assert "Not finished, or every run diverged: GEMS, CAGrad." in text
+    assert "Not finished, or every run diverged: GEMS; CAGrad." in text
     assert "beside joint AdamW" not in text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -97,14 +97,15 @@ def _words(text: str) -> list[str]:
 
 
 def _stemmed(text: str) -> list[str]:
-    return [_stem(word) for word in _words(text)]
+    stem = _stemmer()
+    return [stem(word) for word in _words(text)]
 
 
 @functools.cache
-def _stem(word: str) -> str:
+def _stemmer() -> Callable[[str], str]:
     import snowballstemmer
 
-    return str(snowballstemmer.stemmer("english").stemWord(word))
+    return functools.cache(snowballstemmer.stemmer("english").stemWord)
 
 
 def _training_events(training: Sequence[Table]) -> dict[str, dict[int, None]]:

@@ -87,8 +87,10 @@ def _missing(study: StudyConfig, results: dict[Row, dict[str, Any]], workdir: Pa
 def _take_method(missing: list[Row], mine: set[str], claims: contextlib.ExitStack, workdir: Path) -> str | None:
     """A method whose rows no process has taken on yet: rows of one method share a compiled program in a process."""
     for method in dict.fromkeys(row.method for row in missing if row.method not in mine):
-        if claims.enter_context(claim(workdir / "claims" / "methods" / method)):
-            return method
+        with contextlib.ExitStack() as attempt:
+            if attempt.enter_context(claim(workdir / "claims" / "methods" / method)):
+                claims.push(attempt.pop_all())  # held until the study ends; others are let go of at once
+                return method
     return None
 
 

@@ -71,10 +71,10 @@ def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[s
         f"{_setting(summary)}",
         "## Results",
         results_table(summary, tasks),
-        "Test rows, mean ± standard deviation over seeds; the learning rate of each method was chosen on validation "
-        f"rows from the same grid. ▲ and ▼: better and worse than {METHODS[REFERENCE].label} on the same users, p < "
-        f"{_LEVEL} after correction. Rise: of the loss a token on general text over the base model's own vocabulary. "
-        "Same choice: share of general text's tokens for which the base model's most probable token still is.",
+        f"Test rows, mean ± standard deviation over seeds; {_choice(summary)} ▲ and ▼: better and worse than "
+        f"{METHODS[REFERENCE].label} on the same users, p < {_LEVEL} after correction. Rise: of the loss a token on "
+        "general text over the base model's own vocabulary. Same choice: share of general text's tokens for which the "
+        "base model's most probable token still is.",
         *_remarks(summary),
         _verdict(summary, tasks),
         *pictures,
@@ -85,7 +85,8 @@ def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[s
         "seeds: those are the standard deviations above.",
         "## The grid",
         grid_table(summary, tasks),
-        f"Validation {summary['study']['metric']}, mean over tasks, with the first seed; the best is bold.",
+        f"Validation {summary['study']['metric']} of {' / '.join(map(task_label, tasks))} and the rise of the loss on "
+        "general text, with the first seed; the best mean over tasks is bold.",
         "## Made by",
         _made_by(summary, name),
     ]
@@ -115,19 +116,26 @@ def _setting(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _choice(summary: Mapping[str, Any]) -> str:
+    """How the learning rates were come by."""
+    if len(summary["study"]["grid"]) == 1:
+        return f"one learning rate for all, {summary['study']['grid'][0]:g}."
+    return "the learning rate of each method was chosen on validation rows from the same grid."
+
+
 def _remarks(summary: Mapping[str, Any]) -> list[str]:
     remarks = []
     edge = [m["label"] for m in summary["methods"] if m["at_edge"]]
     if edge:
         remarks.append(
-            f"The best learning rate lies at an end of the grid for {', '.join(edge)}: a wider grid may find better."
+            f"The best learning rate lies at an end of the grid for {'; '.join(edge)}: a wider grid may find better."
         )
     diverged = [f"{m['label']} ({m['diverged']})" for m in summary["methods"] if m["diverged"]]
     if diverged:
-        remarks.append(f"Runs that diverged, and are in no mean: {', '.join(diverged)}.")
+        remarks.append(f"Runs that diverged, and are in no mean: {'; '.join(diverged)}.")
     missing = [m["label"] for m in summary["methods"] if "numbers" not in m]
     if missing:
-        remarks.append(f"Not finished, or every run diverged: {', '.join(missing)}.")
+        remarks.append(f"Not finished, or every run diverged: {'; '.join(missing)}.")
     return remarks
 
 

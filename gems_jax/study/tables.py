@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from gems_jax.report.results import task_label
 
 _SHOWN = ("ndcg@10", "hit@10")
@@ -98,7 +96,7 @@ def paired_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
 
 
 def grid_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
-    """Validation results of every learning rate."""
+    """Validation results and general loss of every learning rate."""
     study = summary["study"]
     found = {(row["method"], row["learning_rate"], row["seed"]): row for row in summary["rows"]}
     rows = []
@@ -116,8 +114,8 @@ def _grid_cell(row: Mapping[str, Any] | None, tasks: list[str], metric: str, bes
         return _NONE
     if "valid" not in row:
         return "diverged"
-    text = f"{np.mean([row['valid'][task][metric] for task in tasks]):.3f}"
-    return f"**{text}**" if best else text
+    text = " / ".join(f"{row['valid'][task][metric]:.3f}" for task in tasks)
+    return f"{f'**{text}**' if best else text}, {row['general']['rise']:+.2f}"
 
 
 def _mean(numbers: Mapping[str, Any], key: str, unit: float, form: str) -> str:

@@ -123,10 +123,10 @@ class NullSpaceConfig:
     """
 
     path: str = "runs/demo/null_space"
-    energy: float | None = 0.95
+    energy: float | None = 0.85
     rank: int | float | None = None
     threshold: float | None = None
-    min_share: float | None = 0.5
+    min_share: float | None = 0.35
     side: Literal["in", "out"] = "in"
     batches: int = 64
     batch_size: int = 32
