@@ -1,7 +1,9 @@
 """The transform inside optax's and flax's machinery, its errors, and the cost of importing the package."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -248,3 +250,20 @@ def test_importing_the_package_imports_no_model_or_data_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_nothing_is_imported_that_jax_may_take_away_from_one_version_to_the_next():
+    kept = {"multihost_utils"}  # of jax.experimental, the part that both ends of the pinned range have
+    package = Path(gj.__file__).parent
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jax"):
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Import):
+                names = {alias.name for alias in node.names}
+            else:
+                continue
+            private = {name for name in names if name.startswith(("jax._", "jaxlib", "jax.interpreters"))}
+            experimental = {name for name in names if name.startswith("jax.experimental")}
+            assert not private, path
+            assert experimental <= {f"jax.experimental.{name}" for name in kept}, path

@@ -35,7 +35,29 @@ def decompositions(jaxpr, inside_cond=False):
 
 
 def program(**options):
-    """The decompositions in one step of a transform with a null space, a stack and a group of equal kernels."""
+    """The decompositions in one step, see `step_of`."""
+    return list(decompositions(step_of(**options)))
+
+
+def decisions(jaxpr):
+    """Conds that a step meets where none of them is true, and those that the first of these may lead to."""
+    met, deeper = 0, 0
+    for eqn in jaxpr.eqns:
+        inner = [found for value in eqn.params.values() for found in jaxprs_in(value)]
+        # Not those that are between platforms, which are no decisions of a program.
+        is_cond = eqn.primitive.name == "cond" and eqn.params.get("branches_platforms") is None
+        if is_cond and eqn.invars[0].aval.shape == ():
+            met += 1
+            deeper += sum(sum(decisions(one)) for one in inner)
+        else:
+            for one in inner:
+                more = decisions(one)
+                met, deeper = met + more[0], deeper + more[1]
+    return met, deeper
+
+
+def step_of(**options):
+    """The jaxpr of one step of a transform with a null space, a stack and a group of equal kernels."""
     params = make_params(SHAPES)
     rule = lambda path, leaf: gj.MatrixDims() if len(leaf.shape) > 1 else None  # noqa: E731
     ns, _ = make_null_space({"a": 8, "b": 8})
@@ -43,7 +65,15 @@ def program(**options):
     tx = gj.gems(1e-3, num_tasks=2, rank=3, **options)
     state = jax.eval_shape(tx.init, params)
     step = jax.make_jaxpr(lambda g, s, p: tx.update(g, s, p, task_losses=np.ones(2, np.float32)))
-    return list(decompositions(step(make_grads(0, shapes=SHAPES), state, params).jaxpr))
+    return step(make_grads(0, shapes=SHAPES), state, params).jaxpr
+
+
+@pytest.mark.parametrize(("stagger", "asked"), [(False, 1), (True, 2)], ids=["at once", "staggered"])
+def test_a_step_asks_once_whether_any_basis_is_due_however_many_groups_there_are(stagger, asked):
+    # A device waits for each answer. The second is whether it is the turn of a few members of any stack.
+    met, deeper = decisions(step_of(decomposition="svd", stagger=stagger))
+    assert met == asked
+    assert deeper >= 2  # then each of the two groups decides for itself
 
 
 @pytest.mark.parametrize(
