@@ -1,8 +1,7 @@
-"""One step of a group of equal kernels: refresh, project, inner update, fuse."""
+"""One step of a group of equal kernels, in the bases in force: project, inner update, fuse."""
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,8 @@ import optax
 from gems_jax.orthonormal import matmul, norms
 from gems_jax.plan import Kernel
 from gems_jax.projection import kept_side_first, project_stack
-from gems_jax.stacks import map_stack, mesh_of_devices
-from gems_jax.subspace import Decomposition, Frame, make_basis
+from gems_jax.refresh import Masks, Refresh, Refreshed, Request, has_basis, room, where_leading
+from gems_jax.subspace import Frame
 
 PyTree = Any
 
@@ -36,27 +35,6 @@ class BranchState(NamedTuple):
     task_inner: PyTree
     pending: jax.Array
     previous: jax.Array | None
-
-
-class Refresh(NamedTuple):
-    """How bases are refreshed: static choices, and this step's flags.
-
-    Attributes:
-      method, signs, moments, complementary: as in `gems_jax.gems`.
-      stagger_every: steps over which a stack's refresh is spread, ``None``: all at once.
-      step: ``[]`` int32.
-      due: ``[]`` bool, whether a refresh is scheduled in this step (with ``stagger``: of everything).
-      key: random key.
-    """
-
-    method: Decomposition
-    signs: Literal["canonical", "align"]
-    moments: Literal["keep", "reset"]
-    complementary: bool
-    stagger_every: int | None
-    step: jax.Array
-    due: jax.Array
-    key: jax.Array
 
 
 class Presence(NamedTuple):
@@ -110,214 +88,6 @@ def lift_inner(inner: optax.GradientTransformationExtraArgs, depth: int) -> tupl
 def norm_squared(x: jax.Array, axes: int) -> jax.Array:
     """Sum of squares over the last ``axes`` axes."""
     return jnp.sum(x * x, axis=tuple(range(-axes, 0)))
-
-
-def has_basis(basis: jax.Array) -> jax.Array:
-    """Whether there is a basis: ``[..., p, r] -> [...]``; before the first refresh all entries are 0."""
-    return jnp.any(basis[..., 0] != 0, axis=-1)
-
-
-def where_leading(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """``where`` on trees of arrays whose leading axes are those of ``condition``."""
-
-    def select(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(condition.reshape(*condition.shape, *(1,) * (a.ndim - condition.ndim)), a, b)
-
-    return jax.tree.map(select, new, old)
-
-
-Bases = tuple[jax.Array, jax.Array | None]  # shared [k, p, r], task [T, k, p, r_t]
-Gradients = tuple[jax.Array, jax.Array | None]  # shared [k, p, q], task [T, k, p, q]
-Masks = tuple[jax.Array | None, jax.Array | None]  # of columns, [k, r] and [k, r_t]
-
-
-def compute_bases(
-    old: Bases, gradients: Gradients, do: jax.Array, frame: Frame, masks: Masks, refresh: Refresh
-) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    """New bases of the branches in ``do: [1 + T, k]`` whose gradients yield one, and which those are."""
-
-    def one(varying: Any, shared: Any) -> tuple[jax.Array, jax.Array]:
-        gradient, previous = varying
-        factor, exclude, columns = shared
-        return make_basis(
-            gradient,
-            previous.shape[-1],
-            Frame(factor, frame.complement),
-            method=refresh.method,
-            signs=refresh.signs,
-            previous=previous,
-            has_previous=has_basis(previous),
-            exclude=exclude,
-            columns=columns,
-            key=refresh.key,
-        )
-
-    def stack(depth: int, varying: Any, shared: Any) -> tuple[jax.Array, jax.Array]:
-        if refresh.method != "svd" and mesh_of_devices():
-            # Thin blocks or Gram matrices travel, gradients stay: no device needs a whole one.
-            return one(varying, shared)
-        return map_stack(one, depth, varying, shared)
-
-    shared, replaced = stack(1, (gradients[0], old[0]), (frame.factor, None, masks[0]))
-    done = (replaced & do[0])[None]
-    shared = where_leading(done[0], shared, old[0])
-    if old[1] is None or gradients[1] is None:
-        return shared, None, done
-    exclude = shared if refresh.complementary else None
-    task, replaced = stack(2, (gradients[1], old[1]), (frame.factor, exclude, masks[1]))
-    task_done = replaced & do[1:]
-    return shared, where_leading(task_done, task, old[1]), jnp.concatenate([done, task_done])
-
-
-class Request(NamedTuple):
-    """What a group's bases are refreshed from.
-
-    Attributes:
-      old: bases in force.
-      gradients: to make new ones from.
-      pending: ``[1 + T, k]`` bool, branches that wait (``[1, k]`` without task branches).
-      usable: the same shape, branches whose gradient is finite and not zero.
-      frame: factor ``[k, p, c]``, or none.
-      masks: of the columns there is room for.
-    """
-
-    old: Bases
-    gradients: Gradients
-    pending: jax.Array
-    usable: jax.Array
-    frame: Frame
-    masks: Masks
-
-
-class Refreshed(NamedTuple):
-    """A group's bases, the branches that wait now and those replaced, ``[1 + T, k]``."""
-
-    bases: Bases
-    pending: jax.Array
-    done: jax.Array
-
-
-Found = tuple[jax.Array, jax.Array | None, jax.Array]  # shared and task bases, branches replaced
-
-
-def refresh_groups(requests: Sequence[Request], refresh: Refresh) -> list[Refreshed]:
-    """Replaces the bases that are due or waiting, of all groups; one scalar decides whether anything is computed.
-
-    Args:
-      requests: one a group.
-      refresh: when and how.
-    """
-    wanted = [(request.pending | refresh.due) & _room(request.masks, request.pending.shape) for request in requests]
-    found = _where_any(
-        [want & request.usable for want, request in zip(wanted, requests, strict=True)],
-        [functools.partial(_everything, request, refresh) for request in requests],
-        [functools.partial(_nothing, request.old) for request in requests],
-    )
-    refreshed = [
-        Refreshed((shared, task), want & ~done, done) for (shared, task, done), want in zip(found, wanted, strict=True)
-    ]
-    if refresh.stagger_every is None:
-        return refreshed
-    stacks = [i for i, request in enumerate(requests) if request.old[0].shape[0] > 1]
-    few = _refresh_a_few([requests[i] for i in stacks], [refreshed[i] for i in stacks], refresh, refresh.stagger_every)
-    for i, new in zip(stacks, few, strict=True):
-        refreshed[i] = new
-    return refreshed
-
-
-def _where_any(
-    flags: Sequence[jax.Array],
-    compute: Sequence[Callable[[jax.Array], Found]],
-    keep: Sequence[Callable[[jax.Array], Found]],
-) -> list[Found]:
-    """``compute(flags)`` of each group that has a flag set, ``keep(flags)`` of the others.
-
-    In most steps no group has one, and a single scalar says so: a device that decides for each group would wait for
-    the host, or stop its queue, as often as there are groups.
-    """
-
-    def each(flags: Sequence[jax.Array]) -> list[Found]:
-        return [jax.lax.cond(jnp.any(do), *how, do) for do, *how in zip(flags, compute, keep, strict=True)]
-
-    def none(flags: Sequence[jax.Array]) -> list[Found]:
-        return [how(do) for do, how in zip(flags, keep, strict=True)]
-
-    if len(flags) < 2:
-        return each(flags)
-    return jax.lax.cond(jnp.any(jnp.stack([jnp.any(do) for do in flags])), each, none, list(flags))
-
-
-def _everything(request: Request, refresh: Refresh, do: jax.Array) -> Found:
-    return compute_bases(request.old, request.gradients, do, request.frame, request.masks, refresh)
-
-
-def _nothing(bases: Bases, do: jax.Array) -> Found:
-    return (*bases, jnp.zeros_like(do))
-
-
-def _room(masks: Masks, shape: tuple[int, ...]) -> jax.Array:
-    """``[1 + T, k]`` bool: branches with room for any column; the others have nothing to wait for."""
-    shared, task = (
-        jnp.ones(shape[1:], bool) if mask is None else jnp.any(jnp.asarray(mask), axis=-1) for mask in masks
-    )
-    return jnp.concatenate([shared[None], jnp.broadcast_to(task, (shape[0] - 1, *shape[1:]))])
-
-
-def _refresh_a_few(
-    requests: Sequence[Request], now: Sequence[Refreshed], refresh: Refresh, every: int
-) -> list[Refreshed]:
-    """The members of each stack whose turn it is, by dynamic slice."""
-    dues, starts, chunks = [], [], []
-    for request in requests:
-        size = request.old[0].shape[0]
-        chunk = -(-size // every)
-        first = (refresh.step % every) * chunk
-        start = jnp.minimum(first, size - chunk)
-        turn = (refresh.step > 0) & (first < size)
-        dues.append(turn & (jnp.arange(size) >= start) & (jnp.arange(size) < start + chunk))
-        starts.append(start)
-        chunks.append(chunk)
-    rooms = [_room(request.masks, request.pending.shape) for request in requests]
-    found = _where_any(
-        [
-            due & request.usable & ~one.done & room
-            for due, request, one, room in zip(dues, requests, now, rooms, strict=True)
-        ],
-        [
-            functools.partial(_few, request._replace(old=one.bases), refresh, start, chunk)
-            for request, one, start, chunk in zip(requests, now, starts, chunks, strict=True)
-        ],
-        [functools.partial(_nothing, one.bases) for one in now],
-    )
-    return [
-        Refreshed((shared, task), (one.pending | (due & room)) & ~replaced & ~one.done, one.done | replaced)
-        for (shared, task, replaced), one, due, room in zip(found, now, dues, rooms, strict=True)
-    ]
-
-
-def _few(request: Request, refresh: Refresh, start: jax.Array, chunk: int, do: jax.Array) -> Found:
-    """New bases of ``chunk`` members of a stack."""
-
-    def cut(x: jax.Array, axis: int) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(x, start, chunk, axis)
-
-    def maybe_cut(x: jax.Array | None, axis: int) -> jax.Array | None:
-        return None if x is None else cut(x, axis)
-
-    def paste(x: jax.Array, part: jax.Array, axis: int) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(x, part, start, axis)
-
-    old, gradients, masks = request.old, request.gradients, request.masks
-    shared, task, done = compute_bases(
-        (cut(old[0], 0), maybe_cut(old[1], 1)),
-        (cut(gradients[0], 0), maybe_cut(gradients[1], 1)),
-        cut(do, 1),
-        request.frame._replace(factor=maybe_cut(request.frame.factor, 0)),
-        (maybe_cut(masks[0], 0), maybe_cut(masks[1], 0)),
-        refresh,
-    )
-    pasted = None if old[1] is None or task is None else paste(old[1], task, 1)
-    return paste(old[0], shared, 0), pasted, paste(jnp.zeros_like(do), done, 1)
 
 
 def run_inner(
@@ -416,8 +186,8 @@ def step_group(
         progress = jnp.sum(seen * state.previous, axis=(1, 2, 3)).astype(jnp.float32)
     if task_grad is None or state.task_basis is None:
         # Task branches whose gradients came merged in this step wait for the next that are not.
-        room = _room(request.masks, state.pending.shape)[1:]
-        later = state.pending[1:] if state.task_basis is None else (state.pending[1:] | refresh.due) & room
+        space = room(request.masks, state.pending.shape)[1:]
+        later = state.pending[1:] if state.task_basis is None else (state.pending[1:] | refresh.due) & space
         state = state._replace(shared_basis=shared, pending=jnp.concatenate([pending, later]))
         energy = jnp.zeros((num_tasks,), shared_grad.dtype)
         tasks = None

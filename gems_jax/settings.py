@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.branches import Refresh
 from gems_jax.gates import Gate, heuristic
 from gems_jax.plan import Options
+from gems_jax.refresh import Refresh
 from gems_jax.subspace import Decomposition
 
 PyTree = Any

@@ -7,23 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.branches import (
-    BranchState,
-    Presence,
-    Refresh,
-    Request,
-    Steps,
-    fuse,
-    norm_squared,
-    refresh_groups,
-    request_refresh,
-    step_group,
-)
+from gems_jax.branches import BranchState, Presence, Steps, fuse, norm_squared, request_refresh, step_group
 from gems_jax.gates import Signals
 from gems_jax.measure import Measured, diagnose, measure
 from gems_jax.null_space import NullSpace
 from gems_jax.plan import Kernel, Plan
 from gems_jax.projection import kept_side_first, project_stack, project_update
+from gems_jax.refresh import Refresh, Request, refresh_groups
 from gems_jax.settings import Mask, Settings
 from gems_jax.state import (
     GemsState,

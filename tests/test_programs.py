@@ -40,7 +40,7 @@ def program(**options):
 
 
 def decisions(jaxpr):
-    """Conds that a step meets where none of them is true, and those that the first of these may lead to."""
+    """Conds that a step meets where none of them is true, and those that they may lead to."""
     met, deeper = 0, 0
     for eqn in jaxpr.eqns:
         inner = [found for value in eqn.params.values() for found in jaxprs_in(value)]
