@@ -67,7 +67,7 @@ def floor(model: gj.models.T5, inputs: dict[str, np.ndarray], beams: int) -> Cal
     @jax.jit
     def bare(state: Any, inputs: dict[str, jax.Array], tokens: jax.Array) -> Any:
         model = nnx.merge(graph, state)
-        first, memory = T5Beams.start(model, inputs, 1)
+        first, memory = T5Beams.start(model, inputs)
         hidden, _ = memory.take(jnp.zeros_like(tokens)).step(model, tokens)
         return first, model.logits(hidden)
 

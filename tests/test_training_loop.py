@@ -253,7 +253,7 @@ def test_runs_that_differ_in_rates_and_seed_share_a_program_and_no_others(prepar
             far = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after, before)
             moved.append({leaf_path(path): x for path, x in jax.tree_util.tree_leaves_with_path(far)})
         assert len(programs) == 1
-        (_, step), = programs.values()
+        ((_, step),) = programs.values()
         assert step._cache_size() == 1
     rates = configured(prepared).train
     kernel, rows = next(path for path in moved[0] if path.endswith("kernel")), "item_embedding/embedding"

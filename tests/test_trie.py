@@ -96,8 +96,7 @@ def test_a_rows_trie_is_the_trie_of_its_candidates(rows: list[tuple[int, ...]], 
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), unique=True))
     candidates = np.array([[*chosen, -1, -1]])
     tries = build_candidate_tries(padded(rows), candidates)
-    row = type(tries)(*(array[0] for array in (tries.token, tries.parent, tries.leads, tries.item, tries.length)),
-                      ends=tries.ends)  # fmt: skip
+    row = type(tries)(tries.table[0], tries.ends)
 
     def below(node: int, depth: int) -> dict[Any, Any]:
         item = int(row.items_at(depth, jnp.array([node]))[0])
@@ -144,7 +143,7 @@ def test_a_large_trie_is_made_without_a_loop_over_items() -> None:
 
 def test_the_order_of_candidates_of_one_token_is_kept() -> None:
     tries = build_candidate_tries(ItemIndex(np.array([[8], [5], [6]])), np.array([[0, 2, 1]]))
-    assert tries.item.tolist() == [[0, 2, 1]]
+    assert tries.table[..., 0].tolist() == [[0, 2, 1]]
 
 
 @pytest.mark.parametrize("lengths", [(3, 3), (3, 2)])

@@ -71,9 +71,9 @@ class DecoderBlock(nnx.Module):
         x: jax.Array,
         memory: tuple[jax.Array, jax.Array],
         cross_memory: tuple[jax.Array, jax.Array],
-        position: jax.Array,
+        position: jax.Array | int,
         bias: jax.Array,
-        mask: jax.Array,
+        mask: jax.Array | None,
         cross_mask: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """One position ``[B, 1, width]`` and its keys and values, written into ``memory`` at ``position``."""
@@ -90,7 +90,7 @@ class DecoderBlock(nnx.Module):
         memory: tuple[jax.Array, jax.Array],
         cross_memory: tuple[jax.Array, jax.Array],
         bias: jax.Array,
-        mask: jax.Array,
+        mask: jax.Array | None,
         cross_mask: jax.Array | None,
         dropout_key: jax.Array | None,
     ) -> jax.Array:

@@ -64,7 +64,7 @@ def beam_search(
     """
     search = _Search(model, constraint, beams, vocabulary)
     kind: Any = T5Beams if isinstance(model, T5) else DecoderBeams
-    logits, memory = kind.start(model, inputs, constraint.depth)
+    logits, memory = kind.start(model, inputs)
     batch = len(logits)
     together = _MAX_LOGITS // logits.shape[1]
     scores, nodes = jnp.zeros((batch, 1)), jnp.zeros((batch, 1), jnp.int32)

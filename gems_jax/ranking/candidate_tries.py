@@ -16,22 +16,16 @@ from gems_jax.ranking.trie import Pick
 class CandidateTries:
     """The candidates' identifiers, sorted in each row; a node is known by the first candidate that passes it.
 
-    The number of scores at a level is that of the candidates, whatever the size of the catalogue.
+    The number of scores at a level is that of the candidates, whatever the size of the catalogue. All is one array:
+    it is made for each call, and what copying to a GPU takes goes by the number of arrays.
 
     Args:
-      token: int32 ``[B, C, L]``, -1 pads.
-      parent: int32 ``[B, C, L]``, node of depth ``d`` that candidate ``c`` passes.
-      leads: bool ``[B, C, L]``, whether candidate ``c`` is the first to pass its node of depth ``d + 1``.
-      item: int32 ``[B, C]``, item numbers, -1 pads.
-      length: int32 ``[B, C]``, number of tokens.
+      table: int32 ``[B, C, 2 L]``. Of each candidate its item number, its L tokens, and the first candidate that passes
+        its node of depth 1 .. L - 1; -1 pads numbers and tokens.
       ends: whether any identifier ends, of each depth from 0.
     """
 
-    token: jax.Array
-    parent: jax.Array
-    leads: jax.Array
-    item: jax.Array
-    length: jax.Array
+    table: jax.Array | np.ndarray
     ends: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
 
     @property
@@ -54,23 +48,38 @@ class CandidateTries:
         Returns:
           float32 ``[C]``, ``-inf`` for candidates that lead to no child of a beam, and what tells them apart.
         """
-        count = len(self.item)
-        # Two beams never share a node.
-        beam_at = jnp.full(count, -1, jnp.int32)
-        beam_at = beam_at.at[jnp.where(nodes >= 0, nodes, count)].set(
-            jnp.arange(len(nodes), dtype=jnp.int32), mode="drop"
-        )
-        beam = beam_at[self.parent[:, depth]]
-        token = jnp.maximum(self.token[:, depth], 0)
-        values = logits.at(jnp.maximum(beam, 0), token) + offset[jnp.maximum(beam, 0)]
-        values = jnp.where(self.leads[:, depth] & (beam >= 0), values, -jnp.inf)
-        return values, lambda chosen: (jnp.maximum(beam[chosen], 0), chosen, token[chosen])
+        every = jnp.arange(len(self.table), dtype=jnp.int32)
+        token = jnp.asarray(self.table[:, 1 + depth])
+        leads = token >= 0
+        if depth + 1 < self.depth:
+            leads &= self._first(depth + 1) == every
+        if depth:
+            # Two beams never share a node.
+            beam_at = jnp.full(len(every), -1, jnp.int32)
+            beam_at = beam_at.at[jnp.where(nodes >= 0, nodes, len(every))].set(
+                jnp.arange(len(nodes), dtype=jnp.int32), mode="drop"
+            )
+            beam = beam_at[self._first(depth)]
+            leads &= beam >= 0
+            beam = jnp.maximum(beam, 0)
+        else:
+            beam = jnp.zeros_like(every)
+        token = jnp.maximum(token, 0)
+        values = jnp.where(leads, logits.at(beam, token) + offset[beam], -jnp.inf)
+        return values, lambda chosen: (beam[chosen], chosen, token[chosen])
 
     def items_at(self, depth: int, nodes: jax.Array) -> jax.Array:
         """The items whose identifiers end at nodes ``[n]`` of a depth, -1 for none."""
         node = jnp.maximum(nodes, 0)
-        # What ends at a node is sorted before what goes on.
-        return jnp.where((nodes >= 0) & (self.length[node] == depth), self.item[node], -1)
+        here = nodes >= 0
+        if depth < self.depth:
+            # What ends at a node is sorted before what goes on.
+            here &= self.table[node, 1 + depth] < 0
+        return jnp.where(here, self.table[node, 0], -1)
+
+    def _first(self, depth: int) -> jax.Array:
+        """The first candidate that passes each candidate's node of a depth from 1 to L - 1, int32 ``[C]``."""
+        return jnp.asarray(self.table[:, self.depth + depth])
 
 
 def build_candidate_tries(items: ItemIndex, candidates: np.ndarray) -> CandidateTries:
@@ -83,36 +92,25 @@ def build_candidate_tries(items: ItemIndex, candidates: np.ndarray) -> Candidate
     Example:
       >>> items = ItemIndex(np.array([[7, 4], [5, 6], [7, -1], [5, 3]]))
       >>> tries = build_candidate_tries(items, np.array([[0, 2, 1]]))
-      >>> tries.item.tolist(), tries.leads[0].T.tolist(), tries.parent[0, :, 1].tolist()
-      ([[1, 2, 0]], [[True, True, False], [True, False, True]], [0, 1, 1])
+      >>> tries.table.tolist()  # number, two tokens, first candidate with the same first token
+      [[[1, 5, 6, 0], [2, 7, -1, 1], [0, 7, 4, 1]]]
     """
     candidates = np.asarray(candidates, np.int32)
     if not candidates.shape[1]:
         candidates = np.full((len(candidates), 1), -1, np.int32)
     token = np.where(candidates[..., None] >= 0, items.token_ids[np.maximum(candidates, 0)], np.int32(-1))
-    levels = token.shape[2]
+    levels = items.token_ids.shape[1]
     if levels > 1:
         order = np.lexsort(token.transpose(2, 0, 1)[::-1], axis=-1)
         token = np.take_along_axis(token, order[..., None], axis=1)
         candidates = np.take_along_axis(candidates, order, axis=1)
-    parent, leads = np.zeros(token.shape, np.int32), np.zeros(token.shape, bool)
+    table = np.concatenate([candidates[..., None], token, np.zeros(token[..., 1:].shape, np.int32)], axis=2)
     new = np.zeros(candidates.shape, bool)
     new[:, 0] = True
-    for depth in range(levels):
-        column = token[..., depth]
+    for depth in range(1, levels):
+        column = token[..., depth - 1]
         new[:, 1:] |= column[:, 1:] != column[:, :-1]
-        leads[..., depth] = new & (column >= 0)
-        if depth + 1 < levels:
-            first = np.where(leads[..., depth], np.arange(candidates.shape[1]), 0)
-            parent[..., depth + 1] = np.maximum.accumulate(first, axis=1)
-    length = (token >= 0).sum(axis=2).astype(np.int32)
+        table[..., levels + depth] = np.maximum.accumulate(new * np.arange(candidates.shape[1]), axis=1)
     # Either all end at the last level or any level may be one: two programs to compile, not one for each batch.
-    whole = bool((length[candidates >= 0] == levels).all())
-    return CandidateTries(
-        token=jnp.asarray(token),
-        parent=jnp.asarray(parent),
-        leads=jnp.asarray(leads),
-        item=jnp.asarray(candidates),
-        length=jnp.asarray(length),
-        ends=(False, *(depth == levels or not whole for depth in range(1, levels + 1))),
-    )
+    whole = bool((token[..., -1] >= 0)[candidates >= 0].all())
+    return CandidateTries(table, (False, *(depth == levels or not whole for depth in range(1, levels + 1))))

@@ -11,40 +11,37 @@ from gems_jax.models.decoder import Decoder
 
 
 class DecoderBeams(NamedTuple):
-    """What is kept from one token to the next.
+    """What is kept from one token to the next: see `T5Beams`.
 
     Args:
-      keys, values: ``[layers, B, beams, room, kv_heads, head_dim]`` of the tokens behind the prompt.
+      keys, values: ``[layers, B, places, kv_heads, head_dim]`` of all tokens behind the prompt that any beam has read.
+      places: int32 ``[B, beams, length]``, where those of a beam's tokens are.
       prompt: keys and values of the prompts, one for all beams.
-      used: int32 scalar, number of tokens behind the prompt.
     """
 
     keys: jax.Array
     values: jax.Array
+    places: jax.Array
     prompt: DecoderCache
-    used: jax.Array
 
     @classmethod
-    def start(cls, model: Decoder, inputs: Mapping[str, jax.Array], room: int) -> tuple[jax.Array, "DecoderBeams"]:
+    def start(cls, model: Decoder, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, "DecoderBeams"]:
         """Reads prompts; one beam each.
 
         Args:
           model: the model.
           inputs: ``"input_ids"`` and ``"attention_mask"``, ``[B, S]``, padded on either side.
-          room: how many tokens may follow.
 
         Returns:
           Logits of the token after each prompt, float32 ``[B, V + N]``, and the beams.
         """
         logits, prompt = model.start(inputs, 0)
-        layers, rows, _, heads, width = prompt.keys.shape
-        empty = jnp.zeros((layers, rows, 1, room, heads, width), prompt.keys.dtype)
-        return logits, cls(empty, empty, prompt, jnp.int32(0))
+        nothing = prompt.keys[:, :, :0]
+        return logits, cls(nothing, nothing, jnp.zeros((len(logits), 1, 0), jnp.int32), prompt)
 
     def take(self, parents: jax.Array) -> "DecoderBeams":
         """The beams int ``[B, n]`` of each row, in their order; a beam may be taken more than once."""
-        rows = jnp.arange(len(parents))[:, None]
-        return self._replace(keys=self.keys[:, rows, parents], values=self.values[:, rows, parents])
+        return self._replace(places=jnp.take_along_axis(self.places, parents[..., None], axis=1))
 
     def step(self, model: Decoder, ids: jax.Array) -> tuple[jax.Array, "DecoderBeams"]:
         """One more token a beam.
@@ -56,35 +53,35 @@ class DecoderBeams(NamedTuple):
         Returns:
           ``[B, n, d_model]`` after the final norm, and the beams with these tokens.
         """
-        used, prompt = self.used, self.prompt
-        position = prompt.next_position + used
-        room = jnp.arange(self.keys.shape[3])
+        prompt = self.prompt
+        rows, beams, length = self.places.shape
+        position = prompt.next_position + length
+        row = jnp.arange(rows)[:, None, None]
+
+        def own(kept: jax.Array, new: jax.Array) -> jax.Array:
+            """What a layer has kept of the beams' tokens and, behind it, the new one's: ``[B, n, length + 1, ...]``."""
+            new = new[:, :, None]
+            return jnp.concatenate([kept[row, self.places], new], axis=2) if length else new
 
         def attend(
             q: jax.Array, k: jax.Array, v: jax.Array, window: int | jax.Array | None, kept: tuple[jax.Array, ...]
         ) -> jax.Array:
             prompt_keys, prompt_values, keys, values = kept
-            prompt_mask, own_mask = prompt.positions >= 0, room <= used
+            prompt_mask, own_mask = prompt.positions >= 0, jnp.ones(length + 1, bool)
             if window is not None:
                 prompt_mask &= prompt.positions > (position - window)[:, None]
-                own_mask &= room > used - window
+                own_mask = jnp.arange(length + 1) > length - window
             return shared_attention(
-                q,
-                (prompt_keys, prompt_values, prompt_mask),
-                (_write(keys, k, used), _write(values, v, used), own_mask),
+                q, (prompt_keys, prompt_values, prompt_mask), (own(keys, k), own(values, v), own_mask)
             )
 
         kept = prompt.keys, prompt.values, self.keys, self.values
         positions = jnp.broadcast_to(position[:, None], ids.shape)
-        hidden, (k, v) = model._layers(ids, positions, attend, kept, keep=True)
-        write = jax.vmap(_write, (0, 0, None))
-        keys, values = write(self.keys, k, used), write(self.values, v, used)
-        return hidden, DecoderBeams(keys, values, prompt, used + 1)
-
-
-def _write(kept: jax.Array, new: jax.Array, place: jax.Array) -> jax.Array:
-    """``kept [B, n, room, ...]`` with ``new [B, n, ...]`` at a place of each beam's room."""
-    return jax.lax.dynamic_update_slice_in_dim(kept, new[:, :, None], place, 2)
+        hidden, new = model._layers(ids, positions, attend, kept, keep=True)
+        keys, values = (jnp.concatenate(sides, axis=2) for sides in zip((self.keys, self.values), new, strict=True))
+        here = self.keys.shape[2] + jnp.arange(beams, dtype=jnp.int32)
+        places = jnp.concatenate([self.places, jnp.broadcast_to(here[:, None], (rows, beams, 1))], axis=2)
+        return hidden, DecoderBeams(keys, values, places, prompt)
 
 
 def shared_attention(

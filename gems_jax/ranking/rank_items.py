@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gems_jax.items import ItemIndex
@@ -109,17 +108,21 @@ def _check_options(config: Any, k: int, beams: int, vocabulary: str) -> None:
         raise ValueError(f"k={k} results need as many beams, got beams={beams}: raise beams to {k} or lower k")
 
 
-def _checked_inputs(inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
+def _checked_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Both arrays, where they are: those of the host are copied to the device with the call that needs them."""
     if "input_ids" not in inputs:
         raise ValueError(f'inputs needs "input_ids" [B, S] (and "attention_mask"); it has {sorted(inputs)}')
-    input_ids = jnp.asarray(inputs["input_ids"])
-    mask = inputs.get("attention_mask")
-    attention_mask = jnp.ones_like(input_ids) if mask is None else jnp.asarray(mask)
+    input_ids, mask = _array(inputs["input_ids"]), inputs.get("attention_mask")
+    attention_mask = np.ones(input_ids.shape, np.int32) if mask is None else _array(mask)
     if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
         raise ValueError(
             f"input_ids has shape {input_ids.shape} and attention_mask {attention_mask.shape}: both must be [B, S]"
         )
     return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def _array(values: Any) -> jax.Array | np.ndarray:
+    return values if isinstance(values, jax.Array) else np.asarray(values)
 
 
 def _checked_candidates(candidates: Any, rows: int, items: ItemIndex) -> np.ndarray:

@@ -115,9 +115,7 @@ def check_rows(config: Config, mesh: Mesh) -> None:
         )
 
 
-def build(
-    config: Config, material: Material, null_space: NullSpace | None, programs: Programs | None = None
-) -> Run:
+def build(config: Config, material: Material, null_space: NullSpace | None, programs: Programs | None = None) -> Run:
     """Makes a run; nothing is written.
 
     Args:
