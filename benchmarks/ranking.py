@@ -53,8 +53,8 @@ LIMITS = {"one token, times_floor": 1.25, "four tokens, times_generate": 5.0, "c
           "constraint, check_and_build_seconds": 60.0}  # fmt: skip
 # Two scores that differ by less are a tie, whose order rounding decides.
 TIE = 1e-5
-# Seconds before each run on a CPU: torch's threads keep the cores busy for a while after their work is done, which
-# whatever comes next would pay for.
+# Seconds before each turn on a CPU: torch's threads keep the cores busy for a while after their work is done, which
+# whatever comes next would pay for. Cores that have slept are slow at first, so a run that does not count comes between.
 PAUSE = 0.3
 # Rounds beside the floor for each one beside generate: they are short, and their ratio is near 1.
 FLOOR_ROUNDS = 3
@@ -78,13 +78,15 @@ def floor(model: gj.models.T5, inputs: dict[str, np.ndarray], beams: int) -> Cal
 def turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each in every round, after one round that does not count.
 
-    Every other round goes the other way. On a GPU there is no pause, in which its clock would fall.
+    Every other round goes the other way. On a CPU a turn is a pause, a run that does not count, and one that does; on a
+    GPU there is no pause, in which its clock would fall.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in list(runs.items())[:: 1 if number % 2 else -1]:
             if not on_gpu():
                 time.sleep(PAUSE)
+                run()
             begin = time.perf_counter()
             run()
             if number:

@@ -264,9 +264,11 @@ def _projectors(null_space: NullSpace | Mapping[str, Any] | None) -> dict[str, j
     if not isinstance(null_space, NullSpace):
         return {path: jnp.asarray(p) for path, p in null_space.items()}
     projectors = {}
-    for path in null_space.inputs:
-        factor = null_space.factor(path)
-        basis = jnp.asarray(factor.basis)
-        inside = matmul(basis, basis.mT)
-        projectors[path] = inside if factor.complement else jnp.eye(factor.dim, dtype=inside.dtype) - inside
+    # At once, in a compiled `init` too: there the compiler would work out these products of constants, for seconds.
+    with jax.ensure_compile_time_eval():
+        for path in null_space.inputs:
+            factor = null_space.factor(path)
+            basis = jnp.asarray(factor.basis)
+            inside = matmul(basis, basis.mT)
+            projectors[path] = inside if factor.complement else jnp.eye(factor.dim, dtype=inside.dtype) - inside
     return projectors

@@ -1,5 +1,6 @@
 """The released optimiser where no stored trajectory reaches: stacks, task numbers, signs, errors."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,6 +39,14 @@ def test_refreshes_count_from_one_and_signs_matter_across_them():
     # Calls 1 and 2 share a basis, call 3 has a new one: only then the sign of a vector shows.
     assert difference(seen["lapack"][:2], seen["canonical"][:2]) < 1e-5
     assert difference(seen["lapack"][2], seen["canonical"][2]) > 1e-3
+
+
+def test_projectors_are_not_left_to_the_compiler_of_init():
+    ns, _ = make_null_space({"w": 6}, side="out")
+    tx = released(1e-2, num_tasks=2, rank=3, null_space=ns)
+    params = make_params({"w": (8, 6)})
+    assert "dot_general" not in str(jax.make_jaxpr(tx.init)(params))
+    np.testing.assert_array_equal(jax.jit(tx.init)(params).projectors["w"], tx.init(params).projectors["w"])
 
 
 def test_a_null_space_of_the_input_side_and_values_out_of_range_are_refused():
