@@ -54,7 +54,7 @@ LIMITS = {"one token, times_floor": 1.25, "four tokens, times_generate": 5.0, "c
 # Two scores that differ by less are a tie, whose order rounding decides.
 TIE = 1e-5
 # Seconds before each turn on a CPU: torch's threads keep the cores busy for a while after their work is done, which
-# whatever comes next would pay for. Cores that have slept are slow at first, so a run that does not count comes between.
+# whatever comes next would pay for. Cores that have slept are slow at first: a run that does not count comes between.
 PAUSE = 0.3
 # Rounds beside the floor for each one beside generate: they are short, and their ratio is near 1.
 FLOOR_ROUNDS = 3
