@@ -68,8 +68,8 @@ def floor(model: gj.models.T5, inputs: dict[str, np.ndarray], beams: int) -> Cal
     def bare(state: Any, inputs: dict[str, jax.Array], tokens: jax.Array) -> Any:
         model = nnx.merge(graph, state)
         first, memory = T5Beams.start(model, inputs)
-        hidden, _ = memory.take(jnp.zeros_like(tokens)).step(model, tokens)
-        return first, model.logits(hidden)
+        hidden, _ = memory.take(jnp.zeros_like(tokens)).step(model, tokens[..., None])
+        return first, model.logits(hidden[:, :, 0])
 
     tokens = np.random.default_rng(2).integers(2, 1000, (len(inputs["input_ids"]), beams), dtype=np.int32)
     return lambda: jax.block_until_ready(bare(state, inputs, tokens))
@@ -148,7 +148,7 @@ class AnyCode:
 
     codes: int = dataclasses.field(metadata={"static": True})
     lowest: int = dataclasses.field(metadata={"static": True})
-    depth: int = dataclasses.field(default=3, metadata={"static": True})
+    alone: int = dataclasses.field(default=3, metadata={"static": True})
     ends: tuple[bool, ...] = dataclasses.field(default=(False, False, False, True), metadata={"static": True})
     rows: None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -166,8 +166,8 @@ class AnyCode:
 
         return values.reshape(-1), pick
 
-    def items_at(self, depth: int, nodes: jax.Array) -> jax.Array:
-        return nodes
+    def rest(self, nodes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros((len(nodes), 0), jnp.int32), nodes
 
 
 def constraint_cost(args: argparse.Namespace) -> dict[str, Any]:

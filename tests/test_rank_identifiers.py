@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,8 @@ from tiny import cheap_compilation
 from gems_jax.items import ItemIndex
 from gems_jax.models.params import params_of
 from gems_jax.ranking import beam_search as beam_search_module
+from gems_jax.ranking.beam_search import beam_search
+from gems_jax.ranking.candidate_tries import build_candidate_tries
 from gems_jax.ranking.rank_items import rank_items
 
 FAMILIES = ("t5", "llama-2", "qwen3 window")
@@ -48,6 +51,11 @@ def identifiers(kind: str) -> ItemIndex:
         return ItemIndex(rng.permutation(CODES)[:, None])
     if kind == "three levels":
         return ItemIndex(np.unique(CODES[rng.integers(0, [4, 6, 8], (60, 3))], axis=0)[::-1])
+    if kind == "told apart by two":  # and one token, two or four
+        pairs = CODES[rng.permutation(36)[:24, None] // [6, 1] % 6]
+        ends = np.where(np.arange(24)[:, None] % 3 > 0, CODES[rng.integers(0, 6, (24, 2))], -1)
+        short = [[CODES[8], -1, -1, -1], [CODES[9], -1, -1, -1]]
+        return ItemIndex(np.concatenate([np.concatenate([pairs, ends], axis=1), short]))
     rows = {tuple(CODES[rng.integers(0, 4, length)].tolist()) for length in (1, 2, 3, 4) for _ in range(12)}
     return ItemIndex(np.array([row + (-1,) * (4 - len(row)) for row in sorted(rows, reverse=True)]))
 
@@ -97,6 +105,10 @@ CASES = [
     ("qwen3 window", "one token", 12, True),
     ("llama-2", "different lengths", 8, False),
     ("qwen3 window", "three levels", 8, True),
+    ("t5", "told apart by two", 8, True),
+    ("t5", "told apart by two", 30, True),
+    ("llama-2", "told apart by two", 8, True),
+    ("qwen3 window", "told apart by two", 30, True),
 ]
 
 
@@ -158,6 +170,27 @@ def test_beams_for_all_items_find_the_best_of_all(
         expected = full_scores(model, family, inputs, items, row)
         np.testing.assert_array_equal(ids[row], np.argsort(-expected)[:10])
         np.testing.assert_allclose(scores[row], np.sort(expected)[::-1][:10], atol=1e-5)
+
+
+def decoder_passes(model: Any, inputs: dict[str, np.ndarray], items: ItemIndex, candidates: list[int]) -> int:
+    """How often a search goes through the decoder's layers: their loops in its program, less those of the input."""
+    tries = build_candidate_tries(items, np.tile(candidates, (3, 1)))
+    program = jax.make_jaxpr(
+        lambda model, inputs, tries: beam_search(model, inputs, tries, k=2, beams=4, vocabulary="full")
+    )(model, inputs, tries)
+    return str(program).count(" scan[")
+
+
+@pytest.mark.parametrize("family", ["t5", "llama-2"])
+def test_what_is_left_of_identifiers_that_are_told_apart_is_read_in_one_pass(
+    pairs: dict[str, Any], inputs: dict[str, np.ndarray], family: str
+) -> None:
+    model = pairs[family][1]
+    rows = [(10, 11, 12, 13), (10, 11, 12, 14), (10, 11, 13, 12), (10, 12, 12, 12), (11, 11, 12, 13)]
+    items = ItemIndex(np.array(rows))
+    passes = [decoder_passes(model, inputs, items, pair) for pair in ([0, 1], [0, 2], [0, 3], [0, 4])]
+    # Of two that differ in the last token all are chosen one by one; of two that differ in the first, one is.
+    assert np.diff(passes).tolist() == [-1, -1, -1]
 
 
 ITEMS, CANDIDATES, LEVELS = 14, 9, 3

@@ -1,5 +1,6 @@
 """The trie in flat arrays, against nested dictionaries."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_a_rows_trie_is_the_trie_of_its_candidates(rows: list[tuple[int, ...]], 
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), unique=True))
     candidates = np.array([[*chosen, -1, -1]])
     tries = build_candidate_tries(padded(rows), candidates)
-    row = type(tries)(tries.table[0], tries.ends)
+    row = dataclasses.replace(tries, table=tries.table[0])
 
     def below(node: int, depth: int) -> dict[Any, Any]:
         item = int(row.items_at(depth, jnp.array([node]))[0])
@@ -139,6 +140,16 @@ def test_a_large_trie_is_made_without_a_loop_over_items() -> None:
     assert trie.nbytes < 16 * items.num_items + 8 * 65536
     assert trie.degrees[0] == 256
     assert len(trie.token) == 1 + 256 + len(np.unique(ids >> 8)) + items.num_items
+
+
+@pytest.mark.parametrize(
+    ("candidates", "alone"), [([0, 1], 3), ([0, 2], 2), ([0, 3], 1), ([0, 4], 2), ([3, -1], 1), ([-1, -1], 1)]
+)
+def test_from_where_on_candidates_are_told_apart_is_known_before_the_search(candidates: list[int], alone: int) -> None:
+    items = padded([(5, 6, 7), (5, 6, 8), (5, 7, 7), (6, 6, 7), (5,)])
+    assert build_candidate_tries(items, np.array([candidates])).alone == alone
+    # All rows of a batch go the same way.
+    assert build_candidate_tries(items, np.array([candidates, [0, 1]])).alone == 3
 
 
 def test_the_order_of_candidates_of_one_token_is_kept() -> None:

@@ -76,7 +76,7 @@ class DecoderBlock(nnx.Module):
         mask: jax.Array | None,
         cross_mask: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """One position ``[B, 1, width]`` and its keys and values, written into ``memory`` at ``position``."""
+        """Positions ``[B, T, width]`` from ``position`` on, and ``memory`` with their keys and values written there."""
         normed = rows(self.self_attention_norm(x))
         new = self.self_attention.keys_values(normed, len(x))
         keys, values = (jax.lax.dynamic_update_slice_in_dim(memory[i], new[i], position, 1) for i in range(2))

@@ -22,7 +22,7 @@ class Constraint(Protocol):
     """What may follow what; see `Trie` and `CandidateTries`."""
 
     @property
-    def depth(self) -> int: ...
+    def alone(self) -> int: ...
     @property
     def ends(self) -> tuple[bool, ...]: ...
     @property
@@ -32,6 +32,7 @@ class Constraint(Protocol):
         self, depth: int, nodes: jax.Array, logits: TokenLogits, offset: jax.Array
     ) -> tuple[jax.Array, Pick]: ...
     def items_at(self, depth: int, nodes: jax.Array) -> jax.Array: ...
+    def rest(self, nodes: jax.Array) -> tuple[jax.Array, jax.Array]: ...
 
 
 @functools.partial(jax.jit, static_argnames=("k", "beams", "vocabulary"))
@@ -48,7 +49,9 @@ def beam_search(
 
     ``score(i) = (sum_t log p(i_t | x, i_<t) + log p(end | x, i)) / (|i| + 1)``, not renormalised over the allowed
     tokens. At each step the ``beams`` best continuations of all beams by their sums are looked at: those that end are
-    done; as many as ``beams`` of those that do not go on. The search goes on until nothing is left.
+    done; as many as ``beams`` of those that do not go on. Once every beam has a single item left there is nothing to
+    choose: the tokens that are missing are then read in one pass, and the search ends as it would have done token by
+    token.
 
     Args:
       model: a `T5` or a `Decoder`, which goes in as a pytree: `nnx.split` takes many times as long as its flattening.
@@ -69,15 +72,20 @@ def beam_search(
     together = _MAX_LOGITS // logits.shape[1]
     scores, nodes = jnp.zeros((batch, 1)), jnp.zeros((batch, 1), jnp.int32)
     read, found = logits[:, None], []
-    goes_on: tuple[jax.Array, ...] = ()
-    for depth in range(constraint.depth + 1):
+    parents = tokens = nodes  # of no meaning before the first choice
+    for depth in range(constraint.alone):
         if depth:
-            scores, parents, nodes, tokens = goes_on
-            read, memory = memory.take(parents).step(model, tokens)
+            hidden, memory = memory.take(parents).step(model, tokens[..., None])
+            read = hidden[:, :, 0]
         rows = read, scores, nodes, constraint.rows
         at_once = max(1, together // read.shape[1])
-        ended, goes_on = _over_rows(functools.partial(search.look, depth), rows, at_once)
+        ended, (scores, parents, nodes, tokens) = _over_rows(functools.partial(search.look, depth), rows, at_once)
         found += ended
+    rest, items = jax.vmap(search.rest)(scores, nodes, constraint.rows)
+    tokens = jnp.concatenate([tokens[..., None], jnp.maximum(rest, 0)], axis=2)
+    hidden, _ = memory.take(parents).step(model, tokens)
+    at_once = max(1, together // (tokens.shape[1] * tokens.shape[2]))
+    found.append(_over_rows(search.finish, (hidden, scores, rest, items), at_once))
     items, values = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     missing = max(0, k - values.shape[1])
     values = jnp.pad(values, ((0, 0), (0, missing)), constant_values=-jnp.inf)
@@ -120,26 +128,54 @@ class _Search(NamedTuple):
 
         Returns:
           The items that end here and their scores, if any may; sums, parents, nodes and tokens of the beams that go
-          on, if any may.
+          on.
         """
         constraint, logits = self.constraint.of_row(row), self.logits(depth, read)
         offset = scores - logits.log_normaliser()
-        nodes = jnp.where(jnp.isneginf(scores), -1, nodes)
+        nodes = _alive(nodes, scores)
+        values, pick = constraint.expand(depth, nodes, logits, offset)
+        best, chosen = jax.lax.top_k(values, min(self.beams, len(values)))
         ended: list[tuple[jax.Array, jax.Array]] = []
-        goes_on: tuple[jax.Array, ...] = ()
-        if depth < constraint.depth:
-            values, pick = constraint.expand(depth, nodes, logits, offset)
-            best, chosen = jax.lax.top_k(values, min(self.beams, len(values)))
-            goes_on = best, *pick(chosen)
         if constraint.ends[depth]:
             items = constraint.items_at(depth, nodes)
             every = jnp.arange(len(nodes))
             ends = jnp.where(items >= 0, logits.at(every, self.model.config.eos_token_id) + offset, -jnp.inf)
-            if goes_on:
-                both = jnp.concatenate([goes_on[0], ends])
-                ends = jnp.where(jnp.sum(both > ends[:, None], axis=1) < self.beams, ends, -jnp.inf)
+            both = jnp.concatenate([best, ends])
+            ends = jnp.where(jnp.sum(both > ends[:, None], axis=1) < self.beams, ends, -jnp.inf)
             ended = [(items, ends / (depth + 1))]
-        return ended, goes_on
+        return ended, (best, *pick(chosen))
+
+    def rest(self, scores: jax.Array, nodes: jax.Array, row: Any) -> tuple[jax.Array, jax.Array]:
+        """The tokens that a row's beams still have to read and their items, see `Trie.rest`."""
+        found: tuple[jax.Array, jax.Array] = self.constraint.of_row(row).rest(_alive(nodes, scores))
+        return found
+
+    def finish(
+        self, read: jax.Array, scores: jax.Array, rest: jax.Array, items: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The items of a row's beams, and their scores.
+
+        Args:
+          read: ``[n, R + 1, d_model]``: before each of the tokens that were left, and behind them.
+          scores: float32 ``[n]``, the sums before.
+          rest: int32 ``[n, R]``, the tokens that were left, -1 pads.
+          items: int32 ``[n]``, -1 for a beam that has ended before.
+        """
+        beams, places, width = read.shape
+        logits = self.logits(self.constraint.alone, read.reshape(-1, width))
+        left = jnp.sum(rest >= 0, axis=1)
+        place = jnp.arange(places)
+        expected = jnp.pad(rest, ((0, 0), (0, 1)))
+        expected = jnp.where(place == left[:, None], self.model.config.eos_token_id, expected)
+        found = logits.at(jnp.arange(beams * places), expected.reshape(-1)) - logits.log_normaliser()
+        found = jnp.where(place <= left[:, None], found.reshape(beams, places), 0.0)
+        values = (scores + found.sum(axis=1)) / (self.constraint.alone + left + 1)
+        return items, jnp.where(items >= 0, values, -jnp.inf)
+
+
+def _alive(nodes: jax.Array, scores: jax.Array) -> jax.Array:
+    """The nodes of beams, -1 for those that have ended."""
+    return jnp.where(jnp.isneginf(scores), -1, nodes)
 
 
 def _over_rows(function: Callable[..., Any], rows: tuple[Any, ...], at_once: int) -> Any:

@@ -23,10 +23,12 @@ class CandidateTries:
       table: int32 ``[B, C, 2 L]``. Of each candidate its item number, its L tokens, and the first candidate that passes
         its node of depth 1 .. L - 1; -1 pads numbers and tokens.
       ends: whether any identifier ends, of each depth from 0.
+      alone: the least depth, from 1, from which on no two candidates of a row share a node.
     """
 
     table: jax.Array | np.ndarray
     ends: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
+    alone: int = dataclasses.field(metadata={"static": True})
 
     @property
     def depth(self) -> int:
@@ -77,6 +79,11 @@ class CandidateTries:
             here &= self.table[node, 1 + depth] < 0
         return jnp.where(here, self.table[node, 0], -1)
 
+    def rest(self, nodes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What is left of the items at nodes ``[n]`` of the depth `alone`: see `Trie.rest`."""
+        known = jnp.asarray(self.table)[jnp.maximum(nodes, 0)]
+        return known[:, 1 + self.alone : 1 + self.depth], jnp.where(nodes >= 0, known[:, 0], -1)
+
     def _first(self, depth: int) -> jax.Array:
         """The first candidate that passes each candidate's node of a depth from 1 to L - 1, int32 ``[C]``."""
         return jnp.asarray(self.table[:, self.depth + depth])
@@ -94,6 +101,8 @@ def build_candidate_tries(items: ItemIndex, candidates: np.ndarray) -> Candidate
       >>> tries = build_candidate_tries(items, np.array([[0, 2, 1]]))
       >>> tries.table.tolist()  # number, two tokens, first candidate with the same first token
       [[[1, 5, 6, 0], [2, 7, -1, 1], [0, 7, 4, 1]]]
+      >>> tries.alone, build_candidate_tries(items, np.array([[0, 1]])).alone
+      (2, 1)
     """
     candidates = np.asarray(candidates, np.int32)
     if not candidates.shape[1]:
@@ -105,12 +114,16 @@ def build_candidate_tries(items: ItemIndex, candidates: np.ndarray) -> Candidate
         token = np.take_along_axis(token, order[..., None], axis=1)
         candidates = np.take_along_axis(candidates, order, axis=1)
     table = np.concatenate([candidates[..., None], token, np.zeros(token[..., 1:].shape, np.int32)], axis=2)
-    new = np.zeros(candidates.shape, bool)
+    every, new = np.arange(candidates.shape[1]), np.zeros(candidates.shape, bool)
     new[:, 0] = True
+    alone = levels
     for depth in range(1, levels):
         column = token[..., depth - 1]
         new[:, 1:] |= column[:, 1:] != column[:, :-1]
-        table[..., levels + depth] = np.maximum.accumulate(new * np.arange(candidates.shape[1]), axis=1)
-    # Either all end at the last level or any level may be one: two programs to compile, not one for each batch.
+        first = table[..., levels + depth] = np.maximum.accumulate(new * every, axis=1)
+        if alone == levels and ((first == every) | (column < 0)).all():
+            alone = depth
+    # Either all end at the last level or any level may be one, and few values of `alone`: that makes a few programs to
+    # compile, not one for each batch.
     whole = bool((token[..., -1] >= 0)[candidates >= 0].all())
-    return CandidateTries(table, (False, *(depth == levels or not whole for depth in range(1, levels + 1))))
+    return CandidateTries(table, (False, *(depth == levels or not whole for depth in range(1, levels + 1))), alone)

@@ -44,44 +44,47 @@ class DecoderBeams(NamedTuple):
         return self._replace(places=jnp.take_along_axis(self.places, parents[..., None], axis=1))
 
     def step(self, model: Decoder, ids: jax.Array) -> tuple[jax.Array, "DecoderBeams"]:
-        """One more token a beam.
+        """More tokens of each beam, in one pass.
 
         Args:
           model: the model.
-          ids: int ``[B, n]``.
+          ids: int ``[B, n, T]``.
 
         Returns:
-          ``[B, n, d_model]`` after the final norm, and the beams with these tokens.
+          ``[B, n, T, d_model]`` after the final norm, and the beams with these tokens.
         """
-        prompt = self.prompt
+        prompt, more = self.prompt, ids.shape[2]
         rows, beams, length = self.places.shape
-        position = prompt.next_position + length
         row = jnp.arange(rows)[:, None, None]
+        new_places = length + jnp.arange(more)
+        own_places = jnp.arange(length + more)
+        positions = prompt.next_position[:, None] + new_places
 
         def own(kept: jax.Array, new: jax.Array) -> jax.Array:
-            """What a layer has kept of the beams' tokens and, behind it, the new one's: ``[B, n, length + 1, ...]``."""
-            new = new[:, :, None]
+            """What a layer has kept of the beams' tokens and, behind it, the new ones': ``[B, n, length + T, ...]``."""
             return jnp.concatenate([kept[row, self.places], new], axis=2) if length else new
 
         def attend(
             q: jax.Array, k: jax.Array, v: jax.Array, window: int | jax.Array | None, kept: tuple[jax.Array, ...]
         ) -> jax.Array:
             prompt_keys, prompt_values, keys, values = kept
-            prompt_mask, own_mask = prompt.positions >= 0, jnp.ones(length + 1, bool)
+            prompt_mask, own_mask = (prompt.positions >= 0)[:, None], own_places <= new_places[:, None]
             if window is not None:
-                prompt_mask &= prompt.positions > (position - window)[:, None]
-                own_mask = jnp.arange(length + 1) > length - window
-            return shared_attention(
+                prompt_mask &= prompt.positions[:, None] > (positions - window)[:, :, None]
+                own_mask &= own_places > (new_places - window)[:, None]
+            q, k, v = (x.reshape(rows, beams, more, *x.shape[2:]) for x in (q, k, v))
+            mixed = shared_attention(
                 q, (prompt_keys, prompt_values, prompt_mask), (own(keys, k), own(values, v), own_mask)
             )
+            return mixed.reshape(rows, beams * more, *mixed.shape[3:])
 
         kept = prompt.keys, prompt.values, self.keys, self.values
-        positions = jnp.broadcast_to(position[:, None], ids.shape)
-        hidden, new = model._layers(ids, positions, attend, kept, keep=True)
+        every = jnp.broadcast_to(positions[:, None], ids.shape).reshape(rows, beams * more)
+        hidden, new = model._layers(ids.reshape(rows, beams * more), every, attend, kept, keep=True)
         keys, values = (jnp.concatenate(sides, axis=2) for sides in zip((self.keys, self.values), new, strict=True))
-        here = self.keys.shape[2] + jnp.arange(beams, dtype=jnp.int32)
-        places = jnp.concatenate([self.places, jnp.broadcast_to(here[:, None], (rows, beams, 1))], axis=2)
-        return hidden, DecoderBeams(keys, values, places, prompt)
+        here = self.keys.shape[2] + jnp.arange(beams * more, dtype=jnp.int32).reshape(beams, more)
+        places = jnp.concatenate([self.places, jnp.broadcast_to(here, ids.shape)], axis=2)
+        return hidden.reshape(*ids.shape, -1), DecoderBeams(keys, values, places, prompt)
 
 
 def shared_attention(
@@ -94,32 +97,34 @@ def shared_attention(
     The softmax is computed in float32.
 
     Args:
-      q: ``[B, n, heads, head_dim]``, one query a beam.
-      shared: keys and values ``[B, S, kv_heads, head_dim]`` and which may be attended to, bool ``[B, S]``.
-      own: keys and values ``[B, n, T, kv_heads, head_dim]`` and which may be attended to, bool ``[T]``, at least one.
+      q: ``[B, n, T, heads, head_dim]``, T queries a beam.
+      shared: keys and values ``[B, S, kv_heads, head_dim]`` and which a query may attend to, bool ``[B, 1 or T, S]``.
+      own: keys and values ``[B, n, K, kv_heads, head_dim]`` and which a query may attend to, bool ``[T, K]``, at least
+        one each.
 
     Returns:
-      ``[B, n, heads, head_dim]``.
+      ``[B, n, T, heads, head_dim]``.
 
     Example:
-      >>> q, mask = jnp.ones((1, 3, 4, 8)), jnp.ones(2, bool)
+      >>> q, mask = jnp.ones((1, 3, 1, 4, 8)), jnp.ones((1, 2), bool)
       >>> shared, own = jnp.ones((1, 2, 2, 8)), jnp.ones((1, 3, 2, 2, 8))
       >>> shared_attention(q, (shared, shared, mask[None]), (own, own, mask)).shape
-      (1, 3, 4, 8)
+      (1, 3, 1, 4, 8)
     """
     (shared_keys, shared_values, shared_mask), (own_keys, own_values, own_mask) = shared, own
-    batch, beams, heads, width = q.shape
-    grouped = q.reshape(batch, beams, shared_keys.shape[2], -1, width)
+    heads, width = q.shape[3:]
+    grouped = q.reshape(*q.shape[:3], shared_keys.shape[2], -1, width)
+    # Scores of [B, n, T, kv_heads, heads a kv_head, keys].
     scores = jnp.concatenate(
         [
             jnp.where(
-                shared_mask[:, None, None, None],
-                jnp.einsum("bnkgd,bskd->bnkgs", grouped, shared_keys, preferred_element_type=jnp.float32),
+                shared_mask[:, None, :, None, None],
+                jnp.einsum("bntkgd,bskd->bntkgs", grouped, shared_keys, preferred_element_type=jnp.float32),
                 -jnp.inf,
             ),
             jnp.where(
-                own_mask,
-                jnp.einsum("bnkgd,bntkd->bnkgt", grouped, own_keys, preferred_element_type=jnp.float32),
+                own_mask[:, None, None],
+                jnp.einsum("bntkgd,bnukd->bntkgu", grouped, own_keys, preferred_element_type=jnp.float32),
                 -jnp.inf,
             ),
         ],
@@ -127,6 +132,6 @@ def shared_attention(
     )
     weights = jax.nn.softmax(scores * width**-0.5, axis=-1).astype(q.dtype)
     split = shared_keys.shape[1]
-    mixed = jnp.einsum("bnkgs,bskd->bnkgd", weights[..., :split], shared_values)
-    mixed += jnp.einsum("bnkgt,bntkd->bnkgd", weights[..., split:], own_values)
-    return mixed.reshape(batch, beams, heads, width)
+    mixed = jnp.einsum("bntkgs,bskd->bntkgd", weights[..., :split], shared_values)
+    mixed += jnp.einsum("bntkgu,bnukd->bntkgd", weights[..., split:], own_values)
+    return mixed.reshape(*q.shape[:3], heads, width)

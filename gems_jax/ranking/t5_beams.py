@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gems_jax.models.t5 import T5
 from gems_jax.models.t5_cache import T5Cache
@@ -48,41 +49,47 @@ class T5Beams(NamedTuple):
         return self._replace(places=jnp.take_along_axis(self.places, parents.T[..., None], axis=0))
 
     def step(self, model: T5, ids: jax.Array) -> tuple[jax.Array, "T5Beams"]:
-        """Decodes one more token a beam.
+        """Decodes more tokens of each beam, in one pass.
 
         Args:
           model: the model.
-          ids: int ``[B, n]``.
+          ids: int ``[B, n, T]``.
 
         Returns:
-          ``[B, n, d_model]`` after the final norm, and the beams with these tokens.
+          ``[B, n, T, d_model]`` after the final norm, and the beams with these tokens.
         """
         beams, rows, length = self.places.shape
-        buckets = model.decoder.buckets(length + 1)[length]
+        more = ids.shape[2]
+        total = length + more
+        buckets = model.decoder.buckets(total)[length:]
+        mask = None if more == 1 else (np.arange(total) <= np.arange(length, total)[:, None])[None, None]
         cross_mask = key_mask(self.encoded.cross_mask)
         row = jnp.arange(rows)[:, None]
 
         def apply(block: Any, x: jax.Array, bias: jax.Array, memory: tuple[jax.Array, ...]) -> Any:
             *kept, cross_keys, cross_values = memory
-            # With room for one more.
-            room = ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0))
+            room = ((0, 0), (0, 0), (0, more), (0, 0), (0, 0))
             own = [jnp.pad(side[self.places, row], room) for side in kept]
             # Mapping over the beams alone leaves the keys and values of the encoded input one for all of them.
             x, written = jax.vmap(
                 lambda x, keys, values: block.step(
-                    x, (keys, values), (cross_keys, cross_values), length, bias, None, cross_mask
+                    x, (keys, values), (cross_keys, cross_values), length, bias, mask, cross_mask
                 )
             )(x, *own)
-            return x, tuple(side[:, :, length] for side in written)
+            return x, tuple(side[:, :, length:] for side in written)
 
         hidden, new = model.decoder.scan(
-            model.embed(ids.T[..., None]),
+            model.embed(ids.swapaxes(0, 1)),
             apply,
-            lambda table: table.astype(jnp.float32)[buckets].T[None, :, None],
+            lambda table: jnp.moveaxis(table.astype(jnp.float32)[buckets], 2, 0)[None],
             (self.keys, self.values, self.encoded.cross_keys, self.encoded.cross_values),
         )
-        hidden = model.decoder.final_norm(hidden)[:, :, 0].swapaxes(0, 1)
-        keys, values = (jnp.concatenate(sides, axis=1) for sides in zip((self.keys, self.values), new, strict=True))
-        here = self.keys.shape[1] + jnp.arange(beams, dtype=jnp.int32)
-        places = jnp.concatenate([self.places, jnp.broadcast_to(here[:, None, None], (beams, rows, 1))], axis=2)
-        return hidden, T5Beams(keys, values, places, self.encoded)
+        hidden = model.decoder.final_norm(hidden).swapaxes(0, 1)
+
+        def with_new(old: jax.Array, new: jax.Array) -> jax.Array:
+            layers, _, _, _, *head = new.shape
+            return jnp.concatenate([old, new.swapaxes(2, 3).reshape(layers, beams * more, rows, *head)], axis=1)
+
+        here = self.keys.shape[1] + jnp.arange(beams * more, dtype=jnp.int32).reshape(beams, 1, more)
+        places = jnp.concatenate([self.places, jnp.broadcast_to(here, (beams, rows, more))], axis=2)
+        return hidden, T5Beams(with_new(self.keys, new[0]), with_new(self.values, new[1]), places, self.encoded)

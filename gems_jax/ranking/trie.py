@@ -44,6 +44,11 @@ class Trie:
         return len(self.degrees)
 
     @property
+    def alone(self) -> int:
+        """The depth from which on no two items share a node; the last, as nothing less is asked of a catalogue."""
+        return self.depth
+
+    @property
     def nbytes(self) -> int:
         """Memory of the arrays."""
         return sum(array.nbytes for array in (self.token, self.first_child, self.item))
@@ -89,6 +94,14 @@ class Trie:
     def items_at(self, depth: int, nodes: jax.Array) -> jax.Array:
         """The items whose identifiers end at nodes ``[n]`` of a depth, -1 for none."""
         return jnp.where(nodes >= 0, self.item[jnp.maximum(nodes, 0)], -1)
+
+    def rest(self, nodes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What is left of the items at nodes ``[n]`` of the depth `alone`.
+
+        Returns:
+          The tokens behind that depth, int32 ``[n, R]``, -1 pads, and the items, int32 ``[n]``, -1 for none.
+        """
+        return jnp.zeros((len(nodes), 0), jnp.int32), self.items_at(self.depth, nodes)
 
 
 def build_trie(items: ItemIndex) -> Trie:
