@@ -22,6 +22,7 @@ def circumstances(*packages: str, device: str = "") -> dict[str, Any]:
         "machine": f"{machine()}, {device}" if device else machine(),
         "python": platform.python_version(),
         "openblas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "unset"),
+        "xla_flags": os.environ.get("XLA_FLAGS", "unset"),
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "date": datetime.date.today().isoformat(),
     }
