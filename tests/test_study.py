@@ -292,6 +292,20 @@ def test_corrected_p_values_are_holm_s():
     np.testing.assert_allclose(summing.holm(p.tolist()), expected)
 
 
+def test_times_of_a_method_are_those_of_where_most_of_its_runs_were(tmp_path):
+    study = StudyConfig(methods=("gems",), main=("gems",), seeds=3, grid=(1e-3,))
+    where = [("1 x fast card", 10.0, 0.1), ("1 x cpu", 900.0, 0.2), ("1 x fast card", 20.0, 0.6)]
+    results = {
+        Row("gems", 1e-3, seed): scored(0.3)
+        | {"test": {}, "seconds": seconds, "general": {"rise": rise}, "circumstances": {"device": device}}
+        for seed, (device, seconds, rise) in enumerate(where)
+    }
+    (tmp_path / "base.json").write_text("{}")
+    numbers = summing.summarise_study(Config(), study, results, tmp_path, "")["methods"][0]["numbers"]
+    assert numbers["seconds"]["mean"] == 15.0
+    assert numbers["general/rise"]["mean"] == pytest.approx(0.3)
+
+
 def test_captured_energy_is_that_of_the_best_low_rank_approximation():
     matrix = np.random.default_rng(0).normal(size=(6, 4))
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)

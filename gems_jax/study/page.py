@@ -74,7 +74,7 @@ def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[s
         f"Test rows, mean ± standard deviation over seeds; {_choice(summary)} ▲ and ▼: better and worse than "
         f"{METHODS[REFERENCE].label} on the same users, p < {_LEVEL} after correction. Rise: of the loss a token on "
         "general text over the base model's own vocabulary. Same choice: share of general text's tokens for which the "
-        "base model's most probable token still is.",
+        "base model's most probable token still is. Seconds: on the device that most of a method's runs were on.",
         *_remarks(summary),
         _verdict(summary, tasks),
         *pictures,

@@ -1,5 +1,6 @@
 """From finished rows to what a study says: chosen learning rates, means, spreads, paired significance."""
 
+import collections
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ from gems_jax.training.workdir import plain
 
 Results = Mapping[Row, Mapping[str, Any]]
 COMPARED = ("ndcg@10", "hit@10")
-# What is known of a row beside its rankings, as ``general/rise``.
-_NUMBERS = ("seconds", "processor_seconds", "tune_seconds", "evaluate_seconds", "peak_memory", "optimiser_bytes")
+# What is known of a row beside its rankings, as ``general/rise``; what of it goes by the machine.
+_COSTS = ("seconds", "processor_seconds", "tune_seconds", "evaluate_seconds", "peak_memory")
+_NUMBERS = (*_COSTS, "optimiser_bytes")
 
 
 def summarise_study(
@@ -71,7 +73,7 @@ def summarise_study(
             "diverged": sum("diverged" in results[row] for row in results if row.method == name),
         }
         if found:
-            entry["numbers"] = spread([_flat(_row_numbers(one)) for one in found])
+            entry["numbers"] = spread([_flat(_row_numbers(one)) for one in found]) | _costs(found)
             entry["curves"] = found[0].get("curves", {})
             entry["spectra"] = found[0].get("spectra", {})
         summary["methods"].append(entry)
@@ -116,6 +118,14 @@ def _row_numbers(found: Mapping[str, Any]) -> dict[str, Any]:
         shifts = [np.ravel(value) for value in general.pop("shift", {}).values()]
         kept["general"] = general | ({"shift": float(np.mean(np.concatenate(shifts)))} if shifts else {})
     return kept
+
+
+def _costs(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Times and memory, over the rows that ran where most of a method's did."""
+    places = [(where.get("machine"), where.get("device")) for where in (one.get("circumstances", {}) for one in found)]
+    most = collections.Counter(places).most_common(1)[0][0]
+    there = [one for one, place in zip(found, places, strict=True) if place == most]
+    return spread([_flat({name: one[name] for name in _COSTS if name in one}) for one in there])
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
