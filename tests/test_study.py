@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from gems_jax.study import summary as summing
 from gems_jax.study.claims import claim
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import MAIN, METHODS, changed, configured
-from gems_jax.study.rows import Row, chosen_rate, read_result, total_rows, wanted_rows, write_result
+from gems_jax.study.rows import Row, chosen_rates, read_result, total_rows, wanted_rows, write_result
 from gems_jax.study.spectra import captured
 from gems_jax.study.stopping import Stopping
 from gems_jax.training.config import Config
@@ -55,10 +56,22 @@ def test_every_learning_rate_is_tried_once_and_the_chosen_one_with_the_other_see
 def test_a_rate_is_chosen_when_the_grid_is_finished_and_diverged_runs_are_never_chosen():
     study = StudyConfig(methods=("gems",), grid=(1e-2, 1e-3, 1e-4))
     results = {Row("gems", 1e-2, 0): {"diverged": "..."}, Row("gems", 1e-3, 0): scored(0.3)}
-    assert chosen_rate(study, results, "gems") is None
+    assert chosen_rates(study, results, "gems") is None
     results[Row("gems", 1e-4, 0)] = scored(0.3)
-    assert chosen_rate(study, results, "gems") == 1e-4  # of two equal ones the smaller
-    assert chosen_rate(study, {row: {"diverged": "..."} for row in results}, "gems") is None
+    assert chosen_rates(study, results, "gems") == (1e-4, None)  # of two equal ones the smaller
+    assert chosen_rates(study, {row: {"diverged": "..."} for row in results}, "gems") is None
+
+
+def test_learning_rates_of_item_rows_are_tried_with_each_of_kernels():
+    study = StudyConfig(methods=("gems",), seeds=2, grid=(1e-2, 1e-3), item_grid=(1e-1, 1e-2))
+    results = {}
+    while missing := [row for row in wanted_rows(study, results) if row not in results]:
+        results[missing[0]] = scored(0.5 if missing[0].rates == (1e-3, 1e-1) else 0.4)
+    assert len(results) == total_rows(study) == 5
+    assert [row for row in results if row.seed] == [Row("gems", 1e-3, 1, 1e-1)]
+    assert len({row.folder(Path("study")) for row in results}) == 5
+    made = configured(Config(), "gems", (1e-3, 1e-1), 0, width=8).train
+    assert (made.learning_rate, made.item_learning_rate) == (1e-3, 1e-1)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +81,7 @@ def test_a_rate_is_chosen_when_the_grid_is_finished_and_diverged_runs_are_never_
         ({"seeds": 0}, "study.seeds must be at least 1"),
         ({"grid": ()}, "study.grid"),
         ({"grid": (1e-3, 1e-3)}, "different learning rates"),
+        ({"item_grid": (1e-3, 0.0)}, "study.item_grid must be different learning rates above 0"),
         ({"valid_rows": -1}, "study.valid_rows"),
     ],
 )
@@ -107,7 +121,7 @@ def first_update(config):
 def first_updates():
     config = changed(Config(), {"gems.rank": 2, "train.warmup": 0, "train.item_learning_rate": 1e-2})
     return {
-        name: first_update(configured(config, name, 1e-3, 0, width=8))
+        name: first_update(configured(config, name, (1e-3, None), 0, width=8))
         for name in METHODS
         if METHODS[name].label != "LoRA"
     }
@@ -149,7 +163,7 @@ def test_galore_is_gems_with_one_subspace_of_the_joint_gradient():
     grad = np.asarray(gradients()["block"]["kernel"], np.float64)
     joint = 0.75 * grad[0] + 0.25 * grad[1]
     left, right = np.linalg.svd(joint)[0][:, :2], np.linalg.svd(joint)[2][:2].T
-    updates = first_update(configured(config, "galore", 1e-3, 0, width=8))["block"]["kernel"]
+    updates = first_update(configured(config, "galore", (1e-3, None), 0, width=8))["block"]["kernel"]
     expected = [-1e-3 * left @ np.sign(left.T @ joint), -1e-3 * np.sign(joint @ right) @ right.T]
     assert min(np.abs(updates - one).max() for one in expected) < 1e-6
 
@@ -158,7 +172,7 @@ def test_variants_change_nothing_but_their_own_fields():
     config = Config()
     assert set(MAIN) <= set(METHODS)
     for name, method in METHODS.items():
-        made = configured(config, name, config.train.learning_rate, config.train.seed, width=96)
+        made = configured(config, name, (config.train.learning_rate, None), config.train.seed, width=96)
         back = {key: _value(config, key) for key in [*method.changes, "gems.rank", "null_space.path"]}
         assert changed(made, back).__dict__ | {"name": config.name} == config.__dict__
 
@@ -268,6 +282,8 @@ def test_other_settings_on_the_same_work_directory_are_refused(tmp_path, quick_r
         comparing.compare(changed(Config(), {"train.steps": 7}), SMALL, tmp_path, "")
     more = StudyConfig(methods=("adamw", "gems", "lora"), seeds=4, grid=(1e-3, 1e-2))
     comparing.compare(changed(Config(), {"train.seed": 5}), more, tmp_path, "")  # a study may grow
+    with pytest.raises(ValueError, match="other settings .train.item_learning_rate"):
+        comparing.compare(changed(Config(), {"train.item_learning_rate": 0.5}), more, tmp_path, "")
     assert len(quick_rows) == len(set(quick_rows)) == total_rows(more)
 
 

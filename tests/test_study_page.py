@@ -108,6 +108,20 @@ def test_a_page_says_which_runs_were_made_where(tmp_path):
     assert "GEMS, CAGrad (1 run): a machine, 1 x gpu; Python" in text
 
 
+def test_a_page_shows_every_rate_of_kernels_with_every_rate_of_item_rows(tmp_path):
+    summary = made_up()
+    summary["study"] |= {"grid": [1e-3, 1e-2], "item_grid": [3e-3]}
+    summary["rows"] = [row | {"item_learning_rate": 3e-3} for row in summary["rows"]]
+    summary["methods"] = [method | {"item_learning_rate": 3e-3} for method in summary["methods"]]
+    text = page_of(summary, tmp_path)
+    assert "the learning rates of kernels and item rows of each method were chosen on" in text
+    assert "learning rates 0.001, 0.01, with 0.003 for item rows, for every method" in text
+    grid = table_rows(text, "The grid")
+    assert grid[""] == ["0.001, items 0.003", "0.01, items 0.003"]
+    assert grid["GEMS"] == ["0.250 / 0.250, +0.30", "**0.250 / 0.250**, +0.30"]
+    assert table_rows(text, "Results")["**GEMS**"][0] == "0.01, items 0.003"
+
+
 def test_a_page_says_what_the_results_say(tmp_path):
     text = page_of(made_up(), tmp_path)
     results = table_rows(text, "Results")

@@ -31,8 +31,8 @@ def rank_items(
     search that allows nothing but items finds the best (for one token each: the ``beams`` items of the largest
     ``log p(i | x)``, then ordered by their scores). Ids and scores are those of transformers' ``generate`` with
     ``num_beams=beams``, ``length_penalty=1.0``, a ``prefix_allowed_tokens_fn`` and, where identifiers differ in
-    length, ``early_stopping="never"``. The input is read once, and its keys and values serve all beams. Where candidates
-    are told apart before their last tokens, what is left of them is read in one pass.
+    length, ``early_stopping="never"``. The input is read once, and its keys and values serve all beams. Where
+    candidates are told apart before their last tokens, what is left of them is read in one pass.
 
     Without candidates the identifiers' trie is made at the first call with these items, and kept with them.
 

@@ -13,7 +13,7 @@ import jax
 from gems_jax.staging import write_json
 from gems_jax.study.claims import WAIT, claim, claim_waiting
 from gems_jax.study.config import StudyConfig
-from gems_jax.study.rows import Row, read_result, total_rows, wanted_rows
+from gems_jax.study.rows import Row, read_result, spelled, total_rows, wanted_rows
 from gems_jax.study.run_row import result_line, run_row
 from gems_jax.study.shared import Shared
 from gems_jax.study.stopping import Stopping
@@ -98,7 +98,7 @@ def _try(
     config: Config, study: StudyConfig, row: Row, results: dict[Row, dict[str, Any]], shared: Shared, workdir: Path
 ) -> bool:
     """Runs a row unless another process does; whether there is news."""
-    with claim(workdir / "claims" / f"{row.method}-{row.learning_rate:g}-{row.seed}") as held:
+    with claim(workdir / "claims" / f"{row.method}-{spelled(row.rates, '-')}-{row.seed}") as held:
         if not held:
             return False
         found = read_result(workdir, row)  # by another process, since it was found missing
@@ -121,6 +121,7 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
     free = {"name", "data.dir", "data.path", "model.path", "model.from_text", "null_space.path", "evaluate.samples"}
     free |= {"data.tokens", "data.prefetch", "data.threads", "train.hang_after", "train.writers", "train.profile"}
     free |= {"train.method", "train.learning_rate", "train.seed"}  # what rows differ in
+    free |= {"train.item_learning_rate"} if study.item_grid else set()
     settings = {k: v for k, v in flatten(plain(config)).items() if k not in free and not k.startswith("pretrain.")}
     settings["study.valid_rows"] = study.valid_rows
     path = workdir / "settings.json"

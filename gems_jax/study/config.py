@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from gems_jax.study.methods import MAIN, METHODS
 
+# Learning rates of kernels and of item rows; ``None``: that of the configuration.
+Rates = tuple[float, float | None]
+
 
 @dataclass(frozen=True)
 class StudyConfig:
@@ -15,6 +18,7 @@ class StudyConfig:
       seeds: of the main methods.
       rest_seeds: of the others.
       grid: learning rates of kernels that are tried for every method, each with the first seed.
+      item_grid: learning rates of item rows, each tried with all of those; empty: ``train.item_learning_rate`` alone.
       metric: of validation rows, its mean over tasks decides the learning rate.
       valid_rows: validation rows of each task; 0: all.
     """
@@ -24,6 +28,7 @@ class StudyConfig:
     seeds: int = 5
     rest_seeds: int = 2
     grid: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    item_grid: tuple[float, ...] = ()
     metric: str = "ndcg@10"
     valid_rows: int = 0
 
@@ -34,10 +39,24 @@ class StudyConfig:
         for field in ("seeds", "rest_seeds"):
             if getattr(self, field) < 1:
                 raise ValueError(f"study.{field} must be at least 1, got {getattr(self, field)}")
-        if not self.grid or min(self.grid) <= 0 or len(set(self.grid)) < len(self.grid):
-            raise ValueError(f"study.grid must be different learning rates above 0, got {self.grid}")
+        if not self.grid:
+            raise ValueError("study.grid must hold a learning rate")
+        for field in ("grid", "item_grid"):
+            given = getattr(self, field)
+            if min(given, default=1) <= 0 or len(set(given)) < len(given):
+                raise ValueError(f"study.{field} must be different learning rates above 0, got {given}")
         if self.valid_rows < 0:
             raise ValueError(f"study.valid_rows must be at least 0 (0: all), got {self.valid_rows}")
+
+    def rates(self) -> tuple[Rates, ...]:
+        """What is tried for every method, ascending.
+
+        Example:
+          >>> StudyConfig(grid=(2e-3, 1e-3)).rates(), StudyConfig(grid=(1e-3,), item_grid=(1e-2, 3e-3)).rates()
+          (((0.001, None), (0.002, None)), ((0.001, 0.003), (0.001, 0.01)))
+        """
+        of_items: list[float | None] = [*sorted(self.item_grid)]
+        return tuple((rate, items) for rate in sorted(self.grid) for items in of_items or [None])
 
     def names(self) -> tuple[str, ...]:
         """The methods of the study, main ones first."""

@@ -83,13 +83,13 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return made
 
 
-def configured(config: Config, name: str, learning_rate: float, seed: int, width: int) -> Config:
+def configured(config: Config, name: str, rates: tuple[float, float | None], seed: int, width: int) -> Config:
     """The configuration of a method's run.
 
     Args:
       config: of the study.
       name: of the method.
-      learning_rate: of kernels.
+      rates: learning rates of kernels and of item rows; ``None``: that of the configuration.
       seed: of order, dropout and rounding.
       width: of the model, which a rank that must be whole is a share of.
 
@@ -97,12 +97,14 @@ def configured(config: Config, name: str, learning_rate: float, seed: int, width
       The study's configuration with nothing changed but this.
 
     Example:
-      >>> made = configured(Config(), "released", 1e-3, 2, width=96)
+      >>> made = configured(Config(), "released", (1e-3, None), 2, width=96)
       >>> made.train.method, made.gems.rank, made.train.seed, made.null_space.path
       ('released', 24, 2, 'runs/demo/null_space_out_threshold_0.02')
     """
     method = METHODS[name]
-    made = changed(config, {"train.learning_rate": learning_rate, "train.seed": seed})
+    made = changed(config, {"train.learning_rate": rates[0], "train.seed": seed})
+    if rates[1] is not None:
+        made = changed(made, {"train.item_learning_rate": rates[1]})
     made = changed(dataclasses.replace(made, name=method.label), method.changes)
     if method.whole_rank and isinstance(made.gems.rank, float):
         made = changed(made, {"gems.rank": max(1, round(made.gems.rank * width))})

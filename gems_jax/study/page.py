@@ -108,9 +108,12 @@ def _setting(summary: Mapping[str, Any]) -> str:
             f"{unigram - loss:.2f} worse)."
         )
     main = [METHODS[name].label for name in study["main"] if name in study["methods"]]
+    rates = ", ".join(f"{rate:g}" for rate in study["grid"])
+    if study.get("item_grid"):
+        rates += f", with {', '.join(f'{rate:g}' for rate in study['item_grid'])} for item rows,"
     lines.append(
-        f"- {study['finished']} of {study['rows']} runs are finished: learning rates "
-        f"{', '.join(f'{rate:g}' for rate in study['grid'])} for every method with one seed, then "
+        f"- {study['finished']} of {study['rows']} runs are finished: learning rates {rates} for every method with one "
+        "seed, then "
         f"{study['seeds']} seeds of {', '.join(main)}, {study['rest_seeds']} of the others."
     )
     return "\n".join(lines)
@@ -118,9 +121,11 @@ def _setting(summary: Mapping[str, Any]) -> str:
 
 def _choice(summary: Mapping[str, Any]) -> str:
     """How the learning rates were come by."""
-    if len(summary["study"]["grid"]) == 1:
+    if len(summary["study"]["grid"]) == 1 and len(summary["study"].get("item_grid", [])) < 2:
         return f"one learning rate for all, {summary['study']['grid'][0]:g}."
-    return "the learning rate of each method was chosen on validation rows from the same grid."
+    rates = "rates of kernels and item rows of each method were"
+    subject = rates if summary["study"].get("item_grid") else "rate of each method was"
+    return f"the learning {subject} chosen on validation rows from the same grid."
 
 
 def _remarks(summary: Mapping[str, Any]) -> list[str]:

@@ -48,7 +48,7 @@ def run_row(config: Config, row: Row, shared: Shared, workdir: Path, spectra: bo
       Stopped: after a signal; run it again to go on.
       ValueError: options that cannot be.
     """
-    run = configured(config, row.method, row.learning_rate, row.seed, shared.width)
+    run = configured(config, row.method, row.rates, row.seed, shared.width)
     folder = row.folder(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     begin, processor = time.perf_counter(), time.process_time()

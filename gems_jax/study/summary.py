@@ -10,9 +10,9 @@ import numpy as np
 
 from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import metric_of_rows, paired_test
-from gems_jax.study.config import StudyConfig
+from gems_jax.study.config import Rates, StudyConfig
 from gems_jax.study.methods import METHODS, REFERENCE
-from gems_jax.study.rows import Row, chosen_rate, total_rows
+from gems_jax.study.rows import Row, chosen_rates, total_rows
 from gems_jax.training.config import Config
 from gems_jax.training.workdir import plain
 
@@ -35,17 +35,18 @@ def summarise_study(
       workdir: of the study: its rows' rankings, ``base.json``.
       command: that made it.
     """
-    rates = {name: chosen_rate(study, results, name) for name in study.names()}
+    rates = {name: chosen_rates(study, results, name) for name in study.names()}
     finals = {name: _final_rows(study, results, name, rate) for name, rate in rates.items()}
     rows = [
         {
             "method": row.method,
             "learning_rate": row.learning_rate,
+            "item_learning_rate": row.item_learning_rate,
             "seed": row.seed,
             "chosen": row in finals[row.method],
         }
         | _row_numbers(found)
-        for row, found in sorted(results.items())
+        for row, found in sorted(results.items(), key=lambda entry: entry[0].place)
         if row.method in finals
     ]
     summary: dict[str, Any] = {
@@ -55,19 +56,21 @@ def summarise_study(
         "settings": plain(config),
         "study": {
             "methods": list(study.names()), "main": list(study.main), "seeds": study.seeds,
-            "rest_seeds": study.rest_seeds, "grid": list(study.grid), "metric": study.metric,
-            "valid_rows": study.valid_rows, "rows": total_rows(study), "finished": len(results),
+            "rest_seeds": study.rest_seeds, "grid": list(study.grid), "item_grid": list(study.item_grid),
+            "metric": study.metric, "valid_rows": study.valid_rows, "rows": total_rows(study), "finished": len(results),
         },
         "base": _read(workdir / "base.json"),
         "methods": [],
         "rows": rows,
     }  # fmt: skip
-    for name, rate in rates.items():
+    for name, chosen in rates.items():
+        rate, items = chosen or (None, None)
         found = [results[row] for row in finals[name] if "test" in results[row]]
         entry: dict[str, Any] = {
             "name": name,
             "label": METHODS[name].label,
             "learning_rate": rate,
+            "item_learning_rate": items,
             "at_edge": rate is not None and len(study.grid) > 2 and rate in (min(study.grid), max(study.grid)),
             "seeds": [row.seed for row in finals[name]],
             "diverged": sum("diverged" in results[row] for row in results if row.method == name),
@@ -97,10 +100,10 @@ def _places(finals: Mapping[str, Sequence[Row]], results: Results) -> list[dict[
     return places
 
 
-def _final_rows(study: StudyConfig, results: Results, method: str, rate: float | None) -> list[Row]:
-    if rate is None:
+def _final_rows(study: StudyConfig, results: Results, method: str, rates: Rates | None) -> list[Row]:
+    if rates is None:
         return []
-    rows = [Row(method, rate, seed) for seed in study.seeds_of(method)]
+    rows = [Row(method, rates[0], seed, rates[1]) for seed in study.seeds_of(method)]
     return [row for row in rows if "test" in results.get(row, {})]
 
 

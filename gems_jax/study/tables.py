@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gems_jax.report.results import task_label
+from gems_jax.study.config import Rates
+from gems_jax.study.rows import spelled
 
 _SHOWN = ("ndcg@10", "hit@10")
 _RANKERS = {"popularity": "popularity", "co-occurrence": "item co-occurrence", "BM25": "BM25"}
@@ -45,7 +47,7 @@ def results_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
                 cells.append(mean_and_spread(numbers.get(f"test/{task}/{metric}")) + mark(test))
         name = f"**{method['label']}**" if method["name"] == "gems" else method["label"]
         rows.append([
-            name, f"{method['learning_rate']:g}", str(len(method["seeds"])), *cells,
+            name, spelled(_rates(method)), str(len(method["seeds"])), *cells,
             mean_and_spread(numbers.get("general/rise")), mean_and_spread(numbers.get("general/top1_agreement")),
             _mean(numbers, "seconds", 1.0, ".0f"), _mean(numbers, "optimiser_bytes", 2**20, ".1f"),
         ])  # fmt: skip
@@ -96,17 +98,23 @@ def paired_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
 
 
 def grid_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
-    """Validation results and general loss of every learning rate."""
+    """Validation results and general loss of all learning rates."""
     study = summary["study"]
-    found = {(row["method"], row["learning_rate"], row["seed"]): row for row in summary["rows"]}
+    found = {(row["method"], _rates(row), row["seed"]): row for row in summary["rows"]}
+    grid = [(rate, items) for items in study.get("item_grid") or [None] for rate in study["grid"]]
     rows = []
     for method in summary["methods"]:
         cells = []
-        for rate in study["grid"]:
-            row = found.get((method["name"], rate, 0))
-            cells.append(_grid_cell(row, tasks, study["metric"], rate == method["learning_rate"]))
+        for rates in grid:
+            row = found.get((method["name"], rates, 0))
+            cells.append(_grid_cell(row, tasks, study["metric"], rates == _rates(method)))
         rows.append([method["label"], *cells])
-    return markdown_table(["", *(f"{rate:g}" for rate in study["grid"])], rows)
+    return markdown_table(["", *map(spelled, grid)], rows)
+
+
+def _rates(of: Mapping[str, Any]) -> Rates:
+    """A row's or a method's learning rates of kernels and item rows."""
+    return of["learning_rate"], of.get("item_learning_rate")
 
 
 def _grid_cell(row: Mapping[str, Any] | None, tasks: list[str], metric: str, best: bool) -> str:
