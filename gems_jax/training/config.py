@@ -268,7 +268,7 @@ class TrainConfig:
     sampling: Literal["equal", "ratio", "temperature"] = "equal"
     temperature: float = 1.0
     learning_rate: float = 3e-3
-    item_learning_rate: float = 1e-2
+    item_learning_rate: float = 3e-3
     other_learning_rate: float = 1e-3
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup: int = 20
