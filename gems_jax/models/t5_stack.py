@@ -73,7 +73,7 @@ class DecoderBlock(nnx.Module):
         cross_memory: tuple[jax.Array, jax.Array],
         position: jax.Array | int,
         bias: jax.Array,
-        mask: jax.Array | None,
+        mask: jax.Array,
         cross_mask: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Positions ``[B, T, width]`` from ``position`` on, and ``memory`` with their keys and values written there."""
@@ -90,7 +90,7 @@ class DecoderBlock(nnx.Module):
         memory: tuple[jax.Array, jax.Array],
         cross_memory: tuple[jax.Array, jax.Array],
         bias: jax.Array,
-        mask: jax.Array | None,
+        mask: jax.Array,
         cross_mask: jax.Array | None,
         dropout_key: jax.Array | None,
     ) -> jax.Array:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gems_jax.models.t5 import T5
 from gems_jax.models.t5_cache import T5Cache
@@ -62,7 +61,7 @@ class T5Beams(NamedTuple):
         more = ids.shape[2]
         total = length + more
         buckets = model.decoder.buckets(total)[length:]
-        mask = None if more == 1 else (np.arange(total) <= np.arange(length, total)[:, None])[None, None]
+        mask = (jnp.arange(total) <= jnp.arange(length, total)[:, None])[None, None]
         cross_mask = key_mask(self.encoded.cross_mask)
         row = jnp.arange(rows)[:, None]
 

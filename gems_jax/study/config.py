@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-from gems_jax.study.methods import MAIN, METHODS
-
-# Learning rates of kernels and of item rows; ``None``: that of the configuration.
-Rates = tuple[float, float | None]
+from gems_jax.study.methods import MAIN, METHODS, Rates
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from typing import Any
 
 from gems_jax.training.config import Config
 
+# Learning rates of kernels and of item rows; ``None``: that of the configuration.
+Rates = tuple[float, float | None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -83,7 +86,7 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return made
 
 
-def configured(config: Config, name: str, rates: tuple[float, float | None], seed: int, width: int) -> Config:
+def configured(config: Config, name: str, rates: Rates, seed: int, width: int) -> Config:
     """The configuration of a method's run.
 
     Args:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from gems_jax.staging import write_json
-from gems_jax.study.config import Rates, StudyConfig
+from gems_jax.study.config import StudyConfig
+from gems_jax.study.methods import Rates
 
 Results = Mapping["Row", Mapping[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class Row:
     """One run of a study: a method with a learning rate of kernels, a seed and, if it is tried, a rate of item rows."""
 
@@ -27,11 +28,6 @@ class Row:
     def rates(self) -> Rates:
         """Of kernels and of item rows."""
         return self.learning_rate, self.item_learning_rate
-
-    @property
-    def place(self) -> tuple[str, float, float, int]:
-        """By which rows are sorted."""
-        return self.method, self.learning_rate, self.item_learning_rate or 0.0, self.seed
 
     def folder(self, workdir: Path) -> Path:
         """Where the run lies.

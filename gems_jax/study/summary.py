@@ -1,7 +1,7 @@
 """From finished rows to what a study says: chosen learning rates, means, spreads, paired significance."""
 
-import collections
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ import numpy as np
 
 from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import metric_of_rows, paired_test
-from gems_jax.study.config import Rates, StudyConfig
-from gems_jax.study.methods import METHODS, REFERENCE
+from gems_jax.study.config import StudyConfig
+from gems_jax.study.methods import METHODS, REFERENCE, Rates
 from gems_jax.study.rows import Row, chosen_rates, total_rows
 from gems_jax.training.config import Config
 from gems_jax.training.workdir import plain
@@ -46,7 +46,7 @@ def summarise_study(
             "chosen": row in finals[row.method],
         }
         | _row_numbers(found)
-        for row, found in sorted(results.items(), key=lambda entry: entry[0].place)
+        for row, found in sorted(results.items())
         if row.method in finals
     ]
     summary: dict[str, Any] = {
@@ -126,7 +126,7 @@ def _row_numbers(found: Mapping[str, Any]) -> dict[str, Any]:
 def _costs(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Times and memory, over the rows that ran where most of a method's did."""
     places = [(where.get("machine"), where.get("device")) for where in (one.get("circumstances", {}) for one in found)]
-    most = collections.Counter(places).most_common(1)[0][0]
+    most = statistics.mode(places)
     there = [one for one, place in zip(found, places, strict=True) if place == most]
     return spread([_flat({name: one[name] for name in _COSTS if name in one}) for one in there])
 

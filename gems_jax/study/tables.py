@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gems_jax.report.results import task_label
-from gems_jax.study.config import Rates
+from gems_jax.study.config import StudyConfig
+from gems_jax.study.methods import Rates
 from gems_jax.study.rows import spelled
 
 _SHOWN = ("ndcg@10", "hit@10")
@@ -101,7 +102,7 @@ def grid_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     """Validation results and general loss of all learning rates."""
     study = summary["study"]
     found = {(row["method"], _rates(row), row["seed"]): row for row in summary["rows"]}
-    grid = [(rate, items) for items in study.get("item_grid") or [None] for rate in study["grid"]]
+    grid = StudyConfig(grid=tuple(study["grid"]), item_grid=tuple(study.get("item_grid", ()))).rates()
     rows = []
     for method in summary["methods"]:
         cells = []
