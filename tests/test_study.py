@@ -317,8 +317,10 @@ def test_times_of_a_method_are_those_of_where_most_of_its_runs_were(tmp_path):
         for seed, (device, seconds, rise) in enumerate(where)
     }
     (tmp_path / "base.json").write_text("{}")
-    numbers = summing.summarise_study(Config(), study, results, tmp_path, "")["methods"][0]["numbers"]
+    method = summing.summarise_study(Config(), study, results, tmp_path, "")["methods"][0]
+    numbers = method["numbers"]
     assert numbers["seconds"]["mean"] == 15.0
+    assert method["timed_on"] == "1 x fast card"
     assert numbers["general/rise"]["mean"] == pytest.approx(0.3)
 
 

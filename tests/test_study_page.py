@@ -122,6 +122,38 @@ def test_a_page_shows_every_rate_of_kernels_with_every_rate_of_item_rows(tmp_pat
     assert table_rows(text, "Results")["**GEMS**"][0] == "0.01, items 0.003"
 
 
+def test_times_of_another_machine_than_most_are_left_out(tmp_path):
+    summary = made_up()
+    third = summary["methods"][0] | {"name": "lora", "label": "LoRA"}
+    summary["methods"].append(third)
+    for method, place in zip(summary["methods"], ("a card", "two cores", None, "a card"), strict=True):
+        method["timed_on"] = place
+    table = table_rows(page_of(summary, tmp_path), "Results")
+    seconds = table[""].index("seconds a run")
+    assert [table[name][seconds] for name in ("joint AdamW", "**GEMS**", "LoRA")] == ["120", "–", "120"]
+
+
+def test_what_a_method_ranks_at_where_little_may_be_forgotten(tmp_path):
+    summary = made_up()
+    rises = {"adamw": (0.2, 2.0, 12.0), "gems": (0.1, 0.25, 0.3)}
+    levels = {"adamw": (0.1, 0.3, 0.2), "gems": (0.2, 0.15, 0.25)}
+    for name in rises:
+        for row in summary["rows"]:
+            if row["method"] == name and row["seed"] == 0:
+                place = summary["study"]["grid"].index(row["learning_rate"])
+                row["general"] = {"rise": rises[name][place]}
+                row["valid"] = {"rec": {"ndcg@10": levels[name][place]}, "src": {"ndcg@10": 0.5}}
+            elif row["method"] == name:  # other seeds are of the chosen rate alone
+                row["general"] = {"rise": 0.0}
+                row["valid"] = {task: {"ndcg@10": 0.9} for task in TASKS}
+    table = table_rows(page_of(summary, tmp_path), "What may be forgotten")
+    assert table[""] == ["at most +0.3", "at most +1", "at most +3", "at most +10", "any"]
+    first, third = "0.100 / 0.500", "0.300 / 0.500"
+    assert table["joint AdamW"] == [first, first, third, third, third]
+    assert table["GEMS"] == ["0.250 / 0.500"] * 5
+    assert table["CAGrad"] == ["–"] * 5
+
+
 def test_a_page_says_what_the_results_say(tmp_path):
     text = page_of(made_up(), tmp_path)
     results = table_rows(text, "Results")

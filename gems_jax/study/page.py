@@ -9,7 +9,7 @@ from gems_jax.report.results import task_label
 from gems_jax.staging import write_text
 from gems_jax.study.figures import figures
 from gems_jax.study.methods import METHODS, REFERENCE
-from gems_jax.study.tables import grid_table, paired_table, results_table
+from gems_jax.study.tables import forgetting_table, grid_table, paired_table, results_table
 
 _LEVEL = 0.05
 
@@ -74,9 +74,13 @@ def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[s
         f"Test rows, mean ± standard deviation over seeds; {_choice(summary)} ▲ and ▼: better and worse than "
         f"{METHODS[REFERENCE].label} on the same users, p < {_LEVEL} after correction. Rise: of the loss a token on "
         "general text over the base model's own vocabulary. Same choice: share of general text's tokens for which the "
-        "base model's most probable token still is. Seconds: on the device that most of a method's runs were on.",
+        "base model's most probable token still is. Seconds: where most methods were run; – for others.",
         *_remarks(summary),
         _verdict(summary, tasks),
+        "## What may be forgotten",
+        forgetting_table(summary, tasks),
+        f"Validation {summary['study']['metric']} of {' / '.join(map(task_label, tasks))}, first seed: of the grid's "
+        "runs whose loss on general text rises by no more than that (nats a token), the best mean over tasks; –: none.",
         *pictures,
         f"## Against {METHODS[REFERENCE].label}, user by user",
         paired_table(summary, tasks),

@@ -76,7 +76,8 @@ def summarise_study(
             "diverged": sum("diverged" in results[row] for row in results if row.method == name),
         }
         if found:
-            entry["numbers"] = spread([_flat(_row_numbers(one)) for one in found]) | _costs(found)
+            costs, entry["timed_on"] = _costs(found)
+            entry["numbers"] = spread([_flat(_row_numbers(one)) for one in found]) | costs
             entry["curves"] = found[0].get("curves", {})
             entry["spectra"] = found[0].get("spectra", {})
         summary["methods"].append(entry)
@@ -123,12 +124,13 @@ def _row_numbers(found: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _costs(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Times and memory, over the rows that ran where most of a method's did."""
+def _costs(found: Sequence[Mapping[str, Any]]) -> tuple[dict[str, dict[str, float | None]], str]:
+    """Times and memory, over the rows that ran where most of a method's did; and where that was."""
     places = [(where.get("machine"), where.get("device")) for where in (one.get("circumstances", {}) for one in found)]
     most = statistics.mode(places)
     there = [one for one, place in zip(found, places, strict=True) if place == most]
-    return spread([_flat({name: one[name] for name in _COSTS if name in one}) for one in there])
+    costs = spread([_flat({name: one[name] for name in _COSTS if name in one}) for one in there])
+    return costs, ", ".join(str(part) for part in most if part)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

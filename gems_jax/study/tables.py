@@ -1,5 +1,6 @@
 """The tables of a study's page, as Markdown."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from gems_jax.study.rows import spelled
 _SHOWN = ("ndcg@10", "hit@10")
 _RANKERS = {"popularity": "popularity", "co-occurrence": "item co-occurrence", "BM25": "BM25"}
 _LEVEL = 0.05
+# What the loss on general text may rise by, nats a token.
+_RISES = (0.3, 1.0, 3.0, 10.0)
 _NONE = "–"
 
 
@@ -37,9 +40,10 @@ def results_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
         if found:
             cells = [f"{found[t][m]:.3f}" if t in found else _NONE for t in tasks for m in _SHOWN]
             rows.append([_RANKERS.get(name, name), _NONE, _NONE, *cells, *[_NONE] * 4])
-    for method in summary["methods"]:
-        if "numbers" not in method:
-            continue
+    finished = [method for method in summary["methods"] if "numbers" in method]
+    # Times are comparable on one machine alone: that of the most methods.
+    usual = statistics.mode(method.get("timed_on") for method in finished)
+    for method in finished:
         numbers = method["numbers"]
         cells = []
         for task in tasks:
@@ -47,10 +51,11 @@ def results_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
                 test = method.get("against", {}).get(f"{task}/{metric}")
                 cells.append(mean_and_spread(numbers.get(f"test/{task}/{metric}")) + mark(test))
         name = f"**{method['label']}**" if method["name"] == "gems" else method["label"]
+        seconds = _mean(numbers, "seconds", 1.0, ".0f") if method.get("timed_on") == usual else _NONE
         rows.append([
             name, spelled(_rates(method)), str(len(method["seeds"])), *cells,
             mean_and_spread(numbers.get("general/rise")), mean_and_spread(numbers.get("general/top1_agreement")),
-            _mean(numbers, "seconds", 1.0, ".0f"), _mean(numbers, "optimiser_bytes", 2**20, ".1f"),
+            seconds, _mean(numbers, "optimiser_bytes", 2**20, ".1f"),
         ])  # fmt: skip
     return markdown_table(head, rows)
 
@@ -113,6 +118,25 @@ def grid_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     return markdown_table(["", *map(spelled, grid)], rows)
 
 
+def forgetting_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
+    """The best validation result of each method that raises the loss on general text by no more than a limit."""
+    metric = summary["study"]["metric"]
+    tried = [row for row in summary["rows"] if row["seed"] == 0 and "valid" in row]
+    rows = []
+    for method in summary["methods"]:
+        cells = []
+        for most in (*_RISES, float("inf")):
+            kept = [row for row in tried if row["method"] == method["name"] and row["general"]["rise"] <= most]
+            best = max(kept, key=lambda row: sum(row["valid"][task][metric] for task in tasks), default=None)
+            cells.append(_NONE if best is None else _levels(best, tasks, metric))
+        rows.append([method["label"], *cells])
+    return markdown_table(["", *(f"at most +{most:g}" for most in _RISES), "any"], rows)
+
+
+def _levels(row: Mapping[str, Any], tasks: list[str], metric: str) -> str:
+    return " / ".join(f"{row['valid'][task][metric]:.3f}" for task in tasks)
+
+
 def _rates(of: Mapping[str, Any]) -> Rates:
     """A row's or a method's learning rates of kernels and item rows."""
     return of["learning_rate"], of.get("item_learning_rate")
@@ -123,7 +147,7 @@ def _grid_cell(row: Mapping[str, Any] | None, tasks: list[str], metric: str, bes
         return _NONE
     if "valid" not in row:
         return "diverged"
-    text = " / ".join(f"{row['valid'][task][metric]:.3f}" for task in tasks)
+    text = _levels(row, tasks, metric)
     return f"{f'**{text}**' if best else text}, {row['general']['rise']:+.2f}"
 
 
