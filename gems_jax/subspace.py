@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.orthonormal import Project, matmul, norms, orthonormal_inside, there_and_back, times, transposed_times
+from gems_jax.polar import nearest_orthogonal
 from gems_jax.stacks import by_member, map_stack, mesh_of_devices, placed_like, split_columns, whole, whole_columns
 
 Decomposition = Literal["svd", "eigh", "subspace"]
@@ -143,18 +144,13 @@ def align(basis: jax.Array, previous: jax.Array) -> jax.Array:
     """
     overlap = matmul(basis.mT, previous)
     # Zero columns (a layer whose null space is smaller than the rank) stay where they are.
-    absent = jnp.sum(basis**2, axis=-2, keepdims=True) < 0.5
-    overlap += absent * jnp.eye(basis.shape[-1], dtype=overlap.dtype)
+    there = jnp.sum(basis**2, axis=-2, keepdims=True) > 0.5
     if overlap.ndim > 2 and mesh_of_devices():
-        rotation = map_stack(lambda overlap, _: _polar_factor(overlap), overlap.ndim - 2, whole(overlap), None)
+        whole_pair = whole(overlap), whole(there)
+        rotation = map_stack(lambda pair, _: nearest_orthogonal(*pair), overlap.ndim - 2, whole_pair, None)
     else:
-        rotation = _polar_factor(overlap)
+        rotation = nearest_orthogonal(overlap, there)
     return matmul(basis, rotation)
-
-
-def _polar_factor(matrix: jax.Array) -> jax.Array:
-    left, _, right = jnp.linalg.svd(matrix, full_matrices=False)
-    return matmul(left, right)
 
 
 def make_basis(
@@ -201,6 +197,8 @@ def make_basis(
     else:
         basis, remains = _decomposed(gradient, rank, frame, method, exclude, there, key)
     usable = finite & is_normal & remains
+    if method == "svd":  # which gives NaN where it does not converge: seen with LAPACK's, of a fine matrix
+        usable &= jnp.all(jnp.isfinite(basis), axis=(-2, -1), keepdims=True)
     if signs == "align":
         basis = jnp.where(warm[..., None, None], align(basis, previous), canonical_signs(basis))
     else:

@@ -106,6 +106,21 @@ def test_unusable_gradients_leave_the_former_basis_in_force(method):
         np.testing.assert_array_equal(u, previous)
 
 
+def test_a_decomposition_that_does_not_converge_leaves_the_former_basis_in_force():
+    gradient, previous = matrix(SPECTRA["apart"], 0), orthonormal(P, RANK, 1)
+
+    def fails(x, full_matrices=True):
+        return tuple(jnp.full_like(part, jnp.nan) for part in np.linalg.svd(x, full_matrices=full_matrices))
+
+    with mock.patch.object(jnp.linalg, "svd", fails):
+        basis, usable = make_basis(
+            jnp.asarray(gradient, jnp.float32), RANK, Frame(None, False), method="svd", signs="canonical",
+            previous=jnp.asarray(previous, jnp.float32), has_previous=jnp.array(True), key=jax.random.key(0),
+        )  # fmt: skip
+    assert not usable
+    np.testing.assert_array_equal(basis, previous.astype(np.float32))
+
+
 def anywhere(x):
     return x
 
