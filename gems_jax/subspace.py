@@ -139,8 +139,8 @@ def align(basis: jax.Array, previous: jax.Array) -> jax.Array:
     Example:
       >>> import jax.numpy as jnp
       >>> old = jnp.eye(3)[:, :2]
-      >>> align(old[:, ::-1], old).round(3).tolist()
-      [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+      >>> bool(jnp.allclose(align(old[:, ::-1], old), old, atol=1e-6))
+      True
     """
     overlap = matmul(basis.mT, previous)
     # Zero columns (a layer whose null space is smaller than the rank) stay where they are.
