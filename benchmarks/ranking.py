@@ -62,9 +62,7 @@ PAUSE = 0.3
 FLOOR_ROUNDS = 3
 
 
-def floor(
-    model: gj.models.T5, inputs: dict[str, np.ndarray], beams: int, passes: tuple[int, ...]
-) -> Callable[[], Any]:
+def floor(model: gj.models.T5, inputs: dict[str, np.ndarray], beams: int, passes: tuple[int, ...]) -> Callable[[], Any]:
     """One encoder pass, one decoder step, and passes of ``beams`` beams an input, with all logits.
 
     ``passes``: tokens that each of them reads.

@@ -20,7 +20,16 @@ from gems_jax.study import summary as summing
 from gems_jax.study.claims import claim
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import MAIN, METHODS, changed, configured
-from gems_jax.study.rows import Row, chosen_rates, read_result, total_rows, wanted_rows, write_result
+from gems_jax.study.rows import (
+    Row,
+    affordable_rates,
+    chosen_rates,
+    read_result,
+    rise_allowed,
+    total_rows,
+    wanted_rows,
+    write_result,
+)
 from gems_jax.study.spectra import captured
 from gems_jax.study.stopping import Stopping
 from gems_jax.training.config import Config
@@ -74,6 +83,51 @@ def test_learning_rates_of_item_rows_are_tried_with_each_of_kernels():
     assert (made.learning_rate, made.item_learning_rate) == (1e-3, 1e-1)
 
 
+def finished(study, levels, rises):
+    """A study run to its end: validation levels by method and learning rate, rises by method, rate and seed."""
+    results = {}
+    while missing := [row for row in wanted_rows(study, results) if row not in results]:
+        row = missing[0]
+        rise = rises[row.method].get(row.learning_rate, (9.0,) * 3)[row.seed]
+        results[row] = scored(levels[row.method][row.learning_rate]) | {"general": {"rise": rise}}
+    return results
+
+
+def test_a_budget_is_kept_by_the_mean_over_seeds_and_asks_for_the_next_best_where_it_is_not():
+    study = StudyConfig(
+        methods=("adamw", "gems", "cagrad"), main=("adamw", "gems"), seeds=3, rest_seeds=2,
+        grid=(1e-4, 1e-3, 1e-2, 1e-1), budget=0.5,
+    )  # fmt: skip
+    levels = {
+        "adamw": {1e-4: 0.1, 1e-3: 0.2, 1e-2: 0.3, 1e-1: 0.1},
+        "gems": {1e-4: 0.1, 1e-3: 0.2, 1e-2: 0.3, 1e-1: 0.4},
+        "cagrad": dict.fromkeys((1e-4, 1e-3, 1e-2, 1e-1), 0.5),
+    }
+    rises = {
+        "adamw": {1e-2: (6.0, 2.0, 4.0)},
+        "gems": {1e-4: (0.1,) * 3, 1e-3: (1.0, 1.5, 2.0), 1e-2: (1.0, 3.0, 3.0), 1e-1: (9.0,) * 3},
+        "cagrad": {},
+    }
+    results = finished(study, levels, rises)
+    assert rise_allowed(study, results) == pytest.approx(0.5 * (6 + 2 + 4) / 3)
+    assert chosen_rates(study, results, "gems") == (1e-1, None)
+    assert affordable_rates(study, results, "gems") == (1e-3, None)
+    # Of the better one the first seed alone is within the budget: its other seeds say so, and are kept.
+    assert {row.learning_rate for row in results if row.method == "gems" and row.seed} == {1e-1, 1e-2, 1e-3}
+    assert affordable_rates(study, results, "cagrad") is None  # nothing is within it
+    assert affordable_rates(study, results, "adamw") is None  # the reference has what it has
+    assert len(results) == total_rows(study, results) == 3 * 4 + 2 + 3 * 2 + 1
+    assert affordable_rates(study, {}, "gems") is None
+
+
+def test_a_budget_that_the_best_keeps_asks_for_nothing_more():
+    study = StudyConfig(methods=("adamw", "gems"), seeds=2, grid=(1e-3, 1e-2), budget=0.5)
+    levels = dict.fromkeys(("adamw", "gems"), {1e-3: 0.1, 1e-2: 0.2})
+    results = finished(study, levels, {"adamw": {}, "gems": {1e-2: (1.0, 2.0)}})
+    assert affordable_rates(study, results, "gems") == chosen_rates(study, results, "gems") == (1e-2, None)
+    assert len(results) == total_rows(study, results) == total_rows(study)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -83,6 +137,9 @@ def test_learning_rates_of_item_rows_are_tried_with_each_of_kernels():
         ({"grid": (1e-3, 1e-3)}, "different learning rates"),
         ({"item_grid": (1e-3, 0.0)}, "study.item_grid must be different learning rates above 0"),
         ({"valid_rows": -1}, "study.valid_rows"),
+        ({"reference": "gem"}, "no method 'gem'; choose among adamw"),
+        ({"budget": 0.0}, "study.budget must be above 0, or none, got 0.0"),
+        ({"budget": 0.2, "methods": ("gems",)}, "study.budget is a share of what 'adamw' forgets: study.methods must"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(given, message):
@@ -322,6 +379,49 @@ def test_times_of_a_method_are_those_of_where_most_of_its_runs_were(tmp_path):
     assert numbers["seconds"]["mean"] == 15.0
     assert method["timed_on"] == "1 x fast card"
     assert numbers["general/rise"]["mean"] == pytest.approx(0.3)
+
+
+def test_what_is_within_the_budget_is_summed_up_and_tested_on_its_own(tmp_path):
+    """Two seeds of the reference, of the best learning rate and of the best within the budget."""
+    study = StudyConfig(methods=("adamw", "gems"), seeds=2, grid=(1e-3, 1e-2), budget=0.25)
+    levels = {"adamw": {1e-3: 0.3, 1e-2: 0.2}, "gems": {1e-3: 0.3, 1e-2: 0.4}}
+    results = finished(study, levels, {"adamw": {1e-3: (8.0, 8.0)}, "gems": {1e-2: (4.0, 4.0), 1e-3: (1.0, 2.0)}})
+    ranks = {("adamw", 1e-3): 5, ("gems", 1e-2): 1, ("gems", 1e-3): 2}
+    for row, found in results.items():
+        rank = ranks.get((row.method, row.learning_rate), 9)
+        found["test"] = {"rec": {"ndcg@10": 1 / np.log2(1 + rank), "hit@10": 1.0}}
+        row.folder(tmp_path).mkdir(parents=True)
+        items = np.tile(np.arange(10, dtype=np.int32), (50, 1))
+        np.savez(
+            row.folder(tmp_path) / "ranking_rec.npz", user_ids=np.arange(50), items=items,
+            target=np.full(50, rank - 1, np.int32), rank=np.full(50, rank, np.int32),
+        )  # fmt: skip
+    summary = summing.summarise_study(Config(), study, results, tmp_path, "")
+    ours = summary["methods"][1]
+    assert (ours["learning_rate"], ours["within_budget"]["learning_rate"]) == (1e-2, 1e-3)
+    assert summary["study"]["rise_allowed"] == pytest.approx(2.0)
+    assert ours["within_budget"]["seeds"] == [0, 1]
+    assert ours["within_budget"]["numbers"]["general/rise"]["mean"] == pytest.approx(1.5)
+    for entry, rank in ((ours, 1), (ours["within_budget"], 2)):
+        difference = 1 / np.log2(1 + rank) - 1 / np.log2(1 + 5)
+        assert entry["against"]["rec/ndcg@10"]["difference"] == pytest.approx(difference)
+    assert "within_budget" not in summary["methods"][0]
+    assert summary["circumstances"][0]["rows"] == 6
+
+
+def test_another_method_may_be_what_others_are_compared_with(tmp_path):
+    study = StudyConfig(methods=("adamw", "gems"), seeds=1, grid=(1e-3,), reference="gems")
+    results = {Row("adamw", 1e-3, 0): scored(0.2), Row("gems", 1e-3, 0): scored(0.3)}
+    for row, found in results.items():
+        found["test"] = {"rec": {"ndcg@10": 1.0, "hit@10": 1.0}}
+        row.folder(tmp_path).mkdir(parents=True)
+        np.savez(
+            row.folder(tmp_path) / "ranking_rec.npz", user_ids=np.arange(4), target=np.zeros(4, np.int32),
+            items=np.tile(np.arange(10, dtype=np.int32), (4, 1)), rank=np.ones(4, np.int32),
+        )  # fmt: skip
+    found = {m["name"]: m for m in summing.summarise_study(Config(), study, results, tmp_path, "")["methods"]}
+    assert "against" in found["adamw"]
+    assert "against" not in found["gems"]
 
 
 def test_captured_energy_is_that_of_the_best_low_rank_approximation():

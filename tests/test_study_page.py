@@ -154,6 +154,41 @@ def test_what_a_method_ranks_at_where_little_may_be_forgotten(tmp_path):
     assert table["CAGrad"] == ["–"] * 5
 
 
+def test_a_page_shows_what_is_within_the_budget(tmp_path):
+    summary = made_up()
+    gems = summary["methods"][1]
+    numbers = gems["numbers"] | {"general/rise": {"mean": 0.2, "sd": 0.05}}
+    level = gems["against"]["src/ndcg@10"]
+    gems["within_budget"] = {
+        "learning_rate": 3e-3, "item_learning_rate": None, "seeds": [0, 1], "numbers": numbers,
+        "against": dict.fromkeys(gems["against"], level | {"difference": 0.0123}),
+    }  # fmt: skip
+    summary["methods"].append(summary["methods"][0] | {"name": "lora", "label": "LoRA"})
+    assert "## Within" not in page_of(summary, tmp_path)
+    summary["study"] |= {"budget": 0.2, "rise_allowed": 0.4}
+    text = page_of(summary, tmp_path)
+    table = table_rows(text, "Within 0.2 of what joint AdamW forgets")
+    assert list(table) == ["", "joint AdamW", "GEMS"]
+    assert table["GEMS"] == ["0.003", "2", *["0.250 ± 0.010", "0.500 ± 0.010"] * 2, "0.200 ± 0.050", "0.10", "–"]
+    assert table["joint AdamW"][6:8] == ["2.000 ± 0.020", "1.00"]
+    # CAGrad's runs all diverged: that is said elsewhere.
+    assert "rises by at most 0.40, 0.2 of the mean rise of joint AdamW" in text
+    assert "marks as above. No such run: LoRA.\n" in text
+    assert text.count("Recommendation: not told apart (+0.0123 ndcg@10)") == 1
+    assert "the loss rises by 0.200, with joint AdamW by 2.000, 0.10 of it" in text
+
+
+def test_a_page_names_the_method_that_others_are_compared_with(tmp_path):
+    summary = made_up()
+    adamw, gems = summary["methods"][:2]
+    summary["study"]["reference"] = "gems"
+    adamw["against"] = gems.pop("against")
+    text = page_of(summary, tmp_path)
+    assert "better and worse than GEMS on the same users" in text
+    assert list(table_rows(text, "Against GEMS, user by user")) == ["", "joint AdamW"]
+    assert "beside joint AdamW" not in text
+
+
 def test_a_page_says_what_the_results_say(tmp_path):
     text = page_of(made_up(), tmp_path)
     results = table_rows(text, "Results")

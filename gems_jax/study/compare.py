@@ -103,7 +103,7 @@ def _try(
             return False
         found = read_result(workdir, row)  # by another process, since it was found missing
         if found is None:
-            print(f"compare: row {len(results) + 1} of {total_rows(study)}: {row}", flush=True)
+            print(f"compare: row {len(results) + 1} of {total_rows(study, results)}: {row}", flush=True)
             look_closer = row.method in study.main and row.seed == study.seeds_of(row.method)[0]
             found = run_row(config, row, shared, workdir, look_closer)
             print(f"compare: {result_line(row, found, study.metric)}", flush=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gems_jax.study.methods import MAIN, METHODS, Rates
+from gems_jax.study.methods import MAIN, METHODS, REFERENCE, Rates
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,9 @@ class StudyConfig:
       item_grid: learning rates of item rows, each tried with all of those; empty: ``train.item_learning_rate`` alone.
       metric: of validation rows, its mean over tasks decides the learning rate.
       valid_rows: validation rows of each task; 0: all.
+      reference: the method that others are compared with.
+      budget: most that a method may forget, as a share of what the reference does: the best learning rates of each
+        method whose rise of the loss on general text is within it are run with its seeds too. ``None``: no such choice.
     """
 
     methods: tuple[str, ...] = ()
@@ -28,9 +31,11 @@ class StudyConfig:
     item_grid: tuple[float, ...] = ()
     metric: str = "ndcg@10"
     valid_rows: int = 0
+    reference: str = REFERENCE
+    budget: float | None = None
 
     def __post_init__(self) -> None:
-        for name in (*self.methods, *self.main):
+        for name in (*self.methods, *self.main, self.reference):
             if name not in METHODS:
                 raise ValueError(f"study.methods has no method {name!r}; choose among {', '.join(METHODS)}")
         for field in ("seeds", "rest_seeds"):
@@ -44,6 +49,10 @@ class StudyConfig:
                 raise ValueError(f"study.{field} must be different learning rates above 0, got {given}")
         if self.valid_rows < 0:
             raise ValueError(f"study.valid_rows must be at least 0 (0: all), got {self.valid_rows}")
+        if self.budget is not None and self.budget <= 0:
+            raise ValueError(f"study.budget must be above 0, or none, got {self.budget}")
+        if self.budget is not None and self.reference not in self.names():
+            raise ValueError(f"study.budget is a share of what {self.reference!r} forgets: study.methods must have it")
 
     def rates(self) -> tuple[Rates, ...]:
         """What is tried for every method, ascending.

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from gems_jax.report.results import task_label
-from gems_jax.study.methods import REFERENCE
 from gems_jax.study.pictures import Lines, panels, plane
+from gems_jax.study.tables import reference_of
 
 
 class Picture(NamedTuple):
@@ -31,7 +31,7 @@ def figures(summary: Mapping[str, Any], tasks: list[str]) -> Iterator[Picture]:
     yield from _conflicts(main, tasks)
     yield from _gates(done, tasks)
     yield from _captured(done, tasks)
-    yield from _spectra(main, tasks)
+    yield from _spectra(main, tasks, reference_of(summary)[0])
 
 
 def _plane(done: list[dict[str, Any]], tasks: list[str]) -> Picture:
@@ -103,9 +103,9 @@ def _captured(done: list[dict[str, Any]], tasks: list[str]) -> Iterator[Picture]
         )  # fmt: skip
 
 
-def _spectra(main: list[dict[str, Any]], tasks: list[str]) -> Iterator[Picture]:
-    reference = next((m for m in main if m["name"] == REFERENCE and m.get("spectra")), None)
-    shown = [m for m in main if m.get("spectra") and m["name"] in (REFERENCE, "gems")]
+def _spectra(main: list[dict[str, Any]], tasks: list[str], reference_name: str) -> Iterator[Picture]:
+    reference = next((m for m in main if m["name"] == reference_name and m.get("spectra")), None)
+    shown = [m for m in main if m.get("spectra") and m["name"] in (reference_name, "gems")]
     groups: dict[str, Lines] = {}
     for title, spectra in ([("Before tuning", (reference or shown[0])["spectra"]["before"])] if shown else []) + [
         (f"After {m['label']}", m["spectra"]["after"]) for m in shown

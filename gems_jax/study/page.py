@@ -8,8 +8,15 @@ from typing import Any
 from gems_jax.report.results import task_label
 from gems_jax.staging import write_text
 from gems_jax.study.figures import figures
-from gems_jax.study.methods import METHODS, REFERENCE
-from gems_jax.study.tables import forgetting_table, grid_table, paired_table, results_table
+from gems_jax.study.methods import METHODS
+from gems_jax.study.tables import (
+    budget_table,
+    forgetting_table,
+    grid_table,
+    paired_table,
+    reference_of,
+    results_table,
+)
 
 _LEVEL = 0.05
 
@@ -65,6 +72,7 @@ def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[s
       pictures: sections.
       name: of the page's file.
     """
+    _, reference = reference_of(summary)
     parts = [
         "# How the methods compare",
         f"This page is made by a command from results on file (see the end); change those, not the page.\n\n"
@@ -72,17 +80,18 @@ def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[s
         "## Results",
         results_table(summary, tasks),
         f"Test rows, mean ± standard deviation over seeds; {_choice(summary)} ▲ and ▼: better and worse than "
-        f"{METHODS[REFERENCE].label} on the same users, p < {_LEVEL} after correction. Rise: of the loss a token on "
+        f"{reference} on the same users, p < {_LEVEL} after correction. Rise: of the loss a token on "
         "general text over the base model's own vocabulary. Same choice: share of general text's tokens for which the "
         "base model's most probable token still is. Seconds: where most methods were run; – for others.",
         *_remarks(summary),
         _verdict(summary, tasks),
+        *_budget(summary, tasks),
         "## What may be forgotten",
         forgetting_table(summary, tasks),
         f"Validation {summary['study']['metric']} of {' / '.join(map(task_label, tasks))}, first seed: of the grid's "
         "runs whose loss on general text rises by no more than that (nats a token), the best mean over tasks; –: none.",
         *pictures,
-        f"## Against {METHODS[REFERENCE].label}, user by user",
+        f"## Against {reference}, user by user",
         paired_table(summary, tasks),
         "Difference of the mean over the seeds that both have, 95 % interval by bootstrap over users, p by permutation "
         "of users' differences, corrected for the number of methods by Holm. It speaks of other users, not of other "
@@ -150,10 +159,15 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
 
 def _verdict(summary: Mapping[str, Any], tasks: list[str]) -> str:
     """GEMS beside joint AdamW in words, each word following from a number."""
-    found = {m["name"]: m for m in summary["methods"] if "numbers" in m}
-    if not {"gems", REFERENCE} <= set(found):
+    found, (reference, _) = {m["name"]: m for m in summary["methods"] if "numbers" in m}, reference_of(summary)
+    if reference == "gems" or not {"gems", reference} <= set(found):
         return ""
-    ours, theirs = found["gems"], found[REFERENCE]
+    return _beside(found["gems"], found["gems"]["label"], summary, tasks)
+
+
+def _beside(ours: Mapping[str, Any], label: str, summary: Mapping[str, Any], tasks: list[str]) -> str:
+    reference, _ = reference_of(summary)
+    theirs = next(m for m in summary["methods"] if m["name"] == reference)
     sentences = []
     for task in tasks:
         test = ours.get("against", {}).get(f"{task}/ndcg@10")
@@ -164,7 +178,25 @@ def _verdict(summary: Mapping[str, Any], tasks: list[str]) -> str:
     rises = [m["numbers"]["general/rise"]["mean"] for m in (ours, theirs)]
     share = f", {rises[0] / rises[1]:.2f} of it" if rises[1] > 0 else ""
     sentences.append(f"General text: the loss rises by {rises[0]:.3f}, with {theirs['label']} by {rises[1]:.3f}{share}")
-    return f"**{ours['label']} beside {theirs['label']}.** " + ". ".join(sentences) + "."
+    return f"**{label} beside {theirs['label']}.** " + ". ".join(sentences) + "."
+
+
+def _budget(summary: Mapping[str, Any], tasks: list[str]) -> list[str]:
+    """What the methods rank at where they may forget no more than a share of what the reference does."""
+    study, (reference, label) = summary["study"], reference_of(summary)
+    if study.get("rise_allowed") is None:
+        return []
+    found = {m["name"]: m["within_budget"] for m in summary["methods"] if "within_budget" in m}
+    searched = [m for m in summary["methods"] if m["learning_rate"] is not None and m["name"] != reference]
+    nothing = [m["label"] for m in searched if m["name"] not in found]
+    return [
+        f"## Within {study['budget']:g} of what {label} forgets",
+        budget_table(summary, tasks),
+        f"Of the grid's runs whose loss on general text rises by at most {study['rise_allowed']:.2f}, "
+        f"{study['budget']:g} of the mean rise of {label}, the best of each method on validation rows, run with its "
+        "seeds; marks as above." + (f" No such run: {', '.join(nothing)}." if nothing else ""),
+        *([_beside(found["gems"], METHODS["gems"].label, summary, tasks)] if "gems" in found else []),
+    ]
 
 
 def _made_by(summary: Mapping[str, Any], name: str) -> str:

@@ -1,9 +1,11 @@
 """The rows of a study: which are wanted, where they lie, what they found."""
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -87,31 +89,92 @@ def chosen_rates(study: StudyConfig, results: Results, method: str) -> Rates | N
     Returns:
       ``None`` while the grid is not finished, or where every run of it diverged.
     """
+    return next(iter(_by_score(study, results, method)), None)
+
+
+def affordable_rates(study: StudyConfig, results: Results, method: str) -> Rates | None:
+    """The learning rates that validation rows choose among those within the study's budget of forgetting.
+
+    A rise differs much by seed: it is the mean over a method's seeds that must be within the budget. Learning rates
+    whose first seed is within it are run with the other seeds, the best first; where the mean turns out to be above,
+    the next best follow.
+
+    Returns:
+      ``None`` while the reference or the method's grid is not finished, where nothing is within the budget, for the
+      reference itself, and for a study without a budget.
+    """
+    tried, within = _budget_trials(study, results, method)
+    return tried[-1] if within else None
+
+
+def _budget_trials(study: StudyConfig, results: Results, method: str) -> tuple[list[Rates], bool]:
+    """The learning rates that a budget asks the seeds of, in their order, and whether the last is within it."""
+    allowed = rise_allowed(study, results)
+    if allowed is None or method == study.reference:
+        return [], False
+    tried = []
+    for rates in _by_score(study, results, method):
+        rows = _seed_rows(study, method, rates)
+        if mean_rise(results, rows[:1]) > allowed:
+            continue
+        tried.append(rates)
+        if any(row not in results for row in rows) or mean_rise(results, rows) <= allowed:
+            return tried, True
+    return tried, False
+
+
+def rise_allowed(study: StudyConfig, results: Results) -> float | None:
+    """``study.budget`` times the mean rise of the reference's loss on general text at its chosen learning rates.
+
+    Returns:
+      ``None`` without a budget, and while a seed of the reference is not finished.
+    """
+    if study.budget is None or (rates := chosen_rates(study, results, study.reference)) is None:
+        return None
+    rows = _seed_rows(study, study.reference, rates)
+    return study.budget * mean_rise(results, rows) if all(row in results for row in rows) else None
+
+
+def mean_rise(results: Results, rows: Sequence[Row]) -> float:
+    """Of the loss on general text, over the rows that did not diverge."""
+    return float(np.mean([results[row]["general"]["rise"] for row in rows if "general" in results[row]]))
+
+
+def _by_score(study: StudyConfig, results: Results, method: str) -> list[Rates]:
+    """The learning rates of a finished grid that did not diverge, best first; none of an unfinished one."""
     grid = [Row(method, rate, study.seeds_of(method)[0], items) for rate, items in study.rates()]
     if any(row not in results for row in grid):
-        return None
-    scores = [validation_score(results[row], study.metric) for row in grid]
-    best = int(np.argmax(scores))
-    return grid[best].rates if scores[best] > -np.inf else None
+        return []
+    scores = {row.rates: validation_score(results[row], study.metric) for row in grid}
+    return sorted((rates for rates, score in scores.items() if score > -np.inf), key=lambda rates: -scores[rates])
+
+
+def _seed_rows(study: StudyConfig, method: str, rates: Rates) -> list[Row]:
+    return [Row(method, rates[0], seed, rates[1]) for seed in study.seeds_of(method)]
 
 
 def wanted_rows(study: StudyConfig, results: Results) -> list[Row]:
     """The rows known to be wanted, in the order they are run: main methods first, each kind's grid before its seeds.
 
-    The seeds of a method appear when its grid is finished.
+    The seeds of a method appear when its grid is finished, those within the budget behind them.
     """
     rows: list[Row] = []
     names = study.names()
     for group in ([n for n in names if n in study.main], [n for n in names if n not in study.main]):
         rows += [Row(name, rate, study.seeds_of(name)[0], items) for name in group for rate, items in study.rates()]
-        for place in range(1, max([len(study.seeds_of(name)) for name in group], default=0)):
-            for name in group:
-                rates = chosen_rates(study, results, name)
-                if rates is not None and place < len(study.seeds_of(name)):
-                    rows.append(Row(name, rates[0], study.seeds_of(name)[place], rates[1]))
-    return rows
+        chosen = [(name, _by_score(study, results, name)[:1]) for name in group]
+        tried = [(name, _budget_trials(study, results, name)[0]) for name in group]
+        for kind in (chosen, tried):
+            kept = [_seed_rows(study, name, rates)[1:] for name, found in kind for rates in found]
+            # Seed after seed, each with all methods.
+            rows += [row for turn in itertools.zip_longest(*kept) for row in turn if row is not None]
+    return list(dict.fromkeys(rows))
 
 
-def total_rows(study: StudyConfig) -> int:
-    """Rows of the whole study."""
-    return sum(len(study.rates()) + len(study.seeds_of(name)) - 1 for name in study.names())
+def total_rows(study: StudyConfig, results: Results = MappingProxyType({})) -> int:
+    """Rows of the whole study, as far as it is known: what a budget adds shows when the grids are finished."""
+    total = sum(len(study.rates()) + len(study.seeds_of(name)) - 1 for name in study.names())
+    for name in study.names():
+        more = set(_budget_trials(study, results, name)[0]) - {chosen_rates(study, results, name)}
+        total += len(more) * (len(study.seeds_of(name)) - 1)
+    return total

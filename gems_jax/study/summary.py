@@ -11,8 +11,8 @@ import numpy as np
 from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import metric_of_rows, paired_test
 from gems_jax.study.config import StudyConfig
-from gems_jax.study.methods import METHODS, REFERENCE, Rates
-from gems_jax.study.rows import Row, chosen_rates, total_rows
+from gems_jax.study.methods import METHODS, Rates
+from gems_jax.study.rows import Row, affordable_rates, chosen_rates, rise_allowed, total_rows
 from gems_jax.training.config import Config
 from gems_jax.training.workdir import plain
 
@@ -37,7 +37,10 @@ def summarise_study(
     """
     rates = {name: chosen_rates(study, results, name) for name in study.names()}
     finals = {name: _final_rows(study, results, name, rate) for name, rate in rates.items()}
-    rows = [
+    within = {name: affordable_rates(study, results, name) for name in study.names()}
+    affordable = {name: _final_rows(study, results, name, rate) for name, rate in within.items()}
+    shown = {name: [*finals[name], *(row for row in affordable[name] if row not in finals[name])] for name in finals}
+    rows: list[dict[str, Any]] = [
         {
             "method": row.method,
             "learning_rate": row.learning_rate,
@@ -52,37 +55,51 @@ def summarise_study(
     summary: dict[str, Any] = {
         "format": 1,
         "command": command,
-        "circumstances": _places(finals, results),
+        "circumstances": _places(shown, results),
         "settings": plain(config),
         "study": {
             "methods": list(study.names()), "main": list(study.main), "seeds": study.seeds,
             "rest_seeds": study.rest_seeds, "grid": list(study.grid), "item_grid": list(study.item_grid),
-            "metric": study.metric, "valid_rows": study.valid_rows, "rows": total_rows(study), "finished": len(results),
+            "metric": study.metric, "valid_rows": study.valid_rows, "reference": study.reference,
+            "budget": study.budget, "rise_allowed": rise_allowed(study, results), "rows": total_rows(study, results),
+            "finished": len(results),
         },
         "base": _read(workdir / "base.json"),
         "methods": [],
         "rows": rows,
     }  # fmt: skip
     for name, chosen in rates.items():
-        rate, items = chosen or (None, None)
-        found = [results[row] for row in finals[name] if "test" in results[row]]
-        entry: dict[str, Any] = {
-            "name": name,
-            "label": METHODS[name].label,
-            "learning_rate": rate,
-            "item_learning_rate": items,
-            "at_edge": rate is not None and len(study.grid) > 2 and rate in (min(study.grid), max(study.grid)),
-            "seeds": [row.seed for row in finals[name]],
-            "diverged": sum("diverged" in results[row] for row in results if row.method == name),
-        }
-        if found:
-            costs, entry["timed_on"] = _costs(found)
-            entry["numbers"] = spread([_flat(_row_numbers(one)) for one in found]) | costs
-            entry["curves"] = found[0].get("curves", {})
-            entry["spectra"] = found[0].get("spectra", {})
+        entry: dict[str, Any] = {"name": name, "label": METHODS[name].label}
+        entry |= _choice(chosen, [results[row] for row in finals[name]])
+        rate = entry["learning_rate"]
+        entry["at_edge"] = rate is not None and len(study.grid) > 2 and rate in (min(study.grid), max(study.grid))
+        entry["seeds"] = [row.seed for row in finals[name]]
+        entry["diverged"] = sum("diverged" in results[row] for row in results if row.method == name)
+        if finals[name]:
+            first = results[finals[name][0]]
+            entry |= {"curves": first.get("curves", {}), "spectra": first.get("spectra", {})}
+        if affordable[name]:
+            bounded = _choice(within[name], [results[row] for row in affordable[name]])
+            entry["within_budget"] = bounded | {"seeds": [row.seed for row in affordable[name]]}
         summary["methods"].append(entry)
-    add_significance(summary, finals, workdir)
+    tasks = sorted({task for row in rows for task in row.get("test", {})})
+    reference = finals.get(study.reference, [])
+    others = [m for m in summary["methods"] if m["name"] != study.reference]
+    add_significance({m["name"]: m for m in others}, finals, reference, tasks, workdir)
+    add_significance(
+        {m["name"]: m["within_budget"] for m in others if "within_budget" in m}, affordable, reference, tasks, workdir
+    )
     return summary
+
+
+def _choice(rates: Rates | None, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Chosen learning rates and, of the finished rows that they were run with, means and spreads."""
+    rate, items = rates or (None, None)
+    entry: dict[str, Any] = {"learning_rate": rate, "item_learning_rate": items}
+    if found:
+        costs, entry["timed_on"] = _costs(found)
+        entry["numbers"] = spread([_flat(_row_numbers(one)) for one in found]) | costs
+    return entry
 
 
 def _places(finals: Mapping[str, Sequence[Row]], results: Results) -> list[dict[str, Any]]:
@@ -160,23 +177,28 @@ def spread(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | N
     return found
 
 
-def add_significance(summary: dict[str, Any], finals: Mapping[str, Sequence[Row]], workdir: Path) -> None:
-    """Adds ``"against"`` to each method: its paired tests against the reference, corrected for their number.
+def add_significance(
+    entries: Mapping[str, dict[str, Any]],
+    finals: Mapping[str, Sequence[Row]],
+    reference_rows: Sequence[Row],
+    tasks: Sequence[str],
+    workdir: Path,
+) -> None:
+    """Adds ``"against"`` to each method's entry: its paired tests against the reference, corrected for their number.
 
     A test row's metric is averaged over the seeds that both methods have, the same for both, so that order and rows
     are shared; then whole users' differences are permuted (`gems_jax.evaluation.paired.paired_test`). That says whether
     other users would have shown the same, for models such as these; how much models differ by seed is the standard
     deviation beside it. The p-values of all methods for a task and metric are corrected by Holm (1979).
     """
-    reference = {row.seed: row for row in finals.get(REFERENCE, [])}
-    tasks = sorted({task for row in summary["rows"] for task in row.get("test", {})})
+    reference = {row.seed: row for row in reference_rows}
     for task in tasks:
         for metric in COMPARED:
             tested: list[dict[str, Any]] = []
-            for entry in summary["methods"]:
-                own = {row.seed: row for row in finals[entry["name"]]}
+            for name, entry in entries.items():
+                own = {row.seed: row for row in finals[name]}
                 seeds = sorted(set(own) & set(reference))
-                if entry["name"] == REFERENCE or not seeds:
+                if not seeds:
                     continue
                 (a, users), (b, _) = (_mean_of_rows(rows, seeds, task, metric, workdir) for rows in (own, reference))
                 found = paired_test(a, b, users)._asdict() | {"seeds": len(seeds)}

@@ -6,7 +6,7 @@ from typing import Any
 
 from gems_jax.report.results import task_label
 from gems_jax.study.config import StudyConfig
-from gems_jax.study.methods import Rates
+from gems_jax.study.methods import METHODS, REFERENCE, Rates
 from gems_jax.study.rows import spelled
 
 _SHOWN = ("ndcg@10", "hit@10")
@@ -44,12 +44,7 @@ def results_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     # Times are comparable on one machine alone: that of the most methods.
     usual = statistics.mode(method.get("timed_on") for method in finished)
     for method in finished:
-        numbers = method["numbers"]
-        cells = []
-        for task in tasks:
-            for metric in _SHOWN:
-                test = method.get("against", {}).get(f"{task}/{metric}")
-                cells.append(mean_and_spread(numbers.get(f"test/{task}/{metric}")) + mark(test))
+        numbers, cells = method["numbers"], _test_cells(method, tasks)
         name = f"**{method['label']}**" if method["name"] == "gems" else method["label"]
         seconds = _mean(numbers, "seconds", 1.0, ".0f") if method.get("timed_on") == usual else _NONE
         rows.append([
@@ -58,6 +53,45 @@ def results_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
             seconds, _mean(numbers, "optimiser_bytes", 2**20, ".1f"),
         ])  # fmt: skip
     return markdown_table(head, rows)
+
+
+def budget_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
+    """What is within the study's budget of forgetting: metrics of each task and drift, beside the reference."""
+    head = ["", "learning rate", "seeds", *(f"{task_label(t)} {m}" for t in tasks for m in _SHOWN)]
+    head += ["rise", "of the reference's", "same choice"]
+    name, _ = reference_of(summary)
+    reference = next(method for method in summary["methods"] if method["name"] == name)
+    whole = reference["numbers"]["general/rise"]["mean"]
+    rows = []
+    for method in summary["methods"]:
+        entry = method if method is reference else method.get("within_budget")
+        if entry is None:
+            continue
+        numbers = entry["numbers"]
+        rows.append([
+            method["label"], spelled(_rates(entry)), str(len(entry["seeds"])), *_test_cells(entry, tasks),
+            mean_and_spread(numbers.get("general/rise")), f"{numbers['general/rise']['mean'] / whole:.2f}",
+            mean_and_spread(numbers.get("general/top1_agreement")),
+        ])  # fmt: skip
+    return markdown_table(head, rows)
+
+
+def reference_of(summary: Mapping[str, Any]) -> tuple[str, str]:
+    """Name and label of the method that others are compared with.
+
+    Example:
+      >>> reference_of({"study": {"reference": "gems"}})
+      ('gems', 'GEMS')
+    """
+    name = summary["study"].get("reference", REFERENCE)
+    return name, METHODS[name].label
+
+
+def _test_cells(entry: Mapping[str, Any], tasks: list[str]) -> list[str]:
+    """Each task's metrics on test rows, marked where they differ from the reference's."""
+    numbers, tests = entry["numbers"], entry.get("against", {})
+    keys = [f"{task}/{metric}" for task in tasks for metric in _SHOWN]
+    return [mean_and_spread(numbers.get(f"test/{key}")) + mark(tests.get(key)) for key in keys]
 
 
 def mean_and_spread(number: Mapping[str, float | None] | None) -> str:
