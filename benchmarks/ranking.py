@@ -16,7 +16,8 @@ whole vocabulary and without any choice of what comes next; ours also makes the 
 device.
 
 ``four tokens``: the same with identifiers of four tokens, 256 codes a level. The floor is as many passes of the decoder
-as our search takes: one a token until no two candidates of a row share what they begin with, then one over the rest.
+as our search takes: one a token until the beams lead to hardly more candidates than there are beams, then one over what
+is left of these.
 
 ``constraint``: three levels of 1,024 codes, 5 million items, 256 beams, whole catalogue; beside the same search in
 which any code of a level may follow any other, which has no trie to look into and as many continuations to choose from
@@ -47,7 +48,7 @@ from gems_jax.ranking.beam_search import beam_search
 from gems_jax.ranking.candidate_tries import build_candidate_tries
 from gems_jax.ranking.t5_beams import T5Beams
 from gems_jax.ranking.token_logits import TokenLogits
-from gems_jax.ranking.trie import Pick, Trie, build_trie, catalogue_of
+from gems_jax.ranking.trie import Pick, Rest, Trie, build_trie, catalogue_of
 
 FOUR_LEVEL_CODES = 256
 # What the medians are held to.
@@ -62,10 +63,10 @@ PAUSE = 0.3
 FLOOR_ROUNDS = 3
 
 
-def floor(model: gj.models.T5, inputs: dict[str, np.ndarray], beams: int, passes: tuple[int, ...]) -> Callable[[], Any]:
-    """One encoder pass, one decoder step, and passes of ``beams`` beams an input, with all logits.
+def floor(model: gj.models.T5, inputs: dict[str, np.ndarray], passes: tuple[tuple[int, int], ...]) -> Callable[[], Any]:
+    """One encoder pass, one decoder step, and passes of several beams an input, with all logits.
 
-    ``passes``: tokens that each of them reads.
+    ``passes``: the number of beams, and of tokens that each of them reads.
     """
     graph, state = nnx.split(model)
 
@@ -73,14 +74,15 @@ def floor(model: gj.models.T5, inputs: dict[str, np.ndarray], beams: int, passes
     def bare(state: Any, inputs: dict[str, jax.Array], tokens: list[jax.Array]) -> Any:
         model = nnx.merge(graph, state)
         first, memory = T5Beams.start(model, inputs)
-        memory, found = memory.take(jnp.zeros(tokens[0].shape[:2], jnp.int32)), [first]
+        found = [first]
         for ids in tokens:
+            memory = memory.take(jnp.zeros(ids.shape[:2], jnp.int32))
             hidden, memory = memory.step(model, ids)
             found.append(model.logits(hidden))
         return found
 
     rng, rows = np.random.default_rng(2), len(inputs["input_ids"])
-    tokens = [rng.integers(2, 1000, (rows, beams, count), dtype=np.int32) for count in passes]
+    tokens = [rng.integers(2, 1000, (rows, *one), dtype=np.int32) for one in passes]
     return lambda: jax.block_until_ready(bare(state, inputs, tokens))
 
 
@@ -142,12 +144,14 @@ def compare(args: argparse.Namespace, rows: int, items: gj.ItemIndex, added: int
     result: dict[str, Any] = {"rows": rows, "largest_score_difference": difference}
     result |= {f"{name}_seconds": spread(seconds) for name, seconds in found.items()}
     result["times_generate"] = ratio(found["generate"], found["ours"])
-    alone, length = build_candidate_tries(items, candidates).alone, items.token_ids.shape[1]
-    bare = floor(model, inputs, args.results, (*[1] * (alone - 1), length - alone + 1))
+    tries, length = build_candidate_tries(items, candidates, args.results), items.token_ids.shape[1]
+    beams = args.results if tries.cut == length else tries.most
+    passes = (*[(args.results, 1)] * (tries.cut - 1), (beams, length - tries.cut + 1))
+    bare = floor(model, inputs, passes)
     # On their own, without torch's threads between them.
     near = turns({"ours": ours, "floor": bare}, FLOOR_ROUNDS * args.rounds)
     result |= {"ours_beside_floor_seconds": spread(near["ours"]), "floor_seconds": spread(near["floor"])}
-    return result | {"times_floor": ratio(near["ours"], near["floor"]), "passes": alone}
+    return result | {"times_floor": ratio(near["ours"], near["floor"]), "passes": [list(one) for one in passes]}
 
 
 @jax.tree_util.register_dataclass
@@ -157,7 +161,7 @@ class AnyCode:
 
     codes: int = dataclasses.field(metadata={"static": True})
     lowest: int = dataclasses.field(metadata={"static": True})
-    alone: int = dataclasses.field(default=3, metadata={"static": True})
+    cut: int = dataclasses.field(default=3, metadata={"static": True})
     ends: tuple[bool, ...] = dataclasses.field(default=(False, False, False, True), metadata={"static": True})
     rows: None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -175,8 +179,9 @@ class AnyCode:
 
         return values.reshape(-1), pick
 
-    def rest(self, nodes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.zeros((len(nodes), 0), jnp.int32), nodes
+    def rest(self, nodes: jax.Array) -> Rest:
+        nothing = jnp.zeros((len(nodes), 0), jnp.int32)
+        return Rest(jnp.arange(len(nodes)), nothing, nothing, nodes)
 
 
 def constraint_cost(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,6 +4,7 @@ against scoring every item in full."""
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from tiny import cheap_compilation
 from gems_jax.items import ItemIndex
 from gems_jax.models.params import params_of
 from gems_jax.ranking import beam_search as beam_search_module
+from gems_jax.ranking import candidate_tries
 from gems_jax.ranking.beam_search import beam_search
 from gems_jax.ranking.candidate_tries import build_candidate_tries
 from gems_jax.ranking.rank_items import rank_items
@@ -174,9 +176,9 @@ def test_beams_for_all_items_find_the_best_of_all(
 
 def decoder_passes(model: Any, inputs: dict[str, np.ndarray], items: ItemIndex, candidates: list[int]) -> int:
     """How often a search goes through the decoder's layers: their loops in its program, less those of the input."""
-    tries = build_candidate_tries(items, np.tile(candidates, (3, 1)))
+    tries = build_candidate_tries(items, np.tile(candidates, (3, 1)), beams=1)
     program = jax.make_jaxpr(
-        lambda model, inputs, tries: beam_search(model, inputs, tries, k=2, beams=4, vocabulary="full")
+        lambda model, inputs, tries: beam_search(model, inputs, tries, k=1, beams=1, vocabulary="full")
     )(model, inputs, tries)
     return str(program).count(" scan[")
 
@@ -205,6 +207,7 @@ random_identifiers = st.sets(
     data=st.data(),
     family=st.sampled_from(["t5", "qwen3 window"]),
     beams=st.sampled_from([2, 50]),
+    more=st.sampled_from([0.1, 2.0]),
 )
 def test_no_item_is_ever_found_that_is_not_a_candidate(
     pairs: dict[str, Any],
@@ -213,14 +216,17 @@ def test_no_item_is_ever_found_that_is_not_a_candidate(
     data: Any,
     family: str,
     beams: int,
+    more: float,
 ) -> None:
+    """Where many more items than beams may be read at once, too: choices are made among what was read then."""
     items = ItemIndex(np.array([row + (-1,) * (LEVELS - len(row)) for row in rows]))
     draw: Callable[[], list[int]] = lambda: data.draw(  # noqa: E731
         st.lists(st.integers(0, ITEMS - 1), unique=True, max_size=CANDIDATES)
     )
     candidates = np.array([chosen + [-1] * (CANDIDATES - len(chosen)) for chosen in (draw(), draw(), draw())])
     other, model = pairs[family]
-    ids, scores = (np.asarray(array) for array in rank_items(model, inputs, items, candidates, k=2, beams=beams))
+    with mock.patch.object(candidate_tries, "_MORE", more):
+        ids, scores = (np.asarray(array) for array in rank_items(model, inputs, items, candidates, k=2, beams=beams))
     for row in range(3):
         real = candidates[row][candidates[row] >= 0]
         found = ids[row][ids[row] >= 0]

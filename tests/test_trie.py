@@ -96,7 +96,7 @@ def test_expansion_gives_the_children_of_the_beams_and_of_no_other() -> None:
 def test_a_rows_trie_is_the_trie_of_its_candidates(rows: list[tuple[int, ...]], data: Any) -> None:
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), unique=True))
     candidates = np.array([[*chosen, -1, -1]])
-    tries = build_candidate_tries(padded(rows), candidates)
+    tries = build_candidate_tries(padded(rows), candidates, beams=2)
     row = dataclasses.replace(tries, table=tries.table[0])
 
     def below(node: int, depth: int) -> dict[Any, Any]:
@@ -143,22 +143,35 @@ def test_a_large_trie_is_made_without_a_loop_over_items() -> None:
 
 
 @pytest.mark.parametrize(
-    ("candidates", "alone"), [([0, 1], 3), ([0, 2], 2), ([0, 3], 1), ([0, 4], 2), ([3, -1], 1), ([-1, -1], 1)]
+    ("candidates", "depth"), [([0, 1], 3), ([0, 2], 2), ([0, 3], 1), ([0, 4], 2), ([3, -1], 1), ([-1, -1], 1)]
 )
-def test_from_where_on_candidates_are_told_apart_is_known_before_the_search(candidates: list[int], alone: int) -> None:
+def test_from_where_on_candidates_are_told_apart_is_known_before_the_search(candidates: list[int], depth: int) -> None:
     items = padded([(5, 6, 7), (5, 6, 8), (5, 7, 7), (6, 6, 7), (5,)])
-    assert build_candidate_tries(items, np.array([candidates])).alone == alone
+    assert build_candidate_tries(items, np.array([candidates]), beams=1).cut == depth
     # All rows of a batch go the same way.
-    assert build_candidate_tries(items, np.array([candidates, [0, 1]])).alone == 3
+    assert build_candidate_tries(items, np.array([candidates, [0, 1]]), beams=1).cut == 3
+    # All that there is may be read at once.
+    assert build_candidate_tries(items, np.array([candidates]), beams=2).cut == 1
+
+
+def test_a_tenth_more_candidates_than_beams_may_be_read_at_once() -> None:
+    # Thirty that differ in their first tokens, and some more like them: twenty beams lead to as many of these at most.
+    rows = [(first, second, 0) for first in range(30) for second in range(2)]
+    alike = lambda pairs: np.array([[*range(0, 60, 2), *range(1, 2 * pairs, 2)]])  # noqa: E731
+    for pairs, depth in ((0, 1), (2, 1), (3, 2)):
+        tries = build_candidate_tries(padded(rows), alike(pairs), beams=20)
+        assert tries.cut == depth
+        assert tries.most == 22
+    assert build_candidate_tries(padded(rows), alike(3), beams=30).cut == 1
 
 
 def test_the_order_of_candidates_of_one_token_is_kept() -> None:
-    tries = build_candidate_tries(ItemIndex(np.array([[8], [5], [6]])), np.array([[0, 2, 1]]))
+    tries = build_candidate_tries(ItemIndex(np.array([[8], [5], [6]])), np.array([[0, 2, 1]]), beams=2)
     assert tries.table[..., 0].tolist() == [[0, 2, 1]]
 
 
 @pytest.mark.parametrize("lengths", [(3, 3), (3, 2)])
 def test_whether_candidates_differ_in_length_is_known_before_the_search(lengths: tuple[int, ...]) -> None:
     rows = [tuple(range(length)) for length in lengths] if lengths[0] != lengths[1] else [(0, 1, 2), (0, 1, 3)]
-    tries = build_candidate_tries(padded(rows), np.array([[0, 1]]))
+    tries = build_candidate_tries(padded(rows), np.array([[0, 1]]), beams=2)
     assert tries.ends == ((False, False, False, True) if lengths == (3, 3) else (False, True, True, True))

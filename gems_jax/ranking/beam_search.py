@@ -12,7 +12,7 @@ from gems_jax.models.vocabulary import Vocabulary
 from gems_jax.ranking.decoder_beams import DecoderBeams
 from gems_jax.ranking.t5_beams import T5Beams
 from gems_jax.ranking.token_logits import TokenLogits
-from gems_jax.ranking.trie import Pick
+from gems_jax.ranking.trie import Pick, Rest
 
 # Logits in memory at once: rows of a batch are taken in turns where theirs would be more (1 GiB of float32).
 _MAX_LOGITS = 2**28
@@ -22,7 +22,7 @@ class Constraint(Protocol):
     """What may follow what; see `Trie` and `CandidateTries`."""
 
     @property
-    def alone(self) -> int: ...
+    def cut(self) -> int: ...
     @property
     def ends(self) -> tuple[bool, ...]: ...
     @property
@@ -32,7 +32,7 @@ class Constraint(Protocol):
         self, depth: int, nodes: jax.Array, logits: TokenLogits, offset: jax.Array
     ) -> tuple[jax.Array, Pick]: ...
     def items_at(self, depth: int, nodes: jax.Array) -> jax.Array: ...
-    def rest(self, nodes: jax.Array) -> tuple[jax.Array, jax.Array]: ...
+    def rest(self, nodes: jax.Array) -> Rest: ...
 
 
 @functools.partial(jax.jit, static_argnames=("k", "beams", "vocabulary"))
@@ -49,9 +49,9 @@ def beam_search(
 
     ``score(i) = (sum_t log p(i_t | x, i_<t) + log p(end | x, i)) / (|i| + 1)``, not renormalised over the allowed
     tokens. At each step the ``beams`` best continuations of all beams by their sums are looked at: those that end are
-    done; as many as ``beams`` of those that do not go on. Once every beam has a single item left there is nothing to
-    choose: the tokens that are missing are then read in one pass, and the search ends as it would have done token by
-    token.
+    done; as many as ``beams`` of those that do not go on. Where hardly more items are left than there are beams
+    (`Constraint.cut`), the tokens that are missing of all of them are read in one pass, and the choices that are left
+    are made among what it finds, as they would have been made token by token.
 
     Args:
       model: a `T5` or a `Decoder`, which goes in as a pytree: `nnx.split` takes many times as long as its flattening.
@@ -73,7 +73,7 @@ def beam_search(
     scores, nodes = jnp.zeros((batch, 1)), jnp.zeros((batch, 1), jnp.int32)
     read, found = logits[:, None], []
     parents = tokens = nodes  # of no meaning before the first choice
-    for depth in range(constraint.alone):
+    for depth in range(constraint.cut):
         if depth:
             hidden, memory = memory.take(parents).step(model, tokens[..., None])
             read = hidden[:, :, 0]
@@ -81,11 +81,12 @@ def beam_search(
         at_once = max(1, together // read.shape[1])
         ended, (scores, parents, nodes, tokens) = _over_rows(functools.partial(search.look, depth), rows, at_once)
         found += ended
-    rest, items = jax.vmap(search.rest)(scores, nodes, constraint.rows)
-    tokens = jnp.concatenate([tokens[..., None], jnp.maximum(rest, 0)], axis=2)
+    rest = jax.vmap(search.rest)(scores, nodes, constraint.rows)
+    parents, tokens, scores = (jnp.take_along_axis(of, rest.beam, axis=1) for of in (parents, tokens, scores))
+    tokens = jnp.concatenate([tokens[..., None], jnp.maximum(rest.tokens, 0)], axis=2)
     hidden, _ = memory.take(parents).step(model, tokens)
     at_once = max(1, together // (tokens.shape[1] * tokens.shape[2]))
-    found.append(_over_rows(search.finish, (hidden, scores, rest, items), at_once))
+    found.append(_over_rows(search.finish, (hidden, scores, rest), at_once))
     items, values = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     missing = max(0, k - values.shape[1])
     values = jnp.pad(values, ((0, 0), (0, missing)), constant_values=-jnp.inf)
@@ -145,32 +146,59 @@ class _Search(NamedTuple):
             ended = [(items, ends / (depth + 1))]
         return ended, (best, *pick(chosen))
 
-    def rest(self, scores: jax.Array, nodes: jax.Array, row: Any) -> tuple[jax.Array, jax.Array]:
-        """The tokens that a row's beams still have to read and their items, see `Trie.rest`."""
-        found: tuple[jax.Array, jax.Array] = self.constraint.of_row(row).rest(_alive(nodes, scores))
+    def rest(self, scores: jax.Array, nodes: jax.Array, row: Any) -> Rest:
+        """What a row's beams may still lead to, see `Trie.rest`."""
+        found: Rest = self.constraint.of_row(row).rest(_alive(nodes, scores))
         return found
 
-    def finish(
-        self, read: jax.Array, scores: jax.Array, rest: jax.Array, items: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """The items of a row's beams, and their scores.
+    def finish(self, read: jax.Array, scores: jax.Array, rest: Rest) -> tuple[jax.Array, jax.Array]:
+        """The items that a row's beams end in, and their scores.
 
         Args:
-          read: ``[n, R + 1, d_model]``: before each of the tokens that were left, and behind them.
-          scores: float32 ``[n]``, the sums before.
-          rest: int32 ``[n, R]``, the tokens that were left, -1 pads.
-          items: int32 ``[n]``, -1 for a beam that has ended before.
+          read: ``[M, R + 1, d_model]``: before each of the tokens that were left, and behind them.
+          scores: float32 ``[M]``, the sums before.
+          rest: what was left.
         """
-        beams, places, width = read.shape
-        logits = self.logits(self.constraint.alone, read.reshape(-1, width))
-        left = jnp.sum(rest >= 0, axis=1)
+        count, places, width = read.shape
+        logits = self.logits(self.constraint.cut, read.reshape(-1, width))
+        left = jnp.sum(rest.tokens >= 0, axis=1)
         place = jnp.arange(places)
-        expected = jnp.pad(rest, ((0, 0), (0, 1)))
+        expected = jnp.pad(rest.tokens, ((0, 0), (0, 1)))
         expected = jnp.where(place == left[:, None], self.model.config.eos_token_id, expected)
-        found = logits.at(jnp.arange(beams * places), expected.reshape(-1)) - logits.log_normaliser()
-        found = jnp.where(place <= left[:, None], found.reshape(beams, places), 0.0)
-        values = (scores + found.sum(axis=1)) / (self.constraint.alone + left + 1)
-        return items, jnp.where(items >= 0, values, -jnp.inf)
+        found = logits.at(jnp.arange(count * places), expected.reshape(-1)) - logits.log_normaliser()
+        found = jnp.where(place <= left[:, None], found.reshape(count, places), 0.0)
+        values = (scores + found.sum(axis=1)) / (self.constraint.cut + left + 1)
+        chosen = rest.items >= 0
+        if count > self.beams:
+            chosen = self._chosen(scores[:, None] + jnp.cumsum(found, axis=1), left, rest)
+        return rest.items, jnp.where(chosen, values, -jnp.inf)
+
+    def _chosen(self, sums: jax.Array, left: jax.Array, rest: Rest) -> jax.Array:
+        """Which of more items than beams a search token by token would have ended in: it makes the choices of `look`.
+
+        Args:
+          sums: float32 ``[M, R + 1]``, with each of the tokens that were left, and the end token behind them.
+          left: int32 ``[M]``, number of these tokens.
+          rest: what was left.
+
+        Returns:
+          bool ``[M]``.
+        """
+        alive, done = rest.items >= 0, jnp.zeros(len(left), bool)
+        every = jnp.arange(len(left))
+        for step in range(rest.tokens.shape[1]):
+            goes, ends, value = alive & (left > step), alive & (left == step), sums[:, step]
+            # A node's first item stands for it, as in an expansion.
+            node = rest.nodes[:, step]
+            first = jnp.argmax((node[:, None] == node) & goes, axis=1)
+            leads = goes & (first == every)
+            before = (value > value[:, None]) | ((value == value[:, None]) & (every < every[:, None]))
+            best = leads & (jnp.sum(leads & before, axis=1) < self.beams)
+            if self.constraint.ends[self.constraint.cut + step]:
+                ahead = (best | ends) & (value > value[:, None])
+                done |= ends & (jnp.sum(ahead, axis=1) < self.beams)
+            alive = goes & best[first]
+        return done | alive
 
 
 def _alive(nodes: jax.Array, scores: jax.Array) -> jax.Array:

@@ -8,7 +8,11 @@ import numpy as np
 
 from gems_jax.items import ItemIndex
 from gems_jax.ranking.token_logits import TokenLogits
-from gems_jax.ranking.trie import Pick
+from gems_jax.ranking.trie import Pick, Rest
+
+# What more than the beams may be read at the end, as a share of them: where a few of a row's candidates begin alike,
+# reading all of these costs less than one more pass to choose among them.
+_MORE = 0.1
 
 
 @jax.tree_util.register_dataclass
@@ -23,12 +27,14 @@ class CandidateTries:
       table: int32 ``[B, C, 2 L]``. Of each candidate its item number, its L tokens, and the first candidate that passes
         its node of depth 1 .. L - 1; -1 pads numbers and tokens.
       ends: whether any identifier ends, of each depth from 0.
-      alone: the least depth, from 1, from which on no two candidates of a row share a node.
+      cut: the depth from which on all that beams may lead to is read at once.
+      most: number of candidates that beams may lead to there, if it is not the last.
     """
 
     table: jax.Array | np.ndarray
     ends: tuple[bool, ...] = dataclasses.field(metadata={"static": True})
-    alone: int = dataclasses.field(metadata={"static": True})
+    cut: int = dataclasses.field(metadata={"static": True})
+    most: int = dataclasses.field(metadata={"static": True})
 
     @property
     def depth(self) -> int:
@@ -56,12 +62,7 @@ class CandidateTries:
         if depth + 1 < self.depth:
             leads &= self._first(depth + 1) == every
         if depth:
-            # Two beams never share a node.
-            beam_at = jnp.full(len(every), -1, jnp.int32)
-            beam_at = beam_at.at[jnp.where(nodes >= 0, nodes, len(every))].set(
-                jnp.arange(len(nodes), dtype=jnp.int32), mode="drop"
-            )
-            beam = beam_at[self._first(depth)]
+            beam = self._beam(depth, nodes)
             leads &= beam >= 0
             beam = jnp.maximum(beam, 0)
         else:
@@ -79,29 +80,58 @@ class CandidateTries:
             here &= self.table[node, 1 + depth] < 0
         return jnp.where(here, self.table[node, 0], -1)
 
-    def rest(self, nodes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What is left of the items at nodes ``[n]`` of the depth `alone`: see `Trie.rest`."""
-        known = jnp.asarray(self.table)[jnp.maximum(nodes, 0)]
-        return known[:, 1 + self.alone : 1 + self.depth], jnp.where(nodes >= 0, known[:, 0], -1)
+    def rest(self, nodes: jax.Array) -> Rest:
+        """What beams at nodes ``[n]`` of the depth `cut` may lead to: see `Trie.rest`."""
+        if self.cut == self.depth:
+            nothing = jnp.zeros((len(nodes), 0), jnp.int32)
+            return Rest(jnp.arange(len(nodes)), nothing, nothing, self.items_at(self.depth, nodes))
+        beam = self._beam(self.cut, nodes)
+        reached = (beam >= 0) & (self.table[:, self.cut] >= 0)
+        (place,) = jnp.nonzero(reached, size=self.most, fill_value=len(self.table))
+        here = place < len(self.table)
+        place = jnp.where(here, place, 0).astype(jnp.int32)
+        known = jnp.asarray(self.table)[place]
+        nodes = jnp.concatenate([known[:, self.depth + self.cut + 1 :], place[:, None]], axis=1)
+        return Rest(
+            beam=jnp.maximum(beam[place], 0),
+            tokens=known[:, 1 + self.cut : 1 + self.depth],
+            nodes=nodes,
+            items=jnp.where(here, known[:, 0], -1),
+        )
 
     def _first(self, depth: int) -> jax.Array:
-        """The first candidate that passes each candidate's node of a depth from 1 to L - 1, int32 ``[C]``."""
+        """The first candidate that passes each candidate's node of a depth from 1 to L, int32 ``[C]``."""
+        if depth == self.depth:
+            return jnp.arange(len(self.table), dtype=jnp.int32)
         return jnp.asarray(self.table[:, self.depth + depth])
 
+    def _beam(self, depth: int, nodes: jax.Array) -> jax.Array:
+        """The beam, of those at nodes ``[n]`` of a depth, that passes each candidate's node: int32 ``[C]``, -1: none.
 
-def build_candidate_tries(items: ItemIndex, candidates: np.ndarray) -> CandidateTries:
+        Two beams never share a node.
+        """
+        count = len(self.table)
+        beam_at = jnp.full(count, -1, jnp.int32)
+        beam_at = beam_at.at[jnp.where(nodes >= 0, nodes, count)].set(
+            jnp.arange(len(nodes), dtype=jnp.int32), mode="drop"
+        )
+        return beam_at[self._first(depth)]
+
+
+def build_candidate_tries(items: ItemIndex, candidates: np.ndarray, beams: int) -> CandidateTries:
     """The tries of each row's candidates. Items of one token each stay in their order, which then decides ties.
 
     Args:
       items: identifiers ``[N, L]``.
       candidates: item numbers int ``[B, C]``, -1 pads, none twice in a row.
+      beams: width of the search.
 
     Example:
       >>> items = ItemIndex(np.array([[7, 4], [5, 6], [7, -1], [5, 3]]))
-      >>> tries = build_candidate_tries(items, np.array([[0, 2, 1]]))
+      >>> tries = build_candidate_tries(items, np.array([[0, 2, 1]]), beams=1)
       >>> tries.table.tolist()  # number, two tokens, first candidate with the same first token
       [[[1, 5, 6, 0], [2, 7, -1, 1], [0, 7, 4, 1]]]
-      >>> tries.alone, build_candidate_tries(items, np.array([[0, 1]])).alone
+      >>> tries.cut, build_candidate_tries(items, np.array([[0, 1]]), beams=1).cut
       (2, 1)
     """
     candidates = np.asarray(candidates, np.int32)
@@ -114,16 +144,22 @@ def build_candidate_tries(items: ItemIndex, candidates: np.ndarray) -> Candidate
         token = np.take_along_axis(token, order[..., None], axis=1)
         candidates = np.take_along_axis(candidates, order, axis=1)
     table = np.concatenate([candidates[..., None], token, np.zeros(token[..., 1:].shape, np.int32)], axis=2)
-    every, new = np.arange(candidates.shape[1]), np.zeros(candidates.shape, bool)
+    rows, count = candidates.shape
+    every, new = np.arange(count), np.zeros(candidates.shape, bool)
     new[:, 0] = True
-    alone = levels
+    cut = most = levels
     for depth in range(1, levels):
         column = token[..., depth - 1]
         new[:, 1:] |= column[:, 1:] != column[:, :-1]
         first = table[..., levels + depth] = np.maximum.accumulate(new * every, axis=1)
-        if alone == levels and ((first == every) | (column < 0)).all():
-            alone = depth
-    # Either all end at the last level or any level may be one, and few values of `alone`: that makes a few programs to
+        if cut == levels:
+            node = (first + count * np.arange(rows)[:, None])[column >= 0]
+            sizes = np.sort(np.bincount(node, minlength=rows * count).reshape(rows, count), axis=1)
+            allowed = min(beams + int(_MORE * beams), count)
+            if sizes[:, -beams:].sum(axis=1).max() <= allowed:
+                cut, most = depth, allowed
+    # Either all end at the last level or any level may be one, and few values of `cut`: that makes a few programs to
     # compile, not one for each batch.
     whole = bool((token[..., -1] >= 0)[candidates >= 0].all())
-    return CandidateTries(table, (False, *(depth == levels or not whole for depth in range(1, levels + 1))), alone)
+    ends = (False, *(depth == levels or not whole for depth in range(1, levels + 1)))
+    return CandidateTries(table, ends, cut, most)

@@ -32,7 +32,7 @@ def rank_items(
     ``log p(i | x)``, then ordered by their scores). Ids and scores are those of transformers' ``generate`` with
     ``num_beams=beams``, ``length_penalty=1.0``, a ``prefix_allowed_tokens_fn`` and, where identifiers differ in
     length, ``early_stopping="never"``. The input is read once, and its keys and values serve all beams. Where
-    candidates are told apart before their last tokens, what is left of them is read in one pass.
+    candidates are told apart before their last tokens, or nearly, what is left of them is read in one pass.
 
     Without candidates the identifiers' trie is made at the first call with these items, and kept with them.
 
@@ -78,7 +78,7 @@ def rank_items(
     else:
         numbers = _checked_candidates(candidates, len(arrays["input_ids"]), items)
         _check_tokens(config, items.token_ids[numbers[numbers >= 0]], vocabulary)
-        constraint = build_candidate_tries(items, numbers)
+        constraint = build_candidate_tries(items, numbers, beams)
     return beam_search(model, arrays, constraint, k=k, beams=beams, vocabulary=vocabulary)
 
 

@@ -15,6 +15,22 @@ from gems_jax.ranking.token_logits import TokenLogits
 Pick = Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 
 
+class Rest(NamedTuple):
+    """The items that a row's beams may still lead to, in the order of the trie.
+
+    Args:
+      beam: int32 ``[M]``, the beam that leads to each.
+      tokens: int32 ``[M, R]``, what is left of its identifier, -1 pads.
+      nodes: int32 ``[M, R]``, the nodes that these tokens lead to: the same number for the same node of a depth.
+      items: int32 ``[M]``, -1 for none.
+    """
+
+    beam: jax.Array
+    tokens: jax.Array
+    nodes: jax.Array
+    items: jax.Array
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trie:
@@ -44,8 +60,8 @@ class Trie:
         return len(self.degrees)
 
     @property
-    def alone(self) -> int:
-        """The depth from which on no two items share a node; the last, as nothing less is asked of a catalogue."""
+    def cut(self) -> int:
+        """The depth from which on all that beams may lead to is read at once: the last, a catalogue has too much."""
         return self.depth
 
     @property
@@ -95,13 +111,10 @@ class Trie:
         """The items whose identifiers end at nodes ``[n]`` of a depth, -1 for none."""
         return jnp.where(nodes >= 0, self.item[jnp.maximum(nodes, 0)], -1)
 
-    def rest(self, nodes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What is left of the items at nodes ``[n]`` of the depth `alone`.
-
-        Returns:
-          The tokens behind that depth, int32 ``[n, R]``, -1 pads, and the items, int32 ``[n]``, -1 for none.
-        """
-        return jnp.zeros((len(nodes), 0), jnp.int32), self.items_at(self.depth, nodes)
+    def rest(self, nodes: jax.Array) -> Rest:
+        """What beams at nodes ``[n]`` of the depth `cut` may lead to, -1 for a beam that has ended: one item each."""
+        nothing = jnp.zeros((len(nodes), 0), jnp.int32)
+        return Rest(jnp.arange(len(nodes), dtype=jnp.int32), nothing, nothing, self.items_at(self.depth, nodes))
 
 
 def build_trie(items: ItemIndex) -> Trie:
