@@ -10,6 +10,8 @@ from tiny import gems_jax, options
 from gems_jax import cli
 from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import metric_of_rows, paired_test
+from gems_jax.study.figures import figures
+from gems_jax.study.pictures import plane
 from gems_jax.training.config import Config
 from gems_jax.training.workdir import plain
 
@@ -156,6 +158,7 @@ def test_what_a_method_ranks_at_where_little_may_be_forgotten(tmp_path):
 
 def test_a_page_shows_what_is_within_the_budget(tmp_path):
     summary = made_up()
+    assert "## Within" not in page_of(summary, tmp_path)
     gems = summary["methods"][1]
     numbers = gems["numbers"] | {"general/rise": {"mean": 0.2, "sd": 0.05}}
     level = gems["against"]["src/ndcg@10"]
@@ -164,7 +167,6 @@ def test_a_page_shows_what_is_within_the_budget(tmp_path):
         "against": dict.fromkeys(gems["against"], level | {"difference": 0.0123}),
     }  # fmt: skip
     summary["methods"].append(summary["methods"][0] | {"name": "lora", "label": "LoRA"})
-    assert "## Within" not in page_of(summary, tmp_path)
     summary["study"] |= {"budget": 0.2, "rise_allowed": 0.4}
     text = page_of(summary, tmp_path)
     table = table_rows(text, "Within 0.2 of what joint AdamW forgets")
@@ -175,6 +177,9 @@ def test_a_page_shows_what_is_within_the_budget(tmp_path):
     assert "rises by at most 0.40, 0.2 of the mean rise of joint AdamW" in text
     assert "marks as above. No such run: LoRA.\n" in text
     assert text.count("Recommendation: not told apart (+0.0123 ndcg@10)") == 1
+    points = [picture for picture in figures(summary, list(TASKS)) if picture.name == "plane"][0].svg
+    without = [picture for picture in figures(made_up(), list(TASKS)) if picture.name == "plane"][0].svg
+    assert points.count("<use ") > without.count("<use ")
     assert "the loss rises by 0.200, with joint AdamW by 2.000, 0.10 of it" in text
 
 
@@ -213,6 +218,16 @@ def test_a_page_says_what_the_results_say(tmp_path):
     assert "the loss rises by 0.300, with joint AdamW by 2.000, 0.15 of it" in text
     assert "gems-jax compare --workdir d" in text
     assert "\n\na machine, 1 x cpu; Python 3.11, jax 0.1; 2026-01-01." in text
+
+
+@pytest.mark.parametrize("rises", [(0.1, 20.0, 3.0), (-0.2, 0.0, 5.0), (0.0, 0.0, 0.0)])
+def test_names_of_many_methods_stay_inside_the_picture(rises):
+    names = [f"GEMS with a name as long as any, {number}" for number in range(18)]
+    points = [(name, 0.01 * n, 0.9, rises[n % 3]) for n, name in enumerate(names)]
+    svg = plane(points, ("x", "y"), "rise")
+    texts = [float(x) for x in re.findall(r'<g style="fill: #1f2933" transform="translate\(([-\d.]+) ', svg)]
+    assert len(texts) >= 18
+    assert min(texts) > 0  # they stand in the middle: what is too wide begins outside
 
 
 def test_every_picture_of_a_page_is_there_and_the_same_results_give_the_same_bytes(tmp_path):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from gems_jax.report.results import task_label
 from gems_jax.study.pictures import Lines, panels, plane
-from gems_jax.study.tables import reference_of
+from gems_jax.study.tables import rates_of, reference_of
 
 
 class Picture(NamedTuple):
@@ -26,7 +26,7 @@ def figures(summary: Mapping[str, Any], tasks: list[str]) -> Iterator[Picture]:
     """
     done = [method for method in summary["methods"] if "numbers" in method]
     if len(tasks) > 1:
-        yield _plane(done, tasks)
+        yield _plane(done, tasks, summary["study"].get("budget"))
     main = [method for method in done if method["name"] in summary["study"]["main"]]
     yield from _conflicts(main, tasks)
     yield from _gates(done, tasks)
@@ -34,11 +34,15 @@ def figures(summary: Mapping[str, Any], tasks: list[str]) -> Iterator[Picture]:
     yield from _spectra(main, tasks, reference_of(summary)[0])
 
 
-def _plane(done: list[dict[str, Any]], tasks: list[str]) -> Picture:
+def _plane(done: list[dict[str, Any]], tasks: list[str], budget: float | None) -> Picture:
     points = []
     for method in done:
-        x, y = (method["numbers"][f"test/{task}/ndcg@10"]["mean"] for task in tasks[:2])
-        points.append((method["label"], x, y, method["numbers"]["general/rise"]["mean"]))
+        found, within = [(method["label"], method)], method.get("within_budget")
+        if within and rates_of(within) != rates_of(method):
+            found.append((f"{method['label']} within {budget:g}", within))
+        for label, entry in found:
+            x, y = (entry["numbers"][f"test/{task}/ndcg@10"]["mean"] for task in tasks[:2])
+            points.append((label, x, y, entry["numbers"]["general/rise"]["mean"]))
     labels = tuple(f"{task_label(task)}, ndcg@10" for task in tasks[:2])
     caption = "Up and right is better, and light is better: the colour is the rise of the loss on general text."
     return Picture(

@@ -50,18 +50,23 @@ def plane(points: Sequence[tuple[str, float, float, float]], labels: tuple[str, 
         figure = Figure(figsize=(7.6, 6.4), layout="constrained")
         axes = figure.add_subplot()
         x, y, rise = (np.array([point[i] for point in points], np.float64) for i in (1, 2, 3))
-        # Rises differ by orders of magnitude, and may be below 0.
-        largest = max(float(np.abs(rise).max(initial=0.0)), 1e-3)
-        norm = matplotlib.colors.SymLogNorm(
-            linthresh=max(largest / 30, 1e-4), vmin=min(0.0, float(rise.min())), vmax=largest
+        drawn = axes.scatter(
+            x, y, c=rise, norm=_norm(rise), cmap="viridis_r", s=70, edgecolors=_INK, linewidths=0.6, zorder=3
         )
-        drawn = axes.scatter(x, y, c=rise, norm=norm, cmap="viridis_r", s=70, edgecolors=_INK, linewidths=0.6, zorder=3)
         for place, numbers in _together(x, y).items():
             text = ", ".join(str(number + 1) for number in numbers)
             axes.annotate(text, place, xytext=(6, 4), textcoords="offset points", fontsize=9)
         handles = [matplotlib.lines.Line2D([], [], linestyle="none") for _ in points]
-        names = [f"{number}  {point[0]}" for number, point in enumerate(points, 1)]
-        figure.legend(handles, names, loc="outside lower center", ncols=3, handlelength=0, handletextpad=0)
+        names = [f"{number}  {point[0]}: {point[3]:+.2g}" for number, point in enumerate(points, 1)]
+        for columns in (3, 2):
+            legend = figure.legend(
+                handles, names, loc="outside lower center", ncols=columns, handlelength=0, handletextpad=0
+            )
+            figure.draw_without_rendering()
+            # Texts differ in width by some percent from one resolution to another.
+            if legend.get_window_extent().width <= 0.95 * figure.bbox.width or columns == 2:
+                break
+            legend.remove()
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         axes.margins(x=0.18, y=0.1)
@@ -119,6 +124,15 @@ def panels(
         handles = [matplotlib.lines.Line2D([], [], color=colours[label], linewidth=1.8) for label in labels]
         figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
         return _svg(figure)
+
+
+def _norm(rise: np.ndarray) -> matplotlib.colors.Normalize:
+    """Of colours: by magnitude, as rises differ by orders of it; near 0 in proportion where some are not above 0."""
+    least, most = float(rise.min()), float(rise.max())
+    if least > 0:
+        return matplotlib.colors.LogNorm(least / 1.05, most * 1.05)
+    largest = max(float(np.abs(rise).max()), 1e-3)
+    return matplotlib.colors.SymLogNorm(linthresh=largest / 30, vmin=least, vmax=max(most, largest))
 
 
 def _together(x: np.ndarray, y: np.ndarray) -> dict[tuple[float, float], list[int]]:

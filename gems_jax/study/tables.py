@@ -48,7 +48,7 @@ def results_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
         name = f"**{method['label']}**" if method["name"] == "gems" else method["label"]
         seconds = _mean(numbers, "seconds", 1.0, ".0f") if method.get("timed_on") == usual else _NONE
         rows.append([
-            name, spelled(_rates(method)), str(len(method["seeds"])), *cells,
+            name, spelled(rates_of(method)), str(len(method["seeds"])), *cells,
             mean_and_spread(numbers.get("general/rise")), mean_and_spread(numbers.get("general/top1_agreement")),
             seconds, _mean(numbers, "optimiser_bytes", 2**20, ".1f"),
         ])  # fmt: skip
@@ -69,7 +69,7 @@ def budget_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
             continue
         numbers = entry["numbers"]
         rows.append([
-            method["label"], spelled(_rates(entry)), str(len(entry["seeds"])), *_test_cells(entry, tasks),
+            method["label"], spelled(rates_of(entry)), str(len(entry["seeds"])), *_test_cells(entry, tasks),
             mean_and_spread(numbers.get("general/rise")), f"{numbers['general/rise']['mean'] / whole:.2f}",
             mean_and_spread(numbers.get("general/top1_agreement")),
         ])  # fmt: skip
@@ -140,14 +140,14 @@ def paired_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
 def grid_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     """Validation results and general loss of all learning rates."""
     study = summary["study"]
-    found = {(row["method"], _rates(row), row["seed"]): row for row in summary["rows"]}
+    found = {(row["method"], rates_of(row), row["seed"]): row for row in summary["rows"]}
     grid = StudyConfig(grid=tuple(study["grid"]), item_grid=tuple(study.get("item_grid", ()))).rates()
     rows = []
     for method in summary["methods"]:
         cells = []
         for rates in grid:
             row = found.get((method["name"], rates, 0))
-            cells.append(_grid_cell(row, tasks, study["metric"], rates == _rates(method)))
+            cells.append(_grid_cell(row, tasks, study["metric"], rates == rates_of(method)))
         rows.append([method["label"], *cells])
     return markdown_table(["", *map(spelled, grid)], rows)
 
@@ -171,7 +171,7 @@ def _levels(row: Mapping[str, Any], tasks: list[str], metric: str) -> str:
     return " / ".join(f"{row['valid'][task][metric]:.3f}" for task in tasks)
 
 
-def _rates(of: Mapping[str, Any]) -> Rates:
+def rates_of(of: Mapping[str, Any]) -> Rates:
     """A row's or a method's learning rates of kernels and item rows."""
     return of["learning_rate"], of.get("item_learning_rate")
 
