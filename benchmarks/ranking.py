@@ -4,7 +4,8 @@
 
 The model has T5-small's dimensions (512 wide, 2,048 within, ReLU, 6 + 6 layers of 8 heads, 32,128 tokens), an output
 layer of its own and added tokens for the items (10,000 of one token each, or four levels of 256 codes), with random
-weights, the same in both, in float32, products too. Both compute on the GPU if JAX has one (``--rows 1 8 32`` asks more
+weights, the same in both, in float32, products too; ours has layers with arrays of their own (`models.unstacked`), and
+is timed with stacked ones beside it. Both compute on the GPU if JAX has one (``--rows 1 8 32`` asks more
 of it), else on the CPU; the result names the devices. Runs take turns, first the one, then the other, after one round
 that does not count; medians of ``--rounds`` rounds, beside the fastest and the slowest, and the same of the ratios
 within each round.
@@ -126,13 +127,17 @@ def same_items(ids: np.ndarray, expected: np.ndarray, scores: np.ndarray) -> boo
 def compare(args: argparse.Namespace, rows: int, items: gj.ItemIndex, added: int) -> dict[str, Any]:
     """Ours beside ``generate``, the results checked to be the same, and beside the floor."""
     other, model = models(args, added)
+    apart = gj.models.unstacked(model)
     inputs = draw_inputs(args, rows)
     rng = np.random.default_rng(3)
     candidates = np.stack([rng.permutation(items.num_items)[: args.candidates] for _ in range(rows)])
 
-    def ours() -> Any:
+    def ours(model: gj.models.T5 = apart) -> Any:
         found = gj.rank_items(model, inputs, items, candidates, k=args.results, beams=args.results)
         return jax.block_until_ready(found)
+
+    def stacked() -> Any:
+        return ours(model)
 
     generate = peer(other, inputs, items, candidates, args.results)
     (ids, scores), (expected, expected_scores) = ours(), generate()
@@ -140,14 +145,15 @@ def compare(args: argparse.Namespace, rows: int, items: gj.ItemIndex, added: int
     same = same_items(np.asarray(ids), expected, expected_scores)
     if not same or difference > 1e-4:
         raise SystemExit(f"not the same as generate: same items {same}, scores differ by {difference:.1e}")
-    found = turns({"ours": ours, "generate": generate}, args.rounds)
+    found = turns({"ours": ours, "stacked": stacked, "generate": generate}, args.rounds)
     result: dict[str, Any] = {"rows": rows, "largest_score_difference": difference}
     result |= {f"{name}_seconds": spread(seconds) for name, seconds in found.items()}
     result["times_generate"] = ratio(found["generate"], found["ours"])
+    result["stacked_times_ours"] = ratio(found["stacked"], found["ours"])
     tries, length = build_candidate_tries(items, candidates, args.results), items.token_ids.shape[1]
     beams = args.results if tries.cut == length else tries.most
     passes = (*[(args.results, 1)] * (tries.cut - 1), (beams, length - tries.cut + 1))
-    bare = floor(model, inputs, passes)
+    bare = floor(apart, inputs, passes)
     # On their own, without torch's threads between them.
     near = turns({"ours": ours, "floor": bare}, FLOOR_ROUNDS * args.rounds)
     result |= {"ours_beside_floor_seconds": spread(near["ours"]), "floor_seconds": spread(near["floor"])}
@@ -283,7 +289,8 @@ def main() -> None:
         for one in found:
             line = f"{part}, {one['rows']} rows: {one['ours_seconds']['median'] * 1e3:.1f} ms, "
             line += f"generate {one['times_generate']['of_medians']:.1f} x that"
-            print(f"{line}, {one['times_floor']['of_medians']:.3f} x the floor")
+            line += f", {one['times_floor']['of_medians']:.3f} x the floor"
+            print(f"{line}, {one['stacked_times_ours']['of_medians']:.2f} x that with stacked layers")
     if "constraint" in args.parts:
         one = results["constraint"] = constraint_cost(args)
         print(

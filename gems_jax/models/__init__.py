@@ -4,6 +4,7 @@ from gems_jax.models.decoder import Decoder
 from gems_jax.models.decoder_config import DecoderConfig
 from gems_jax.models.generate import greedy
 from gems_jax.models.hugging_face import from_config, load, save
+from gems_jax.models.layer_stack import unstacked
 from gems_jax.models.losses import chunked_token_losses, token_losses
 from gems_jax.models.positions import position_buckets
 from gems_jax.models.t5 import T5
@@ -21,4 +22,5 @@ __all__ = [
     "position_buckets",
     "save",
     "token_losses",
+    "unstacked",
 ]

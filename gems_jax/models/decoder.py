@@ -5,14 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from gems_jax.models.cache import DecoderCache
 from gems_jax.models.decoder_attention import cached_attention, causal_attention
 from gems_jax.models.decoder_config import DecoderConfig
 from gems_jax.models.decoder_layers import Block
+from gems_jax.models.layer_stack import apply_layers
 from gems_jax.models.layers import Embedding, RMSNorm
-from gems_jax.models.remat import checkpointed
 from gems_jax.models.rope import rotation
 from gems_jax.models.vocabulary import VocabularyModel
 
@@ -154,21 +153,19 @@ class Decoder(VocabularyModel):
           keep: whether the keys and values ``[L, B, S, kv_heads, head_dim]`` are asked for, else ``None``.
         """
         config = self.config
-        graph, stacked = nnx.split(self.block)
         windows = config.windows
         by_layer = None
         if isinstance(windows, tuple):
             by_layer = jnp.array([_EVERYTHING if window is None else window for window in windows])
         angles = rotation(positions, config.head_dim, config.rope_theta, config.rope_scaling)
 
-        def body(x: jax.Array, layer: tuple[Any, Any, Any]) -> tuple[jax.Array, Any]:
-            state, window, kept = layer
+        def apply(block: Any, x: jax.Array, other: tuple[Any, Any]) -> tuple[jax.Array, Any]:
+            window, kept = other
             window = windows if by_layer is None else window
-            block = nnx.merge(graph, state)
             x, keys_values = block(x, angles, lambda q, k, v: attend(q, k, v, window, kept))
             return x, keys_values if keep else None
 
-        x, keys_values = jax.lax.scan(checkpointed(body, config.remat), self.embed(ids), (stacked, by_layer, kept))
+        x, keys_values = apply_layers(self.block, apply, self.embed(ids), (by_layer, kept), config.remat)
         return self.final_norm(x), keys_values
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from gems_jax.models import decoder_folder, t5_folder
 from gems_jax.models.family import ITEM_TABLES, Family
+from gems_jax.models.layer_stack import is_unstacked
 from gems_jax.models.params import param_shapes, params_of
 from gems_jax.models.tokenizer_folder import check_tokenizer, load_tokenizer
 from gems_jax.models.weights import (
@@ -95,7 +96,8 @@ def save(model: Any, tokenizer: Any, folder: str | os.PathLike[str], max_file_by
         host's memory.
 
     Raises:
-      ValueError: if the tokenizer does not belong to the model, or the folder holds something else than a model.
+      ValueError: if the tokenizer does not belong to the model, the model was made by `unstacked`, or the folder holds
+        something else than a model.
 
     Example:
       >>> import tempfile
@@ -111,6 +113,8 @@ def save(model: Any, tokenizer: Any, folder: str | os.PathLike[str], max_file_by
     target = Path(folder)
     config = model.config
     family = FAMILIES[config.model_type]
+    if is_unstacked(model):
+        raise ValueError("a model made by unstacked() is for generating: save the model it was made of")
     if max_file_bytes < 1:
         raise ValueError(f"max_file_bytes must be at least 1, got {max_file_bytes}")
     check_tokenizer(tokenizer, config, target)

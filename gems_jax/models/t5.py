@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from gems_jax.models.layer_stack import apply_layers
 from gems_jax.models.layers import Embedding, rows
 from gems_jax.models.t5_cache import T5Cache
 from gems_jax.models.t5_config import T5Config
@@ -137,13 +137,11 @@ class T5(VocabularyModel):
         config, ids = self.config, inputs["input_ids"]
         mask = inputs.get("attention_mask")
         encoded = rows(self.encode(ids, mask))
-        graph, stacked = nnx.split(self.decoder.block)
 
-        def cross_keys_values(state: Any) -> tuple[jax.Array, jax.Array]:
-            block: Any = nnx.merge(graph, state)
-            return block.cross_attention.keys_values(encoded, len(ids))
+        def cross_keys_values(block: Any, x: None, _: None) -> tuple[None, tuple[jax.Array, jax.Array]]:
+            return x, block.cross_attention.keys_values(encoded, len(ids))
 
-        cross_keys, cross_values = jax.lax.map(cross_keys_values, stacked)
+        _, (cross_keys, cross_values) = apply_layers(self.decoder.block, cross_keys_values, None, None)
         shape = (config.num_decoder_layers, len(ids), max_new_tokens, config.num_heads, config.d_kv)
         empty = jnp.zeros(shape, config.dtype)
         cross_mask = jnp.ones(ids.shape, bool) if mask is None else jnp.asarray(mask) > 0

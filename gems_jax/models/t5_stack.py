@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 
 from gems_jax.models.attention import dropout
+from gems_jax.models.layer_stack import apply_layers
 from gems_jax.models.layers import Embedding, RMSNorm, rows
 from gems_jax.models.positions import position_bias, position_buckets
-from gems_jax.models.remat import checkpointed
 from gems_jax.models.t5_config import T5Config
 from gems_jax.models.t5_layers import MLP, Attention, site_key
 
@@ -143,17 +143,15 @@ class Stack(nnx.Module):
         Returns:
           What the last layer gave, and the outputs of all.
         """
-        graph, stacked = nnx.split(self.block)
         table = self.relative_bias.embedding[...]
         own_tables = self.config.positions_per_layer
         shared = None if own_tables else bias(table)
 
-        def body(x: Any, layer: tuple[Any, jax.Array | None, Any]) -> tuple[Any, Any]:
-            state, own_table, other = layer
-            return apply(nnx.merge(graph, state), x, bias(own_table) if own_tables else shared, other)
+        def with_bias(layer: Any, x: Any, other: tuple[jax.Array | None, Any]) -> tuple[Any, Any]:
+            own_table, own = other
+            return apply(layer, x, bias(own_table) if own_tables else shared, own)
 
-        tables = table if own_tables else None
-        return jax.lax.scan(checkpointed(body, self.config.remat), x, (stacked, tables, others))
+        return apply_layers(self.block, with_bias, x, (table if own_tables else None, others), self.config.remat)
 
     def __call__(
         self,

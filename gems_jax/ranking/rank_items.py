@@ -34,6 +34,8 @@ def rank_items(
     length, ``early_stopping="never"``. The input is read once, and its keys and values serve all beams. Where
     candidates are told apart before their last tokens, or nearly, what is left of them is read in one pass.
 
+    On CPUs a model made by `gems_jax.models.unstacked` ranks faster.
+
     Without candidates the identifiers' trie is made at the first call with these items, and kept with them.
 
     Args:
