@@ -51,9 +51,9 @@ def _member(stacked: Any, place: int) -> Any:
 def unstacked(model: Any) -> Any:
     """The same model with arrays of its own for every layer: to rank and generate with, faster on CPUs.
 
-    There XLA copies each layer's kernels out of their stack at every pass: ranking with a T5 of T5-small's size took 1.05
-    to 1.14 times as long (``benchmarks/ranking.py``). Programs of such a model grow with its layers, and take longer to
-    compile. It computes the same numbers. It is not for training, nor for `save`.
+    There XLA copies each layer's kernels out of their stack at every pass: ranking with a T5 of T5-small's size took
+    1.05 to 1.14 times as long (``benchmarks/ranking.py``). Programs of such a model grow with its layers, and take
+    longer to compile. It computes the same numbers. It is not for training, nor for `save`.
 
     Args:
       model: a `T5` or a `Decoder`; it stays as it is.
