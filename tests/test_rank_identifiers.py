@@ -206,8 +206,7 @@ random_identifiers = st.sets(
     rows=random_identifiers,
     data=st.data(),
     family=st.sampled_from(["t5", "qwen3 window"]),
-    beams=st.sampled_from([2, 50]),
-    more=st.sampled_from([0.1, 2.0]),
+    how=st.sampled_from([(2, 0.1), (2, 2.0), (50, 0.1)]),
 )
 def test_no_item_is_ever_found_that_is_not_a_candidate(
     pairs: dict[str, Any],
@@ -215,10 +214,10 @@ def test_no_item_is_ever_found_that_is_not_a_candidate(
     rows: set[tuple[int, ...]],
     data: Any,
     family: str,
-    beams: int,
-    more: float,
+    how: tuple[int, float],
 ) -> None:
     """Where many more items than beams may be read at once, too: choices are made among what was read then."""
+    beams, more = how
     items = ItemIndex(np.array([row + (-1,) * (LEVELS - len(row)) for row in rows]))
     draw: Callable[[], list[int]] = lambda: data.draw(  # noqa: E731
         st.lists(st.integers(0, ITEMS - 1), unique=True, max_size=CANDIDATES)

@@ -18,7 +18,6 @@ from gems_jax.ranking.rank_items import rank_items
 UMT5 = T5Config(
     vocab_size=61, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=4, model_type="umt5"
 )  # fmt: skip
-FAMILIES = ("t5", "umt5", "llama-2", "qwen3 window")
 ITEMS = ItemIndex(np.array([(a, b, c) for a in (10, 11) for b in (12, 13) for c in (14, 15, 16)]))
 
 
@@ -43,8 +42,7 @@ def inputs():
     return {"input_ids": ids.astype(np.int32), "attention_mask": mask.astype(np.int32)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize(("family", "restricted"), [("t5", True), ("umt5", False), ("qwen3 window", True)])
 def test_they_rank_the_same_items_with_the_same_scores(family, restricted):
     candidates = np.tile(np.arange(9), (3, 1)) if restricted else None
     found = [rank_items(model, inputs(), ITEMS, candidates, k=5, beams=5) for model in models(family)]
@@ -52,13 +50,13 @@ def test_they_rank_the_same_items_with_the_same_scores(family, restricted):
     np.testing.assert_allclose(found[1][1], found[0][1], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["umt5", "qwen3 window"])
 def test_they_generate_the_same_tokens(family):
     tokens = [greedy(model, inputs(), 6) for model in models(family)]
     np.testing.assert_array_equal(tokens[1], tokens[0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["t5", "qwen3 window"])
 def test_their_programs_have_no_loop_over_layers(family):
     tries = build_candidate_tries(ITEMS, np.tile(np.arange(9), (3, 1)), beams=5)
     programs = [
