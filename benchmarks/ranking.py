@@ -186,8 +186,7 @@ class AnyCode:
         return values.reshape(-1), pick
 
     def rest(self, nodes: jax.Array) -> Rest:
-        nothing = jnp.zeros((len(nodes), 0), jnp.int32)
-        return Rest(jnp.arange(len(nodes)), nothing, nothing, nodes)
+        return Rest.one_each(nodes)
 
 
 def constraint_cost(args: argparse.Namespace) -> dict[str, Any]:

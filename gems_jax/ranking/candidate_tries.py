@@ -83,8 +83,7 @@ class CandidateTries:
     def rest(self, nodes: jax.Array) -> Rest:
         """What beams at nodes ``[n]`` of the depth `cut` may lead to: see `Trie.rest`."""
         if self.cut == self.depth:
-            nothing = jnp.zeros((len(nodes), 0), jnp.int32)
-            return Rest(jnp.arange(len(nodes)), nothing, nothing, self.items_at(self.depth, nodes))
+            return Rest.one_each(self.items_at(self.depth, nodes))
         beam = self._beam(self.cut, nodes)
         reached = (beam >= 0) & (self.table[:, self.cut] >= 0)
         (place,) = jnp.nonzero(reached, size=self.most, fill_value=len(self.table))
@@ -100,9 +99,7 @@ class CandidateTries:
         )
 
     def _first(self, depth: int) -> jax.Array:
-        """The first candidate that passes each candidate's node of a depth from 1 to L, int32 ``[C]``."""
-        if depth == self.depth:
-            return jnp.arange(len(self.table), dtype=jnp.int32)
+        """The first candidate that passes each candidate's node of a depth from 1 to L - 1, int32 ``[C]``."""
         return jnp.asarray(self.table[:, self.depth + depth])
 
     def _beam(self, depth: int, nodes: jax.Array) -> jax.Array:

@@ -30,6 +30,12 @@ class Rest(NamedTuple):
     nodes: jax.Array
     items: jax.Array
 
+    @classmethod
+    def one_each(cls, items: jax.Array) -> "Rest":
+        """Of beams that lead to one item each, int32 ``[n]``, and have read all of its tokens."""
+        nothing = jnp.zeros((len(items), 0), jnp.int32)
+        return cls(jnp.arange(len(items), dtype=jnp.int32), nothing, nothing, items)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +119,7 @@ class Trie:
 
     def rest(self, nodes: jax.Array) -> Rest:
         """What beams at nodes ``[n]`` of the depth `cut` may lead to, -1 for a beam that has ended: one item each."""
-        nothing = jnp.zeros((len(nodes), 0), jnp.int32)
-        return Rest(jnp.arange(len(nodes), dtype=jnp.int32), nothing, nothing, self.items_at(self.depth, nodes))
+        return Rest.one_each(self.items_at(self.depth, nodes))
 
 
 def build_trie(items: ItemIndex) -> Trie:
