@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from gems_jax.data import array_records, storage, user_parts
-from gems_jax.data import prepare as prepare_module
+from gems_jax.data import array_records, named_columns, storage, user_parts
 from gems_jax.data.item_sets import ItemSets
 from gems_jax.data.prepare import prepare
 from gems_jax.data.tables import Row, Table
@@ -139,9 +138,9 @@ def test_files_that_were_read_are_not_read_again(raw, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(raw, "out", Interrupting(3))  # after "reading" and two files
     opened = []
-    read_batches = prepare_module.table.read_batches
+    read_batches = named_columns.read_batches
     monkeypatch.setattr(
-        prepare_module.table, "read_batches", lambda path, *more: opened.append(path.name) or read_batches(path, *more)
+        named_columns, "read_batches", lambda path, *more: opened.append(path.name) or read_batches(path, *more)
     )
     run(raw, "out")
     assert opened == ["2.parquet", "3.parquet"]

@@ -353,14 +353,46 @@ def test_items_without_title_or_twice_are_quarantined(tmp_path):
     [
         ({"interactions": "nowhere.csv"}, r"nowhere\.csv does not exist"),
         ({"items": "nowhere.csv"}, r"nowhere\.csv does not exist"),
-        ({"columns": {"user_id": "visitor"}}, r"interactions\.csv has no column 'visitor' for user_id; it has 'task'"),
+        (
+            {"columns": {"user_id": "user"}},
+            r"interactions\.csv has no column 'user' for user_id; it has 'task', .*\. Did you mean 'user_id'\? "
+            r"Name the right one in files\.columns \(user_id: user_id\)",
+        ),
         ({"columns": {"usr": "x"}}, "columns names the unknown role 'usr'; the roles are user_id"),
-        ({"item_columns": {"title": "name"}}, r"items\.csv has no column 'name' for title"),
+        ({"item_columns": {"title": "name"}}, r"items\.csv has no column 'name' for title.* in files\.item_columns \("),
+        ({"columns": {"query": "qeury"}}, r"interactions\.csv has no column 'qeury' for query.*Did you mean 'query'\?"),
+        ({"columns": {"timestamp": "whenn"}}, r"interactions\.csv has no column 'whenn' for timestamp"),
+        ({"columns": {"split": "fold"}}, r"interactions\.csv has no column 'fold' for split"),
+        ({"item_columns": {"text": "brand"}}, r"items\.csv has no column 'brand' for text"),
+        (
+            {"columns": {"item_id": "sku"}},
+            r"files\.columns names 'item_id', which is a role of files\.item_columns: write files\.item_columns: "
+            r"\{item_id: sku\}",
+        ),
+        ({"item_columns": {"query": "q"}}, r"which is a role of files\.columns: write files\.columns: \{query: q\}"),
     ],
 )
 def test_files_and_columns_that_are_not_there_are_named(tmp_path, change, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load(tmp_path, ready(tmp_path) | change)
+
+
+@pytest.mark.parametrize("ending", ENDINGS[1:])
+def test_a_named_column_must_be_in_one_row_of_one_file_of_json_and_in_every_other_file(tmp_path, ending):
+    rows = [{k: v for k, v in row.items() if v is not None} for row in log()] if ending == ".jsonl" else log()
+    files = ready(tmp_path, ending, rows, columns={"query": "query"})
+    assert load(tmp_path, files).row_counts()["test"] == {"rec": 6, "src": 6}
+    with pytest.raises(ValueError, match=rf"interactions\{ending} has no column 'typed' for query"):
+        load(tmp_path, files | {"columns": {"query": "typed"}})
+    browses = [{k: v for k, v in row.items() if k != "query"} for row in log() if row["task"] == "rec"]
+    write_rows(tmp_path / "logs" / f"a{ending}", rows)
+    write_rows(tmp_path / "logs" / f"b{ending}", [row | {"user_id": "u9"} for row in browses])
+    if ending == ".jsonl":
+        dataset = load(tmp_path, files | {"interactions": "logs"}, steps={"repeats": True})
+        assert dataset.row_counts()["test"] == {"rec": 7, "src": 6}
+    else:
+        with pytest.raises(ValueError, match=r"b\.parquet has no column 'query' for query"):
+            load(tmp_path, files | {"interactions": "logs"})
 
 
 def test_files_that_are_cut_off_or_of_another_kind_are_errors(tmp_path):

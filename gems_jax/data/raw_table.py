@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +23,15 @@ _KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".ndj
 
 
 class Batch(NamedTuple):
-    """Some rows of a file: their numbers, from 1, and by role a pyarrow array or a list of Python values."""
+    """Some rows of a file: their numbers, from 1, and by role a pyarrow array or a list of Python values.
+
+    `names` are those of all columns that the file was seen to have.
+    """
 
     path: Path
     numbers: np.ndarray
     columns: dict[str, Any]
+    names: tuple[str, ...] = ()
 
     def raw(self, row: int) -> dict[str, Any]:
         """One row as it stood there."""
@@ -58,7 +63,12 @@ def kind_of(path: Path) -> str | None:
 
 
 def read_batches(
-    path: Path, roles: Mapping[str, str], needed: tuple[str, ...], quarantine: Quarantine, kind: str = "row"
+    path: Path,
+    roles: Mapping[str, str],
+    needed: tuple[str, ...],
+    quarantine: Quarantine,
+    kind: str = "row",
+    option: str = "",
 ) -> Iterator[Batch]:
     """The rows of one file, those columns only that have a role.
 
@@ -68,6 +78,7 @@ def read_batches(
         needed: roles whose columns must be there.
         quarantine: takes rows that cannot be read.
         kind: of row, in the quarantine.
+        option: that says what columns are called, for messages; empty where there is none.
 
     Yields:
         Batches; a role whose column is missing is missing.
@@ -78,29 +89,44 @@ def read_batches(
     reader = {"csv": _read_csv, "json": _read_json, "parquet": _read_parquet}.get(kind_of(path) or "")
     if reader is None:
         raise ValueError(f"{path} is none of .csv, .tsv, .jsonl, .json and .parquet; rename or convert it")
-    yield from reader(path, dict(roles), needed, quarantine, kind)
+    yield from reader(path, _Wanted(dict(roles), needed, option), quarantine, kind)
 
 
-def _present(path: Path, roles: dict[str, str], needed: tuple[str, ...], found: list[str]) -> dict[str, str]:
-    for role in needed:
+class _Wanted(NamedTuple):
+    """Roles of columns: their names, which must be there, and the option that says their names."""
+
+    roles: dict[str, str]
+    needed: tuple[str, ...]
+    option: str
+
+
+def missing_column(path: Path, role: str, name: str, found: Sequence[str], option: str) -> ValueError:
+    """The error of a column that is not there: what is, what was perhaps meant, and where to name it."""
+    near = difflib.get_close_matches(name, found, 1) or difflib.get_close_matches(role, found, 1)
+    return ValueError(
+        f"{path} has no column {name!r} for {role}; it has {', '.join(map(repr, found[:20]))}"
+        + (f". Did you mean {near[0]!r}?" if near else "")
+        + (f" Name the right one in {option} ({role}: {near[0] if near else '...'})" if option else "")
+    )
+
+
+def _present(path: Path, wanted: _Wanted, found: list[str]) -> dict[str, str]:
+    roles = wanted.roles
+    for role in wanted.needed:
         if roles[role] not in found:
-            raise ValueError(
-                f"{path} has no column {roles[role]!r} for {role}; it has {', '.join(map(repr, found[:20]))}: "
-                f"name the right one in columns ({role}: ...)"
-            )
+            raise missing_column(path, role, roles[role], found, wanted.option)
         if found.count(roles[role]) > 1:
             raise ValueError(f"{path} has {found.count(roles[role])} columns {roles[role]!r}; rename all but one")
     return {role: name for role, name in roles.items() if name in found}
 
 
-def _read_csv(
-    path: Path, roles: dict[str, str], needed: tuple[str, ...], quarantine: Quarantine, kind: str
-) -> Iterator[Batch]:
+def _read_csv(path: Path, wanted: _Wanted, quarantine: Quarantine, kind: str) -> Iterator[Batch]:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
     delimiter = "\t" if ".tsv" in path.name.lower() else ","
-    roles = _present(path, roles, needed, _header(path, delimiter))
+    header = _header(path, delimiter)
+    roles = _present(path, wanted, header)
     skipped: list[int] = []
 
     def skip(row: Any) -> str:
@@ -130,7 +156,7 @@ def _read_csv(
         for record in stream:
             numbers, position = _numbers(position, record.num_rows, skipped)
             columns = {role: record.column(record.schema.get_field_index(name)) for role, name in roles.items()}
-            last = Batch(path, numbers - 1, columns)
+            last = Batch(path, numbers - 1, columns, tuple(header))
             yield last
     except (pa.ArrowInvalid, OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as CSV ({error}); is it whole?") from None
@@ -171,28 +197,26 @@ def _check_end(path: Path, last: Batch) -> None:
             )
 
 
-def _read_parquet(
-    path: Path, roles: dict[str, str], needed: tuple[str, ...], quarantine: Quarantine, kind: str
-) -> Iterator[Batch]:
+def _read_parquet(path: Path, wanted: _Wanted, quarantine: Quarantine, kind: str) -> Iterator[Batch]:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            roles = _present(path, roles, needed, list(file.schema_arrow.names))
+            found = list(file.schema_arrow.names)
+            roles = _present(path, wanted, found)
             position = 1
             for record in file.iter_batches(min(BLOCK_ROWS, 8192), columns=sorted(set(roles.values()))):
                 numbers = np.arange(position, position + record.num_rows)
                 position += record.num_rows
                 names = list(record.schema.names)
-                yield Batch(path, numbers, {role: record.column(names.index(name)) for role, name in roles.items()})
+                columns = {role: record.column(names.index(name)) for role, name in roles.items()}
+                yield Batch(path, numbers, columns, tuple(found))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as parquet ({error}); is it whole?") from None
 
 
-def _read_json(
-    path: Path, roles: dict[str, str], needed: tuple[str, ...], quarantine: Quarantine, kind: str
-) -> Iterator[Batch]:
+def _read_json(path: Path, wanted: _Wanted, quarantine: Quarantine, kind: str) -> Iterator[Batch]:
     found: dict[str, None] = {}
     numbers: list[int] = []
     rows: list[dict[str, Any]] = []
@@ -201,18 +225,20 @@ def _read_json(
         numbers.append(number)
         rows.append(row)
         if len(rows) == BLOCK_ROWS:
-            yield _json_batch(path, _present(path, roles, needed, list(found)), numbers, rows)
+            yield _json_batch(path, wanted, list(found), numbers, rows)
             numbers, rows = [], []
     if rows:
-        yield _json_batch(path, _present(path, roles, needed, list(found)), numbers, rows)
+        yield _json_batch(path, wanted, list(found), numbers, rows)
 
 
 def _open(path: Path) -> Any:
     return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def _json_batch(path: Path, roles: dict[str, str], numbers: list[int], rows: list[dict[str, Any]]) -> Batch:
-    return Batch(path, np.asarray(numbers), {role: [row.get(name) for row in rows] for role, name in roles.items()})
+def _json_batch(path: Path, wanted: _Wanted, found: list[str], numbers: list[int], rows: list[dict[str, Any]]) -> Batch:
+    roles = _present(path, wanted, found)
+    columns = {role: [row.get(name) for row in rows] for role, name in roles.items()}
+    return Batch(path, np.asarray(numbers), columns, tuple(found))
 
 
 def _json_lines(path: Path, quarantine: Quarantine, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -11,16 +11,15 @@ import numpy as np
 from gems_jax.data.assemble import Source
 from gems_jax.data.columns import as_lists, as_text, as_times
 from gems_jax.data.examples import UNKNOWN, Examples, Names
+from gems_jax.data.named_columns import NamedColumns
 from gems_jax.data.options import Steps, TableFiles
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.ragged import Ragged
-from gems_jax.data.raw_table import Batch, find_files, read_batches
+from gems_jax.data.raw_table import Batch, find_files
 from gems_jax.data.read_parts import ReadParts
 from gems_jax.data.tables import SPLITS, Item
 
 DEFAULTS = {"max_history": 20}
-ROLES = ("user_id", "target", "task", "history", "history_task", "query", "negatives", "timestamp", "split")
-ITEM_ROLES = ("item_id", "title", "text")
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"validation": "valid", "val": "valid", "dev": "valid", "eval": "test"}
 
 
@@ -79,7 +78,7 @@ def read_interactions(
         FileNotFoundError: a file is missing.
         ValueError: a file or an option is not what it should be, or too many rows are bad.
     """
-    roles = _renamed(ROLES, files.columns, "columns")
+    columns = NamedColumns("files.columns", files.columns, ("user_id", "target"))
     names = Names()
     found: list[Examples] = []
     before = len(quarantine.rows)
@@ -87,12 +86,13 @@ def read_interactions(
     for number, (split, path) in enumerate(places):
 
         def read_file(path: Path = path, split: str | None = split) -> Examples | None:
-            batches = read_batches(path, roles, ("user_id", "target"), quarantine)
+            batches = columns.batches(path, quarantine, "row")
             blocks = [encode_batch(batch, names, files, quarantine, split) for batch in batches]
             return Examples.join(_same_columns(blocks)) if blocks else None
 
         rows = read_file() if parts is None else parts.rows_of(number, len(places), names, quarantine, read_file)
         found += [] if rows is None else [rows]
+    columns.check(len(places))
     bad = sum(row["kind"] == "row" for row in quarantine.rows[before:])
     quarantine.check("row", sum(map(len, found)) + bad, f"{folder}: {files.interactions}")
     if not found:
@@ -143,10 +143,11 @@ def read_items(folder: Path, files: TableFiles, quarantine: Quarantine, names: S
     """
     if files.items is None:
         return [Item(name, name) for name in names]
-    roles = _renamed(ITEM_ROLES, files.item_columns, "item_columns")
+    columns = NamedColumns("files.item_columns", files.item_columns, ("item_id", "title"))
+    paths = find_files(folder, files.items)
     items: dict[str, Item] = {}
-    for path in find_files(folder, files.items):
-        for batch in read_batches(path, roles, ("item_id", "title"), quarantine, "item"):
+    for path in paths:
+        for batch in columns.batches(path, quarantine, "item"):
             texts = {role: as_text(column)[0].to_pylist() for role, column in batch.columns.items()}
             for row, (item_id, title) in enumerate(zip(texts["item_id"], texts["title"], strict=True)):
                 text = texts["text"][row] if "text" in texts else None
@@ -155,6 +156,7 @@ def read_items(folder: Path, files: TableFiles, quarantine: Quarantine, names: S
                     quarantine.add("item", f"{path.name}: row {batch.numbers[row]}", problem, batch.raw(row))
                 else:
                     items[item_id] = Item(item_id, " ".join(title.split()), " ".join((text or "").split()))
+    columns.check(len(paths))
     bad = sum(row["kind"] == "item" for row in quarantine.rows)
     quarantine.check("item", len(items) + bad, f"{folder}: {files.items}")
     if not items:
@@ -247,13 +249,6 @@ def _splits(column: Any, split: str | None, count: int, problems: _Problems) -> 
 
 def _file(batch: Batch, names: Names) -> np.ndarray:
     return np.full(len(batch.numbers), names.files.add(batch.path.name), np.int32)
-
-
-def _renamed(roles: Sequence[str], columns: Mapping[str, str], option: str) -> dict[str, str]:
-    for role in columns:
-        if role not in roles:
-            raise ValueError(f"{option} names the unknown role {role!r}; the roles are {', '.join(roles)}")
-    return {role: columns.get(role, role) for role in roles}
 
 
 def _same_columns(parts: list[Examples]) -> list[Examples]:

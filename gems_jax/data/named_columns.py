@@ -1,0 +1,70 @@
+"""Columns by the names that the options give them; a name that no file has is an error, not an absent column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from gems_jax.data.quarantine import Quarantine
+from gems_jax.data.raw_table import Batch, kind_of, missing_column, read_batches
+
+ROLES = ("user_id", "target", "task", "history", "history_task", "query", "negatives", "timestamp", "split")
+ITEM_ROLES = ("item_id", "title", "text")
+# The options that name columns, and the roles of each.
+OPTIONS = {"files.columns": ROLES, "files.item_columns": ITEM_ROLES}
+
+
+class NamedColumns:
+    """Reads files whose columns have names of their own.
+
+    A column that an option names must be in every file. Objects of JSON may leave fields out: there it must be in one
+    row of one file.
+
+    Args:
+        option: `files.columns` or `files.item_columns`.
+        columns: what it says: role to name.
+        needed: roles whose columns must be there, whatever they are called.
+
+    Raises:
+        ValueError: the option names a role that is none of its own.
+    """
+
+    def __init__(self, option: str, columns: Mapping[str, str], needed: tuple[str, ...]):
+        self._option, self._columns, self._needed = option, columns, needed
+        self._roles = _names_of_roles(option, columns)
+        # Role to the files that lack it, and what these files have.
+        self._absent: dict[str, list[Path]] = {}
+        self._found: list[str] = []
+
+    def batches(self, path: Path, quarantine: Quarantine, kind: str) -> Iterator[Batch]:
+        """The batches of a file, see `read_batches`."""
+        named = () if kind_of(path) == "json" else tuple(self._columns)
+        needed = tuple(dict.fromkeys((*self._needed, *named)))
+        found: dict[str, None] = {}
+        for batch in read_batches(path, self._roles, needed, quarantine, kind, self._option):
+            found.update(dict.fromkeys(batch.names))
+            yield batch
+        for role, name in self._columns.items():
+            if found and name not in found:
+                self._absent.setdefault(role, []).append(path)
+                self._found = list(found)
+
+    def check(self, num_files: int) -> None:
+        """Raises where none of the files read has a column that the options name."""
+        for role, paths in self._absent.items():
+            if len(paths) == num_files:
+                raise missing_column(paths[0], role, self._columns[role], self._found, self._option)
+
+
+def _names_of_roles(option: str, columns: Mapping[str, str]) -> dict[str, str]:
+    roles: Sequence[str] = OPTIONS[option]
+    for role, name in columns.items():
+        if role in roles:
+            continue
+        for other, its_roles in OPTIONS.items():
+            if role in its_roles:
+                raise ValueError(
+                    f"{option} names {role!r}, which is a role of {other}: write {other}: {{{role}: {name}}}"
+                )
+        raise ValueError(f"{option} names the unknown role {role!r}; the roles are {', '.join(roles)}")
+    return {role: columns.get(role, role) for role in roles}
