@@ -47,7 +47,8 @@ class ItemIndex:
     """Which tokens stand for which item.
 
     Args:
-      token_ids: int ``[N, L]``, row ``i`` the tokens of item ``i``, shorter ones padded with -1 at the end.
+      token_ids: int ``[N, L]``, row ``i`` the tokens of item ``i``, shorter ones padded with -1 at the end. Columns at
+        the end that no item uses are dropped.
 
     Raises:
       ValueError: if the shape or type is wrong, a token id is negative, an item is empty or occurs twice.
@@ -73,6 +74,7 @@ class ItemIndex:
         if wrong.any():
             item = int(np.argmax(wrong))
             raise ValueError(f"token_ids, item {item}: {ids[item].tolist()} must be token ids, then only -1 as padding")
+        ids = np.ascontiguousarray(ids[:, (ids >= 0).any(0)])
         order = np.lexsort(ids.T[::-1])
         twice = (ids[order][1:] == ids[order][:-1]).all(1)
         if twice.any():

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gems_jax.checksums import check_written, unique, write_checksums
 from gems_jax.directions import Factor, Rule, factor_of, warn_if_little_is_kept
 from gems_jax.fingerprint import weights_fingerprint
 from gems_jax.leaf_path import leaf_path
@@ -121,7 +122,7 @@ class NullSpace:
                 )
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes ``null_space.json`` and ``factors.npz`` into a directory, all or nothing.
+        """Writes ``null_space.json``, ``factors.npz`` and their ``checksums.json`` into a directory, all or nothing.
 
         Raises:
           FileExistsError: the directory holds something else.
@@ -146,6 +147,7 @@ class NullSpace:
                 "inputs": self.inputs,
             }
             (staging / "null_space.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            write_checksums(staging)
             if target.exists():
                 shutil.rmtree(target)
             os.replace(staging, target)
@@ -158,14 +160,14 @@ class NullSpace:
 
         Raises:
           FileNotFoundError: nothing saved there.
-          ValueError: a damaged file.
+          ValueError: a damaged file, a kernel without its factor, a factor without a kernel.
         """
         source = Path(directory)
         for name in ("null_space.json", "factors.npz"):
             if not (source / name).is_file():
                 raise FileNotFoundError(f"no null space in {source}: {name} is missing; make one with calibrate")
         try:
-            about = json.loads((source / "null_space.json").read_text(encoding="utf-8"))
+            about = json.loads((source / "null_space.json").read_text(encoding="utf-8"), object_pairs_hook=unique)
             # Opened here: np.load leaves a file that is no archive open.
             with open(source / "factors.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 factors = {
@@ -174,6 +176,9 @@ class NullSpace:
                     )
                     for i, entry in enumerate(about["factors"])
                 }
+            _check_names(about["inputs"], [entry["name"] for entry in about["factors"]])
+            for name in ("null_space.json", "factors.npz"):
+                check_written(source, name, "calibrate again")
             return cls(factors, about["inputs"], about["side"], about["fingerprint"], about["rule"])
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"the null space in {source} is damaged ({error}); calibrate again") from error
@@ -189,6 +194,18 @@ class NullSpace:
             span = f"{kept.min()}-{kept.max()}" if kept.size > 1 else str(kept[0])
             rows.append(f"{name:48s} {users[name]:7d} {f.dim:5d}  {span:26s} {residual.max():.4f}")
         return "\n".join(rows)
+
+
+def _check_names(inputs: Mapping[str, str], factors: list[str]) -> None:
+    """Raises ``ValueError`` unless every kernel has a factor, and every factor a kernel."""
+    if len(set(factors)) < len(factors):
+        raise ValueError("an input stands there twice")
+    for path, name in inputs.items():
+        if name not in factors:
+            raise ValueError(f"kernel {path!r} has input {name!r}, which has no factor")
+    unused = sorted(set(factors) - set(inputs.values()))
+    if unused:
+        raise ValueError(f"input {unused[0]!r} belongs to no kernel")
 
 
 def check_factor(path: str, spec: MatrixSpec, null_space: NullSpace) -> MatrixSpec:

@@ -484,6 +484,17 @@ def test_damaged_files_of_tokens_are_named(words, tmp_path, name):
         open_encoded(place)
 
 
+@pytest.mark.parametrize("name", ["encoded.json", "tokens.npy", "offsets.npy", "target_tokens.npy", "checksums.json"])
+def test_flipped_bits_in_files_of_tokens_are_found(words, tmp_path, name):
+    arguments = (SRC, *words, "{history} for: {query}", 24, tmp_path)
+    place = encode_once(*arguments).folder
+    whole = (place / name).read_bytes()
+    for byte in range(0, len(whole), max(1, len(whole) // 20)):
+        (place / name).write_bytes(whole[:byte] + bytes([whole[byte] ^ 1]) + whole[byte + 1 :])
+        with pytest.raises(ValueError, match=rf"the encoded table .*{place.name} is damaged .*remove it"):
+            encode_once(*arguments)
+
+
 def test_batches_of_mapped_tables_are_those_of_tables_in_memory(words, tmp_path):
     arguments = (*words, "{history} for: {query}", 24)
     memory = task_batches({"src": encode_table(SRC, *arguments)}, 2, 24, 0, prefetch=0)

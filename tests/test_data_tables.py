@@ -332,6 +332,23 @@ def test_an_unfinished_or_damaged_dataset_is_an_error(raw, tmp_path):
         storage.load(folder)
 
 
+def test_flipped_bits_are_found_and_older_datasets_load_with_a_notice(raw, tmp_path):
+    folder = storage.save(load_small(raw), tmp_path / "prepared")
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    assert any(name.endswith("dataset_info.json") for name in names)
+    for name in names:
+        whole = (folder / name).read_bytes()
+        for place in {len(whole) // 3, len(whole) * 4 // 5}:
+            if whole:
+                (folder / name).write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+                with pytest.raises(ValueError, match=r"damaged|is not of format version"):
+                    storage.load(folder)
+        (folder / name).write_bytes(whole)
+    (folder / "checksums.json").unlink()
+    with pytest.warns(UserWarning, match=r"no checksums\.json, since an older version prepared it"):
+        assert storage.load(folder).items == load_small(raw).items
+
+
 def test_nothing_half_written_stays_behind(raw, tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("disk full")

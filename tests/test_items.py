@@ -11,6 +11,7 @@ from flax import nnx
 from shared import SHARED, needs_shared
 from tiny import cheap_compilation
 
+from gems_jax.data.prompts import item_rows
 from gems_jax.data.tokenizer import train_tokenizer
 from gems_jax.items import (
     ItemIndex,
@@ -23,6 +24,7 @@ from gems_jax.items import (
 )
 from gems_jax.models import T5, T5Config, from_config, load, save
 from gems_jax.models.tokenizer_folder import load_tokenizer
+from gems_jax.ranking.trie import build_trie
 
 TEXT = "cheap garden lamps and red garden chairs for a small balcony"
 
@@ -54,6 +56,15 @@ def test_items_get_the_ids_behind_the_vocabulary_in_order(tokenizer: Any) -> Non
     assert ids == [size, size + 1, size + 2]
     assert tokenizer.convert_ids_to_tokens(ids) == ["<item_B01>", "<item_x y>", "<item_<z>>"]
     assert tokenizer(TEXT)["input_ids"] == before
+
+
+def test_columns_that_no_item_uses_change_nothing() -> None:
+    padded = ItemIndex(np.array([[5, 6, -1, -1], [7, -1, -1, -1]]))
+    assert padded.token_ids.tolist() == [[5, 6], [7, -1]]
+    trie, wanted = build_trie(padded), build_trie(ItemIndex(np.array([[5, 6], [7, -1]])))
+    assert (trie.depth, trie.ends) == (wanted.depth, wanted.ends) == (2, (False, True, True))
+    np.testing.assert_array_equal(trie.item, wanted.item)
+    assert item_rows(np.array([[5, -1], [7, -1]])).tolist() == [[5], [7]]
 
 
 def encoded_between(tokenizer: Any, ids: list[int]) -> None:

@@ -226,6 +226,42 @@ def test_missing_and_damaged_files_are_named(tmp_path):
         gj.NullSpace.load(tmp_path / "ns")
 
 
+def test_flipped_bits_are_found_and_older_files_without_checksums_still_load(tmp_path):
+    moments = {"block/q/kernel": np.diag([4.0, 2.0, 1.0]), "block/o/kernel": np.diag([3.0, 2.0, 1.0])}
+    gj.NullSpace.from_moments(moments, rank=1).save(tmp_path)
+    for name in ("null_space.json", "factors.npz", "checksums.json"):
+        whole = (tmp_path / name).read_bytes()
+        for place in range(3, len(whole), max(1, len(whole) // 12)):
+            (tmp_path / name).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(ValueError, match="is damaged .*calibrate again"):
+                gj.NullSpace.load(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    (tmp_path / "checksums.json").unlink()
+    assert gj.NullSpace.load(tmp_path).inputs == {path: path for path in moments}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about["inputs"].update(extra="lost"), "kernel 'extra' has input 'lost', which has no factor"),
+        (lambda about: about["inputs"].pop("v"), "input 'v' belongs to no kernel"),
+        (lambda about: about["factors"][1].update(name="w"), "an input stands there twice"),
+    ],
+)
+def test_kernels_and_factors_of_a_file_belong_together(tmp_path, change, message):
+    gj.NullSpace.from_moments({"w": np.eye(4), "v": 2 * np.eye(4)}, rank=1).save(tmp_path)
+    (tmp_path / "checksums.json").unlink()
+    about = json.loads((tmp_path / "null_space.json").read_text())
+    change(about)
+    (tmp_path / "null_space.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=f"is damaged .*{message}"):
+        gj.NullSpace.load(tmp_path)
+    text = (tmp_path / "null_space.json").read_text().replace('"inputs": {', '"inputs": {"w": "v", ')
+    (tmp_path / "null_space.json").write_text(text)
+    with pytest.raises(ValueError, match="'w' stands there twice"):
+        gj.NullSpace.load(tmp_path)
+
+
 def test_the_weights_it_came_from_are_recognised():
     from gems_jax.fingerprint import weights_fingerprint
 

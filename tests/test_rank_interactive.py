@@ -1,5 +1,7 @@
 """The best items for one user: histories, what is left out, and that it is the ranking of the catalogue."""
 
+import dataclasses
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from gems_jax.data.tables import Dataset, Item, Row, Table
 from gems_jax.items import ItemIndex, add_item_tokens
 from gems_jax.models import T5, Decoder, DecoderConfig, T5Config
-from gems_jax.ranking.interactive import history_of, top_items
+from gems_jax.ranking import interactive
+from gems_jax.ranking.interactive import check_task, history_of, top_items
 from gems_jax.ranking.rank_items import rank_items
 
 WORDS = ["<pad>", "</s>", "<unk>", "history", "red", "shoe", "find"]
@@ -67,6 +70,77 @@ def test_a_history_is_all_that_is_known_of_a_user(dataset: Dataset) -> None:
     assert history_of(dataset, "bob") == [0, 2, 3]
     with pytest.raises(ValueError, match="no user 'anne'; it has 2, such as \\['ann'\\]"):
         history_of(dataset, "anne")
+
+
+def shop_of(rows: dict[tuple[str, str], list[tuple[list[int], int, float]]], timed: bool) -> Dataset:
+    """A user's rows, each a history, a target and a time."""
+    tables = {}
+    for key, of_table in rows.items():
+        table = Table.from_rows(key[1], [Row("ann", history, target) for history, target, _ in of_table])
+        time = np.array([time for *_, time in of_table]) if timed else None
+        tables[key] = dataclasses.replace(table, time=time)
+    return Dataset("shop", [Item(f"B{n}", f"thing {n}") for n in range(60)], tables)
+
+
+def windows(count: int, longest: int) -> dict[tuple[str, str], list[tuple[list[int], int, float]]]:
+    """``count`` events, odd ones searched, as tables have them: histories cut to their newest events."""
+    rows: dict[tuple[str, str], list[tuple[list[int], int, float]]] = {
+        (split, task): [] for split in ("train", "valid", "test") for task in ("rec", "src")
+    }
+    for target in range(1, count):
+        split = "test" if target == count - 1 else "valid" if target == count - 2 else "train"
+        history = list(range(target))[-longest:]
+        rows[split, ("rec", "src")[target % 2]].append((history, target, 1e9 + target))
+    return rows
+
+
+@pytest.mark.parametrize("timed", [True, False])
+@pytest.mark.parametrize("count", [4, 5, 6, 7, 50, 51])
+def test_the_newest_events_come_last_however_many_there_are(count: int, timed: bool) -> None:
+    taken = history_of(shop_of(windows(count, 5), timed), "ann")
+    assert sorted(taken) == list(range(count))
+    assert taken[-6:] == list(range(count))[-6:]
+    if timed:
+        assert taken == list(range(count))
+
+
+def test_events_of_one_time_are_all_known_and_one_event_of_two_tasks_is_one() -> None:
+    both = [([0, 1], 2, 7.0), ([0, 1], 3, 7.0)]
+    rows = {("train", "rec"): [([0], 1, 5.0)], ("test", "rec"): both, ("test", "src"): both[1:]}
+    for timed in (True, False):
+        assert history_of(shop_of(rows, timed), "ann") == [0, 1, 2, 3]
+
+
+def test_bought_again_counts_again() -> None:
+    rows = {("train", "rec"): [([4], 1, 5.0), ([4, 1], 4, 6.0)], ("test", "rec"): [([1, 4], 4, 7.0)]}
+    assert history_of(shop_of(rows, True), "ann") == [4, 1, 4, 4]
+
+
+def test_a_prompt_holds_the_newest_events_and_no_known_item_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = shop_of(windows(50, 5), True)
+    prompts = []
+
+    def encode(table: Table, *arguments: Any) -> Any:
+        prompts.append(table.history.tolist())
+        return types.SimpleNamespace(tokens=np.zeros(3, np.int32))
+
+    def rank(*arguments: Any, k: int, **options: Any) -> Any:
+        return np.arange(60)[None, :k], -np.arange(60.0)[None, :k]
+
+    monkeypatch.setattr(interactive, "encode_table", encode)
+    monkeypatch.setattr(interactive, "rank_items", rank)
+    items = ItemIndex(np.arange(60)[:, None])
+    found = top_items(None, None, dataset, items, "{history}", 20, user="ann", k=4)
+    assert prompts == [[44, 45, 46, 47, 48, 49]]
+    assert [one.item_id for one in found] == ["B50", "B51", "B52", "B53"]
+    searched = top_items(None, None, dataset, items, "{query}", 20, user="ann", query="thing", k=2)
+    assert [(one.item_id, one.known) for one in searched] == [("B0", True), ("B1", True)]
+
+
+def test_a_task_without_training_rows_is_named(dataset: Dataset) -> None:
+    check_task(dataset, "rec")
+    with pytest.raises(ValueError, match=r"never tuned for task 'src'.* training rows of 'rec' alone"):
+        check_task(dataset, "src")
 
 
 @pytest.mark.parametrize("query", [None, "red shoe"])

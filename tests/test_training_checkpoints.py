@@ -16,9 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from gems_jax.checksums import damage, write_checksums
 from gems_jax.training import checkpoints as module
 from gems_jax.training.checkpoints import Checkpoints
-from gems_jax.training.checksums import damage, write_checksums
 from gems_jax.training.lock import WorkdirLock
 
 PARAMS = {"a": jnp.arange(2000.0), "b": {"c": jnp.ones((3, 4))}}

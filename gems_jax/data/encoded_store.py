@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.checksums import damage, write_checksums
 from gems_jax.data.encoded_table import EncodedTable, Family
 from gems_jax.data.prompts import encode_table, item_rows
 from gems_jax.data.tables import Table
 from gems_jax.staging import fresh_folder, is_remote
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 META = "encoded.json"
 _ARRAYS = {"tokens": (np.int32, 1), "offsets": (np.int64, 1), "target_tokens": (np.int32, 2)}
 _TEXTS = 65_536
@@ -84,6 +85,7 @@ def encode_once(
         }
         (temporary / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
         del encoded
+        write_checksums(temporary)
         try:
             os.rename(temporary, place)
         except OSError:
@@ -96,12 +98,23 @@ def encode_once(
 
 
 def open_encoded(folder: str | Path) -> EncodedTable:
-    """The table that `encode_once` wrote to a folder, memory-mapped.
+    """The table that `encode_once` wrote to a folder, memory-mapped, once its files have been read and found whole.
+
+    Reading them costs about a second a gigabyte, once; processes that get an opened table from this one map it only.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is damaged.
     """
+    table = map_encoded(folder)
+    wrong = damage(Path(folder), [META, *(f"{name}.npy" for name in _ARRAYS)])
+    if wrong is not None:
+        raise ValueError(f"the encoded table {folder} is damaged ({wrong}); remove it, it is made anew")
+    return table
+
+
+def map_encoded(folder: str | Path) -> EncodedTable:
+    """As `open_encoded`, of files that have been found whole already: only their form is checked."""
     folder = Path(folder)
     if not (folder / META).is_file():
         raise FileNotFoundError(f"{folder} holds no encoded table ({META} is missing); encode_once writes one")

@@ -56,9 +56,9 @@ class EncodedTable:
     def __reduce__(self) -> Any:
         if self.folder is None:
             return super().__reduce__()
-        from gems_jax.data.encoded_store import open_encoded
+        from gems_jax.data.encoded_store import map_encoded
 
-        return open_encoded, (self.folder,)
+        return map_encoded, (self.folder,)
 
     def lengths(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """int64, tokens of each input, or of those of some rows."""

@@ -61,7 +61,7 @@ def parse_template(template: str, needed: Sequence[str] = ()) -> list[str | tupl
 
 
 def item_rows(items: Any) -> np.ndarray:
-    """int32 `[N, L]`: the tokens of each item, -1 behind shorter ones.
+    """int32 `[N, L]`: the tokens of each item, -1 behind shorter ones; the longest has L.
 
     Example:
         >>> item_rows([7, 8]).tolist()
@@ -82,7 +82,7 @@ def item_rows(items: Any) -> np.ndarray:
     if wrong.any():
         item = int(np.argmax(wrong))
         raise ValueError(f"item {item} has tokens {rows[item].tolist()}: expected token ids, then only -1 as padding")
-    return rows.astype(np.int32)
+    return np.ascontiguousarray(rows[:, : max(1, int((rows >= 0).sum(axis=1).max(initial=1)))], np.int32)
 
 
 def encode_table(

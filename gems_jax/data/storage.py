@@ -1,8 +1,8 @@
 """Prepared datasets on disk: array-record shards written and read by tensorflow-datasets, without TensorFlow.
 
 A prepared folder holds `items.jsonl` (the catalogue in the order of item numbers), `card.json` (how it was
-made, and the sign that it is complete), `quarantine.jsonl` and `tables/`, where a tensorflow-datasets builder of
-the dataset's name has one split a table.
+made, and the sign that it is complete), `quarantine.jsonl`, `tables/`, where a tensorflow-datasets builder of
+the dataset's name has one split a table, and `checksums.json` of all these.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gems_jax.checksums import NAME, check_written, write_checksums
 from gems_jax.data.array_records import join_tables, read_tables, write_tables
 from gems_jax.data.tables import Dataset, Item
 from gems_jax.staging import fresh_folder
@@ -90,6 +92,7 @@ def _publish(dataset: Dataset, folder: str | Path, write: Callable[[Path], None]
             "tables": ["/".join(key) for key in dataset.tables],
         }
         (temporary / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        write_checksums(temporary)
         temporary.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -113,14 +116,26 @@ def load(folder: str | Path) -> Dataset:
     card = _read_json(folder / CARD)
     if not isinstance(card, dict) or card.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{folder / CARD} is not of format version {FORMAT_VERSION}; remove the folder, prepare again")
+    if not (folder / NAME).is_file():
+        warnings.warn(
+            f"{folder} has no {NAME}, since an older version prepared it: damage would not be noticed; remove the "
+            "folder to have it prepared again",
+            stacklevel=2,
+        )
+    remedy = f"remove {folder} and prepare again"
+    check_written(folder, CARD, remedy)
     try:
         items = [Item(**entry) for entry in _read_lines(folder / ITEMS)]
     except TypeError as error:
-        raise ValueError(f"{folder / ITEMS} is damaged ({error}); remove {folder} and prepare again") from None
+        raise ValueError(f"{folder / ITEMS} is damaged ({error}); {remedy}") from None
+    check_written(folder, ITEMS, remedy)
+    check_written(folder, TABLES, remedy)
     keys = [tuple(name.split("/")) for name in card.pop("tables")]
     tables = read_tables(folder / TABLES, keys, len(items))
+    quarantined = list(_read_lines(folder / QUARANTINE))
+    check_written(folder, QUARANTINE, remedy)
     del card["format_version"]
-    return Dataset(str(card.get("name", folder.name)), items, tables, card, list(_read_lines(folder / QUARANTINE)))
+    return Dataset(str(card.get("name", folder.name)), items, tables, card, quarantined)
 
 
 def _write_lines(path: Path, entries: Any) -> None:

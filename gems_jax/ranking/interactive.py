@@ -1,6 +1,5 @@
 """The best items for one user, to look at: what to recommend next, or what a query finds."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 from gems_jax.data.encoded_table import Family
 from gems_jax.data.prompts import encode_table
 from gems_jax.data.tables import Dataset, Row, Table
+from gems_jax.data.user_history import history_of, longest_input
 from gems_jax.items import ItemIndex
 from gems_jax.models.t5 import T5
 from gems_jax.ranking.rank_items import rank_items
@@ -44,10 +44,10 @@ def top_items(
     beams: int = 20,
     vocabulary: Literal["full", "items"] = "full",
 ) -> list[Found]:
-    """Ranks the whole catalogue for a user, after everything the dataset knows of them.
+    """Ranks the whole catalogue for a user, after the newest events that the dataset knows of them.
 
-    Without a query items of the history are left out; with one they are marked, since people search for what they
-    know.
+    Without a query all items the user has ever taken are left out; with one they are marked, since people search for
+    what they know. The prompt holds as many of the newest events as any row of the dataset tells of.
 
     Args:
       model: a `T5` or a `Decoder`, tuned.
@@ -73,13 +73,14 @@ def top_items(
         raise ValueError("the query is empty: write what to search for, or ask for a recommendation")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    history = history_of(dataset, user)
+    taken = history_of(dataset, user)
+    history = taken[-longest_input(dataset) :]
     # A row needs a target, which the input does not depend on.
     row = Row(user, history, target=0, query=query or "")
     table = Table.from_rows("rec" if query is None else "src", [row])
     family: Family = "encoder_decoder" if isinstance(model, T5) else "decoder"
     tokens = encode_table(table, tokenizer, items, template, max_length, family).tokens
-    known = set(history)
+    known = set(taken)
     wanted = min(k + (len(known) if query is None else 0), items.num_items)
     ids, scores = rank_items(
         model,
@@ -97,32 +98,19 @@ def top_items(
     return found[:k]
 
 
-def history_of(dataset: Dataset, user: str) -> list[int]:
-    """All items a user has taken, oldest first: the longest history in any table, and what followed it.
-
-    Args:
-      dataset: with tables of any split.
-      user: as the dataset names them.
-
-    Raises:
-      ValueError: if there is no such user; names the nearest.
+def check_task(dataset: Dataset, task: str) -> None:
+    """Raises ``ValueError`` unless a run of this dataset was tuned for a task.
 
     Example:
-      >>> table = Table.from_rows("rec", [Row("ann", [3], 1), Row("ann", [3, 1], 2)])
-      >>> history_of(Dataset("shop", [], {("train", "rec"): table}), "ann")
-      [3, 1, 2]
+      >>> table = Table.from_rows("rec", [Row("ann", [3], 1)])
+      >>> check_task(Dataset("shop", [], {("train", "rec"): table}), "rec")
     """
-    longest: Sequence[int] = ()
-    for table in dataset.tables.values():
-        rows = [row for row, name in enumerate(table.user_ids) if name == user]
-        for row in rows:
-            history = [*table.history_of(row).tolist(), int(table.target[row])]
-            longest = max(longest, history, key=len)
-    if not longest:
-        users = sorted({name for table in dataset.tables.values() for name in table.user_ids})
-        near = difflib.get_close_matches(user, users, n=3, cutoff=0.5) or users[:3]
-        raise ValueError(f"dataset {dataset.name!r} has no user {user!r}; it has {len(users):,}, such as {near}")
-    return list(longest)
+    if task not in dataset.tasks:
+        what = {"rec": "recommending", "src": "searching"}.get(task, "it")
+        raise ValueError(
+            f"this run was never tuned for task {task!r}: dataset {dataset.name!r} has training rows of "
+            f"{', '.join(map(repr, dataset.tasks)) or 'no task'} alone, so the model knows nothing of {what}"
+        )
 
 
 def as_lines(found: Sequence[Found]) -> str:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gems_jax.checksums import damage, write_checksums
 from gems_jax.leaf_path import leaf_path
 from gems_jax.staging import is_remote, remove_folder
-from gems_jax.training.checksums import damage, write_checksums
 from gems_jax.training.cluster import is_lost
 
 PyTree = Any

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,40 +39,78 @@ def write_checksums(folder: Path) -> None:
       'a has other content than was written'
     """
     names = files_of(folder)
-    sums = _sums(folder, names)
+    sums = sums_of(folder, names)
     content = {name: {"bytes": _size(folder / name), "sha256": sums[name]} for name in names}
     write_json(folder / NAME, content)
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, names: Sequence[str] | None = None) -> str | None:
     """What is wrong with a folder that has checksums, in words; ``None``: nothing.
 
     Args:
       folder: written by `write_checksums`.
+      names: relative paths of the files, or folders of files, to look at; ``None``: all, and there may be no others.
     """
     try:
-        written = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        sizes = {str(name): int(entry["bytes"]) for name, entry in written.items()}
-        sums = {str(name): str(entry["sha256"]) for name, entry in written.items()}
+        pairs = json.loads((folder / NAME).read_text(encoding="utf-8"), object_pairs_hook=unique)
+        sizes = {str(name): int(entry["bytes"]) for name, entry in pairs.items()}
+        sums = {str(name): str(entry["sha256"]) for name, entry in pairs.items()}
     except FileNotFoundError:
         return f"{NAME} is missing: it was not written to its end"
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"{NAME} is damaged"
     if str(folder).startswith("gs://") and not (folder / _MARK).exists():
         return f"{_MARK} is missing: it was not written to its end"
-    for name, size in sizes.items():
+    chosen = list(sizes)
+    if names is not None:
+        belonging = {name: [one for one in sizes if one == name or one.startswith(f"{name}/")] for name in names}
+        for name, found_names in belonging.items():
+            if not found_names:
+                return f"{name} was not written with it"
+        chosen = [one for found_names in belonging.values() for one in found_names]
+    for name in chosen:
         if not (folder / name).is_file():
             return f"{name} is missing"
         found = _size(folder / name)
-        if found != size:
-            return f"{name} has {found:,} bytes of {size:,}"
-    unknown = sorted(set(files_of(folder)) - set(sizes))
+        if found != sizes[name]:
+            return f"{name} has {found:,} bytes of {sizes[name]:,}"
+    unknown = sorted(set(files_of(folder)) - set(sizes)) if names is None else []
     if unknown:
         return f"{unknown[0]} was not written with it"
-    for name, found_sum in _sums(folder, list(sums)).items():
+    for name, found_sum in sums_of(folder, chosen).items():
         if found_sum != sums[name]:
             return f"{name} has other content than was written"
     return None
+
+
+def check_written(folder: Path, name: str, remedy: str) -> None:
+    """Checks a file of a folder, or a folder of files in it, against its checksums; where there are none, all is well.
+
+    Args:
+      folder: has a ``checksums.json`` unless an older version wrote it.
+      name: relative path.
+      remedy: what to do where it is damaged, the end of the message.
+
+    Raises:
+      ValueError: it is not what was written.
+    """
+    if (folder / NAME).is_file():
+        wrong = damage(folder, [name])
+        if wrong is not None:
+            raise ValueError(f"{folder / name} is damaged ({wrong}); {remedy}")
+
+
+def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """For ``json.loads``: an object whose keys differ.
+
+    Raises:
+      ValueError: a key stands there twice.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"{twice!r} stands there twice")
+    return found
 
 
 def _size(path: Path) -> int:
@@ -79,7 +118,9 @@ def _size(path: Path) -> int:
     return int(found.length if is_remote(path) else found.st_size)
 
 
-def _sums(folder: Path, names: list[str]) -> dict[str, str]:
+def sums_of(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of some files of a folder, 64 hexadecimal digits each, by relative path."""
+
     def of(name: str) -> str:
         found = hashlib.sha256()
         with (folder / name).open("rb") as file:

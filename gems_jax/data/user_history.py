@@ -1,0 +1,102 @@
+"""What a dataset knows of one user, put together from rows that each tell of a part."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from gems_jax.data.tables import SPLITS, Dataset
+
+
+class _Event(NamedTuple):
+    """A row of a table: a target taken after a history."""
+
+    task: str
+    split: int
+    time: float
+    history: tuple[int, ...]
+    target: int
+
+
+def history_of(dataset: Dataset, user: str) -> list[int]:
+    """All items a user has taken, oldest first: the targets of their rows, after what these rows knew before.
+
+    Histories are cut to their newest events, so no row knows all of them. With times the rows are put in their order.
+    Without, the last events are those of a row of test (else valid, else train): the one with the longest history,
+    or, where cut histories are equally long, the one that knows most of the others' targets; what it does not know
+    comes before, each item once.
+
+    Args:
+        dataset: with tables of any split.
+        user: as the dataset names them.
+
+    Raises:
+        ValueError: if there is no such user; names the nearest.
+
+    Example:
+        >>> from gems_jax.data.tables import Row, Table
+        >>> table = Table.from_rows("rec", [Row("ann", [3], 1), Row("ann", [1], 2)])
+        >>> history_of(Dataset("shop", [], {("train", "rec"): table}), "ann")
+        [3, 1, 2]
+    """
+    events = _events_of(dataset, user)
+    if not events:
+        users = sorted({name for table in dataset.tables.values() for name in table.user_ids})
+        near = difflib.get_close_matches(user, users, n=3, cutoff=0.5) or users[:3]
+        raise ValueError(f"dataset {dataset.name!r} has no user {user!r}; it has {len(users):,}, such as {near}")
+    if np.isfinite([event.time for event in events]).all():
+        return _in_order(sorted(events, key=lambda event: event.time))
+    last = max(event.split for event in events)
+    rows = [event for event in events if event.split == last]
+    targets = {event.target for event in rows}
+    # Of equals the last.
+    newest = max(reversed(rows), key=lambda row: (len(row.history), sum(item in targets for item in row.history)))
+    end = _in_order(event for event in rows if event.history == newest.history)
+    ended = set(end)
+    before = _in_order(sorted(events, key=lambda event: (event.split, len(event.history))))
+    return [item for item in dict.fromkeys(before) if item not in ended] + end
+
+
+def longest_input(dataset: Dataset) -> int:
+    """Most events that a row of the dataset tells of, its history and its target."""
+    lengths = [int(np.diff(table.offsets).max(initial=0)) for table in dataset.tables.values()]
+    return max(lengths, default=0) + 1
+
+
+def _in_order(events: Iterable[_Event]) -> list[int]:
+    """Items of rows that follow one another: of each what its history adds, and its target."""
+    taken: list[int] = []
+    counted: Counter[int] = Counter()
+    seen: dict[tuple[float, tuple[int, ...], int], str] = {}
+    for event in events:
+        missing = Counter(event.history) - counted
+        for item in event.history:
+            if missing[item]:
+                missing[item] -= 1
+                counted[item] += 1
+                taken.append(item)
+        # One event may be a row of several tasks.
+        if seen.setdefault((np.nan_to_num(event.time), event.history, event.target), event.task) == event.task:
+            counted[event.target] += 1
+            taken.append(event.target)
+    return taken
+
+
+def _events_of(dataset: Dataset, user: str) -> list[_Event]:
+    """The rows of a user, table by table."""
+    return [
+        _Event(
+            key[1],
+            SPLITS.index(key[0]) if key[0] in SPLITS else -1,
+            float("nan") if table.time is None else float(table.time[row]),
+            tuple(table.history_of(row).tolist()),
+            int(table.target[row]),
+        )
+        for key, table in dataset.tables.items()
+        for row, name in enumerate(table.user_ids)
+        if name == user
+    ]
