@@ -22,6 +22,8 @@ TRAIN = [
     "jsonargparse[signatures]>=4.53,<5",  # configurations: YAML files and overrides
     "matplotlib>=3.10,<4",  # pictures of the report
     "bm25s>=0.3,<0.4",  # the lexical search baseline
+    "regex>=2025",  # words of any script
+    "scipy>=1.13,<2",  # sparse counts of items taken together; jax needs it, too
     "snowballstemmer>=3,<4",  # the same over stems, a stronger one
     "tqdm>=4.67,<5",  # progress with rate and time left
 ]

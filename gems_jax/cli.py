@@ -46,6 +46,16 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"gems-jax: error: {_explain(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except MemoryError as error:
+        if os.environ.get("GEMS_JAX_TRACEBACK"):
+            raise
+        why = f": {error}" if str(error) else ""
+        print(
+            f"gems-jax: error: there is not enough memory{why}; use smaller batches (train.accumulate, "
+            "evaluate.batch_size), fewer rows (evaluate.rows) or a larger machine",
+            file=sys.stderr,
+        )
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("gems-jax: left", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -94,7 +94,18 @@ def test_evaluation_has_both_tasks_drift_and_simple_rankers(trained):
         low, high = found[task]["hit@10_ci"]
         assert 0 <= low <= found[task]["hit@10"] <= high <= 1
     assert {"loss", "base_loss", "loss_full", "base_loss_full"} <= set(found["general"])
-    assert set(found["baselines"]) == {"popularity", "co-occurrence", "BM25", "BM25, stemmed"}
+    for name, tasks in {
+        "popularity": {"rec", "src"},
+        "popularity, same task": {"rec", "src"},
+        "co-occurrence": {"rec"},
+        "BM25": {"src"},
+        "BM25, stemmed": {"src"},
+        "BM25, titles and queries": {"src"},
+        "BM25, titles and queries, popularity": {"src"},
+    }.items():
+        measured = found["baselines"].pop(name)
+        assert {task for task, entry in measured.items() if "hit@10" in entry} == tasks
+    assert not found["baselines"]
     example = found["examples"][0]
     assert {"task", "history", "query", "top", "target"} <= set(example)
     assert all(entry["title"] for entry in example["top"])

@@ -175,6 +175,16 @@ def test_settings_that_cannot_be_leave_no_work_directory(changed, message, prepa
     assert not run.exists()
 
 
+def test_too_little_memory_ends_a_command_with_a_message(monkeypatch, capsys):
+    def too_large(argv):
+        raise MemoryError("Unable to allocate 149. GiB for an array")
+
+    monkeypatch.setattr(cli, "parse", too_large)
+    said = fails(capsys, "evaluate", "--workdir", "w")
+    assert "there is not enough memory: Unable to allocate 149. GiB" in said
+    assert "evaluate.batch_size" in said
+
+
 def test_help_lists_every_command():
     done = subprocess.run([sys.executable, "-m", "gems_jax.cli", "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0

@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from gems_jax.data import heuristics, marketplace
+from gems_jax.data import marketplace
 from gems_jax.data.marketplace_catalogue import DEPARTMENTS, make_products
 from gems_jax.data.typed_queries import type_query
+from gems_jax.evaluation.simple_rankers import simple_rankers
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +19,6 @@ def market():
 def departments(dataset):
     per_department = len(dataset.items) // len(DEPARTMENTS)
     return np.arange(len(dataset.items)) // per_department
-
-
-def hit(scores):
-    return float(heuristics.ranked_relevance(scores, seed=0)[:, :10].sum(axis=1).mean())
 
 
 def test_the_same_seed_gives_the_same_marketplace_and_another_another():
@@ -109,18 +106,14 @@ def test_some_users_search_for_the_opposite_of_what_they_browse(market):
 
 def test_history_and_query_tell_far_more_than_popularity(market):
     dataset, _ = market
-    training = [dataset.table("train", task) for task in dataset.tasks]
-    size = len(dataset.items)
-    for task in dataset.tasks:
-        table = dataset.table("test", task)
-        candidates = table.candidates()
-        popular = hit(heuristics.popularity_scores(training, candidates, size))
-        assert popular < 0.3
-        if task == "rec":
-            informed = hit(heuristics.co_occurrence_scores(training, table, candidates, size))
-        else:
-            informed = hit(heuristics.bm25_scores(dataset.items, table, candidates))
-        assert informed > popular + 0.25
+    found = simple_rankers(dataset, {task: dataset.table("test", task) for task in dataset.tasks}, samples=0)
+    for name, task in (("co-occurrence", "rec"), ("BM25", "src")):
+        assert found["popularity"][task]["hit@10"] < 0.3
+        assert found[name][task]["hit@10"] > found["popularity"][task]["hit@10"] + 0.25
+    # Here people write of one thing in many words, so that former searches know more than the titles.
+    by_log = found["BM25, titles and queries"]["src"]["ndcg@10"]
+    assert by_log > found["BM25, stemmed"]["src"]["ndcg@10"] + 0.05
+    assert found["BM25, titles and queries, popularity"]["src"]["ndcg@10"] == pytest.approx(by_log, abs=0.02)
 
 
 def test_queries_look_typed():

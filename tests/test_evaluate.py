@@ -1,21 +1,30 @@
 """Evaluation of whole tables: what is measured, what is kept of each row, and that ties help nobody."""
 
-from collections.abc import Iterator
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import cheap_compilation
 
 from gems_jax.data.prompts import EncodedTable
-from gems_jax.data.tables import Row, Table
+from gems_jax.data.tables import Dataset, Item, Row, Table
+from gems_jax.evaluation import non_neural
 from gems_jax.evaluation.bootstrap import bootstrap_interval
-from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings, rank_table
+from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings, rank_table, save_rankings
 from gems_jax.evaluation.examples import readable_examples
 from gems_jax.evaluation.summary import evaluate_scores, shuffled_candidates, summarise
 from gems_jax.items import ItemIndex
 from gems_jax.models import T5, T5Config
+from gems_jax.models.params import params_of
+from gems_jax.training import evaluate as measuring
+from gems_jax.training.config import Config, EvaluateConfig
 
 V, N = 20, 30
 
@@ -125,7 +134,8 @@ def test_every_metric_is_reported_at_every_cut_off_with_its_interval() -> None:
             assert found[f"{name}@{k}_ci"] == pytest.approx(expected)
             assert found[f"released_{name}@{k}"] == pytest.approx(of_rows.mean())
     assert 0 < found["hit@5"] < found["hit@20"] < 1
-    assert set(found) - {"rows", "users"} == {
+    assert found["candidates"] == 13
+    assert set(found) - {"rows", "users", "candidates"} == {
         f"{variant}{name}@{k}{end}"
         for name in by_hand
         for k in (5, 10, 20)
@@ -181,6 +191,91 @@ def test_examples_are_readable_and_repeatable() -> None:
     assert [len(example["top"]) for example in examples] == [5, 5]
     for example in examples:
         assert all(item["hit"] == (item["title"] == example["target"]) for item in example["top"])
+
+
+@pytest.fixture
+def measured_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, Any]]:
+    """``evaluate`` of a run whose model has been ranked already, against so many negatives."""
+
+    def run(negatives: int) -> dict[str, Any]:
+        tables = {task: make_table(6, task=task) for task in ("rec", "src")}
+        tables["src"] = dataclasses.replace(tables["src"], queries=["thing"] * 6)
+        for task, table in tables.items():
+            cut = dataclasses.replace(table, negatives=table.negatives[:, :negatives] if negatives else None)
+            tables[task] = cut
+            ids = np.tile(np.arange(20, dtype=np.int32), (6, 1))
+            save_rankings(tmp_path / f"ranking_{task}.npz", cut, ids, np.zeros(ids.shape, np.float32))
+        training = {("train", task): dataclasses.replace(table, negatives=None) for task, table in tables.items()}
+        made = Dataset("shop", [Item(f"i{n}", f"thing {n}") for n in range(N)], training)
+        whole = Dataset("shop", made.items, training | {("test", task): table for task, table in tables.items()})
+        found = {task: summarise(table, np.tile(np.arange(20), (6, 1)), samples=0) for task, table in tables.items()}
+        general = {"loss": 4.5, "base_loss": 4.0}
+        for name, value in (
+            ("evaluate_ranking", found), ("general_drift", general), ("heldout_text", []), ("family_of", "decoder"),
+        ):  # fmt: skip
+            monkeypatch.setattr(measuring, name, lambda *args, value=value, **options: value)
+        material = SimpleNamespace(dataset=whole, items=None, tokenizer=None, model=None, encode=lambda *args: None)
+        config = Config(evaluate=EvaluateConfig(samples=0))
+        return measuring.evaluate(config, material, None, None, tmp_path)
+
+    return run
+
+
+def test_results_of_the_model_are_on_file_before_the_rankers_beside_it_begin(
+    measured_run: Callable[[int], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "simple_rankers", killed)
+    with pytest.raises(KeyboardInterrupt):
+        measured_run(12)
+    kept = json.loads((tmp_path / "eval.json").read_text())
+    assert kept["rec"]["rows"] == 6
+    assert kept["general"]["loss"] == 4.5
+    assert "evaluate again" in kept["baselines"]["BM25"]["src"]["missing"]
+    report = (tmp_path / "report.html").read_text()
+    assert "BM25, Search: not measured (the evaluation ended before it was measured: evaluate again)." in report
+
+
+def test_a_ranker_that_fails_is_told_in_the_file_the_report_and_the_table(
+    measured_run: Callable[[int], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*args: Any) -> None:
+        raise MemoryError("Unable to allocate 149. GiB")
+
+    monkeypatch.setattr(non_neural, "co_occurrence", too_large)
+    found = measured_run(5)
+    why = "not measured (there is not enough memory for it (Unable to allocate 149. GiB))"
+    assert json.loads((tmp_path / "eval.json").read_text()) == found
+    assert f"Item co-occurrence, Recommendation: {why}." in (tmp_path / "report.html").read_text()
+    lines = measuring.table_of(found).splitlines()
+    assert f"co-occurrence, rec: {why}" in lines
+    assert [line.split() for line in lines if line.startswith("co-occurrence  ")] == [["co-occurrence", *"-----"]]
+    assert sum(" not measured " in line for line in lines) == 1
+    # Six candidates: what any order reaches is no result.
+    few = "each row has 6 candidates, so that a random order has hit@5 0.83, hit@10 1.00, hit@20 1.00"
+    assert lines[-2:] == [f"{task}: {few}; more of them (data.num_negatives) say more" for task in ("rec", "src")]
+    assert f"Search: {few}" in (tmp_path / "report.html").read_text()
+
+
+def test_without_negatives_the_rankers_beside_the_model_rank_the_catalogue_too(
+    measured_run: Callable[[int], dict[str, Any]],
+) -> None:
+    found = measured_run(0)
+    assert not [line for line in measuring.table_of(found).splitlines() if "not measured" in line]
+    assert {entry["candidates"] for tasks in found["baselines"].values() for entry in tasks.values()} == {N}
+
+
+def test_ties_of_a_model_favour_nobody(model: T5, items: ItemIndex) -> None:
+    # Without weights every item has the same score.
+    flat = T5.from_params(model.config, jax.tree.map(jnp.zeros_like, params_of(model)))
+    table = make_table(300)
+    ids, scores = rank_table(flat, items, table, make_encoded(table), k=13, batch_size=300)
+    assert np.ptp(scores) == 0
+    places = (ids == table.target[:, None]).argmax(axis=1)
+    assert places.mean() == pytest.approx(6, abs=1)
+    assert (places < 5).mean() == pytest.approx(5 / 13, abs=0.1)
 
 
 def test_bad_input_is_named(model: T5, items: ItemIndex) -> None:

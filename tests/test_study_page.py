@@ -340,9 +340,12 @@ def test_a_study_of_two_methods_ends_in_numbers_and_a_page(studied):
     assert set(table_rows(text, "Results")) == {
         "",
         "popularity",
+        "popularity, same task",
         "item co-occurrence",
         "BM25",
         "BM25, stemmed",
+        "BM25, titles and queries",
+        "BM25, titles and queries, popularity",
         "joint AdamW",
         "**GEMS**",
     }

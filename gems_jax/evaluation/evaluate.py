@@ -141,7 +141,8 @@ def evaluate_ranking(
         )  # fmt: skip
         if save_to is not None:
             save_rankings(Path(save_to) / f"ranking_{task}.npz", table, ids, scores)
-        results[task] = summarise(table, ids, samples=samples, seed=seed)
+        candidates = items.num_items if table.negatives is None else None
+        results[task] = summarise(table, ids, samples=samples, seed=seed, candidates=candidates)
     return results
 
 

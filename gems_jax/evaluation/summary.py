@@ -7,6 +7,7 @@ import numpy as np
 
 from gems_jax.data.tables import Table
 from gems_jax.evaluation.bootstrap import bootstrap_intervals
+from gems_jax.evaluation.non_neural import Scorer, row_blocks
 from gems_jax.ranking import metrics
 
 METRICS = ("hit", "ndcg", "mrr", "map")
@@ -30,7 +31,9 @@ def shuffled_candidates(table: Table, seed: int) -> np.ndarray:
     return rng.permuted(np.tile(np.arange(width), (len(table), 1)), axis=1)
 
 
-def summarise(table: Table, ranked: np.ndarray, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def summarise(
+    table: Table, ranked: np.ndarray, *, samples: int = 1000, seed: int = 0, candidates: int | None = None
+) -> dict[str, Any]:
     """Metrics of rankings, with 95 % confidence intervals over users.
 
     Args:
@@ -39,11 +42,12 @@ def summarise(table: Table, ranked: np.ndarray, *, samples: int = 1000, seed: in
         kept cannot be counted.
       samples: bootstrap resamples; 0 leaves the intervals out.
       seed: of the resamples.
+      candidates: how many items each row's target was ranked among, itself included; ``None``: it and its negatives.
 
     Returns:
       ``"hit@5"``, ``"ndcg@5"``, ``"mrr@5"``, ``"map@5"`` and the same at 10 and 20, each with ``"..._ci"`` as
       ``[low, high]``; ``"released_hit@5"`` and so on, the released code's variants, which differ where a row has
-      several right items; the numbers of ``"rows"`` and ``"users"``.
+      several right items; the numbers of ``"rows"``, ``"users"`` and, where it is known, ``"candidates"``.
 
     Raises:
       ValueError: if there is not one ranking a row, or less than 5 results were kept of each.
@@ -77,7 +81,10 @@ def summarise(table: Table, ranked: np.ndarray, *, samples: int = 1000, seed: in
             summary[f"{name}_ci"] = intervals[place].tolist()
     for k in cutoffs:
         summary |= {f"{name}@{k}": float(getattr(metrics, name)(relevance, k).mean()) for name in RELEASED_METRICS}
-    return summary | {"rows": len(table), "users": len(np.unique(users))}
+    if candidates is None and table.negatives is not None:
+        candidates = 1 + table.negatives.shape[1]
+    sizes = {"rows": len(table), "users": len(np.unique(users))}
+    return summary | sizes | ({} if candidates is None else {"candidates": candidates})
 
 
 def evaluate_scores(
@@ -121,3 +128,57 @@ def evaluate_scores(
     # Where there are fewer candidates than k, nothing stands behind them.
     ranked = np.pad(ranked, ((0, 0), (0, k - ranked.shape[1])), constant_values=-1)
     return summarise(table, ranked, samples=samples, seed=seed)
+
+
+def evaluate_scorer(
+    table: Table, scorer: Scorer, num_items: int, *, samples: int = 1000, seed: int = 0, k: int = 20
+) -> dict[str, Any]:
+    """Metrics of a ranker without a model: among each row's candidates, or the whole catalogue where it has none.
+
+    Args:
+      table: R rows, with negatives or without.
+      scorer: of the table's rows, see `gems_jax.evaluation.non_neural`.
+      num_items: size of the catalogue.
+      samples: bootstrap resamples; 0 leaves the intervals out.
+      seed: of the order among equal scores, and of the resamples.
+      k: length of the rankings, at least 5.
+
+    Returns:
+      As ``summarise``.
+
+    Raises:
+      ValueError: if a score is not a number.
+
+    Example:
+      >>> from gems_jax.data.tables import Row
+      >>> table = Table.from_rows("rec", [Row("ann", [0], 2), Row("bob", [3], 1)])
+      >>> same = lambda rows, candidates: np.tile(np.arange(8.0), (len(rows), 1))
+      >>> evaluate_scorer(table, same, num_items=8, samples=0)["mrr@10"]
+      0.15476190476190477
+    """
+    rows = len(table)
+    if table.negatives is not None:
+        candidates = table.candidates()
+        parts = [scorer(block, candidates[block]) for block in row_blocks(rows, candidates.shape[1])]
+        return evaluate_scores(table, np.concatenate(parts), samples=samples, seed=seed, k=k)
+    rng = np.random.default_rng([seed, zlib.crc32(table.task.encode())])
+    ranked = np.full((rows, k), -1, np.int32)
+    for block in row_blocks(rows, num_items):
+        scores = scorer(block, None)
+        if np.isnan(scores).any():
+            row = int(block[np.argwhere(np.isnan(scores))[0][0]])
+            raise ValueError(f"task {table.task!r}: row {row} has a score that is nan")
+        for row, of_items in zip(block.tolist(), scores, strict=True):
+            best = _best(of_items, k, rng)
+            ranked[row, : len(best)] = best
+    return summarise(table, ranked, samples=samples, seed=seed, candidates=num_items)
+
+
+def _best(scores: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """The k items of the largest scores, best first; of equal ones any, in any order."""
+    k = min(k, len(scores))
+    last = -np.partition(-scores, k - 1)[k - 1]
+    above, level = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
+    chosen = np.concatenate([above, level[rng.choice(len(level), k - len(above), replace=False)]])
+    chosen = rng.permutation(chosen)
+    return chosen[np.argsort(-scores[chosen], kind="stable")]

@@ -6,7 +6,7 @@ from typing import Any
 from gems_jax.report import charts, pictures
 from gems_jax.report.general_table import general_table
 from gems_jax.report.records import Records
-from gems_jax.report.results import Method, methods, results_table, task_label
+from gems_jax.report.results import Method, methods, notes, results_table, task_label
 from gems_jax.report.style import CSS
 from gems_jax.report.tables import metrics_table, paired_table
 
@@ -115,8 +115,9 @@ def _results(records: Records, rows: list[Method], tasks: list[str]) -> str:
     details = "".join(metrics_table(own, task) for task in shown) if own else ""
     if details:
         details = f'<div class="grid">{details}</div><p class="footnote">{_DEFINITIONS}</p>'
+    remarks = "".join(f'<p class="footnote">{escape(note)}.</p>' for note in notes(records))
     return (
-        f'<h2>Results</h2>{results_table(rows, shown)}<p class="footnote">{footnote}</p>'
+        f'<h2>Results</h2>{results_table(rows, shown)}<p class="footnote">{footnote}</p>{remarks}'
         f'{paired_table(records.evaluation.get("paired", {}))}<div class="grid">{cards}</div>{details}'
     )
 

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.evaluation.few_candidates import few_candidates
+from gems_jax.evaluation.simple_rankers import missing_lines
 from gems_jax.report.records import Records
 
 TASK_LABELS = {"rec": "Recommendation", "src": "Search"}
 _BASELINE_LABELS = {
     "popularity": "Popularity",
+    "popularity, same task": "Popularity in the same task",
     "cooccurrence": "Item co-occurrence",
     "co-occurrence": "Item co-occurrence",
     "co_occurrence": "Item co-occurrence",
@@ -65,13 +68,24 @@ def methods(records: Records) -> list[Method]:
     evaluation = records.evaluation
     rows = [
         Method(_BASELINE_LABELS.get(name, name), "baseline", values)
-        for name, values in evaluation.get("baselines", {}).items()
+        for name, values in _baselines(records).items()
     ]
     rows += [Method(name, "comparison", values) for name, values in evaluation.get("comparison", {}).items()]
     own = {key: evaluation[key] for key in [*records.tasks(), "general"] if key in evaluation}
     if own:
         rows.append(Method(str(evaluation.get("name", "GEMS (this run)")), "run", own))
     return rows
+
+
+def notes(records: Records) -> list[str]:
+    """What the table does not show: rows with few candidates, baselines that could not be measured, and why."""
+    few = few_candidates({task: records.evaluation.get(task) for task in records.tasks()}, task_label)
+    baselines = {_BASELINE_LABELS.get(name, name): tasks for name, tasks in _baselines(records).items()}
+    return [*few, *missing_lines(baselines, task_label)]
+
+
+def _baselines(records: Records) -> dict[str, Any]:
+    return records.evaluation.get("baselines", {})
 
 
 def results_table(rows: list[Method], tasks: list[str]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gems_jax.evaluation.simple_rankers import missing_lines
 from gems_jax.report.results import task_label
 from gems_jax.staging import write_text
 from gems_jax.study.figures import figures
@@ -154,6 +155,8 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
     missing = [m["label"] for m in summary["methods"] if "numbers" not in m]
     if missing:
         remarks.append(f"Not finished, or every run diverged: {'; '.join(missing)}.")
+    rankers = summary["base"].get("rankers", {})
+    remarks += [f"{line}." for line in missing_lines(rankers, task_label)]
     return remarks
 
 

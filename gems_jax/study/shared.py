@@ -14,6 +14,7 @@ from gems_jax.data.general_text import read_lines, token_stream
 from gems_jax.data.tables import Dataset, Table
 from gems_jax.evaluation.drift import general_loss, read_shift
 from gems_jax.evaluation.output_shift import OutputShift
+from gems_jax.evaluation.simple_rankers import simple_rankers
 from gems_jax.models import load
 from gems_jax.null_space import NullSpace
 from gems_jax.staging import write_json
@@ -22,7 +23,7 @@ from gems_jax.study.config import StudyConfig
 from gems_jax.study.spectra import gradient_spectra
 from gems_jax.training.compiled import Programs
 from gems_jax.training.config import Config
-from gems_jax.training.evaluate import evaluation_tables, simple_rankers
+from gems_jax.training.evaluate import evaluation_tables
 from gems_jax.training.losses import family_of
 from gems_jax.training.optimiser import needs_null_space
 from gems_jax.training.pretrain import heldout_text, unigram_loss

@@ -38,7 +38,7 @@ def results_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     rows = []
     for name, found in summary["base"].get("rankers", {}).items():
         if found:
-            cells = [f"{found[t][m]:.3f}" if t in found else _NONE for t in tasks for m in _SHOWN]
+            cells = [f"{found[t][m]:.3f}" if m in found.get(t, {}) else _NONE for t in tasks for m in _SHOWN]
             rows.append([_RANKERS.get(name, name), _NONE, _NONE, *cells, *[_NONE] * 4])
     finished = [method for method in summary["methods"] if "numbers" in method]
     # Times are comparable on one machine alone: that of the most methods.

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.heuristics import bm25_scores, co_occurrence_scores, popularity_scores
 from gems_jax.data.tables import Dataset, Table
 from gems_jax.evaluation.compare_runs import compare_with_each
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
 from gems_jax.evaluation.examples import readable_examples
-from gems_jax.evaluation.summary import evaluate_scores
+from gems_jax.evaluation.few_candidates import few_candidates
+from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, simple_rankers
 from gems_jax.report import write_report
 from gems_jax.staging import write_json
 from gems_jax.training.config import Config
@@ -31,27 +31,8 @@ def evaluation_tables(config: Config, dataset: Dataset) -> dict[str, Table]:
     return {task: table.take(np.sort(rng.permutation(len(table))[:rows])) for task, table in tables.items()}
 
 
-def simple_rankers(dataset: Dataset, tables: dict[str, Table], samples: int) -> dict[str, dict[str, Any]]:
-    """Popularity, item co-occurrence (from the history) and BM25, of words and of stems (where there are queries)."""
-    training = [dataset.table("train", task) for task in dataset.tasks]
-    size = len(dataset.items)
-    results: dict[str, dict[str, Any]] = {name: {} for name in ("popularity", "co-occurrence", "BM25", "BM25, stemmed")}
-    for task, table in tables.items():
-        candidates = table.candidates()
-        popular = popularity_scores(training, candidates, size)
-        results["popularity"][task] = evaluate_scores(table, popular, samples=samples)
-        if any(table.queries):
-            for name, stem in (("BM25", False), ("BM25, stemmed", True)):
-                found = bm25_scores(dataset.items, table, candidates, stem)
-                results[name][task] = evaluate_scores(table, found, samples=samples)
-        else:
-            together = co_occurrence_scores(training, table, candidates, size)
-            results["co-occurrence"][task] = evaluate_scores(table, together, samples=samples)
-    return results
-
-
 def evaluate(config: Config, material: Material, base: Any, tuned: Any, workdir: Path) -> dict[str, Any]:
-    """Writes ``eval.json`` and ``report.html``.
+    """Writes ``eval.json`` and ``report.html``: of the model first, then once more with the rankers without a model.
 
     Args:
       config: of the run.
@@ -70,6 +51,8 @@ def evaluate(config: Config, material: Material, base: Any, tuned: Any, workdir:
     compared = {name: read_evaluation(Path(folder)) for name, folder in options.compare.items()}
     tables = evaluation_tables(config, material.dataset)
     encoded = {task: material.encode(config, table) for task, table in tables.items()}
+    # Before the ranking, which takes long.
+    text = heldout_text(material.tokenizer, config, family_of(base))
     results: dict[str, Any] = {"name": config.name, "method": config.train.method, "steps": config.train.steps}
     results |= evaluate_ranking(
         tuned,
@@ -83,10 +66,8 @@ def evaluate(config: Config, material: Material, base: Any, tuned: Any, workdir:
         save_to=workdir,
         progress=True,
     )
-    text = heldout_text(material.tokenizer, config, family_of(base))
     # The base model with the item rows that tuning began from: over its own vocabulary it is the base model.
     results["general"] = general_drift(material.model, tuned, text, progress=True)
-    results["baselines"] = simple_rankers(material.dataset, tables, options.samples)
     results["comparison"] = {
         name: {key: value for key, value in found.items() if key in tables or key in ("general", "steps", "method")}
         for name, found in compared.items()
@@ -98,9 +79,16 @@ def evaluate(config: Config, material: Material, base: Any, tuned: Any, workdir:
         found = load_rankings(workdir / f"ranking_{task}.npz")
         titles = material.dataset.titles()
         results["examples"] += readable_examples(table, found["items"], found["scores"], titles)
+    # Rankers that exhaust the memory of the machine end the process: what was measured of the model is on file then.
+    _write(workdir, results | {"baselines": not_measured(tables)})
+    results["baselines"] = simple_rankers(material.dataset, tables, options.samples)
+    _write(workdir, results)
+    return results
+
+
+def _write(workdir: Path, results: dict[str, Any]) -> None:
     write_json(workdir / "eval.json", results)
     write_report(workdir)
-    return results
 
 
 def read_evaluation(workdir: Path) -> dict[str, Any]:
@@ -112,12 +100,12 @@ def read_evaluation(workdir: Path) -> dict[str, Any]:
 
 
 def table_of(results: dict[str, Any]) -> str:
-    """The results as a few lines of text."""
+    """The results as a few lines of text, and below them what is missing or says little."""
     tasks = [k for k, v in results.items() if isinstance(v, dict) and "hit@10" in v]
     rows = [("", *(f"{t} hit@10" for t in tasks), *(f"{t} ndcg@10" for t in tasks), "general loss")]
 
     def row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
-        metric = lambda task, m: f"{found[task][m]:.3f}" if task in found else "-"  # noqa: E731
+        metric = lambda task, m: f"{found[task][m]:.3f}" if m in found.get(task, {}) else "-"  # noqa: E731
         general = found.get("general")
         drift = f"{general['loss']:.3f} ({general['loss'] - general['base_loss']:+.3f})" if general else "-"
         return (name, *(metric(t, "hit@10") for t in tasks), *(metric(t, "ndcg@10") for t in tasks), drift)
@@ -126,4 +114,5 @@ def table_of(results: dict[str, Any]) -> str:
     rows += [row(name, found) for name, found in results["comparison"].items()]
     rows += [row(name, found) for name, found in results["baselines"].items()]
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows)
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    return "\n".join([*lines, *missing_lines(results["baselines"]), *few_candidates(results)])

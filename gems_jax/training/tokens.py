@@ -31,9 +31,11 @@ def encode(config: Config, table: Table, tokenizer: Any, items: ItemIndex, famil
         encoded = encode_table(table, tokenizer, items, template, options.max_length, family)
     else:
         encoded = encode_once(table, tokenizer, items, template, options.max_length, config.data.tokens, family)
-    if encoded.dropped_items or encoded.clipped_queries:
-        print(
-            f"data: {table.task}: {encoded.dropped_items:,} oldest history items dropped and "
-            f"{encoded.clipped_queries:,} queries clipped to fit items.max_length={options.max_length}"
-        )
+    lost = []
+    if encoded.clipped_queries:
+        lost.append(f"the query is cut in {encoded.clipped_queries:,} of {len(encoded):,} rows")
+    if encoded.dropped_items:
+        lost.append(f"{encoded.dropped_items:,} items of histories, the oldest, are dropped")
+    if lost:
+        print(f"data: {table.task}: {' and '.join(lost)} to fit items.max_length {options.max_length}")
     return encoded

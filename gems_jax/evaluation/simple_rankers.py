@@ -1,0 +1,141 @@
+"""The rankers without a model that a run is measured beside."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gems_jax.data.tables import Dataset, Table
+from gems_jax.evaluation import non_neural
+from gems_jax.evaluation.non_neural import Scorer
+from gems_jax.evaluation.summary import evaluate_scorer
+
+# The place of the reason in the entry of a ranker that could not be measured.
+MISSING = "missing"
+_NOT_YET = "the evaluation ended before it was measured: evaluate again"
+
+
+class _Log:
+    """A dataset's training rows, and what several rankers need of them, made when it is first asked for."""
+
+    def __init__(self, dataset: Dataset):
+        self.items = dataset.items
+        self.by_task = {task: dataset.tables["train", task] for task in dataset.tasks}
+        self.training = list(self.by_task.values())
+
+    @property
+    def num_items(self) -> int:
+        return len(self.items)
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        return non_neural.item_counts(self.training, self.num_items)
+
+    def of_task(self, table: Table) -> Table:
+        if table.task not in self.by_task:
+            raise ValueError(f"there are no training rows of task {table.task!r}")
+        return self.by_task[table.task]
+
+    def titles_and_queries(self, table: Table) -> Scorer:
+        documents = non_neural.titles_and_queries(self.items, self.of_task(table))
+        return non_neural.bm25(documents, table, stem=True)
+
+
+class _Ranker(NamedTuple):
+    """Which tables a ranker can rank, and how it is made for one."""
+
+    suits: Callable[[Table], bool]
+    make: Callable[[_Log, Table], Scorer]
+
+
+def _any(table: Table) -> bool:
+    return True
+
+
+def _searches(table: Table) -> bool:
+    return any(table.queries)
+
+
+def _popular_among_found(log: _Log, table: Table) -> Scorer:
+    taken = non_neural.target_counts(log.of_task(table), log.num_items)
+    return non_neural.with_popularity(log.titles_and_queries(table), taken)
+
+
+_RANKERS: dict[str, _Ranker] = {
+    "popularity": _Ranker(_any, lambda log, _: non_neural.same_for_all(log.counts)),
+    "popularity, same task": _Ranker(
+        _any, lambda log, table: non_neural.same_for_all(non_neural.target_counts(log.of_task(table), log.num_items))
+    ),
+    "co-occurrence": _Ranker(
+        lambda table: not _searches(table),
+        lambda log, table: non_neural.co_occurrence(log.training, table, log.num_items),
+    ),
+    "BM25": _Ranker(_searches, lambda log, table: non_neural.bm25(non_neural.titles(log.items), table)),
+    "BM25, stemmed": _Ranker(
+        _searches, lambda log, table: non_neural.bm25(non_neural.titles(log.items), table, stem=True)
+    ),
+    "BM25, titles and queries": _Ranker(_searches, _Log.titles_and_queries),
+    "BM25, titles and queries, popularity": _Ranker(_searches, _popular_among_found),
+}
+
+
+def simple_rankers(dataset: Dataset, tables: Mapping[str, Table], samples: int) -> dict[str, dict[str, Any]]:
+    """Measures each ranker on each task that it suits, apart: what one cannot do is said in its place.
+
+    Popularity (of all tasks, and of the task's targets), co-occurrence of items (from the history; tasks without
+    queries) and, where there are queries, BM25 of titles by words and by stems, BM25 of titles and the training
+    queries that led to an item, by stems, and the same with the task's popularity.
+
+    Args:
+      dataset: whose training rows they know.
+      tables: task to the rows that are measured, against their negatives or, without any, the whole catalogue.
+      samples: bootstrap resamples of the confidence intervals.
+
+    Returns:
+      Ranker to task to its metrics, as of ``summarise``, or ``{"missing": why}``.
+    """
+    log = _Log(dataset)
+    return {
+        name: {task: _measured(ranker, log, table, samples) for task, table in tables.items() if ranker.suits(table)}
+        for name, ranker in _RANKERS.items()
+    }
+
+
+def not_measured(tables: Mapping[str, Table]) -> dict[str, dict[str, Any]]:
+    """What `simple_rankers` of the same tables has before it has measured anything."""
+    return {
+        name: {task: {MISSING: _NOT_YET} for task, table in tables.items() if ranker.suits(table)}
+        for name, ranker in _RANKERS.items()
+    }
+
+
+def missing_lines(rankers: Mapping[str, Mapping[str, Any]], label: Callable[[str], str] = str) -> list[str]:
+    """A line for each ranker and task that could not be measured, with the reason.
+
+    Args:
+      rankers: as of `simple_rankers`.
+      label: names a task.
+
+    Example:
+      >>> missing_lines({"BM25": {"src": {"missing": "no title has a word"}, "rec": {"hit@10": 0.5}}})
+      ['BM25, src: not measured (no title has a word)']
+    """
+    return [
+        f"{name}, {label(task)}: not measured ({entry[MISSING]})"
+        for name, tasks in rankers.items()
+        for task, entry in tasks.items()
+        if isinstance(entry, Mapping) and MISSING in entry
+    ]
+
+
+def _measured(ranker: _Ranker, log: _Log, table: Table, samples: int) -> dict[str, Any]:
+    # Anything: whatever a ranker beside the model cannot do must not cost the model's results.
+    try:
+        return evaluate_scorer(table, ranker.make(log, table), log.num_items, samples=samples)
+    except MemoryError as error:
+        return {MISSING: f"there is not enough memory for it ({error})" if str(error) else "there is not enough memory"}
+    except Exception as error:
+        return {MISSING: f"{type(error).__name__}: {error}"}
