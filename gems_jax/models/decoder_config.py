@@ -1,7 +1,9 @@
 """The shape of a decoder, and how it computes."""
 
 import dataclasses
+import math
 
+from gems_jax.models import config_checks as checks
 from gems_jax.models.decoder_attention import IMPLEMENTATIONS
 from gems_jax.models.remat import check_remat
 from gems_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
@@ -66,12 +68,21 @@ class DecoderConfig:
     attention: str = "auto"
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "d_model", "d_ff", "num_layers", "num_heads", "num_kv_heads", "head_dim")
-        for name in (*sizes, "max_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"DecoderConfig.{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_added_tokens < 0:
-            raise ValueError(f"DecoderConfig.num_added_tokens must not be negative, got {self.num_added_tokens}")
+        limits = {
+            "vocab_size": checks.MAX_ROWS,
+            **dict.fromkeys(("d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim"), checks.MAX_WIDTH),
+            "num_layers": checks.MAX_LAYERS,
+            "max_positions": checks.MAX_POSITIONS,
+        }
+        for name, most in limits.items():
+            checks.check_whole(f"DecoderConfig.{name}", getattr(self, name), 1, most)
+        checks.check_added_tokens("DecoderConfig", self.num_added_tokens)
+        for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
+            checks.check_truth(f"DecoderConfig.{name}", getattr(self, name))
+        checks.check_number("DecoderConfig.norm_epsilon", self.norm_epsilon, 0.0, checks.MAX_EPSILON)
+        checks.check_number("DecoderConfig.initializer_range", self.initializer_range, 0.0, math.inf)
+        if not checks.is_number(self.rope_theta) or self.rope_theta <= 0:
+            raise ValueError(f"DecoderConfig.rope_theta must be a number above 0, got {checks.shown(self.rope_theta)}")
         choices = {
             "model_type": MODEL_TYPES,
             "dtype": ("float32", "bfloat16"),
@@ -98,8 +109,7 @@ class DecoderConfig:
         if self.sliding_window is not None:
             if self.model_type == "llama":
                 raise ValueError("DecoderConfig.sliding_window is not for model type 'llama'")
-            if self.sliding_window < 1:
-                raise ValueError(f"DecoderConfig.sliding_window must be at least 1, got {self.sliding_window}")
+            checks.check_whole("DecoderConfig.sliding_window", self.sliding_window, 1, checks.MAX_POSITIONS)
         if self.sliding_layers is not None:
             if self.sliding_window is None or self.model_type not in ("qwen2", "qwen3"):
                 raise ValueError("DecoderConfig.sliding_layers needs a sliding_window and model type qwen2 or qwen3")
@@ -109,10 +119,12 @@ class DecoderConfig:
                 )
 
     def _check_tokens(self) -> None:
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            token = getattr(self, name)
-            if token is not None and not 0 <= token < self.vocab_size:
-                raise ValueError(f"DecoderConfig.{name}={token} is outside of the vocabulary of {self.vocab_size}")
+        checks.check_token("DecoderConfig.pad_token_id", self.pad_token_id, self.vocab_size)
+        for name in ("bos_token_id", "eos_token_id"):
+            if getattr(self, name) is not None:
+                checks.check_token(f"DecoderConfig.{name}", getattr(self, name), self.vocab_size)
+        for token in self.more_stop_ids:
+            checks.check_token("DecoderConfig.more_stop_ids", token, self.vocab_size)
 
     @property
     def windows(self) -> int | None | tuple[int | None, ...]:

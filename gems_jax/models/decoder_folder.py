@@ -1,10 +1,24 @@
 """Llama, Mistral, Qwen2 and Qwen3 as Hugging Face writes them: ``config.json`` and the names of the tensors."""
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gems_jax.models.config_options import check_options, check_unknown
+from gems_jax.models.config_checks import MAX_EPSILON, MAX_LAYERS, check_whole, shown
+from gems_jax.models.config_options import (
+    NOT_IMPLEMENTED,
+    as_whole,
+    check_options,
+    check_unknown,
+    class_names,
+    maybe_whole,
+    number,
+    token_ids,
+    truth,
+    whole,
+)
 from gems_jax.models.decoder import Decoder
 from gems_jax.models.decoder_config import DecoderConfig
 from gems_jax.models.family import Family, Weight
@@ -16,6 +30,7 @@ _CLASSES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+_OLDER_CLASSES = {"llama": ("LLaMAForCausalLM",)}
 # What an absent key stands for: the defaults of transformers' config classes.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
@@ -34,15 +49,17 @@ _MORE_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings", "sl
 _READ = {
     *_SIZES,
     *_MORE_SIZES,
+    *NOT_IMPLEMENTED,
     *("model_type", "architectures", "hidden_act"),
     *("initializer_range", "rms_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"),
     *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings"),
     *("attention_bias", "attention_dropout", "mlp_bias"),
-    *("use_sliding_window", "layer_types"),
+    *("use_sliding_window", "layer_types", "is_encoder_decoder"),
 }
 # Keys of real files of these families that do not change what the model computes from tokens.
 _NO_EFFECT = {
-    *("transformers.js_config", "pretraining_tp", "unsloth_version", "unsloth_fixed", "is_llama_config", "is_decoder"),
+    *("transformers.js_config", "unsloth_version", "unsloth_fixed", "is_llama_config", "is_decoder"),
+    *("decoder_start_token_id",),
 }
 
 
@@ -62,60 +79,66 @@ def read_config(values: Mapping[str, Any], place: Path | str) -> DecoderConfig:
       4
     """
     kind = values.get("model_type")
-    if kind not in _CLASSES:
-        raise ValueError(f"{place}: model_type is {kind!r}, decoders are {sorted(_CLASSES)}")
-    missing = [key for key in _SIZES if isinstance(values.get(key), bool) or not isinstance(values.get(key), int)]
+    if kind not in list(_CLASSES):
+        raise ValueError(f"{place}: model_type is {shown(kind)}, decoders are {sorted(_CLASSES)}")
+    missing = [key for key in _SIZES if as_whole(values.get(key)) is None]
     if missing:
         raise ValueError(f"{place}: a {kind} config needs whole numbers for {missing}")
     given = {**_DEFAULTS[kind], **values}
-    wrong = [key for key in _MORE_SIZES if not isinstance(given.get(key), int | None)]
+    wrong = [key for key in _MORE_SIZES if given.get(key) is not None and as_whole(given[key]) is None]
     if wrong:
-        raise ValueError(f"{place}: {wrong} must be whole numbers or null, got {[given[key] for key in wrong]}")
+        raise ValueError(f"{place}: {wrong} must be whole numbers or null, got {shown([given[key] for key in wrong])}")
+    given |= {key: as_whole(given[key]) for key in (*_SIZES, *_MORE_SIZES) if given.get(key) is not None}
     _refuse(given, kind, place)
-    stops = given.get("eos_token_id")
-    stops = [stops] if isinstance(stops, int) else list(stops or [])
-    eos = stops[0] if stops else None
-    pad = given.get("pad_token_id")
-    heads = given["num_attention_heads"]
-    max_positions = given["max_position_embeddings"]
     try:
-        theta, scaling = read_rope(given, max_positions)
-        window, sliding_layers = _windows(given, kind)
-        return DecoderConfig(
-            model_type=kind,
-            vocab_size=given["vocab_size"],
-            d_model=given["hidden_size"],
-            d_ff=given["intermediate_size"],
-            num_layers=given["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=given.get("num_key_value_heads") or heads,
-            head_dim=given.get("head_dim") or given["hidden_size"] // heads,
-            attention_bias=bool(given.get("attention_bias")),
-            mlp_bias=bool(given.get("mlp_bias")),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            max_positions=max_positions,
-            sliding_window=window,
-            sliding_layers=sliding_layers,
-            tie_word_embeddings=given.get("tie_word_embeddings", False),
-            norm_epsilon=given.get("rms_norm_eps", 1e-6),
-            initializer_range=given.get("initializer_range", 0.02),
-            pad_token_id=_padding(eos) if pad is None or pad < 0 else pad,
-            bos_token_id=given.get("bos_token_id"),
-            eos_token_id=eos,
-            more_stop_ids=tuple(stops[1:]),
-        )
-    except (TypeError, ValueError) as error:
+        return _config(given, kind)
+    except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
+
+
+def _config(given: Mapping[str, Any], kind: str) -> DecoderConfig:
+    heads = given["num_attention_heads"]
+    max_positions = whole(given, "max_position_embeddings", _DEFAULTS[kind]["max_position_embeddings"])
+    theta, scaling = read_rope(given, max_positions)
+    window, sliding_layers = _windows(given, kind)
+    stops = token_ids(given, "eos_token_id")
+    eos = stops[0] if stops else None
+    pad = whole(given, "pad_token_id", -1)  # what some files write for none
+    return DecoderConfig(
+        model_type=kind,
+        vocab_size=given["vocab_size"],
+        d_model=given["hidden_size"],
+        d_ff=given["intermediate_size"],
+        num_layers=given["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=heads if given.get("num_key_value_heads") is None else given["num_key_value_heads"],
+        head_dim=given["hidden_size"] // max(heads, 1) if given.get("head_dim") is None else given["head_dim"],
+        attention_bias=truth(given, "attention_bias", False),
+        mlp_bias=truth(given, "mlp_bias", False),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        max_positions=max_positions,
+        sliding_window=window,
+        sliding_layers=sliding_layers,
+        tie_word_embeddings=truth(given, "tie_word_embeddings", False),
+        norm_epsilon=number(given, "rms_norm_eps", 1e-6, 0.0, MAX_EPSILON),
+        initializer_range=number(given, "initializer_range", 0.02, 0.0, math.inf),
+        pad_token_id=_padding(eos) if pad < 0 else pad,
+        bos_token_id=maybe_whole(given, "bos_token_id"),
+        eos_token_id=eos,
+        more_stop_ids=tuple(stops[1:]),
+    )
 
 
 def _refuse(given: Mapping[str, Any], kind: str, place: Path | str) -> None:
     """Raises for what the model does not compute."""
-    expected = {
+    expected: dict[str, tuple[Any, ...]] = {
         "hidden_act": ("silu", "swish"),
         "attention_dropout": (0,),
         "partial_rotary_factor": (1,),
-        "architectures": ([_CLASSES[kind]], []),
+        "architectures": class_names(_CLASSES[kind], *_OLDER_CLASSES.get(kind, ())),
+        "is_encoder_decoder": (False,),
+        **NOT_IMPLEMENTED,
     }
     if kind in ("qwen2", "mistral"):
         expected |= {"attention_bias": (False,)}
@@ -134,12 +157,14 @@ def _windows(given: Mapping[str, Any], kind: str) -> tuple[int | None, tuple[boo
     if kind == "mistral":
         return given["sliding_window"], None
     layers, types = given["num_hidden_layers"], given.get("layer_types")
-    window = given["sliding_window"] if given.get("use_sliding_window") else None
+    check_whole("num_hidden_layers", layers, 1, MAX_LAYERS)
+    window = given["sliding_window"] if truth(given, "use_sliding_window", False) else None
     if types is None:
-        first = given.get("max_window_layers", 28)
+        first = whole(given, "max_window_layers", 28)
         types = ["sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers)]
-    if set(types) - {"full_attention", "sliding_attention"} or len(types) != layers:
-        raise ValueError(f"layer_types must be {layers} times full_attention or sliding_attention, got {types}")
+    kinds = ("full_attention", "sliding_attention")
+    if not isinstance(types, list) or len(types) != layers or any(name not in kinds for name in types):
+        raise ValueError(f"layer_types must be {layers} times full_attention or sliding_attention, got {shown(types)}")
     sliding = tuple(name == "sliding_attention" for name in types)
     if any(sliding) and not window:
         raise ValueError("layer_types has sliding_attention, but use_sliding_window or sliding_window is not set")
@@ -219,12 +244,20 @@ def weights(config: DecoderConfig) -> dict[str, Weight]:
     return found
 
 
+def untied(config: DecoderConfig) -> DecoderConfig:
+    """The config of the same model with an output layer of its own."""
+    return dataclasses.replace(config, tie_word_embeddings=False)
+
+
 FAMILY = Family(
     config=DecoderConfig,
     model=Decoder,
     read_config=read_config,
     config_values=config_values,
     weights=weights,
+    honoured=frozenset(_READ),
+    no_effect=frozenset(_NO_EFFECT),
+    untied=untied,
     # Older files hold the frequencies of the rotary positions, which follow from the config.
     ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
 )

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 # Tables of the pretrained vocabulary and those of the items that may be added behind it.
@@ -46,6 +47,11 @@ class Family(NamedTuple):
       config_values: the values of ``config.json`` for a config.
       weights: leaf path to tensors; the item tables are left out, their rows stand behind the pretrained ones.
       ignored: patterns of the whole names of tensors that a file may hold and the model does not use.
+      honoured: keys of ``config.json`` that are read, or refused where they ask for what is not implemented.
+      no_effect: keys of this family that do not change what the model computes, beside those of
+        `gems_jax.models.config_options.NO_EFFECT`.
+      untied: the config of the same model with an output layer of its own; whether outputs are scaled stays.
+      copies: tensors that a file may hold as copies of others, by the names of both.
     """
 
     config: type
@@ -53,4 +59,8 @@ class Family(NamedTuple):
     read_config: Callable[[Mapping[str, Any], Path | str], Any]
     config_values: Callable[[Any], dict[str, Any]]
     weights: Callable[[Any], dict[str, Weight]]
+    honoured: frozenset[str]
+    no_effect: frozenset[str]
+    untied: Callable[[Any], Any]
     ignored: tuple[str, ...] = ()
+    copies: Mapping[str, str] = MappingProxyType({})

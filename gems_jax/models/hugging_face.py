@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gems_jax.models import decoder_folder, t5_folder
+from gems_jax.models.config_checks import MAX_CONFIG_BYTES, MAX_PARAMETERS, shown
+from gems_jax.models.config_options import as_whole
 from gems_jax.models.family import ITEM_TABLES, Family
 from gems_jax.models.layer_stack import is_unstacked
 from gems_jax.models.params import param_shapes, params_of
@@ -68,15 +71,16 @@ def load(folder: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | 
     folder = _existing_folder(folder)
     family, config = _read_family(_read_json(folder / _CONFIG), folder / _CONFIG)
     tensors = open_tensors(folder)
-    config = _with_stored_head(config, family, tensors)
     try:
-        param_dtype = dtype or common_dtype(tensors)
+        stored_dtype = common_dtype(tensors)
+        config = _with_stored_head(config, family, tensors)
+        param_dtype = dtype or stored_dtype
         config = dataclasses.replace(config, param_dtype=param_dtype, dtype=param_dtype)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     shapes = param_shapes(family.model, config)
     _check_tensors(config, family, shapes, tensors, folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, config.vocab_size + config.num_added_tokens)
     check_tokenizer(tokenizer, config, folder)
     params = read_params(shapes, family.weights(config), tensors, mesh)
     return family.model.from_params(config, params), tokenizer  # type: ignore[attr-defined]
@@ -166,22 +170,30 @@ def from_config(config: Any, rngs: nnx.Rngs | jax.Array) -> Any:
             config = _read_json(place)
         _, config = _read_family(config, place)
     family = FAMILIES[config.model_type]
+    count = sum(math.prod(leaf.shape) for leaf in param_shapes(family.model, config).values())
+    if count > MAX_PARAMETERS:
+        raise ValueError(f"the config asks for {count:,} parameters, more than {MAX_PARAMETERS:,}: check its sizes")
     return family.model.create(config, rngs() if isinstance(rngs, nnx.Rngs) else rngs)  # type: ignore[attr-defined]
 
 
 def _read_family(values: Mapping[str, Any], place: Path | str) -> tuple[Family, Any]:
     """The kind of model and its config, the rows of items counted apart."""
     kind = values.get("model_type")
-    if kind not in FAMILIES:
-        raise ValueError(f"{place}: model_type is {kind!r}, known are {sorted(FAMILIES)}")
+    if kind not in list(FAMILIES):
+        raise ValueError(f"{place}: model_type is {shown(kind)}, known are {sorted(FAMILIES)}")
     pretrained = {key: value for key, value in values.items() if key != _BASE_VOCAB_SIZE}
-    base, rows = values.get(_BASE_VOCAB_SIZE), values.get("vocab_size")
-    if base is None or not isinstance(rows, int):
+    rows = as_whole(values.get("vocab_size"))
+    if values.get(_BASE_VOCAB_SIZE) is None or rows is None:
         return FAMILIES[kind], FAMILIES[kind].read_config(pretrained, place)
-    if isinstance(base, bool) or not isinstance(base, int) or not 1 <= base <= rows:
-        raise ValueError(f"{place}: {_BASE_VOCAB_SIZE} is {base!r}, it must be from 1 to vocab_size={rows}")
+    written = values[_BASE_VOCAB_SIZE]
+    base = as_whole(written)
+    if base is None or not 1 <= base <= rows:
+        raise ValueError(f"{place}: {_BASE_VOCAB_SIZE} is {shown(written)}, it must be from 1 to vocab_size={rows}")
     config = FAMILIES[kind].read_config(pretrained | {"vocab_size": base}, place)
-    return FAMILIES[kind], dataclasses.replace(config, num_added_tokens=rows - base)
+    try:
+        return FAMILIES[kind], dataclasses.replace(config, num_added_tokens=rows - base)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def _with_stored_head(config: Any, family: Family, tensors: Mapping[str, StoredTensor]) -> Any:
@@ -192,7 +204,7 @@ def _with_stored_head(config: Any, family: Family, tensors: Mapping[str, StoredT
     """
     if not config.tie_word_embeddings:
         return config
-    untied = dataclasses.replace(config, tie_word_embeddings=False)
+    untied = family.untied(config)
     names = [family.weights(untied)[leaf].name for leaf in (_TABLE, _HEAD)]
     if names[1] not in tensors or (names[0] in tensors and same_values(tensors[names[0]], tensors[names[1]])):
         return config
@@ -211,9 +223,11 @@ def _check_tensors(
     needed = {name for weight in weights.values() for name in weight.names()}
     ignored = list(family.ignored)
     if config.tie_word_embeddings:
-        ignored.append(re.escape(family.weights(dataclasses.replace(config, tie_word_embeddings=False))[_HEAD].name))
+        ignored.append(re.escape(family.weights(family.untied(config))[_HEAD].name))
     missing = sorted(needed - set(tensors))
-    unknown = [name for name in sorted(set(tensors) - needed) if not any(re.fullmatch(each, name) for each in ignored)]
+    copies = {name: family.copies[name] for name in set(tensors) - needed if name in family.copies}
+    others = sorted(set(tensors) - needed - set(copies))
+    unknown = [name for name in others if not any(re.fullmatch(each, name) for each in ignored)]
     if missing or unknown:
         raise ValueError(
             f"{folder}: the weights do not fit {_CONFIG}: missing {missing[:5]}, unknown {unknown[:5]} "
@@ -224,6 +238,11 @@ def _check_tensors(
         for name in weight.names():
             if tensors[name].shape != shape:
                 raise ValueError(f"{folder}: tensor {name} has shape {tensors[name].shape}, {_CONFIG} asks for {shape}")
+    for name, original in copies.items():
+        if not same_values(tensors[name], tensors[original]):
+            raise ValueError(
+                f"{folder}: tensor {name} differs from {original}: implemented is one table of tokens for both stacks"
+            )
 
 
 def _existing_folder(folder: str | os.PathLike[str]) -> Path:
@@ -238,9 +257,11 @@ def _existing_folder(folder: str | os.PathLike[str]) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: a Hugging Face model's folder has one")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, no configuration has {MAX_CONFIG_BYTES:,}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, found {type(values).__name__}")

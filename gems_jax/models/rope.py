@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gems_jax.models.config_checks import check_truth, is_number, shown
+
 
 class Scaling(Protocol):
     """How the angles of rotary positions are changed for texts longer than those of the pretraining."""
@@ -19,8 +21,8 @@ class Scaling(Protocol):
 def _check_positive(scaling: object, *names: str) -> None:
     for name in names:
         value = getattr(scaling, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ValueError(f"{type(scaling).__name__}.{name} must be a number above 0, got {value!r}")
+        if not is_number(value) or value <= 0:
+            raise ValueError(f"{type(scaling).__name__}.{name} must be a number above 0, got {shown(value)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,7 @@ class YarnScaling:
     def __post_init__(self) -> None:
         given = [n for n in ("attention_factor", "mscale", "mscale_all_dim") if getattr(self, n) is not None]
         _check_positive(self, "factor", "original_max_positions", "beta_fast", "beta_slow", *given)
+        check_truth("YarnScaling.truncate", self.truncate)
 
     def __call__(self, inverse: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
         """See `Scaling`."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gems_jax.models.config_checks import is_number, shown
 from gems_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
@@ -45,7 +46,10 @@ def read_rope(values: Mapping[str, Any], max_positions: int) -> tuple[float, Rop
       >>> read_rope({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}, 64)
       (500000.0, LinearScaling(factor=2.0))
     """
-    found = dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
+    written = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if not isinstance(written, Mapping):
+        raise ValueError(f"rope_scaling and rope_parameters must be objects or null, got {shown(written)}")
+    found = dict(written)
     nested = sorted(key for key, value in found.items() if isinstance(value, Mapping))
     if nested:
         raise ValueError(f"rope_parameters differ by kind of layer ({nested}), implemented is one for all")
@@ -55,8 +59,9 @@ def read_rope(values: Mapping[str, Any], max_positions: int) -> tuple[float, Rop
     found.pop("type", None)
     if found.pop("partial_rotary_factor", None) not in (None, 1):
         raise ValueError("partial_rotary_factor of the rotary positions is not 1: implemented are whole heads")
-    if kind != "default" and kind not in _TYPES:
-        raise ValueError(f"rotary positions of type {kind!r} are not implemented, known are {['default', *_TYPES]}")
+    if kind not in ["default", *_TYPES]:
+        known = ["default", *_TYPES]
+        raise ValueError(f"rotary positions of type {shown(kind)} are not implemented, known are {known}")
     found = {key: value for key, value in found.items() if value is not None}
     fields = _FIELDS.get(kind, {})
     if "original_max_position_embeddings" in fields:
@@ -65,11 +70,15 @@ def read_rope(values: Mapping[str, Any], max_positions: int) -> tuple[float, Rop
             found.get("original_max_position_embeddings", max_positions) if original is None else original
         )
         if kind == "yarn" and "factor" not in found:
-            found["factor"] = max_positions / found["original_max_position_embeddings"]
+            length = found["original_max_position_embeddings"]
+            found["factor"] = max_positions / length if is_number(length) and length > 0 else 0
     unknown = sorted(set(found) - set(fields))
     if unknown:
         raise ValueError(f"rotary positions of type {kind!r} have unknown options {unknown}")
-    theta = _DEFAULT_THETA if theta is None else float(theta)
+    theta = _DEFAULT_THETA if theta is None else theta
+    if not is_number(theta) or theta <= 0:
+        raise ValueError(f"rope_theta must be a number above 0, got {shown(theta)}")
+    theta = float(theta)
     if kind == "default":
         return theta, None
     missing = sorted(key for key in _required(kind) if key not in found)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from gems_jax.models import config_checks as checks
 from gems_jax.models.remat import check_remat
 
 MODEL_TYPES = ("t5", "mt5", "umt5")
@@ -25,8 +26,8 @@ class T5Config:
       relative_buckets, relative_max_distance: relative positions are learned per bucket, see `position_buckets`.
       dropout_rate: applied only in calls that are given a ``dropout_key``.
       tie_word_embeddings: whether the embedding is also the output layer (T5).
-      scale_decoder_outputs: whether the output layer's input is scaled by ``d_model ** -0.5``; ``None``: as
-        transformers 5 does, for ``"t5"`` if tied, for ``"mt5"`` never, for ``"umt5"`` always.
+      scale_decoder_outputs: whether the output layer's input is scaled by ``d_model ** -0.5``; ``None``: for ``"t5"``
+        and ``"umt5"`` if tied, for ``"mt5"`` never, as transformers 5.24 does.
       norm_epsilon: of the RMS norms.
       dtype: of the matrix products, ``"float32"`` or ``"bfloat16"``; norms, softmax and logits are float32.
       param_dtype: of the parameters.
@@ -61,19 +62,23 @@ class T5Config:
     model_type: str = "t5"
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"T5Config.{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_added_tokens < 0:
-            raise ValueError(f"T5Config.num_added_tokens must not be negative, got {self.num_added_tokens}")
+        limits = {
+            **dict.fromkeys(("vocab_size",), checks.MAX_ROWS),
+            **dict.fromkeys(("d_model", "d_kv", "d_ff", "num_heads", "relative_buckets"), checks.MAX_WIDTH),
+            **dict.fromkeys(("num_layers", "num_decoder_layers"), checks.MAX_LAYERS),
+            "relative_max_distance": checks.MAX_POSITIONS,
+        }
+        for name, most in limits.items():
+            checks.check_whole(f"T5Config.{name}", getattr(self, name), 1, most)
+        checks.check_added_tokens("T5Config", self.num_added_tokens)
         if self.feed_forward not in ("gated-gelu", "relu"):
             raise ValueError(f"T5Config.feed_forward must be 'gated-gelu' or 'relu', got {self.feed_forward!r}")
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 raise ValueError(f"T5Config.{name} must be 'float32' or 'bfloat16', got {getattr(self, name)!r}")
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"T5Config.dropout_rate must be in [0, 1), got {self.dropout_rate}")
+        checks.check_number("T5Config.dropout_rate", self.dropout_rate, 0.0, 1.0)
+        checks.check_number("T5Config.norm_epsilon", self.norm_epsilon, 0.0, checks.MAX_EPSILON)
+        checks.check_truth("T5Config.tie_word_embeddings", self.tie_word_embeddings)
         if self.relative_buckets < 4 or self.relative_buckets % 2:
             raise ValueError(f"T5Config.relative_buckets must be even and at least 4, got {self.relative_buckets}")
         if self.relative_max_distance <= self.relative_buckets // 2:
@@ -84,24 +89,19 @@ class T5Config:
         check_remat(self.remat, "T5Config.remat")
         if self.model_type not in MODEL_TYPES:
             raise ValueError(f"T5Config.model_type must be one of {MODEL_TYPES}, got {self.model_type!r}")
-        scales = {"t5": self.scale_decoder_outputs, "mt5": False, "umt5": True}[self.model_type]
-        if self.scale_decoder_outputs not in (None, scales):
-            raise ValueError(
-                f"T5Config.scale_decoder_outputs must be {scales} or None for {self.model_type!r}, "
-                f"got {self.scale_decoder_outputs}"
-            )
+        if self.scale_decoder_outputs is not None:
+            checks.check_truth("T5Config.scale_decoder_outputs", self.scale_decoder_outputs)
+            if self.scale_decoder_outputs and self.model_type == "mt5":
+                raise ValueError("T5Config.scale_decoder_outputs must be False or None for 'mt5', got True")
         for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
-            if not 0 <= getattr(self, name) < self.vocab_size:
-                raise ValueError(
-                    f"T5Config.{name}={getattr(self, name)} is outside of the vocabulary of {self.vocab_size}"
-                )
+            checks.check_token(f"T5Config.{name}", getattr(self, name), self.vocab_size)
 
     @property
     def scales_outputs(self) -> bool:
         """Whether the output layer's input is scaled by ``d_model ** -0.5``."""
         if self.scale_decoder_outputs is not None:
             return self.scale_decoder_outputs
-        return {"t5": self.tie_word_embeddings, "mt5": False, "umt5": True}[self.model_type]
+        return self.tie_word_embeddings and self.model_type != "mt5"
 
     @property
     def positions_per_layer(self) -> bool:

@@ -1,16 +1,29 @@
 """T5, mT5 and UMT5 as Hugging Face writes them: ``config.json`` and the names of the tensors."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gems_jax.models.config_options import check_options, check_unknown
+from gems_jax.models.config_checks import MAX_EPSILON, shown
+from gems_jax.models.config_options import (
+    NOT_IMPLEMENTED,
+    as_whole,
+    check_options,
+    check_unknown,
+    class_names,
+    number,
+    token_ids,
+    truth,
+    whole,
+)
 from gems_jax.models.family import Family, Weight
 from gems_jax.models.t5 import T5
 from gems_jax.models.t5_config import MODEL_TYPES, T5Config
 
 _CLASSES = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration"}
 _CLASSES["umt5"] = "UMT5ForConditionalGeneration"
+_OLDER_CLASSES = {"t5": ("T5WithLMHeadModel",)}
 _SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 # What feed_forward_proj stands for: gated or not, and the names of its activation.
 _FEED_FORWARD = {"relu": (False, ("relu",)), "gated-gelu": (True, ("gelu_new", "gelu_pytorch_tanh"))}
@@ -24,16 +37,14 @@ _ALIASES = {
 _READ = {
     *_SIZES,
     *_ALIASES,
+    *NOT_IMPLEMENTED,
     *("model_type", "architectures", "num_decoder_layers", "feed_forward_proj", "is_gated_act", "dense_act_fn"),
     *("relative_attention_num_buckets", "relative_attention_max_distance", "dropout_rate", "layer_norm_epsilon"),
     *("tie_word_embeddings", "scale_decoder_outputs", "is_encoder_decoder", "is_decoder"),
     *("pad_token_id", "eos_token_id", "decoder_start_token_id"),
 }
 # Keys of real files of this family that do not change what the model computes from tokens.
-_NO_EFFECT = {
-    *("n_positions", "output_past", "initializer_factor", "classifier_dropout", "scalable_attention"),
-    *("gradient_checkpointing", "bos_token_id"),
-}
+_NO_EFFECT = {"scalable_attention", "bos_token_id"}
 
 
 def read_config(values: Mapping[str, Any], place: Path | str) -> T5Config:
@@ -53,48 +64,53 @@ def read_config(values: Mapping[str, Any], place: Path | str) -> T5Config:
     """
     kind = values.get("model_type")
     if kind not in MODEL_TYPES:
-        raise ValueError(f"{place}: model_type is {kind!r}, T5's are {list(MODEL_TYPES)}")
-    missing = [key for key in _SIZES if not isinstance(values.get(key), int)]
+        raise ValueError(f"{place}: model_type is {shown(kind)}, T5's are {list(MODEL_TYPES)}")
+    missing = [key for key in _SIZES if as_whole(values.get(key)) is None]
     if missing:
         raise ValueError(f"{place}: a T5 config needs whole numbers for {missing}")
-    feed_forward = values.get("feed_forward_proj", "relu" if kind == "t5" else "gated-gelu")
+    feed_forward = values.get("feed_forward_proj") or ("relu" if kind == "t5" else "gated-gelu")
     _refuse(values, kind, feed_forward, place)
-    tied = values.get("tie_word_embeddings", True)
-    scaled = values.get("scale_decoder_outputs")
-    pad = _or(values.get("pad_token_id"), 0)
     try:
+        sizes = {key: whole(values, key, 0) for key in _SIZES}
+        tied = truth(values, "tie_word_embeddings", True)
+        # Older files have no such key, and no version of transformers reads it for mT5.
+        scaled = None if kind == "mt5" else truth(values, "scale_decoder_outputs", tied)
+        pad = _token(values, "pad_token_id", 0)
         return T5Config(
             model_type=kind,
-            vocab_size=values["vocab_size"],
-            d_model=values["d_model"],
-            d_kv=values["d_kv"],
-            d_ff=values["d_ff"],
-            num_layers=values["num_layers"],
-            num_decoder_layers=_or(values.get("num_decoder_layers"), values["num_layers"]),
-            num_heads=values["num_heads"],
+            vocab_size=sizes["vocab_size"],
+            d_model=sizes["d_model"],
+            d_kv=sizes["d_kv"],
+            d_ff=sizes["d_ff"],
+            num_layers=sizes["num_layers"],
+            num_heads=sizes["num_heads"],
+            num_decoder_layers=whole(values, "num_decoder_layers", sizes["num_layers"]),
             feed_forward=feed_forward,
-            relative_buckets=values.get("relative_attention_num_buckets", 32),
-            relative_max_distance=values.get("relative_attention_max_distance", 128),
-            dropout_rate=values.get("dropout_rate", 0.0),
+            relative_buckets=whole(values, "relative_attention_num_buckets", 32),
+            relative_max_distance=whole(values, "relative_attention_max_distance", 128),
+            dropout_rate=number(values, "dropout_rate", 0.0, 0.0, 1.0),
             tie_word_embeddings=tied,
-            scale_decoder_outputs=_or(scaled, tied) if kind == "t5" else None,
-            norm_epsilon=values.get("layer_norm_epsilon", 1e-6),
+            scale_decoder_outputs=None if kind == "umt5" and scaled == tied else scaled,
+            norm_epsilon=number(values, "layer_norm_epsilon", 1e-6, 0.0, MAX_EPSILON),
             pad_token_id=pad,
-            eos_token_id=_or(values.get("eos_token_id"), 1),
-            decoder_start_token_id=_or(values.get("decoder_start_token_id"), pad),
+            eos_token_id=_token(values, "eos_token_id", 1),
+            decoder_start_token_id=_token(values, "decoder_start_token_id", pad),
         )
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 
 
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
+def _token(values: Mapping[str, Any], key: str, default: int) -> int:
+    ids = token_ids(values, key) or [default]
+    if len(ids) > 1:
+        raise ValueError(f"{key} is {shown(values[key])}, implemented for {values['model_type']} here is one token id")
+    return ids[0]
 
 
 def _refuse(values: Mapping[str, Any], kind: str, feed_forward: Any, place: Path | str) -> None:
     """Raises for what the model does not compute."""
-    if feed_forward not in _FEED_FORWARD:
-        raise ValueError(f"{place}: feed_forward_proj is {feed_forward!r}, known are {sorted(_FEED_FORWARD)}")
+    if feed_forward not in list(_FEED_FORWARD):
+        raise ValueError(f"{place}: feed_forward_proj is {shown(feed_forward)}, known are {sorted(_FEED_FORWARD)}")
     gated, activations = _FEED_FORWARD[feed_forward]
     # The last two follow from feed_forward_proj, but where they differ transformers believes them.
     expected: dict[str, tuple[Any, ...]] = {
@@ -102,13 +118,11 @@ def _refuse(values: Mapping[str, Any], kind: str, feed_forward: Any, place: Path
         "dense_act_fn": activations,
         "is_encoder_decoder": (True,),
         "is_decoder": (False,),
-        "architectures": ([_CLASSES[kind]], []),
+        "architectures": class_names(_CLASSES[kind], *_OLDER_CLASSES.get(kind, ())),
+        **NOT_IMPLEMENTED,
     }
     expected |= {alias: (values[size],) for alias, size in _ALIASES.items()}
     check_options(values, expected, f"{kind} here", place)
-    for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
-        if not isinstance(values.get(key, 0), int | None):
-            raise ValueError(f"{place}: {key} is {values[key]!r}, implemented for {kind} here is one token id")
     check_unknown(values, _READ | _NO_EFFECT, kind, place)
 
 
@@ -136,8 +150,8 @@ def config_values(config: T5Config) -> dict[str, Any]:
         "decoder_start_token_id": config.decoder_start_token_id,
         "dtype": config.param_dtype,
     }
-    # The others' scaling is fixed, transformers has no key for it.
-    return values | ({"scale_decoder_outputs": config.scales_outputs} if config.model_type == "t5" else {})
+    # mT5 is never scaled, transformers has no key for it.
+    return values | ({} if config.model_type == "mt5" else {"scale_decoder_outputs": config.scales_outputs})
 
 
 def weights(config: T5Config) -> dict[str, Weight]:
@@ -169,15 +183,23 @@ def weights(config: T5Config) -> dict[str, Weight]:
     return found
 
 
+def untied(config: T5Config) -> T5Config:
+    """The config of the same model with an output layer of its own."""
+    return dataclasses.replace(config, tie_word_embeddings=False, scale_decoder_outputs=config.scales_outputs)
+
+
 FAMILY = Family(
     config=T5Config,
     model=T5,
     read_config=read_config,
     config_values=config_values,
     weights=weights,
+    honoured=frozenset(_READ),
+    no_effect=frozenset(_NO_EFFECT),
+    untied=untied,
     # Older files repeat the shared table, and hold a bias that the reference code never uses.
+    copies={f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")},
     ignored=(
-        r"(encoder|decoder)\.embed_tokens\.weight",
         r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
     ),
 )

@@ -9,21 +9,36 @@ from gems_jax.items import max_unused_rows
 _SOURCES = (("spiece.model",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
 
-def load_tokenizer(folder: Path) -> Any:
+# Of all of a tokenizer's files; published ones have up to 140 bytes a token in one file.
+_MAX_BYTES, _MAX_BYTES_A_TOKEN = 1 << 26, 1 << 11
+_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+
+
+def load_tokenizer(folder: Path, vocab_size: int = 1 << 20) -> Any:
     """Loads the tokenizer of a folder.
+
+    Args:
+      folder: with its files.
+      vocab_size: tokens that it may have; what its files may hold grows with them.
 
     Raises:
       FileNotFoundError: if its files are missing.
-      ValueError: if they are damaged.
+      ValueError: if they are damaged, or far too large for the vocabulary.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    most = _MAX_BYTES + _MAX_BYTES_A_TOKEN * vocab_size
+    for path in (path for pattern in _FILES for path in folder.glob(pattern)):
+        if path.stat().st_size > most:
+            raise ValueError(
+                f"{path} has {path.stat().st_size:,} bytes: a tokenizer of {vocab_size:,} tokens is read up to {most:,}"
+            )
     try:
         # The file is the whole tokenizer; the class that model_type stands for would rebuild it as a unigram one.
         if (folder / "tokenizer.json").is_file():
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         if any(all((folder / name).is_file() for name in names) for names in _SOURCES):
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise ValueError(f"{folder}: the tokenizer's files cannot be read: {error}") from error
     raise FileNotFoundError(f"{folder / 'tokenizer.json'} does not exist: the folder needs the model's tokenizer")

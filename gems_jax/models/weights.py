@@ -16,6 +16,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Endings of files that are read by unpickling, which runs what stands in them.
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+# Some hundred bytes a tensor.
+_MAX_INDEX_BYTES = 1 << 27
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 Slices = tuple[slice, ...]
@@ -76,11 +78,13 @@ def _weight_files(folder: Path) -> Iterator[Path]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
+    if path.stat().st_size > _MAX_INDEX_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, no index of weights has {_MAX_INDEX_BYTES:,}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         if not found or any(Path(name).name != name for name in found.values()):
             raise ValueError("weight_map must give the name of a file beside it for each tensor")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no index of weights: {type(error).__name__}: {error}") from error
     return found
 
