@@ -11,7 +11,19 @@ import optax
 from gems_jax.orthonormal import matmul, norms
 from gems_jax.plan import Kernel
 from gems_jax.projection import kept_side_first, project_stack
-from gems_jax.refresh import Masks, Refresh, Refreshed, Request, has_basis, room, where_leading
+from gems_jax.refresh import (
+    Bases,
+    Gradients,
+    Masks,
+    Refresh,
+    Refreshed,
+    Request,
+    has_basis,
+    members_due,
+    room,
+    where_leading,
+)
+from gems_jax.scales import Size, limited, squares
 from gems_jax.subspace import Frame
 
 PyTree = Any
@@ -49,9 +61,9 @@ class Steps(NamedTuple):
 
     Attributes:
       shared, tasks: low-rank updates ``[k, r, q]`` and ``[T, k, r_t, q]`` (or ``None``).
-      energy: ``[1 + T]`` squared norms of the low-rank gradients.
+      energy: ``[1 + T]`` squared norms of the low-rank gradients, brought near 1 (`Measured.scales`).
       progress: ``[T]``, see `gems_jax.gates.Signals`.
-      refreshed: ``[]`` int32 number of bases replaced.
+      refreshed, failed: ``[]`` int32 number of bases replaced, and of those that should have been.
     """
 
     shared: jax.Array
@@ -59,6 +71,7 @@ class Steps(NamedTuple):
     energy: jax.Array
     progress: jax.Array
     refreshed: jax.Array
+    failed: jax.Array
 
 
 def lift_inner(inner: optax.GradientTransformationExtraArgs, depth: int) -> tuple[Callable, Callable]:
@@ -85,14 +98,10 @@ def lift_inner(inner: optax.GradientTransformationExtraArgs, depth: int) -> tupl
     return init, update
 
 
-def norm_squared(x: jax.Array, axes: int) -> jax.Array:
-    """Sum of squares over the last ``axes`` axes."""
-    return jnp.sum(x * x, axis=tuple(range(-axes, 0)))
-
-
 def run_inner(
     basis: jax.Array,
     gradient: jax.Array,
+    size: Size,
     weights: jax.Array,
     state: PyTree,
     active: jax.Array,
@@ -111,40 +120,43 @@ def run_inner(
     low = jnp.where(on, matmul(basis.mT, gradient), 0)
     # Where the gradient's rank is below the basis', surplus columns meet nothing but rounding, which Adam would
     # blow up to full-size steps: no digit of these rows means anything.
-    rounding = 16 * jnp.finfo(low.dtype).eps * norms(gradient)
-    low = jnp.where(norms(low, -1) > rounding, low, 0)
+    size = Size(*(x[..., None, None] for x in size))
+    rounding = 16 * jnp.finfo(low.dtype).eps * jnp.sqrt(size.squares)
+    low = jnp.where(norms(low * size.scale, -1) > rounding, low, 0)
     low_weights = matmul(basis.mT, weights)
     if moments == "reset":
         state = where_leading(fresh, init(low_weights), state)
-    step, stepped = update(low, state, low_weights, extra)
+    step, stepped = update(limited(low, size.norm()), state, low_weights, extra)
     return jnp.where(on, step.astype(low.dtype), 0), where_leading(active, stepped, state), low
 
 
 def request_refresh(
     group: Sequence[Kernel],
     state: BranchState,
-    shared_grad: jax.Array,
-    task_grad: jax.Array | None,
+    gradients: Gradients,
+    sizes: tuple[Size, Size | None],
     present: Presence,
     frame: Frame,
     refresh: Refresh,
+    turns: tuple[int, ...],
 ) -> Request:
-    """What a group's bases are refreshed from in this step; arguments as of `step_group`."""
+    """What a group's bases are refreshed from in this step; arguments as of `step_group` and `Request`."""
 
-    def alive(gradient: jax.Array, there: jax.Array) -> jax.Array:
-        squares = norm_squared(gradient, 2)
-        return there & present.shared & jnp.isfinite(squares) & (squares > 0)
+    def alive(size: Size, there: jax.Array) -> jax.Array:
+        return there & present.shared & size.is_there()
 
     if frame.factor is not None:
-        size = state.shared_basis.shape[0]
-        frame = frame._replace(factor=jnp.broadcast_to(frame.factor, (size, *frame.factor.shape[-2:])))
+        count = state.shared_basis.shape[0]
+        frame = frame._replace(factor=jnp.broadcast_to(frame.factor, (count, *frame.factor.shape[-2:])))
     masks = _column_masks(group, refresh.complementary)
-    usable = alive(shared_grad, present.shared)[None]
-    if task_grad is None or state.task_basis is None:
-        return Request((state.shared_basis, None), (shared_grad, None), state.pending[:1], usable, frame, masks)
-    usable = jnp.concatenate([usable, alive(task_grad, present.tasks[:, None])])
-    bases = (state.shared_basis, state.task_basis)
-    return Request(bases, (shared_grad, task_grad), state.pending, usable, frame, masks)
+    shared_size, task_size = sizes
+    usable = alive(shared_size, present.shared)[None]
+    bases: Bases = (state.shared_basis, None)
+    pending = state.pending[:1]
+    if task_size is not None and state.task_basis is not None:
+        usable = jnp.concatenate([usable, alive(task_size, present.tasks[:, None])])
+        bases, pending = (state.shared_basis, state.task_basis), state.pending
+    return Request(bases, gradients, sizes, pending, usable, frame, masks, turns)
 
 
 def step_group(
@@ -153,6 +165,7 @@ def step_group(
     refreshed: Refreshed,
     weights: jax.Array,
     present: Presence,
+    scales: jax.Array,
     refresh: Refresh,
     inner: optax.GradientTransformationExtraArgs,
     extra: dict[str, Any],
@@ -170,6 +183,7 @@ def step_group(
       refreshed: what came of it.
       weights: ``[k, p, q]`` the kernels themselves, for inner transforms that look at them.
       present: which tasks count.
+      scales: ``[1 + T]`` powers of two that bring the shared and the tasks' gradients near 1.
       refresh: when and how bases are refreshed.
       inner: the inner transform.
       extra: extra arguments handed to it.
@@ -178,16 +192,18 @@ def step_group(
       ``(Steps, BranchState)``.
     """
     num_tasks = state.pending.shape[0] - 1
-    shared_grad, task_grad = request.gradients
-    (shared, task), pending, done = refreshed
-    progress = jnp.zeros((num_tasks,), jnp.float32)
+    (shared_grad, task_grad), (shared_size, task_size) = request.gradients, request.sizes
+    (shared, task), pending, done, failed = refreshed
+    scales = scales.astype(shared_grad.dtype)
+    progress = jnp.zeros((num_tasks,), shared_grad.dtype)
     if state.previous is not None and state.task_basis is not None:
         seen = matmul(state.task_basis.mT, shared_grad[None])
-        progress = jnp.sum(seen * state.previous, axis=(1, 2, 3)).astype(jnp.float32)
-    if task_grad is None or state.task_basis is None:
+        progress = jnp.sum(seen * state.previous, axis=(1, 2, 3))
+    if task_grad is None or task_size is None or state.task_basis is None:
         # Task branches whose gradients came merged in this step wait for the next that are not.
         space = room(request.masks, state.pending.shape)[1:]
-        later = state.pending[1:] if state.task_basis is None else (state.pending[1:] | refresh.due) & space
+        due = refresh.due | members_due(request.turns, refresh)
+        later = state.pending[1:] if state.task_basis is None else (state.pending[1:] | due) & space
         state = state._replace(shared_basis=shared, pending=jnp.concatenate([pending, later]))
         energy = jnp.zeros((num_tasks,), shared_grad.dtype)
         tasks = None
@@ -195,19 +211,29 @@ def step_group(
         task = state.task_basis if task is None else task
         active = has_basis(task) & present.tasks[:, None] & present.shared
         tasks, task_inner, low = run_inner(
-            task, task_grad, weights, state.task_inner, active, done[1:], inner, refresh.moments, extra
+            task, task_grad, task_size, weights, state.task_inner, active, done[1:], inner, refresh.moments, extra
         )
-        energy = jnp.sum(low * low, axis=(1, 2, 3))
+        energy = squares(low * scales[1:, None, None, None], 3)
         previous = None if state.previous is None else jnp.where(present.shared, tasks, state.previous)
         state = state._replace(
             shared_basis=shared, task_basis=task, task_inner=task_inner, pending=pending, previous=previous
         )
     active = has_basis(state.shared_basis) & present.shared
     step, shared_inner, low = run_inner(
-        state.shared_basis, shared_grad, weights, state.shared_inner, active, done[0], inner, refresh.moments, extra
+        state.shared_basis,
+        shared_grad,
+        shared_size,
+        weights,
+        state.shared_inner,
+        active,
+        done[0],
+        inner,
+        refresh.moments,
+        extra,
     )
-    energy = jnp.concatenate([jnp.sum(low * low)[None], energy]).astype(jnp.float32)
-    steps = Steps(step, tasks, energy, progress, jnp.sum(done, dtype=jnp.int32))
+    energy = jnp.concatenate([squares(low * scales[0], 3)[None], energy])
+    counts = (jnp.sum(which, dtype=jnp.int32) for which in (done, failed))
+    steps = Steps(step, tasks, energy, progress, *counts)
     return steps, state._replace(shared_inner=shared_inner)
 
 

@@ -74,6 +74,7 @@ def _no_diagnostics(num_tasks: int) -> Diagnostics:
         captured=jnp.zeros((1 + num_tasks,), jnp.float32),
         update_norm=jnp.zeros((), jnp.float32),
         refreshed=jnp.zeros((), jnp.int32),
+        failed=jnp.zeros((), jnp.int32),
         waiting=jnp.zeros((), jnp.int32),
         absent=jnp.zeros((num_tasks,), jnp.int32),
         skipped=jnp.zeros((num_tasks,), jnp.int32),

@@ -1,5 +1,6 @@
-"""What a step measures: the tasks' Gramian, who takes part, diagnostics."""
+"""What a step measures: the tasks' norms and cosines, who takes part, diagnostics."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.branches import BranchState, Presence, Steps
+from gems_jax.scales import global_norm, is_normal, largest, to_one
 from gems_jax.state import Diagnostics, work_dtype
-from gems_jax.task_grads import gramian, task_weights
+from gems_jax.task_grads import inner_products, task_weights
 
 PyTree = Any
 
@@ -17,28 +19,26 @@ class Measured(NamedTuple):
     """The gradients of a step, measured.
 
     Attributes:
-      gramian: ``[T, T]`` inner products of the tasks' gradients over leaves with a full task axis.
+      norms: ``[T]`` of the tasks' gradients over leaves with a full task axis, 0 for tasks not present.
+      cosines: ``[T, T]`` between them, 0 where a gradient is zero.
       present: tasks that have a finite gradient other than 0 (and tokens).
       finite: ``[T]`` bool, whether a task's gradient is, and all that came merged for all tasks.
       weights: ``[T]`` of the tasks in the shared gradient, 0 for those not present.
+      scales: ``[1 + T]`` powers of two that bring the shared and the tasks' gradients near 1.
     """
 
-    gramian: jax.Array
+    norms: jax.Array
+    cosines: jax.Array
     present: Presence
     finite: jax.Array
     weights: jax.Array
-
-
-def squared_norm(arrays: Sequence[jax.Array]) -> jax.Array:
-    """``sum |x|^2`` over arrays, float32 or wider."""
-    sizes = [jnp.sum(x.astype(work_dtype(x.dtype)) ** 2) for x in arrays]
-    return sum(sizes, jnp.zeros((), jnp.float32))
+    scales: jax.Array
 
 
 def measure(
     gradients: Sequence[jax.Array], num_tasks: int, counts: jax.Array | None, shared: Sequence[jax.Array] | None
 ) -> Measured:
-    """Measures stacked gradients.
+    """Measures stacked gradients, whatever their magnitude; in float32 or wider.
 
     Args:
       gradients: arrays ``[T, ...]``, or ``[1, ...]`` where already merged.
@@ -49,19 +49,45 @@ def measure(
     Returns:
       `Measured`.
     """
+    gradients = [g.astype(work_dtype(g.dtype)) for g in gradients]
     stacked = [g for g in gradients if g.shape[0] == num_tasks]
-    merged = [g for g in gradients if g.shape[0] != num_tasks]
-    products = gramian(stacked, num_tasks)
-    sizes = jnp.diagonal(products)
-    finite = jnp.isfinite(sizes)
-    tasks = finite & (sizes > 0) if stacked else jnp.ones((num_tasks,), bool)
+    common = [g for g in gradients if g.shape[0] != num_tasks]
+    common += [g.astype(work_dtype(g.dtype)) for g in shared or []]
+    peaks = _peaks(stacked, num_tasks)
+    finite = jnp.isfinite(peaks)
+    tasks = is_normal(peaks) if stacked else jnp.ones((num_tasks,), bool)
     tokens = jnp.ones((num_tasks,), jnp.float32) if counts is None else jnp.asarray(counts)
     tasks &= tokens > 0
-    weights = jnp.where(tasks, task_weights(jnp.where(tasks, tokens, 0), num_tasks), 0)
-    common = jnp.isfinite(squared_norm([*merged, *(shared or [])]))
+    scales = to_one(peaks)
+    products = functools.reduce(jnp.add, [inner_products(_scaled(g, scales)) for g in stacked], jnp.zeros_like(peaks))
+    products = jnp.broadcast_to(products, (num_tasks, num_tasks))
+    norms = jnp.sqrt(jnp.where(tasks, jnp.diagonal(products), 0))
+    outer = norms[:, None] * norms
+    weights = jnp.where(tasks, task_weights(jnp.where(tasks, tokens, 0), num_tasks, peaks.dtype), 0)
+    peak = functools.reduce(jnp.maximum, [largest(g, g.ndim) for g in common], jnp.zeros((), peaks.dtype))
     is_there = jnp.any(tasks) if shared is None else jnp.ones((), bool)
-    # What all tasks share and is not finite makes all of them leave the step out, and is counted for each.
-    return Measured(products, Presence(tasks, is_there & common), finite & common, weights)
+    most = jnp.maximum(peak, jnp.max(jnp.where(tasks, peaks, 0)))
+    return Measured(
+        # Of finite gradients norms are finite, if at the end of what is.
+        norms=jnp.minimum(norms / scales, jnp.finfo(norms.dtype).max),
+        cosines=jnp.where(outer > 0, products / jnp.where(outer > 0, outer, 1), 0),
+        # What all tasks share and is not finite makes all of them leave the step out, and is counted for each.
+        present=Presence(tasks, is_there & jnp.isfinite(peak)),
+        finite=finite & jnp.isfinite(peak),
+        weights=weights,
+        scales=jnp.concatenate([to_one(most)[None], scales]),
+    )
+
+
+def _peaks(stacked: Sequence[jax.Array], num_tasks: int) -> jax.Array:
+    """``[T]``: each task's entry of largest magnitude."""
+    # By way of each kernel's, which are needed elsewhere too.
+    sizes = [largest(largest(g, 2), g.ndim - 3) if g.ndim > 3 else largest(g, g.ndim - 1) for g in stacked]
+    return functools.reduce(jnp.maximum, sizes, jnp.zeros((num_tasks,), jnp.float32))
+
+
+def _scaled(gradient: jax.Array, scales: jax.Array) -> jax.Array:
+    return gradient * scales.astype(gradient.dtype).reshape(-1, *(1,) * (gradient.ndim - 1))
 
 
 def diagnose(
@@ -77,26 +103,24 @@ def diagnose(
     Args:
       measured: see `measure`.
       gates: ``[T]``.
-      captured: ``[1 + T]`` squared norms of the low-rank gradients, and of the gradients.
+      captured: ``[1 + T]`` squared norms of the low-rank gradients, and of the gradients, scaled alike.
       emitted: all updates.
       branches: what each group did.
       old: the former step's, for the counters.
     """
     tasks = measured.present.tasks
-    norms = jnp.sqrt(jnp.where(tasks, jnp.diagonal(measured.gramian), 0))
-    outer = norms[:, None] * norms
-    nonzero = (outer > 0) & jnp.isfinite(measured.gramian)
     low, full = captured
     known = (full > 0) & jnp.isfinite(full)
     zero = jnp.zeros((), jnp.int32)
     return Diagnostics(
         gates=gates.astype(jnp.float32),
         weights=measured.weights.astype(jnp.float32),
-        grad_norms=norms,
-        cosines=jnp.where(nonzero, measured.gramian / jnp.where(nonzero, outer, 1), 0),
-        captured=jnp.where(known, low / jnp.where(known, full, 1), 0),
-        update_norm=jnp.sqrt(squared_norm(emitted)).astype(jnp.float32),
+        grad_norms=measured.norms.astype(jnp.float32),
+        cosines=measured.cosines.astype(jnp.float32),
+        captured=jnp.where(known, low / jnp.where(known, full, 1), 0).astype(jnp.float32),
+        update_norm=global_norm(emitted).astype(jnp.float32),
         refreshed=sum((steps.refreshed for steps, _ in branches), zero),
+        failed=old.failed + sum((steps.failed for steps, _ in branches), zero),
         waiting=sum((jnp.sum(branch.pending, dtype=jnp.int32) for _, branch in branches), zero),
         absent=old.absent + (~tasks & measured.finite),
         skipped=old.skipped + ~measured.finite,

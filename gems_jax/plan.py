@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -114,6 +115,27 @@ class Plan:
     fallback: tuple[int, ...]
     constrained: dict[int, tuple[MatrixSpec, str]]
     unnamed: tuple[str, ...]
+
+    def turns(self, every: int | None) -> dict[int, tuple[int, ...]]:
+        """When each matrix is refreshed where refreshes are staggered: the step of an interval, by kernel.
+
+        A stack's members take turns from its first step on, as many at a time as it takes to be through within the
+        interval; kernels alone of their shape take turns with each other. Each has one turn in an interval.
+
+        Args:
+          every: length of the interval, ``None``: all at once.
+        """
+        found: dict[int, tuple[int, ...]] = {}
+        alone = 0
+        for group in self.groups:
+            sizes = [math.prod(k.batch_shape) for k in group]
+            chunk = 1 if every is None else -(-sum(sizes) // every)
+            member = alone if sum(sizes) == 1 else 0
+            alone += sum(sizes) == 1
+            for kernel, size in zip(group, sizes, strict=True):
+                found[kernel.index] = tuple((member + i) // chunk % (every or 1) for i in range(size))
+                member += size
+        return found
 
 
 def _resolve_rank(rank: int | float, smaller: int) -> int:

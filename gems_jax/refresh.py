@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gems_jax.scales import Size
 from gems_jax.stacks import map_stack, mesh_of_devices
 from gems_jax.subspace import Decomposition, Frame, make_basis
 
@@ -18,7 +19,7 @@ class Refresh(NamedTuple):
 
     Attributes:
       method, signs, moments, complementary: as in `gems_jax.gems`.
-      stagger_every: steps over which a stack's refresh is spread, ``None``: all at once.
+      stagger_every: steps over which the refreshes of all kernels are spread, ``None``: all at once.
       step: ``[]`` int32.
       due: ``[]`` bool, whether a refresh is scheduled in this step (with ``stagger``: of everything).
       key: random key.
@@ -97,26 +98,36 @@ class Request(NamedTuple):
     Attributes:
       old: bases in force.
       gradients: to make new ones from.
+      sizes: of these.
       pending: ``[1 + T, k]`` bool, branches that wait (``[1, k]`` without task branches).
       usable: the same shape, branches whose gradient is finite and not zero.
       frame: factor ``[k, p, c]``, or none.
       masks: of the columns there is room for.
+      turns: of each of the ``k``, the step of an interval in which it is refreshed where refreshes are staggered,
+        in order: see `gems_jax.plan.Plan.turns`.
     """
 
     old: Bases
     gradients: Gradients
+    sizes: tuple[Size, Size | None]
     pending: jax.Array
     usable: jax.Array
     frame: Frame
     masks: Masks
+    turns: tuple[int, ...]
 
 
 class Refreshed(NamedTuple):
-    """A group's bases, the branches that wait now and those replaced, ``[1 + T, k]``."""
+    """A group's bases, and which branches wait now, were replaced and could not be, ``[1 + T, k]``.
+
+    A branch waits for a gradient to be decomposed. Where there was one, and no basis came of it, it is not asked again
+    before the next refresh: one that never has a basis would have all of its shape decomposed in every step.
+    """
 
     bases: Bases
     pending: jax.Array
     done: jax.Array
+    failed: jax.Array
 
 
 Found = tuple[jax.Array, jax.Array | None, jax.Array]  # shared and task bases, branches replaced
@@ -136,15 +147,17 @@ def refresh_groups(requests: Sequence[Request], refresh: Refresh) -> list[Refres
         [functools.partial(_nothing, request.old) for request in requests],
     )
     refreshed = [
-        Refreshed((shared, task), want & ~done, done) for (shared, task, done), want in zip(found, wanted, strict=True)
+        Refreshed((shared, task), want & ~request.usable, done, want & request.usable & ~done)
+        for (shared, task, done), want, request in zip(found, wanted, requests, strict=True)
     ]
+    return refreshed if refresh.stagger_every is None else _refresh_a_few(requests, refreshed, refresh)
+
+
+def members_due(turns: Sequence[int], refresh: Refresh) -> jax.Array:
+    """``[k]`` bool: the members of a stack whose turn it is in this step; none in the first, which refreshes all."""
     if refresh.stagger_every is None:
-        return refreshed
-    stacks = [i for i, request in enumerate(requests) if request.old[0].shape[0] > 1]
-    few = _refresh_a_few([requests[i] for i in stacks], [refreshed[i] for i in stacks], refresh, refresh.stagger_every)
-    for i, new in zip(stacks, few, strict=True):
-        refreshed[i] = new
-    return refreshed
+        return jnp.zeros((len(turns),), bool)
+    return (refresh.step > 0) & (jnp.asarray(turns) == refresh.step % refresh.stagger_every)
 
 
 def _where_any(
@@ -185,40 +198,35 @@ def room(masks: Masks, shape: tuple[int, ...]) -> jax.Array:
     return jnp.concatenate([shared[None], jnp.broadcast_to(task, (shape[0] - 1, *shape[1:]))])
 
 
-def _refresh_a_few(
-    requests: Sequence[Request], now: Sequence[Refreshed], refresh: Refresh, every: int
-) -> list[Refreshed]:
+def _refresh_a_few(requests: Sequence[Request], now: Sequence[Refreshed], refresh: Refresh) -> list[Refreshed]:
     """The members of each stack whose turn it is, by dynamic slice."""
-    dues, starts, chunks = [], [], []
-    for request in requests:
-        size = request.old[0].shape[0]
-        chunk = -(-size // every)
-        first = (refresh.step % every) * chunk
-        start = jnp.minimum(first, size - chunk)
-        turn = (refresh.step > 0) & (first < size)
-        dues.append(turn & (jnp.arange(size) >= start) & (jnp.arange(size) < start + chunk))
-        starts.append(start)
-        chunks.append(chunk)
-    spaces = [room(request.masks, request.pending.shape) for request in requests]
+    asked = [
+        members_due(request.turns, refresh) & room(request.masks, request.pending.shape) & ~one.done & ~one.failed
+        for request, one in zip(requests, now, strict=True)
+    ]
     found = _where_any(
+        [ask & request.usable for ask, request in zip(asked, requests, strict=True)],
         [
-            due & request.usable & ~one.done & space
-            for due, request, one, space in zip(dues, requests, now, spaces, strict=True)
-        ],
-        [
-            functools.partial(_few, request._replace(old=one.bases), refresh, start, chunk)
-            for request, one, start, chunk in zip(requests, now, starts, chunks, strict=True)
+            functools.partial(_few, request._replace(old=one.bases), refresh)
+            for request, one in zip(requests, now, strict=True)
         ],
         [functools.partial(_nothing, one.bases) for one in now],
     )
     return [
-        Refreshed((shared, task), (one.pending | (due & space)) & ~replaced & ~one.done, one.done | replaced)
-        for (shared, task, replaced), one, due, space in zip(found, now, dues, spaces, strict=True)
+        Refreshed(
+            (shared, task),
+            (one.pending | ask) & ~request.usable,
+            one.done | replaced,
+            one.failed | (ask & request.usable & ~replaced),
+        )
+        for (shared, task, replaced), one, ask, request in zip(found, now, asked, requests, strict=True)
     ]
 
 
-def _few(request: Request, refresh: Refresh, start: jax.Array, chunk: int, do: jax.Array) -> Found:
-    """New bases of ``chunk`` members of a stack."""
+def _few(request: Request, refresh: Refresh, do: jax.Array) -> Found:
+    """New bases of the branches in ``do`` of members of a stack whose turn it is, which follow each other."""
+    size, chunk = len(request.turns), max(map(request.turns.count, request.turns))
+    start = jnp.minimum(jnp.argmax(members_due(request.turns, refresh)), size - chunk)
 
     def cut(x: jax.Array, axis: int) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, start, chunk, axis)

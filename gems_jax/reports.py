@@ -21,7 +21,7 @@ def diagnostics(state: PyTree) -> dict[str, jax.Array]:
 
     Returns:
       The fields of `gems_jax.state.Diagnostics` by name: gates, weights, grad_norms, cosines, captured,
-      update_norm, refreshed, waiting, absent, skipped.
+      update_norm, refreshed, failed, waiting, absent, skipped.
 
     Raises:
       ValueError: no `GemsState` inside, or several.

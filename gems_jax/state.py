@@ -25,6 +25,9 @@ class Diagnostics(NamedTuple):
         shared branch first.
       update_norm: global norm of the update, before the learning rate.
       refreshed: bases replaced in this step.
+      failed: refreshes, from the first step on, that gave no basis: nothing but rounding of a gradient lies in its null
+        space, or it was not decomposed. Such a branch keeps what it has (without a basis it takes no step) until the
+        next refresh.
       waiting: branches that wait for a usable gradient.
       absent: ``[T]`` steps in which a task had nothing to say.
       skipped: ``[T]`` steps in which a task's gradient (or what came merged for all) was not finite and was left
@@ -38,6 +41,7 @@ class Diagnostics(NamedTuple):
     captured: jax.Array
     update_norm: jax.Array
     refreshed: jax.Array
+    failed: jax.Array
     waiting: jax.Array
     absent: jax.Array
     skipped: jax.Array
@@ -74,6 +78,7 @@ class GemsState(NamedTuple):
 
 
 def work_dtype(dtype: Any) -> Any:
+    """What is computed with: float32, or wider (and complex) where the array is."""
     return jnp.promote_types(dtype, jnp.float32)
 
 

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.branches import BranchState, Presence, Steps, fuse, norm_squared, request_refresh, step_group
+from gems_jax.branches import BranchState, Presence, Steps, fuse, request_refresh, step_group
 from gems_jax.gates import Signals
 from gems_jax.measure import Measured, diagnose, measure
 from gems_jax.null_space import NullSpace
 from gems_jax.plan import Kernel, Plan
 from gems_jax.projection import kept_side_first, project_stack, project_update
-from gems_jax.refresh import Refresh, Request, refresh_groups
+from gems_jax.refresh import Gradients, Refresh, Request, refresh_groups
+from gems_jax.scales import Size, largest, limited, size_of
 from gems_jax.settings import Mask, Settings
 from gems_jax.state import (
     GemsState,
@@ -120,12 +121,13 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
 
     rows = _Rows.read(state, treedef, settings)
     refresh = settings.refresh(state.count)
+    turns = plan.turns(refresh.stagger_every)
     full, states, requests = [], [], []
     for group, gradient in zip(groups, matrices, strict=True):
-        shared, task = _shared_and_task(call, group, gradient, measured)
-        full.append(_energy(shared, task, settings.num_tasks))
+        gradients, peaks = _shared_and_task(call, group, gradient, measured)
+        full.append(_energy(gradients, peaks, measured.scales))
         states.append(rows.branch(group, settings))
-        requests.append(_request(group, states[-1], shared, task, present, factors, refresh))
+        requests.append(_request(group, states[-1], gradients, peaks, present, factors, refresh, turns))
     branches = [
         step_group(
             before,
@@ -133,6 +135,7 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
             refreshed,
             to_matrices([call.weights[k.index] for k in group], group, 0).astype(request.gradients[0].dtype),
             present,
+            measured.scales,
             refresh,
             settings.inner,
             call.extra,
@@ -189,43 +192,63 @@ def _groups(plan: Plan, call: Call, num_tasks: int) -> list[Group]:
     return groups
 
 
-def _shared_and_task(
-    call: Call, group: Group, gradient: jax.Array, measured: Measured
-) -> tuple[jax.Array, jax.Array | None]:
-    """``G_s: [k, p, q]`` and ``G_t: [T, k, p, q]`` (``None`` where merged already), in the working dtype."""
+def _shared_and_task(call: Call, group: Group, gradient: jax.Array, measured: Measured) -> tuple[Gradients, Gradients]:
+    """``G_s: [k, p, q]`` and ``G_t: [T, k, p, q]`` (``None`` where merged already), in the working dtype.
+
+    And bounds of their largest entries, ``[k]`` and ``[T, k]``.
+    """
     dtype = work_dtype(call.weights[group[0].index].dtype)
     gradient = gradient.astype(dtype)
+    peaks = largest(gradient, 2)
     if call.shared is None:
         shared = weighted_sum(gradient, measured.weights)
+        is_there = measured.weights[:, None] > 0 if len(peaks) > 1 else True
+        peak = jnp.max(jnp.where(is_there, peaks, 0), axis=0)
     else:
         shared = to_matrices([call.shared[k.index] for k in group], group, 0).astype(dtype)
+        peak = largest(shared, 2)
     shared = jnp.where(measured.present.shared, shared, 0)
-    return shared, gradient if gradient.shape[0] == measured.weights.shape[0] else None
+    if len(gradient) != len(measured.weights):
+        return (shared, None), (peak, None)
+    return (shared, gradient), (peak, peaks)
 
 
-def _energy(shared: jax.Array, task: jax.Array | None, num_tasks: int) -> jax.Array:
-    """Squared norms of a group's gradients, ``[1 + T]``."""
+def _sizes(gradients: Gradients, peaks: Gradients) -> tuple[Size, Size | None]:
+    (shared, task), (peak, task_peak) = gradients, peaks
+    return size_of(shared, peak), None if task is None or task_peak is None else size_of(task, task_peak)
+
+
+def _energy(gradients: Gradients, peaks: Gradients, scales: jax.Array) -> jax.Array:
+    """Squared norms of a group's gradients times ``scales``, ``[1 + T]``."""
     # By way of each kernel's, which are needed elsewhere too: squared once, and not kept.
-    per_task = jnp.zeros((num_tasks,), shared.dtype) if task is None else jnp.sum(norm_squared(task, 2), axis=-1)
-    return jnp.concatenate([jnp.sum(norm_squared(shared, 2))[None], per_task]).astype(jnp.float32)
+    shared, task = _sizes(gradients, peaks)
+    scales = scales.astype(shared.scale.dtype)
+    of_shared = jnp.sum(shared.squares * (scales[0] / shared.scale) ** 2)
+    if task is None:
+        return jnp.concatenate([of_shared[None], jnp.zeros_like(scales[1:])])
+    return jnp.concatenate([of_shared[None], jnp.sum(task.squares * (scales[1:, None] / task.scale) ** 2, axis=-1)])
 
 
 def _request(
     group: Group,
     state: BranchState,
-    shared: jax.Array,
-    task: jax.Array | None,
+    gradients: Gradients,
+    peaks: Gradients,
     present: Presence,
     factors: Factors,
     refresh: Refresh,
+    turns: dict[int, tuple[int, ...]],
 ) -> Request:
     """What the group's bases are refreshed from; with ``constraint="gradient"`` the projected gradients."""
+    shared, task = gradients
     if group[0].task_rank == 0:
         task = None
     if factors.constraint == "gradient":
         shared = factors.project(group, shared)
         task = None if task is None else jax.vmap(lambda g: factors.project(group, g))(task)
-    return request_refresh(group, state, shared, task, present, factors.on_side(group), refresh)
+    mine = tuple(turn for k in group for turn in turns[k.index])
+    sizes = _sizes((shared, task), peaks)
+    return request_refresh(group, state, (shared, task), sizes, present, factors.on_side(group), refresh, mine)
 
 
 def _gates(
@@ -238,16 +261,16 @@ def _gates(
 ) -> tuple[jax.Array, PyTree]:
     """The gates of this step; their state stays where nothing is to be learnt from it."""
     present = measured.present
-    norms = captured[1:] if settings.gate.norms == "projected" else jnp.diagonal(measured.gramian)
-    ones = jnp.ones((settings.num_tasks,), jnp.float32)
+    norms = jnp.sqrt(captured[1:]) / measured.scales[1:] if settings.gate.norms == "projected" else measured.norms
+    ones = jnp.ones_like(measured.norms)
 
     def quiet(x: jax.Array | None) -> jax.Array:
-        x = ones if x is None else jnp.asarray(x, jnp.float32)
+        x = ones if x is None else jnp.asarray(x, ones.dtype)
         return jnp.where(present.tasks & jnp.isfinite(x), x, 0)
 
     signals = Signals(
         losses=quiet(call.losses),
-        grad_norms=quiet(jnp.sqrt(jnp.maximum(norms, 0))),
+        grad_norms=quiet(norms),
         counts=quiet(call.counts),
         progress=sum((steps.progress for steps, _ in branches), jnp.zeros_like(ones)),
     )
@@ -273,7 +296,8 @@ def _fallback(
     merged = {}
     for i in plan.fallback:
         gradient = weighted_sum(grads[i], measured.weights) if call.shared is None else call.shared[i]
-        merged[i] = jnp.where(there, gradient.astype(weights[i].dtype), 0)
+        gradient = jnp.where(there, gradient.astype(weights[i].dtype), 0)
+        merged[i] = limited(gradient, largest(gradient, gradient.ndim))
     kept = mirror(params, {i: weights[i] for i in plan.fallback})
     stepped, new = settings.fallback.update(mirror(params, merged), state.fallback, kept, **call.extra)
     treedef: Any = jax.tree.structure(params)

@@ -56,7 +56,8 @@ class Frame(NamedTuple):
 def leading_vectors(matrix: jax.Array, rank: int, method: Decomposition) -> jax.Array:
     """Orthonormal ``[..., p, rank]`` spanning the leading left singular vectors of ``[..., p, q]``.
 
-    * ``svd``: ``jnp.linalg.svd``, the reference.
+    * ``svd``: ``jnp.linalg.svd``, the reference; where it does not converge (LAPACK's gives NaN for some fine
+      matrices of deficient rank) eigenvectors of ``A A^T``.
     * ``eigh``: eigenvectors of the Gram matrix of the smaller side; where the kept side is the larger one
       ``U = A V S^-1``. Several times faster on CPU, same captured energy (singular values below about 3e-4
       of the largest lose accuracy in float32, which costs energy of order 1e-7).
@@ -78,10 +79,25 @@ def leading_vectors(matrix: jax.Array, rank: int, method: Decomposition) -> jax.
       [0.0, 1.0, 0.0]
     """
     if method == "svd":
-        return jnp.linalg.svd(matrix, full_matrices=False)[0][..., :rank]
+        return _svd_vectors(matrix, rank)
     if method == "eigh":
         return _eigh_vectors(matrix, rank)
     raise ValueError(f"decomposition {method!r} is unknown; choose 'svd', 'eigh' or 'subspace'")
+
+
+def _svd_vectors(matrix: jax.Array, rank: int) -> jax.Array:
+    vectors = jnp.linalg.svd(matrix, full_matrices=False)[0][..., :rank]
+    found = is_finite(vectors)
+
+    def instead(matrix: jax.Array) -> jax.Array:
+        return jnp.where(found, vectors, _leading_eigenvectors(matmul(matrix, matrix.mT), rank)[1])
+
+    return jax.lax.cond(jnp.all(found), lambda _: vectors, instead, matrix)
+
+
+def is_finite(matrix: jax.Array) -> jax.Array:
+    """Whether all entries of a matrix are, ``[..., p, q] -> [..., 1, 1]``."""
+    return jnp.all(jnp.isfinite(matrix), axis=(-2, -1), keepdims=True)
 
 
 def _eigh_vectors(matrix: jax.Array, rank: int) -> jax.Array:
@@ -185,9 +201,10 @@ def make_basis(
 
     Returns:
       ``(basis [..., p, rank], usable [...])``: ``usable`` is false where the gradient is zero, not finite or
-      nothing but rounding remains of it inside the null space; then ``basis`` is ``previous``.
+      nothing but rounding remains of it inside the null space, and where the decomposition fails; then ``basis`` is
+      ``previous``.
     """
-    finite = jnp.all(jnp.isfinite(gradient), axis=(-2, -1), keepdims=True)
+    finite = is_finite(gradient)
     gradient = jnp.where(finite, gradient, 0)
     gradient, is_normal = _scaled(gradient)
     warm = jnp.asarray(has_previous)
@@ -196,9 +213,7 @@ def make_basis(
         basis, remains = _iterated(gradient, frame, exclude, previous, warm, there, key)
     else:
         basis, remains = _decomposed(gradient, rank, frame, method, exclude, there, key)
-    usable = finite & is_normal & remains
-    if method == "svd":  # which gives NaN where it does not converge: seen with LAPACK's, of a fine matrix
-        usable &= jnp.all(jnp.isfinite(basis), axis=(-2, -1), keepdims=True)
+    usable = finite & is_normal & remains & is_finite(basis)
     if signs == "align":
         basis = jnp.where(warm[..., None, None], align(basis, previous), canonical_signs(basis))
     else:
@@ -267,6 +282,8 @@ def _decomposed(
     # The scale of a gradient is irrelevant to its directions; without this the Gram matrix may underflow.
     matrix, _ = _scaled(matrix)
     basis = whole_columns(leading_vectors(matrix, rank, method) * there)
+    # Decompositions that fail give NaN, which would be taken for columns that vanish, and completed.
+    remains &= is_finite(basis)
     exact = method == "svd" or gradient.shape[-2] <= gradient.shape[-1]
     if not exact or frame.factor is not None or exclude is not None:
         basis = orthonormal_inside(basis, project, fill)

@@ -106,7 +106,7 @@ def _num_tasks(task_batch: PyTree) -> int:
     return next(iter(sizes))
 
 
-def task_weights(counts: jax.Array | None, num_tasks: int) -> jax.Array:
+def task_weights(counts: jax.Array | None, num_tasks: int, dtype: Any = jnp.float32) -> jax.Array:
     """Weights that turn per-task means into the mean over the joined batch.
 
     ``w_t = count_t / sum(count)``; equal when there are no counts or they sum to 0.
@@ -114,20 +114,21 @@ def task_weights(counts: jax.Array | None, num_tasks: int) -> jax.Array:
     Args:
       counts: ``[T]`` what each task's loss was averaged over (label tokens), or ``None``.
       num_tasks: ``T``.
+      dtype: least precision of the weights, that of the gradients they are for.
 
     Returns:
-      ``[T]`` float32 (float64 for such counts), sum 1.
+      ``[T]`` of this dtype (float64 for such counts), sum 1.
 
     Example:
       >>> import jax.numpy as jnp
       >>> task_weights(jnp.array([3, 1]), 2).tolist()
       [0.75, 0.25]
     """
-    equal = jnp.full((num_tasks,), 1 / num_tasks, jnp.float32)
+    equal = jnp.full((num_tasks,), 1 / num_tasks, dtype)
     if counts is None:
         return equal
     counts = jnp.asarray(counts)
-    counts = counts.astype(jnp.promote_types(counts.dtype, jnp.float32))
+    counts = counts.astype(jnp.promote_types(counts.dtype, dtype))
     total = jnp.sum(counts)
     return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1), equal)
 
@@ -154,12 +155,16 @@ def weighted_sum(grad: jax.Array, weights: jax.Array) -> jax.Array:
 def inner_products(grad: jax.Array) -> jax.Array:
     """``<G_s, G_t>`` of all pairs of tasks, ``[T, ...] -> [T, T]``, accumulated in float32 (float64 stays).
 
+    Of complex gradients the real part, so that those of a task with itself are its squared norm.
+
     Example:
       >>> import jax.numpy as jnp
       >>> inner_products(jnp.array([[1.0, 2.0], [0.0, 1.0]])).tolist()
       [[5.0, 2.0], [2.0, 1.0]]
     """
     grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
+    if jnp.iscomplexobj(grad):
+        return inner_products(grad.real) + inner_products(grad.imag)
     num_tasks, axes = grad.shape[0], tuple(range(1, grad.ndim))
     if num_tasks > 4:
         return jnp.tensordot(grad, grad, (axes, axes), precision=jax.lax.Precision.HIGHEST)
@@ -224,7 +229,8 @@ def merge_tasks() -> optax.GradientTransformationExtraArgs:
         if params is not None:
             check_task_axis(updates, params)
         num_tasks = max((leaf.shape[0] for leaf in jax.tree.leaves(updates)), default=1)
-        weights = task_weights(task_counts, num_tasks)
+        widest = jnp.result_type(jnp.float32, *(leaf.real.dtype for leaf in jax.tree.leaves(updates)))
+        weights = task_weights(task_counts, num_tasks, widest)
         merged = jax.tree.map(lambda g: weighted_sum(g, weights).astype(g.dtype), updates)
         return merged, state
 

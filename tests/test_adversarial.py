@@ -31,11 +31,12 @@ CONSTRAINED = {"tall": 10, "stack": 8}
 TASKS, STEPS, EVERY = 3, 8, 3
 RULE = lambda path, leaf: gj.MatrixDims() if len(leaf.shape) > 1 else None  # noqa: E731
 
-SKIPPED = ("nan", "inf", "huge")  # counted as not finite: huge's squared norm is not, in float32
+SKIPPED = ("nan", "inf")
 ABSENT = ("zero", "subnormal", "no tokens")
-PRESENT = ("normal", "large", "tiny", "rank one", "protected", "equal", "constant")
+# Squares of the smallest and the largest are 0 and not finite in float32.
+PRESENT = ("normal", "smallest", "tiny", "large", "largest", "rank one", "protected", "equal", "constant")
 KINDS = SKIPPED + ABSENT + PRESENT
-SCALES = {"subnormal": 1e-41, "huge": 1e30, "large": 1e14, "tiny": 1e-12}
+SCALES = {"subnormal": 1e-41, "smallest": 1e-30, "tiny": 1e-12, "large": 1e14, "largest": 1e30}
 
 
 class Machine(NamedTuple):
@@ -170,7 +171,9 @@ def check_step(before, after, kinds, update, params, m, complementary):
     assert int(after.count) == int(before.count) + 1
     if set(kinds) == {"normal"}:
         assert found["waiting"] == 0  # whatever was missed is caught up
-        assert all(np.any(basis != 0) for basis, columns, _ in bases_of(after, complementary) if columns)
+        # But for what had a gradient when it was due, of which nothing but rounding was in its null space.
+        if found["failed"] == 0:
+            assert all(np.any(basis != 0) for basis, columns, _ in bases_of(after, complementary) if columns)
 
 
 def drive(name, sequence, dtype="float32"):

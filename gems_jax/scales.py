@@ -1,0 +1,100 @@
+"""Sizes of arrays that neither overflow nor underflow: squares are taken of values brought near 1 by powers of two.
+
+A power of two changes the exponent alone, so that a sum of squares has the digits it would have without.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+def largest(x: jax.Array, axes: int) -> jax.Array:
+    """The largest magnitude over the last ``axes`` axes, 0 where they are empty; not finite where an entry is not."""
+    return jnp.max(jnp.abs(x), axis=tuple(range(x.ndim - axes, x.ndim)), initial=0)
+
+
+def is_normal(size: jax.Array) -> jax.Array:
+    """Whether a size is finite and one that arithmetic keeps: processors flush smaller ones to 0."""
+    return jnp.isfinite(size) & (size >= jnp.finfo(size.dtype).tiny)
+
+
+def to_one(size: jax.Array) -> jax.Array:
+    """The power of two that brings a size near 1; 1 for sizes of 0 and those that are not finite.
+
+    Example:
+      >>> to_one(jnp.array([1e30, 4.0, 0.0])).tolist()
+      [7.888609052210118e-31, 0.25, 1.0]
+    """
+    about = jnp.finfo(size.dtype)
+    # Within these the power and its inverse are normal numbers.
+    bounded = jnp.clip(size, 4 * float(about.tiny), 2.0 ** (about.maxexp - 3))
+    power = 1 / jax.lax.reduce_precision(bounded, about.nexp, 0)
+    return jnp.where(is_normal(size), power, 1)
+
+
+def squares(x: jax.Array, axes: int) -> jax.Array:
+    """Sum of squared magnitudes over the last ``axes`` axes."""
+    products = (x * jnp.conj(x)).real if jnp.iscomplexobj(x) else x * x
+    return jnp.sum(products, axis=tuple(range(x.ndim - axes, x.ndim)))
+
+
+class Size(NamedTuple):
+    """Norms of matrices ``[..., p, q]``, ``sqrt(squares) / scale``, each ``[...]``; ``scale`` are powers of two."""
+
+    squares: jax.Array
+    scale: jax.Array
+
+    def norm(self) -> jax.Array:
+        return jnp.sqrt(self.squares) / self.scale
+
+    def is_there(self) -> jax.Array:
+        """Whether a matrix is finite and not zero."""
+        return jnp.isfinite(self.squares) & (self.squares > 0)
+
+
+def size_of(matrices: jax.Array, peak: jax.Array) -> Size:
+    """The `Size` of matrices ``[..., p, q]``.
+
+    Args:
+      matrices: finite or not.
+      peak: ``[...]`` their largest entries, or bounds of these that are not far off: those of what they are sums of.
+    """
+    scale = to_one(peak)
+    found = squares(matrices * scale[..., None, None], 2)
+    return Size(jnp.where(is_normal(peak), found, 0 * peak), scale)
+
+
+def limited(x: jax.Array, size: jax.Array) -> jax.Array:
+    """``x`` brought down by a power of two where its size is beyond what can be squared with room to spare.
+
+    Moments of second order would be infinite for ever; transforms that divide by them, or look at signs, take the
+    same step as without.
+
+    Args:
+      x: any array.
+      size: of ``x``, or of each matrix of a stack, with axes of 1 for the rest.
+
+    Example:
+      >>> huge, usual = jnp.float32(1e30), jnp.float32(3.0)
+      >>> round(float(limited(huge, huge) / 2.0**60), 2), float(limited(usual, usual))
+      (0.79, 3.0)
+    """
+    most = 2.0 ** (jnp.finfo(size.dtype).maxexp // 2 - 4)
+    return x * jnp.where(size > most, to_one(size) * most, 1).astype(x.dtype)
+
+
+def global_norm(arrays: Sequence[jax.Array]) -> jax.Array:
+    """Euclidean norm of all entries of all arrays, float32 or wider.
+
+    Example:
+      >>> round(float(global_norm([jnp.float32(3e30), jnp.full((1,), 4e30)])) / 1e30, 5)
+      5.0
+    """
+    sizes = [largest(x, x.ndim) for x in arrays]
+    most = functools.reduce(jnp.maximum, sizes, jnp.zeros((), jnp.float32))
+    scale = to_one(most)
+    total = sum((squares(x * scale.astype(x.dtype), x.ndim) for x in arrays), jnp.zeros((), most.dtype))
+    return jnp.sqrt(total) / scale
