@@ -256,6 +256,20 @@ def test_a_query_line_with_missing_cells_is_left_out(raw):
     assert load_small(raw).card["quarantined"] == {"query: the number of columns is wrong": 1}
 
 
+def test_names_and_titles_that_are_no_text_are_left_out_and_counted(raw):
+    edit(raw / "Scientific.item.json", lambda items: items["9"].update(title="tool \ud800"))
+    edit(raw / "Scientific.item.json", lambda items: items["8"].update(brand="\udce9"))
+    edit(raw / "Scientific.inter.json", lambda users: users.update({"u\udfff": [0, 1, 2, 3]}))
+    dataset = load_small(raw)
+    assert dataset.card["quarantined"] == {
+        "item: its id, title or brand is no Unicode text": 2,
+        "query: its item is not in the catalogue": 2,
+        "user: its name is no Unicode text": 1,
+    }
+    assert set(dataset.table("test", "rec").user_ids) == {"u0", "u1", "u2", "u3"}
+    storage.save(dataset, raw / "out")
+
+
 def test_an_empty_or_unknown_table_is_an_error(raw):
     (raw / "queries.tsv").write_text("item\tquery_hem\tquery_noroot\n")
     dataset = load_small(raw)

@@ -13,6 +13,7 @@ from gems_jax.data.category_query import category_query
 from gems_jax.data.columns import as_text, as_times
 from gems_jax.data.examples import Examples, Names
 from gems_jax.data.options import Steps
+from gems_jax.data.plain_text import is_unicode
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.ragged import Ragged
 from gems_jax.data.raw_table import read_batches
@@ -117,12 +118,14 @@ def read_items(path: Path, wanted: set[str], quarantine: Quarantine) -> tuple[li
             if item_id not in wanted:
                 continue
             entry = {role: column[row] for role, column in batch.columns.items()}
-            title = _clean(entry["title"])
-            if item_id in items or not title:
-                reason = "there is an item of this id already" if item_id in items else "it has no title"
+            title, brand = _clean(entry["title"]), _clean(entry.get("brand"))
+            reason = "there is an item of this id already" if item_id in items else "" if title else "it has no title"
+            if not reason and not (is_unicode(title) and is_unicode(brand)):
+                reason = "its title or brand is no Unicode text"
+            if reason:
                 quarantine.add("item", f"{path.name}: row {batch.numbers[row]}", reason, batch.raw(row))
                 continue
-            items[item_id] = Item(item_id, title, _clean(entry.get("brand")))
+            items[item_id] = Item(item_id, title, brand)
             query = category_query(deepest_path(entry))
             if query:
                 queries[item_id] = query

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gems_jax.data.negatives import NUM_NEGATIVES
+from gems_jax.data.plain_text import is_unicode
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.raw_json import read_object, read_text
 from gems_jax.data.splits import MIN_EVENTS, Event, leave_one_out
@@ -70,13 +71,16 @@ def read_items(path: Path, quarantine: Quarantine) -> list[Item]:
     malformed = len(quarantine.rows)
     items = []
     for item_id, entry in raw.items():
-        title = _clean(entry.get("title")) if isinstance(entry, dict) else ""
         if not isinstance(entry, dict):
             quarantine.add("item", item_id, "it is not an object", repr(entry))
-        elif not title:
+            continue
+        title, brand = _clean(entry.get("title")), _clean(entry.get("brand"))
+        if not title:
             quarantine.add("item", item_id, "it has no title")
+        elif not all(map(is_unicode, (item_id, title, brand))):
+            quarantine.add("item", item_id, "its id, title or brand is no Unicode text", entry)
         else:
-            items.append(Item(item_id, title, _clean(entry.get("brand"))))
+            items.append(Item(item_id, title, brand))
     quarantine.check("item", len(raw) + malformed, path)
     if not items:
         raise ValueError(f"{path} holds no item")
@@ -115,6 +119,9 @@ def read_events(
     for user, entry in raw.items():
         if not isinstance(entry, list):
             quarantine.add("user", user, "it is not a list of items", repr(entry))
+            continue
+        if not is_unicode(user):
+            quarantine.add("user", user, "its name is no Unicode text")
             continue
         total_events += len(entry)
         kept: dict[str, None] = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gems_jax.data.encoded_table import FAMILIES, EncodedTable, Family
+from gems_jax.data.plain_text import check_unicode, plain_ids
 from gems_jax.data.ragged import Ragged
 from gems_jax.data.tables import Table
 
@@ -99,7 +100,8 @@ def encode_table(
     An encoder's input ends with the end token. A decoder's prompt begins with what the tokenizer puts before a text
     (often a token that marks the beginning) and ends where its answer, the item's tokens and the end token, goes on.
 
-    Template pieces and distinct queries are tokenised once and concatenated. Where an input would be longer
+    Template pieces and distinct queries are tokenised once and concatenated. A template may name special tokens; in a
+    query their names are letters like others (`gems_jax.data.plain_text.plain_ids`). Where an input would be longer
     than `max_length`, the oldest items of the history are dropped; a query that leaves no room for the
     newest item is clipped at its end.
 
@@ -113,7 +115,8 @@ def encode_table(
         allocate: makes the int32 array that the tokens are written to from their number; by default in memory.
 
     Raises:
-        ValueError: the template does not fit the table or the length, or an item has no token.
+        ValueError: the template does not fit the table or the length, an item has no token, or a query is no Unicode
+            text.
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
@@ -164,8 +167,7 @@ class _Rows:
     def __init__(self, table: Table, tokenizer: Any, items: np.ndarray, room: int, keeps_history: bool) -> None:
         numbers: dict[str, int] = {"": 0}
         self._query = np.fromiter((numbers.setdefault(text, len(numbers)) for text in table.queries), np.int64)
-        encoded = _tokenise(list(numbers), tokenizer)
-        self._queries = Ragged.of([encoded[text] for text in numbers])
+        self._queries = Ragged.of(_query_tokens(list(numbers), tokenizer))
         widths = (items >= 0).sum(axis=1)
         self._items = Ragged.from_lengths(items[items >= 0], widths)
         self._history = table.history
@@ -217,6 +219,12 @@ def _tokenise(texts: Sequence[str], tokenizer: Any) -> dict[str, list[int]]:
         return {}
     ids = tokenizer([text.strip() for text in texts], add_special_tokens=False)["input_ids"]
     return {text: list(tokens) for text, tokens in zip(texts, ids, strict=True)}
+
+
+def _query_tokens(queries: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    for query in queries:
+        check_unicode(query, "the query")
+    return plain_ids([query.strip() for query in queries], tokenizer)
 
 
 def _beginning(tokenizer: Any) -> list[int]:

@@ -11,6 +11,7 @@ from flax import nnx
 from gems_jax.calibrate import estimate_null_space
 from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.data.general_text import read_lines, token_stream
+from gems_jax.data.plain_text import plain_ids
 from gems_jax.data.prepare import prepare
 from gems_jax.data.tables import Dataset, Table
 from gems_jax.items import ItemIndex, add_identifier_tokens, add_item_tokens, grow, load_item_identifiers
@@ -142,7 +143,7 @@ class Material:
 def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Material:
     """The base model with tokens and rows for every item: one of its own, or those of its identifier."""
     model, tokenizer = base
-    titles = tokenizer(dataset.titles(), add_special_tokens=False)["input_ids"]
+    titles = plain_ids(dataset.titles(), tokenizer)
     if config.items.identifiers is None:
         tokens = add_item_tokens(tokenizer, dataset.item_ids(), model.config.vocab_size)
         items = ItemIndex(np.asarray(tokens, np.int32)[:, None])
