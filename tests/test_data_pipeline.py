@@ -1,5 +1,6 @@
 """The pipeline: sampling, length groups, families, workers, devices, files of tokens; against plain loops."""
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -262,7 +263,7 @@ def test_a_decoders_prompt_begins_as_its_tokenizer_begins_texts(words):
 
         eos_token_id = tokenizer.eos_token_id
 
-        def __call__(self, texts, add_special_tokens=True):
+        def __call__(self, texts, add_special_tokens=True, split_special_tokens=False):
             ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
             return {"input_ids": [2, *ids] if add_special_tokens else ids}
 
@@ -454,6 +455,16 @@ def test_other_inputs_are_encoded_anew(words, tmp_path):
         assert len(list(tmp_path.iterdir())) == number
     encode_once(SRC, tokenizer, items, "{history} for: {query}", 24, tmp_path, "decoder")
     assert len(list(tmp_path.iterdir())) == 8
+
+
+@pytest.mark.parametrize("queries", [["tea", "kettle", "tea"], ["green tea", "kettle", ""]])
+def test_rows_that_differ_in_their_queries_alone_are_encoded_anew(words, tmp_path, queries):
+    arguments = (*words, "{history} for: {query}", 24)
+    first = encode_once(SRC, *arguments, tmp_path)
+    table = dataclasses.replace(SRC, queries=queries)
+    found = encode_once(table, *arguments, tmp_path)
+    assert found.folder != first.folder
+    np.testing.assert_array_equal(found.tokens, encode_table(table, *arguments).tokens)
 
 
 def test_encoding_that_fails_leaves_nothing(words, tmp_path):

@@ -12,6 +12,9 @@ from gems_jax.data.pipeline import TaskBatchSource, eval_batches, task_batches
 from gems_jax.data.prompts import EncodedTable, encode_table, parse_template
 from gems_jax.data.tables import Row, Table
 from gems_jax.data.tokenizer import train_tokenizer
+from gems_jax.items import ItemIndex
+from gems_jax.training.config import Config, ItemsConfig
+from gems_jax.training.tokens import encode
 
 SRC = "history: {history} the user searches for: {query}"
 REC = "history: {history} next item?"
@@ -67,6 +70,19 @@ def test_a_long_history_loses_its_oldest_items(words, tables):
     assert kept == [items[n] for n in (6, 5, 4, 3)]
     assert result.dropped_items == 3
     assert result.lengths().max() == fixed + 4
+
+
+def test_what_does_not_fit_is_told_with_the_number_of_rows(words, capsys):
+    tokenizer, items = words
+    rows = [Row("a", [1, 2], 3, "green tea kettle " * 10), Row("b", [1], 3, "tea"), Row("c", [1], 3, "kettle " * 30)]
+    prompts = {"src": SRC, "rec": REC}
+    config = Config(items=ItemsConfig(prompts=prompts, max_length=40))
+    index = ItemIndex(np.asarray(items)[:, None])
+    encode(config, Table.from_rows("src", rows), tokenizer, index, "encoder_decoder")
+    told = "data: src: the query is cut in 2 of 3 rows and 1 items of histories, the oldest, are dropped to fit"
+    assert capsys.readouterr().out == f"{told} items.max_length 40\n"
+    encode(config, Table.from_rows("src", rows[1:2]), tokenizer, index, "encoder_decoder")
+    assert capsys.readouterr().out == ""
 
 
 def test_a_long_query_is_clipped_and_keeps_the_newest_item(words):

@@ -1,5 +1,6 @@
 """Token by token, with a cache: what transformers generates, and what the whole text at once gives."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,8 +10,9 @@ import pytest
 import torch
 from decoder_pairs import ours, ragged_batch, random_decoder, torch_decoder, torch_t5
 
-from gems_jax.models.decoder import DecoderConfig
+from gems_jax.models.decoder import Decoder, DecoderConfig
 from gems_jax.models.generate import greedy
+from gems_jax.models.params import params_of
 
 _NEW = 8
 _ONE_LAYER = DecoderConfig(vocab_size=20, d_model=8, d_ff=12, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4)
@@ -62,6 +64,21 @@ def test_texts_end_with_any_of_the_stop_tokens_and_then_padding():
     np.testing.assert_array_equal(found, _generate(reference, *_left(ids, mask), eos_token_id=list(stops)))
     assert (found[0, 2:] == stopping.config.pad_token_id).all()
     assert (free[0, 2:] != stopping.config.pad_token_id).any()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_each_of_several_stop_tokens_ends_a_text_by_itself(place):
+    model = random_decoder(_ONE_LAYER)
+    inputs = {"input_ids": jnp.array([[3, 4]])}
+    free = np.asarray(greedy(model, inputs, 4, stop_ids=()))[0].tolist()
+    # Tokens that do not come, and the one that comes first, at any place among them.
+    others = [token for token in range(20) if token not in free][:2]
+    stops = (*others[:place], free[0], *others[place:])
+    ended = [free[0], 0, 0, 0]
+    assert greedy(model, inputs, 4, stop_ids=stops).tolist() == [ended]
+    config = dataclasses.replace(_ONE_LAYER, eos_token_id=stops[0], more_stop_ids=stops[1:])
+    configured = Decoder.from_params(config, params_of(model))
+    assert greedy(configured, inputs, 4).tolist() == [ended]
 
 
 def test_stop_tokens_of_a_call_are_taken_instead_of_the_configs():

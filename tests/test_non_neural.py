@@ -162,17 +162,18 @@ def test_every_ranker_is_measured_against_candidates_and_the_whole_catalogue_ali
 
 def test_the_whole_catalogue_is_ranked_by_score_and_ties_favour_nobody():
     rows = [Row(f"u{row}", [], row % 50) for row in range(2000)]
-    table = Table.from_rows("rec", rows)
     scores = np.arange(50.0)
 
-    def rank(of_items):
-        return evaluate_scorer(table, non_neural.same_for_all(of_items), 50, samples=0)
+    def rank(of_items, rows=rows):
+        return evaluate_scorer(Table.from_rows("rec", rows), non_neural.same_for_all(of_items), 50, samples=0)
 
     assert rank(scores)["hit@10"] == 0.2
     assert rank(scores)["mrr@20"] == pytest.approx(sum(1 / place for place in range(1, 21)) / 50)
     assert rank(np.zeros(50))["hit@10"] == pytest.approx(0.2, abs=0.03)
     assert rank(np.zeros(50)) == rank(np.zeros(50))
-    # Half of them equal at the cut: of the 40 at zero each is among the ten as often as another.
+    for target in (0, 25, 49):
+        assert rank(np.zeros(50), [Row("u", [], target)] * 2000)["hit@10"] == pytest.approx(0.2, abs=0.03)
+    # Equal ones at the cut alone: of the 45 at zero each is among the ten as often as another.
     half = rank(np.where(np.arange(50) < 5, 1.0, 0.0))
     assert half["hit@5"] == 0.1
     assert half["hit@10"] == pytest.approx(0.1 + 0.9 * 5 / 45, abs=0.03)

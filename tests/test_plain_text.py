@@ -34,16 +34,20 @@ def trained(kind):
         backend = Tokenizer(models.Unigram())
         backend.normalizer = normalizers.NFKC()
         backend.pre_tokenizer = pre_tokenizers.Metaspace()
-        backend.train_from_iterator(LINES, trainers.UnigramTrainer(vocab_size=60, show_progress=False, special_tokens=names, unk_token="<unk>"))
+        trainer = trainers.UnigramTrainer(
+            vocab_size=60, show_progress=False, special_tokens=names, unk_token="<unk>"
+        )
+        backend.train_from_iterator(LINES, trainer)
         tokenizer = wrapped(backend)
     elif kind == "bytes":
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        backend.train_from_iterator(
-            LINES, trainers.BpeTrainer(vocab_size=300, show_progress=False, initial_alphabet=alphabet, special_tokens=names)
+        trainer = trainers.BpeTrainer(
+            vocab_size=300, show_progress=False, initial_alphabet=alphabet, special_tokens=names
         )
+        backend.train_from_iterator(LINES, trainer)
         tokenizer = wrapped(backend)
     elif kind == "whole words first":
         # Llama 3's way: a word of the vocabulary is taken without merges.

@@ -11,12 +11,19 @@ import numpy as np
 from gems_jax.data.core import to_core
 from gems_jax.data.examples import UNKNOWN, Examples
 from gems_jax.data.histories import keep_tasks, make_histories
-from gems_jax.data.holdout import TRAIN, Events, leaking_history, leaking_targets, leave_one_out_split
+from gems_jax.data.holdout import (
+    TRAIN,
+    Events,
+    leaking_history,
+    leaking_targets,
+    leave_one_out_split,
+    own_targets,
+)
 from gems_jax.data.negatives import NUM_NEGATIVES
 from gems_jax.data.options import Steps
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.ragged import Ragged
-from gems_jax.data.ranked_against import EvaluationNegatives, items_touched
+from gems_jax.data.ranked_against import EvaluationNegatives, items_by_query, items_touched
 from gems_jax.data.row_checks import check_rows
 from gems_jax.data.tables import SPLITS, Item, Table
 
@@ -123,6 +130,7 @@ def get_ready(
     record = _Record()
     record.add("read", source.examples)
     timed = _are_timed(source.examples, source.path)
+    by_query = items_by_query(source.examples, source.query_of_item)
     known_ids = {item.item_id for item in source.items}
     known = np.asarray([name in known_ids for name in source.examples.names.items.names], bool)
     examples = check_rows(source.examples, known, steps.repeats, quarantine, source.path)
@@ -145,14 +153,16 @@ def get_ready(
         record.add("a search for each event whose item has a query", examples)
     examples = _one_target_a_row(examples, steps)
     record.add(f"one target a row ({steps.multi_click})", examples)
-    examples, items = _renumbered(examples, source.items, source.used_only or bool(steps.core))
+    examples, items, place = _renumbered(examples, source.items, source.used_only or bool(steps.core))
     clean = not recorded or steps.on_leak == "remove"
     return Ready(
         name=source.name,
         examples=examples,
         items=items,
         steps=steps,
-        negatives=EvaluationNegatives(examples, items, seed, num_negatives, remove_positives=clean),
+        negatives=EvaluationNegatives(
+            examples, items, seed, num_negatives, remove_positives=clean, by_query=by_query.renumbered(place)
+        ),
         clean=clean,
         timed=timed or not recorded,
         same_event=source.query_of_item is not None,
@@ -221,8 +231,8 @@ def _one_target_a_row(examples: Examples, steps: Steps) -> Examples:
     return examples.take(np.repeat(np.arange(len(examples)), lengths)).replace(targets=flat)
 
 
-def _renumbered(examples: Examples, items: list[Item], used_only: bool) -> tuple[Examples, list[Item]]:
-    """Items by their place in the catalogue, from which those that no row names may go."""
+def _renumbered(examples: Examples, items: list[Item], used_only: bool) -> tuple[Examples, list[Item], np.ndarray]:
+    """Items by their place in the catalogue, from which those that no row names may go; and all names' places."""
     lists = {
         name: part
         for name in ("targets", "history", "negatives", "shown")
@@ -238,25 +248,35 @@ def _renumbered(examples: Examples, items: list[Item], used_only: bool) -> tuple
     for position, item in enumerate(items):
         if (number := names.get(item.item_id)) != UNKNOWN:
             place[number] = position
-    return examples.replace(**{name: part.map(place) for name, part in lists.items()}), items
+    return examples.replace(**{name: part.map(place) for name, part in lists.items()}), items, place
 
 
 def _with_histories(examples: Examples, steps: Steps, clean: bool, same_event: bool) -> tuple[Examples, dict[str, int]]:
     """Made where missing, without what the split may not see, cut to their newest events; and what was taken out."""
     removed: dict[str, int] = {}
     longest = steps.max_history or 0
+    # What is taken out below makes room for older events: an item stands in a history once for each task at most, and
+    # a user has an event of each task held out for valid and for test.
+    tasks = len(examples.names.tasks)
+    spare = 0 if steps.repeats else 2 * tasks * tasks
     if clean:
         keep = ~leaking_targets(_events(examples, steps.repeats))
         removed["training targets that are held out"] = int((~keep).sum())
         examples = examples.take(keep)
     if examples.history is None:
-        examples = make_histories(examples, 0 if steps.history_tasks else longest, same_event)
+        newest = 0 if steps.history_tasks or not longest else longest + spare
+        examples = make_histories(examples, newest, same_event)
     examples = keep_tasks(examples, steps.history_tasks)
     history = examples.history or Ragged.empty(len(examples))
     if clean:
         leaks = leaking_history(_events(examples, steps.repeats))
         removed["events of histories that are held out"] = int(leaks.sum())
         history = history.keep(~leaks)
+    if not steps.repeats:
+        # The user took the item in another task before: there it is no answer to be found, here it would be told.
+        own = own_targets(examples.targets.values, history)
+        removed["targets in their rows' own histories"] = int(own.sum())
+        history = history.keep(~own)
     if longest:
         history = history.last(longest)
     examples = examples.replace(history=history, history_task=None)

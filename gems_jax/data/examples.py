@@ -55,6 +55,36 @@ class Vocabulary:
         return len(self._numbers)
 
 
+class LeftOut:
+    """Searches of rows that cannot be used: `names` has pairs of a query's and an item's number.
+
+    What such a row says of its query holds all the same: the query led to the item.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[tuple[int, int]] = []
+
+    def add(self, pair: Sequence[int]) -> None:
+        """A query's and an item's number."""
+        query, item = pair
+        self.names.append((query, item))
+
+    def add_rows(self, query: np.ndarray, targets: Ragged, rows: np.ndarray) -> None:
+        """The targets of some rows that have a query.
+
+        Args:
+            query: int `[R]`, -1 without one.
+            targets: item numbers of all rows.
+            rows: bool `[R]`.
+        """
+        wanted = targets.take(rows & (query >= 0))
+        of_rows = query[rows & (query >= 0)]
+        self.names += zip(of_rows[wanted.row_of].tolist(), wanted.values.tolist(), strict=True)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 @dataclass(frozen=True)
 class Names:
     """The vocabularies of one source."""
@@ -65,6 +95,7 @@ class Names:
     # These two come first, in this order, in every dataset.
     tasks: Vocabulary = field(default_factory=lambda: Vocabulary(("rec", "src")))
     files: Vocabulary = field(default_factory=Vocabulary)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,18 @@ def leaking_history(events: Events) -> np.ndarray:
     return leaks
 
 
+def own_targets(target: np.ndarray, history: Ragged) -> np.ndarray:
+    """bool, for every item of the histories: whether it is the target of its own row.
+
+    Where a user takes an item once it is the event itself, recorded again as one of another task.
+
+    Args:
+        target: int `[R]`.
+        history: of the same rows.
+    """
+    return np.asarray(history.values == target[history.row_of])
+
+
 def _size(events: Events) -> int:
     return 1 + max(int(events.target.max(initial=0)), int(events.history.values.max(initial=0)))
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gems_jax.data.holdout import VALID, Events, leaking_history, leaking_targets
+from gems_jax.data.holdout import VALID, Events, leaking_history, leaking_targets, own_targets
 from gems_jax.data.item_sets import ItemSets
 from gems_jax.data.ragged import Ragged, distinct_pairs, pair_keys, place_of
 from gems_jax.data.tables import SPLITS, Dataset, Table
@@ -34,7 +34,8 @@ def check_leaks(dataset: Dataset, repeats: bool = False, cold_items: bool = True
     rows those of training. Everything else is a leak:
 
     - an event held out for valid or test that is also a target of an earlier split for the same user;
-    - a held-out event in the history of a row of its own or an earlier split.
+    - a held-out event in the history of a row of its own or an earlier split;
+    - unless `repeats`, the target of a row in its own history, from whichever task.
 
     Histories name items and not times. Where a user takes an item once (`repeats` false), any occurrence of a
     held-out item is the held-out event, whatever its time. With `repeats` an item in a history can be the held-out
@@ -79,7 +80,23 @@ def check_events(dataset: Dataset, repeats: bool = False, before: Mapping[tuple[
         places = np.flatnonzero(history)
         row, item = events.history.row_of[places], events.history.values[places]
         _fail(dataset, rows, row, item, "in its history the held-out", before)
+    if not repeats:
+        _check_own(dataset, rows, before)
     _check_negatives(dataset, rows, before)
+
+
+def _check_own(dataset: Dataset, rows: _Rows, before: Mapping[tuple[str, str], int]) -> None:
+    """No row's history may name its target: a user takes an item once, in whichever task it is recorded."""
+    events = rows.events
+    own = np.flatnonzero(own_targets(events.target, events.history))
+    if len(own):
+        row = int(events.history.row_of[own[0]])
+        key = rows.keys[rows.table[row]]
+        raise ValueError(
+            f"{dataset.name}: {len(own):,} leaks. {'/'.join(key)} row {before.get(key, 0) + rows.place[row]} of user "
+            f"{rows.users[events.user[row]]!r} has in its history item {dataset.items[events.target[row]].item_id!r}, "
+            f"its own target; where users take items again, say so (data.steps.repeats: true)"
+        )
 
 
 def _flatten(dataset: Dataset, repeats: bool) -> _Rows:

@@ -1,4 +1,4 @@
-"""Text that people wrote as tokens: who types the name of a token, such as `</s>`, gets its letters and not the token."""
+"""Text that people wrote as tokens: who types the name of a token, such as `</s>`, gets its letters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def plain_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
         return []
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True).input_ids]
+        found = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return [list(ids) for ids in found["input_ids"]]
     return [list(found.ids) for found in _without_added(backend).encode_batch(list(texts), add_special_tokens=False)]
 
 

@@ -113,6 +113,8 @@ def encode_batch(batch: Batch, names: Names, kind: str, quarantine: Quarantine) 
             problem = "the query is empty"
         if problem or details is None:
             quarantine.add("row", _where(batch, row), problem, batch.raw(row))
+            for note in [note for note, click in _notes(details or []) if click and queries[row]]:
+                names.left_out.add((_query(queries[row], names), names.items.add(note)))
             continue
         rows.append(row)
         times.append(_time(details))
@@ -129,15 +131,18 @@ def encode_batch(batch: Batch, names: Names, kind: str, quarantine: Quarantine) 
         )
     index = np.asarray(rows, np.int64)
     keep = history.take(index)
+    query = np.asarray([_query(queries[row], names) for row in rows], np.int32)
+    targets = _numbers(clicked, names)
+    names.left_out.add_rows(query, targets, bad)
     task = names.tasks.get("src" if kind == "search" else "rec")
     return Examples(
         names,
         names.users.encode(texts["user"][0].take(index)),
         np.full(len(index), task, np.int32),
-        np.asarray([_query(queries[row], names) for row in rows], np.int32),
+        query,
         seconds,
         np.full(len(index), -1, np.int8),
-        _numbers(clicked, names),
+        targets,
         np.full(len(index), names.files.add(f"{batch.path.parent.name}/{batch.path.name}"), np.int32),
         batch.numbers[index],
         history=Ragged(names.items.encode(history_items.take(keep.values)), keep.offsets),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 
 from gems_jax.data.examples import Examples
@@ -22,11 +25,56 @@ def items_touched(examples: Examples, num_items: int) -> Ragged:
     return _by_key(np.concatenate(keys), len(examples.names.users), num_items)
 
 
+class QueryItems(NamedTuple):
+    """Which items the searches of each query led to, in all rows that are known, those that were left out included.
+
+    Args:
+        group: int `[Q]`, by query number: queries that differ by case or white space alone are one.
+        items: by group, item numbers; behind them an empty row, of no query.
+    """
+
+    group: np.ndarray
+    items: Ragged
+
+    def of(self, query: np.ndarray) -> Ragged:
+        """The items of each row's query, none for -1."""
+        return self.items.take(np.append(self.group, len(self.items) - 1)[query])
+
+    def renumbered(self, place: np.ndarray) -> QueryItems:
+        """With other item numbers; items whose place is -1 go."""
+        items = self.items.map(place)
+        return self._replace(items=items.keep(items.values >= 0))
+
+
+def items_by_query(examples: Examples, query_of_item: Mapping[str, str] | None = None) -> QueryItems:
+    """The items that any search of a query led to.
+
+    Args:
+        examples: all rows as they were read.
+        query_of_item: item id to a query that leads to it, where the source has queries of items.
+    """
+    names = examples.names
+    row_of, item = examples.targets.row_of, examples.targets.values
+    found = examples.query[row_of] >= 0
+    left_out = np.asarray(names.left_out.names, np.int64).reshape(-1, 2)
+    of_items = [(names.queries.add(text), names.items.get(name)) for name, text in (query_of_item or {}).items()]
+    known = np.asarray([pair for pair in of_items if pair[1] >= 0], np.int64).reshape(-1, 2)
+    query = np.concatenate([examples.query[row_of[found]], left_out[:, 0], known[:, 0]])
+    items = np.concatenate([item[found], left_out[:, 1], known[:, 1]])
+    groups: dict[str, int] = {}
+    group = np.asarray(
+        [groups.setdefault(" ".join(text.casefold().split()), len(groups)) for text in names.queries.names], np.int64
+    )
+    size = max(1, len(names.items))
+    return QueryItems(group, _by_key(pair_keys(group[query], items, size), len(groups) + 1, size))
+
+
 class EvaluationNegatives:
     """Draws the items that rows of valid and test are ranked against, for all users alike.
 
     A row has `count` of them, or as many as the source's own longest list has, where it brings lists and all are
-    shorter. Drawn are items that the user never touched and that no search of the row's query led to; a row's draw
+    shorter. Drawn are items that the user never touched and that no search of the row's query is known to have led
+    to, by whomever and in whichever row, used or left out; a row's draw
     depends on the seed, the catalogue, the user, the task and the split only.
 
     Args:
@@ -35,18 +83,22 @@ class EvaluationNegatives:
         seed: of the draws.
         count: items a row; 0: none.
         remove_positives: whether positives among the source's own negatives are dropped.
+        by_query: items that searches led to, in any row that was read.
     """
 
-    def __init__(self, examples: Examples, items: list[Item], seed: int, count: int, remove_positives: bool) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        items: list[Item],
+        seed: int,
+        count: int,
+        remove_positives: bool,
+        by_query: QueryItems,
+    ) -> None:
+        self._by_query = by_query
         self._count, self._remove_positives, self._num_items = count, remove_positives, len(items)
         if not count:
             return
-        found = examples.query >= 0
-        self._same_query = _by_key(
-            pair_keys(examples.query[found], examples.targets.values[found], len(items)),
-            len(examples.names.queries) + 1,
-            len(items),
-        )
         self._sampler = NegativeSampler([item.item_id for item in items], seed)
         if examples.negatives is not None:
             own = examples.negatives.take(np.flatnonzero(examples.split != TRAIN)).distinct()
@@ -68,9 +120,7 @@ class EvaluationNegatives:
             block = slice(start, start + _ROWS)
             user, query = examples.user[rows[block]], examples.query[rows[block]]
             positives = touched.take(user)
-            # -1, no query, is the last row, which is empty.
-            no_query = len(self._same_query) - 1
-            excluded = positives.beside(self._same_query.take(np.where(query < 0, no_query, query)))
+            excluded = positives.beside(self._by_query.of(query))
             own = Ragged.empty(len(user))
             if examples.negatives is not None:
                 own = examples.negatives.take(rows[block]).distinct()

@@ -130,6 +130,7 @@ def encode_batch(
     if history is not None and "history_task" in columns:
         history_task = _history_tasks(columns["history_task"], history, names, files, problems)
     problems.send(batch, quarantine)
+    names.left_out.add_rows(query, targets, ~problems.none)
     return Examples(
         names, names.users.encode(users), task, query, time, places, targets, _file(batch, names), batch.numbers,
         history, history_task, negatives,
