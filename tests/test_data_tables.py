@@ -421,6 +421,17 @@ def test_an_empty_split_is_an_error_before_anything_is_written(raw, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_writing_a_dataset_leaves_the_root_logger_as_it_was(tmp_path):
+    program = f"""
+import logging
+from gems_jax.data.prepare import prepare
+prepare("marketplace", {str(tmp_path / "out")!r}, num_users=5, num_negatives=2, progress=None)
+logging.warning("still heard")
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stderr.strip() == "WARNING:root:still heard"
+
+
 def test_importing_the_data_package_imports_no_heavy_library():
     program = "import sys, gems_jax.data.prepare, gems_jax.data.pipeline, gems_jax.data.tokenizer; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -194,10 +195,12 @@ def _join(task: str, blocks: list[dict[str, Any]]) -> Table:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the writer's own lines: they speak of downloads, of which there are none."""
-    from absl import logging
+    from absl import logging as absl_logging
 
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    level = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    # Whoever logs first gives the root logger a handler, which would keep the stream of that moment.
+    handlers = list(logging.root.handlers)
     try:
         with contextlib.ExitStack() as stack:
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -205,4 +208,6 @@ def _quiet() -> Iterator[None]:
             stack.enter_context(contextlib.redirect_stderr(nowhere))
             yield
     finally:
-        logging.set_verbosity(level)
+        absl_logging.set_verbosity(level)
+        for handler in set(logging.root.handlers) - set(handlers):
+            logging.root.removeHandler(handler)

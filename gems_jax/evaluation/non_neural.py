@@ -7,6 +7,7 @@ grows with neither the square of the catalogue nor the number of rows.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -127,6 +128,8 @@ def bm25(documents: Sequence[str], table: Table, stem: bool = False) -> Scorer:
     """
     import bm25s
 
+    # It logs every step of its own, at a level that it sets when it is imported.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     terms = _stemmed if stem else search_terms
     retriever = bm25s.BM25()
     # One object for all occurrences of a word.
