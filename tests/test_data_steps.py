@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_tables import load, log, ready, rows_of, write_rows
 
-from gems_jax.data import leaks, negatives, ragged, ranked_against, raw_table
+from gems_jax.data import leaks, negatives, ragged, ranked_against, raw_files
 from gems_jax.data.core import to_core
 from gems_jax.data.examples import Examples, Names
 from gems_jax.data.histories import make_histories
@@ -211,7 +211,7 @@ def test_work_block_by_block_changes_nothing(tmp_path, monkeypatch):
     options = {"num_negatives": 6, "steps": {"core": 2, "max_history": 4}}
     whole = rows_of(load(tmp_path, ready(tmp_path), out="a", **options))
     for module, name, size in ((ragged, "BLOCK_VALUES", 5), (ranked_against, "_ROWS", 2), (negatives, "_ROWS", 3),
-                               (leaks, "_ROWS", 2), (raw_table, "BLOCK_BYTES", 400)):  # fmt: skip
+                               (leaks, "_ROWS", 2), (raw_files, "BLOCK_BYTES", 400)):  # fmt: skip
         monkeypatch.setattr(module, name, size)
     assert rows_of(load(tmp_path, ready(tmp_path), out="b", **options)) == whole
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from gems_jax.data.options import Reading
 from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.raw_table import Batch, kind_of, missing_column, read_batches
+from gems_jax.data.raw_batch import Batch, missing_column
+from gems_jax.data.raw_files import kind_of
+from gems_jax.data.raw_table import read_batches
 
 ROLES = ("user_id", "target", "task", "history", "history_task", "query", "negatives", "timestamp", "split")
 ITEM_ROLES = ("item_id", "title", "text")
@@ -24,13 +27,14 @@ class NamedColumns:
         option: `files.columns` or `files.item_columns`.
         columns: what it says: role to name.
         needed: roles whose columns must be there, whatever they are called.
+        reading: how the files are read.
 
     Raises:
         ValueError: the option names a role that is none of its own.
     """
 
-    def __init__(self, option: str, columns: Mapping[str, str], needed: tuple[str, ...]):
-        self._option, self._columns, self._needed = option, columns, needed
+    def __init__(self, option: str, columns: Mapping[str, str], needed: tuple[str, ...], reading: Reading):
+        self._option, self._columns, self._needed, self._reading = option, columns, needed, reading
         self._roles = _names_of_roles(option, columns)
         # Role to the files that lack it, and what these files have.
         self._absent: dict[str, list[Path]] = {}
@@ -41,7 +45,7 @@ class NamedColumns:
         named = () if kind_of(path) == "json" else tuple(self._columns)
         needed = tuple(dict.fromkeys((*self._needed, *named)))
         found: dict[str, None] = {}
-        for batch in read_batches(path, self._roles, needed, quarantine, kind, self._option):
+        for batch in read_batches(path, self._roles, needed, quarantine, kind, self._option, self._reading):
             found.update(dict.fromkeys(batch.names))
             yield batch
         for role, name in self._columns.items():

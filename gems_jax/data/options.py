@@ -64,12 +64,56 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class TableFiles:
-    """Where a table of interactions lies and what its columns are called.
+class Reading:
+    """How files of rows are read.
 
     Attributes:
-      interactions: a file, a folder of files or a pattern under the data's folder: CSV, JSON lines or parquet (CSV
-        and JSON lines may be gzipped); or one for each of ``train``, ``valid`` and ``test``.
+      delimiter: between the columns of a text table, one character; None: the one of tab, comma, semicolon and bar that
+        gives the header the columns needed.
+      quoting: ``rfc4180``: a column that begins with a quotation mark ends with one, and has delimiters, line breaks
+        and doubled quotation marks inside; ``none``: quotation marks are characters like others. None: ``none`` for
+        ``.tsv`` without quotation marks in the header, else ``rfc4180``, with a check that no column holds other rows.
+      max_row_bytes: longer rows are left out as bad ones.
+      max_expansion: a compressed file (parquet included) that holds more times its own size than this, and more than
+        64 MiB, is refused.
+    """
+
+    delimiter: str | None = None
+    quoting: Literal["none", "rfc4180"] | None = None
+    max_row_bytes: int = 64 * 2**20
+    max_expansion: int = 200
+
+    def __post_init__(self) -> None:
+        if self.quoting not in (None, "none", "rfc4180"):
+            raise ValueError(f"files.quoting must be none or rfc4180, got {self.quoting!r}")
+        if self.delimiter is not None and (len(self.delimiter_character) != 1 or self.delimiter in '"\r\n'):
+            raise ValueError(f"files.delimiter must be one character (or tab), got {self.delimiter!r}")
+        if self.delimiter is not None and not self.delimiter_character.isascii():
+            raise ValueError(f"files.delimiter must be an ASCII character, got {self.delimiter!r}")
+        for name in ("max_row_bytes", "max_expansion"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"files.{name} must be a whole number from 1 on, got {value!r}")
+
+    @property
+    def delimiter_character(self) -> str:
+        """The delimiter, where a shell or YAML left a tab as a word or with its backslash; empty where none is given.
+
+        Example:
+          >>> Reading(delimiter="tab").delimiter_character == Reading(delimiter="\\\\t").delimiter_character == "\\t"
+          True
+        """
+        return {"tab": "\t", "\\t": "\t", None: ""}.get(self.delimiter, self.delimiter or "")
+
+
+@dataclass(frozen=True)
+class TableFiles(Reading):
+    """Where a table of interactions lies, what its columns are called and how it is read (see `Reading`).
+
+    Attributes:
+      interactions: a file, a folder of files or a pattern under the data's folder, or elsewhere where it is absolute or
+        begins with ``file://``: CSV, JSON lines, JSON arrays or parquet (text also as ``.gz``, ``.bz2``, ``.zst``,
+        ``.lz4``); or one for each of ``train``, ``valid`` and ``test``.
       items: the catalogue; None: the items are those that occur, and their ids are their titles.
       columns: of the interactions, role to name, where they differ. Roles: ``user_id``, ``target`` (both needed),
         ``task``, ``history``, ``history_task``, ``query``, ``negatives``, ``timestamp``, ``split``.

@@ -15,7 +15,7 @@ from gems_jax.data.leaks import check_leaks
 from gems_jax.data.negatives import NUM_NEGATIVES
 from gems_jax.data.options import Steps, TableFiles, options_of
 from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.raw_table import find_files
+from gems_jax.data.raw_files import find_files, local_name
 from gems_jax.data.read_parts import ReadParts
 from gems_jax.data.tables import Dataset, Table
 from gems_jax.data.unfinished import unfinished_folder
@@ -49,7 +49,7 @@ def prepare(
             rows).
         out_dir: folder of the prepared dataset; on an object store (`gs://...`) a copy on this machine is worked with,
             see `gems_jax.data.remote`.
-        path: folder of the raw files, on this machine.
+        path: folder of the raw files, on this machine (`file://` is).
         seed: of negatives and of the marketplace.
         num_negatives: per row of valid and test.
         num_users: of the marketplace.
@@ -64,6 +64,7 @@ def prepare(
         FileNotFoundError: a raw file is missing.
     """
     say = progress or (lambda line: None)
+    path = None if path is None else local_name(str(path))
     if is_remote(out_dir):
         return _prepare_elsewhere(
             str(out_dir), say, name=name, path=path, seed=seed, num_negatives=num_negatives, num_users=num_users,
@@ -226,7 +227,11 @@ def _settings(
     raw = _raw_files(name, folder, described, category) if folder.is_dir() else []
     # Sizes and times of change: edited raw files are prepared again.
     settings["raw"] = {
-        str(file.relative_to(folder)): [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(raw)
+        str(file.relative_to(folder) if file.is_relative_to(folder) else file): [
+            file.stat().st_size,
+            file.stat().st_mtime_ns,
+        ]
+        for file in sorted(raw)
     }
     return json.loads(json.dumps(settings))
 

@@ -16,7 +16,9 @@ from gems_jax.data.examples import UNKNOWN, Examples, Names
 from gems_jax.data.options import Steps
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.ragged import Ragged
-from gems_jax.data.raw_table import Batch, kind_of, read_batches
+from gems_jax.data.raw_batch import Batch
+from gems_jax.data.raw_files import kind_of
+from gems_jax.data.raw_table import read_batches
 from gems_jax.data.read_parts import ReadParts
 from gems_jax.data.tables import Item
 

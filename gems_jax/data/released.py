@@ -13,7 +13,7 @@ from gems_jax.data.examples import Examples, Names
 from gems_jax.data.options import Steps, TableFiles
 from gems_jax.data.plain_pickle import load_plain
 from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.raw_table import Batch
+from gems_jax.data.raw_batch import Batch
 from gems_jax.data.table import encode_batch, read_items
 from gems_jax.data.tables import SPLITS
 

@@ -15,7 +15,8 @@ from gems_jax.data.named_columns import NamedColumns
 from gems_jax.data.options import Steps, TableFiles
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.ragged import Ragged
-from gems_jax.data.raw_table import Batch, find_files
+from gems_jax.data.raw_batch import Batch
+from gems_jax.data.raw_files import find_files
 from gems_jax.data.read_parts import ReadParts
 from gems_jax.data.tables import SPLITS, Item
 
@@ -78,7 +79,7 @@ def read_interactions(
         FileNotFoundError: a file is missing.
         ValueError: a file or an option is not what it should be, or too many rows are bad.
     """
-    columns = NamedColumns("files.columns", files.columns, ("user_id", "target"))
+    columns = NamedColumns("files.columns", files.columns, ("user_id", "target"), files)
     names = Names()
     found: list[Examples] = []
     before = len(quarantine.rows)
@@ -144,7 +145,7 @@ def read_items(folder: Path, files: TableFiles, quarantine: Quarantine, names: S
     """
     if files.items is None:
         return [Item(name, name) for name in names]
-    columns = NamedColumns("files.item_columns", files.item_columns, ("item_id", "title"))
+    columns = NamedColumns("files.item_columns", files.item_columns, ("item_id", "title"), files)
     paths = find_files(folder, files.items)
     items: dict[str, Item] = {}
     for path in paths:

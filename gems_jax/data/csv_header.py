@@ -1,0 +1,71 @@
+"""The header of a delimited text: names of columns, and how the text is written where nobody says it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gems_jax.data.csv_records import line_ends
+from gems_jax.data.csv_rows import parse
+from gems_jax.data.options import Reading
+from gems_jax.data.raw_files import is_tab_separated
+
+_DELIMITERS = (",", ";", "\t", "|")
+
+
+class Header(NamedTuple):
+    """What a text begins with: its columns, how it is written, and where its rows begin, in bytes and lines."""
+
+    names: list[str]
+    delimiter: str
+    quoted: bool
+    end: int
+    line: int
+
+
+def read_header(path: Path, beginning: bytes, reading: Reading, needed: Sequence[str]) -> Header:
+    """The header line, behind blank lines and Excel's `sep=;`.
+
+    Args:
+        path: by whose name `.tsv` has tabs and no quoting, unless the header shows other things.
+        beginning: of the file; its first line at least.
+        reading: the options; what they say holds.
+        needed: names of columns: the delimiter is the one that gives most of them.
+
+    Raises:
+        ValueError: there is none, or it is not UTF-8.
+    """
+    place, line = 0, 1
+    given = reading.delimiter_character
+    while True:
+        ends = line_ends(beginning[place:], True)
+        if not len(ends):
+            raise ValueError(f"{path} is empty; it needs a header line")
+        text = beginning[place : place + int(ends[0])]
+        bare = text.rstrip(b"\r\n")
+        if bare.strip() and not _names_delimiter(bare):
+            break
+        if bare.strip():
+            given = given or bare[4:].decode("ascii", "replace")
+        place, line = place + len(text), line + 1
+    tabs = is_tab_separated(path)
+    quoted = reading.quoting == "rfc4180" if reading.quoting else not tabs or b'"' in text
+    lines = 1
+    while quoted and text.count(b'"') % 2 and lines < len(ends):
+        # A name with a line break in it.
+        text = beginning[place : place + int(ends[lines])]
+        lines += 1
+    candidates = [given] if given else sorted(_DELIMITERS, key=lambda mark: (mark != "\t") if tabs else 0)
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} has no readable header line ({error}); is it UTF-8?") from None
+    found = [(parse(text, delimiter, quoted), delimiter) for delimiter in candidates]
+    # Of those that give equally many of the needed columns the one that gives most, then the first.
+    names, delimiter = max(found, key=lambda pair: (len(set(needed) & set(pair[0])), len(pair[0])))
+    return Header(names, delimiter, quoted, place + len(text), line + lines)
+
+
+def _names_delimiter(line: bytes) -> bool:
+    return line[:4].lower() == b"sep=" and len(line) == len("sep=;")

@@ -1,0 +1,226 @@
+"""Files that a name stands for, and their bytes block by block, decompressed and bounded."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from gems_jax.data.options import Reading
+
+BLOCK_BYTES = 16 * 2**20
+# However well it is compressed, this much is always read.
+ALWAYS_READ = 64 * 2**20
+_KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet"}
+_COMPRESSED = (".gz", ".bz2", ".zst", ".zstd", ".lz4")
+_CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+# What is seen at the beginning of files of other kinds.
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive (as Excel workbooks are); unpack it or save it as CSV",
+    b"\xfd7zXZ\x00": "compressed by xz; compress it by gzip or zstd instead",
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+}
+_BOM = b"\xef\xbb\xbf"
+
+
+class Limits(NamedTuple):
+    """How large a row may be in bytes, and how many times its own size a compressed file may hold.
+
+    `option` is what the two options' names begin with; None where a source has no such options.
+    """
+
+    row: int
+    expansion: int
+    option: str | None
+
+    @classmethod
+    def of(cls, reading: Reading | None, option: str = "files.") -> Limits:
+        """Those of the options, or the defaults."""
+        found = reading or Reading()
+        return cls(found.max_row_bytes, found.max_expansion, None if reading is None else option)
+
+    @property
+    def too_long(self) -> str:
+        """The reason why a longer row is left out."""
+        name = f" ({self.option}max_row_bytes)" if self.option is not None else ""
+        return f"the row is longer than {self.row:,} bytes{name}"
+
+    def allowed(self, path: Path) -> int:
+        """Bytes that a compressed file may hold."""
+        return max(ALWAYS_READ, self.expansion * path.stat().st_size)
+
+    def too_large(self, path: Path, found: int) -> ValueError:
+        """The error of a compressed file that holds more."""
+        name = f"; raise {self.option}max_expansion where it is meant" if self.option is not None else ""
+        return ValueError(
+            f"{path} has {path.stat().st_size:,} bytes and holds {found:,} or more once it is decompressed, more than "
+            f"{self.expansion} times as many{name}"
+        )
+
+
+def local_name(name: str) -> str:
+    """A `file://` address as the path it stands for, `~` as the home folder; other names as they are.
+
+    Example:
+        >>> local_name("file:///data/my%20log.csv"), local_name("log.csv")
+        ('/data/my log.csv', 'log.csv')
+
+    Raises:
+        ValueError: the address names another machine or no absolute path.
+    """
+    if name.startswith("file:"):
+        rest = name.removeprefix("file:")
+        host, slash, place = rest[2:].partition("/") if rest.startswith("//") else ("", "/", rest.removeprefix("/"))
+        if host not in ("", "localhost") or not slash or rest[:1] != "/":
+            raise ValueError(f"{name} names no absolute path on this machine; write it as file:///folder/file.csv")
+        return "/" + unquote(place)
+    return os.path.expanduser(name)
+
+
+def find_files(folder: Path, name: str) -> list[Path]:
+    """The files that a name stands for: a file, all tables of a folder, or a pattern; sorted.
+
+    Args:
+        folder: what names that are not absolute are under.
+        name: a path, `file://` address or pattern (`*`, `?`, `[...]`, `**`).
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the name is on an object store.
+    """
+    return [Path(path) for path in _found(folder, name, _is_table, "table; name a CSV, JSON or parquet file")]
+
+
+def find_text(name: str) -> list[Path]:
+    """The same for text: tables, `.txt` files, or any one file that is named itself."""
+    return [Path(path) for path in _found(Path(), name, _is_text, "text; name a .txt, .jsonl, .parquet or CSV file")]
+
+
+def _found(folder: Path, name: str, wanted: object, what: str) -> list[str]:
+    local = local_name(str(name))
+    if "://" in local:
+        raise ValueError(f"{name} is not on this machine; raw files are read here: copy them, name the copy")
+    place = folder / local
+    if place.is_file():
+        return [str(place)]
+    if place.is_dir():
+        entries = sorted(place.iterdir())
+        found = [str(path) for path in entries if path.is_file() and wanted(path)]  # type: ignore[operator]
+        if not found:
+            there = ", ".join(path.name + "/" * path.is_dir() for path in entries[:10]) or "nothing"
+            raise FileNotFoundError(f"{place} is a folder without a {what}, or a pattern; it holds {there}")
+        return found
+    if set(local) & set("*?["):
+        pattern = local if os.path.isabs(local) else os.path.join(glob.escape(str(folder)), local)
+        found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+        if not found:
+            raise FileNotFoundError(f"{place} does not exist: no file fits the pattern")
+        return found
+    raise FileNotFoundError(f"{place} does not exist or holds no {what}")
+
+
+def _is_table(path: Path) -> bool:
+    # Names like these are those of file systems and of jobs: ._a.csv, _SUCCESS.
+    return not path.name.startswith((".", "_")) and kind_of(path) is not None
+
+
+def _is_text(path: Path) -> bool:
+    return _is_table(path) or (not path.name.startswith((".", "_")) and _ending(path) == ".txt")
+
+
+def _ending(path: Path) -> str:
+    name = path.name.lower()
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    return Path(name).suffix
+
+
+def kind_of(path: Path) -> str | None:
+    """`csv`, `json` or `parquet` by the file's name, compressed or not."""
+    return _KINDS.get(_ending(path))
+
+
+def is_tab_separated(path: Path) -> bool:
+    """Whether the name says so."""
+    return _ending(path) == ".tsv"
+
+
+def codec_of(beginning: bytes) -> str | None:
+    """What a file is compressed with, by its first bytes."""
+    if beginning[:3] == b"BZh" and beginning[4:10] == b"1AY&SY":
+        return "bz2"
+    return next((codec for mark, codec in _CODECS.items() if beginning.startswith(mark)), None)
+
+
+def read_blocks(path: Path, limits: Limits, size: int | None = None) -> Iterator[bytes]:
+    """The bytes of a file, decompressed where it is compressed, without a byte order mark.
+
+    Args:
+        path: a file.
+        limits: of what it may hold.
+        size: bytes a block, `BLOCK_BYTES` if None.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is cut off, of another kind, or holds more than it may.
+    """
+    import pyarrow as pa
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    with path.open("rb") as file:
+        beginning = file.read(16)
+    _refuse_foreign(path, beginning)
+    codec, total, size = codec_of(beginning), 0, size or BLOCK_BYTES
+    allowed = limits.allowed(path)
+    try:
+        with pa.input_stream(str(path), compression=codec) as stream:
+            # The first block has all of a mark.
+            while block := stream.read(size if total else max(size, len(beginning))):
+                if not total:
+                    _refuse_foreign(path, block)
+                    total, block = len(block), block.removeprefix(_BOM)
+                else:
+                    total += len(block)
+                if codec and total > allowed:
+                    raise limits.too_large(path, total)
+                yield block
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read ({error}); is it whole?") from None
+
+
+def _refuse_foreign(path: Path, beginning: bytes) -> None:
+    for mark, what in _FOREIGN.items():
+        if beginning.startswith(mark):
+            raise ValueError(f"{path} is {what}")
+
+
+def split_lines(blocks: Iterable[bytes], limit: int) -> Iterator[tuple[bytes, bool]]:
+    """Lines without their line feeds; of one that is longer than `limit` its beginning alone, and True.
+
+    Example:
+        >>> list(split_lines([b"on", b"e\\ntwo and", b" more\\n", b"last"], 5))
+        [(b'one', False), (b'two a', True), (b'last', False)]
+    """
+    pieces: list[bytes] = []
+    length = 0
+
+    def line() -> tuple[bytes, bool]:
+        return b"".join(pieces)[:limit], length > limit
+
+    for block in blocks:
+        *ended, rest = block.split(b"\n")
+        for part in ended:
+            pieces.append(part)
+            length += len(part)
+            yield line()
+            pieces, length = [], 0
+        if length <= limit:
+            pieces.append(rest)
+        length += len(rest)
+    if length:
+        yield line()
