@@ -11,11 +11,11 @@ import numpy as np
 
 from gems_jax.capture import Inputs, PyTree, kernel_inputs
 from gems_jax.directions import Directions, Rule, principal_directions, stack_directions, warn_if_little_is_kept
-from gems_jax.leaf_path import leaf_path
-from gems_jax.matrix_dims import MatrixRule, stacked_matrix_dims
+from gems_jax.matrix_dims import MatrixRule
 from gems_jax.moment_groups import moment_groups
-from gems_jax.moment_pass import Batch, as_function, kernel_specs, masks_of, moment_pass
+from gems_jax.moment_pass import Batch, as_function, masks_of, moment_pass
 from gems_jax.null_space import NullSpace, Side, weights_fingerprint
+from gems_jax.observed_roles import observe_roles
 from gems_jax.replay import mask_fits
 from gems_jax.second_moment import SecondMoment, symmetric
 from gems_jax.sharding import check_auto
@@ -60,11 +60,14 @@ def estimate_null_space(
       mesh: spreads the rows of each moment over its devices, and those of the batches, where they divide.
       progress: shows batches done and rate.
       params: parameters where ``model`` is a function.
-      matrix_dims: which leaves are kernels; default `stacked_matrix_dims`.
+      matrix_dims: which leaves are kernels, and which of their axes are inputs and outputs. By default (and with a
+        guess, `default_matrix_dims` or `stacked_matrix_dims`) the pass shows it: what is multiplied with activations is
+        a kernel, see `observe_roles`.
 
     Returns:
-      A `NullSpace` with the weights' fingerprint. Kernels that the pass never multiplies with an activation are
-      not in it; a warning names them and says why.
+      A `NullSpace` with the weights' fingerprint and the kernels' roles. Kernels whose products with activations are
+      not seen are not in it; a warning names them and says why, and so does `NullSpace.summary`, which also lists
+      tables and heads.
 
     Raises:
       ValueError: no batches, no kernels seen, a ``memory_limit`` below a single moment, or one that needs several
@@ -83,18 +86,18 @@ def estimate_null_space(
     if side not in ("in", "out"):
         raise ValueError(f"side is {side!r}; choose 'in' or 'out'")
     function = as_function(model, params)
-    specs = kernel_specs(function.params, matrix_dims)
     if mesh is not None:
         check_auto(mesh)
         function = function._replace(params=jax.tree.map(lambda leaf: _on(mesh, leaf), function.params))
     read, first = _readable(batches)
+    observed = observe_roles(function, first, matrix_dims)
+    specs = observed.specs
     found = kernel_inputs(function.apply, function.params, function.called(first), specs, side)
+    remarks = observed.remarks | found.remarks
     if not found.inputs:
-        raise ValueError(
-            f"the model's pass uses none of its kernels ({', '.join(list(specs)[:3])}, ...) in products: "
-            f"{_listed(found.remarks)}"
-        )
-    _warn(found, first)
+        kernels = ", ".join(list(specs or remarks)[:3])
+        raise ValueError(f"the model's pass uses none of its kernels ({kernels}, ...) in products: {_listed(remarks)}")
+    _warn(found, remarks, first)
     groups = moment_groups(found.inputs, memory_limit, 1 if mesh is None else mesh.size)
     if len(groups) > 1 and isinstance(batches, Iterator):
         raise ValueError(
@@ -120,14 +123,17 @@ def estimate_null_space(
     inputs = dict(sorted(found.names().items()))
     factors = {name: stack_directions(directions[name], stacks[name]) for name in dict.fromkeys(inputs.values())}
     warn_if_little_is_kept(factors, energy)
-    return NullSpace(factors, inputs, side, weights_fingerprint(function.params, inputs), rule.given())
+    roles = {path: role for path, role in observed.roles.items() if role is None or path in inputs}
+    fingerprint = weights_fingerprint(function.params, inputs)
+    return NullSpace(factors, inputs, side, fingerprint, rule.given(), roles, observed.left_out | remarks)
 
 
 def observed_matrix_dims(model: Any, batch: Batch, params: PyTree | None = None) -> MatrixRule:
     """The matrix roles of a model's kernels as its forward pass uses them, as a rule for ``matrix_dims``.
 
-    For leaves whose path ends in ``kernel`` or that have two axes; what is not multiplied with an activation has
-    no role. Saves writing `MatrixDims` for the head-split kernels of ``nnx.LinearGeneral`` and ``nnx.Einsum``.
+    What is not multiplied with an activation has no role, nor have tables and heads, see `observe_roles`. Saves writing
+    `MatrixDims` for the head-split kernels of ``nnx.MultiHeadAttention``, ``nnx.LinearGeneral`` and ``nnx.Einsum`` where
+    no null space is estimated; a null space knows these roles itself.
 
     Args:
       model, params: see `estimate_null_space`.
@@ -143,11 +149,7 @@ def observed_matrix_dims(model: Any, batch: Batch, params: PyTree | None = None)
       >>> observed_matrix_dims(model, {"x": jnp.ones((2, 6, 4))}, params)("q/kernel", params["q"]["kernel"])
       MatrixDims(in_axes=(0,), out_axes=(1, 2))
     """
-    function = as_function(model, params)
-    paths = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(function.params)}
-    default = {path: stacked_matrix_dims(path, leaf) for path, leaf in paths.items()}
-    wanted = dict.fromkeys(path for path, dims in default.items() if dims is not None or path.endswith("kernel"))
-    roles = kernel_inputs(function.apply, function.params, function.called(batch), wanted).roles
+    roles = observe_roles(as_function(model, params), batch).roles
     return lambda path, leaf: roles.get(path)
 
 
@@ -200,11 +202,10 @@ def _readable(batches: Batches) -> tuple[Callable[[], Iterable[Batch]], Batch]:
     return again, first
 
 
-def _warn(found: Inputs, batch: Batch) -> None:
-    if found.remarks:
+def _warn(found: Inputs, remarks: Mapping[str, str], batch: Batch) -> None:
+    if remarks:
         warnings.warn(
-            f"not all uses of {len(found.remarks)} kernels are in the null space: {_listed(found.remarks)}",
-            stacklevel=3,
+            f"not all uses of {len(remarks)} kernels are in the null space: {_listed(remarks)}", stacklevel=3
         )
     masks = masks_of(batch)
     for entry in found.inputs:

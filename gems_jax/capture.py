@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 
 from gems_jax.kernel_tags import Scope
-from gems_jax.kernel_uses import Use, find_uses
+from gems_jax.kernel_products import Use
+from gems_jax.kernel_uses import find_uses
 from gems_jax.leaf_path import leaf_path
 from gems_jax.matrix_dims import MatrixDims, MatrixSpec
 from gems_jax.replay import Layers, Masks, Run, evaluate
@@ -60,11 +61,21 @@ class KernelInput:
 
 
 class Inputs(NamedTuple):
-    """The distinct inputs in the order in which a forward pass meets them, and remarks about kernels by path."""
+    """The distinct inputs in the order in which a forward pass meets them, and remarks about kernels by path.
+
+    Attributes:
+      inputs: see `KernelInput`.
+      remarks: uses of kernels that are not among them.
+      roles: which axes of a kernel products with activations show as its inputs and outputs.
+      missed: kernels that meet activations in a way that is not followed, and how.
+      tables: leaves whose rows are looked up.
+    """
 
     inputs: tuple[KernelInput, ...]
     remarks: dict[str, str]
     roles: dict[str, MatrixDims]
+    missed: dict[str, str]
+    tables: tuple[str, ...]
 
     def names(self) -> dict[str, str]:
         """Name of its input for each kernel."""
@@ -167,11 +178,14 @@ def _program(
         spec = wanted[leaves[0]]
         assert spec is not None
         inputs.append(KernelInput(kernels[0], kernels, stack, spec.matrix_shape[0 if side == "in" else 1], uses))
-    remarks = {paths[leaf]: f"it {' and '.join(texts)}" for leaf, texts in found.elsewhere.items()}
+    said = lambda texts: f"it {' and '.join(texts)}"  # noqa: E731
+    missed = {paths[leaf]: said(texts) for leaf, texts in found.missed.items()}
+    remarks = missed | {paths[leaf]: said(texts) for leaf, texts in found.elsewhere.items()}
     for leaf in wanted:
-        if leaf not in found.uses:
+        if leaf not in found.uses and leaf not in found.roles:
             remarks.setdefault(paths[leaf], "the pass does not use it")
-    return closed, Inputs(tuple(inputs), remarks, {paths[leaf]: role for leaf, role in found.roles.items()})
+    roles = {paths[leaf]: role for leaf, role in found.roles.items()}
+    return closed, Inputs(tuple(inputs), remarks, roles, missed, tuple(paths[leaf] for leaf in found.tables))
 
 
 def _stack(uses: Sequence[Use], spec: MatrixSpec | None) -> tuple[int, ...]:

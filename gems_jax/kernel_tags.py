@@ -1,8 +1,10 @@
 """What is known of a value of a program: the kernel or the activation that it is a view of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from gems_jax.primitives import MOVEMENTS
 
 # Where an inner jaxpr stands: the numbers of the equations that lead to it, each with the number of its branch.
 Scope = tuple[tuple[int, int], ...]
@@ -24,7 +26,9 @@ class Kernel:
 class Tag:
     """What is known of a value: the variable that it is a view of, and the kernel it is.
 
-    ``view``: for each axis of the value the axes of that variable that it runs over.
+    ``view``: for each axis of the value the axes of that variable that it runs over. ``is_data``: whether it depends
+    on the batch. ``made_of``: kernels that it is computed from (and the primitive through which each is no longer
+    followed), as long as it is made of weights alone, or is picked from them by the batch.
     """
 
     scope: Scope
@@ -32,16 +36,42 @@ class Tag:
     view: tuple[tuple[int, ...], ...]
     kernel: Kernel | None = None
     is_decoder: bool = False
+    is_data: bool = False
+    made_of: frozenset[tuple[int, str]] = frozenset()
 
 
-def fresh(scope: Scope, var: Any, is_decoder: bool) -> Tag:
+def fresh(
+    scope: Scope,
+    var: Any,
+    is_decoder: bool = False,
+    is_data: bool = False,
+    made_of: frozenset[tuple[int, str]] = frozenset(),
+) -> Tag:
+    """A value of its own."""
     ndim = len(getattr(var.aval, "shape", ()))
-    return Tag(scope, var, tuple((a,) for a in range(ndim)), None, is_decoder)
+    return Tag(scope, var, tuple((a,) for a in range(ndim)), None, is_decoder, is_data, made_of)
 
 
 def enter(operand: Tag, scope: Scope, var: Any, is_decoder: bool) -> Tag:
     """A value inside of a branch or loop, where it is a value of its own."""
-    return replace(fresh(scope, var, is_decoder), kernel=operand.kernel)
+    return replace(fresh(scope, var, is_decoder, operand.is_data, operand.made_of), kernel=operand.kernel)
+
+
+def made_of(tags: Sequence[Tag], primitive: str) -> frozenset[tuple[int, str]]:
+    """The kernels that a result of these operands is computed from, see `Tag`."""
+
+    def of(tag: Tag) -> frozenset[tuple[int, str]]:
+        return tag.made_of if tag.kernel is None else frozenset({(tag.kernel.leaf, primitive)})
+
+    if primitive in ("gather", "dynamic_slice"):
+        tags = tags[:1]
+    elif primitive == "select_n":
+        tags = tags[1:]
+    elif any(tag.is_data for tag in tags) and primitive not in MOVEMENTS and len(tags) > 1:
+        return frozenset()
+    if any(tag.is_data and not of(tag) for tag in tags):
+        return frozenset()
+    return frozenset[tuple[int, str]]().union(*map(of, tags))
 
 
 def layer_of(kernel: Kernel, loop: Scope) -> Kernel:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,17 @@ from gems_jax.leaf_path import leaf_path
 
 PyTree = Any
 
-# Leaves that are tables, gains or offsets, not linear maps: they stay out of the subspaces by default.
-_NOT_A_KERNEL = re.compile(
-    r"(^|[/_.])(embed\w*|embedding\w*|wte|wpe|head|lm_head|logits|norm\w*|layer_?norm\w*|rms\w*|ln\w*|bias\w*|"
-    r"scale|gain|relative_bias|pos\w*)($|[/_.\d])",
+# Whole names of tables, heads over a vocabulary, gains and offsets, never parts of names: `embedding`, but not
+# `embedding_projection`; `lm_head`, but not `multi_head_attention`.
+_TABLE = re.compile(
+    r"((token|word|position|pos|segment|type|item|user|relative|rel|relative_position)_?)?"
+    r"(embed|embeds|embedding|embeddings|embedder)(_?table)?|embed_(tokens|positions)|wte|wpe|"
+    r"((relative|rel)_)?((attention|position|pos)_)?bias|pos(ition)?(_emb)?",
     re.IGNORECASE,
 )
+_VOCABULARY_HEAD = re.compile(r"lm_head|embed_out|logits|logits_dense", re.IGNORECASE)
+_HEAD = re.compile(r"head", re.IGNORECASE)
+_GAIN = re.compile(r"(\w+_)?(layer_?norm|rms_?norm|norm|ln)(_?(\d+|f))?|bias|scale|gain|gamma|beta", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,44 @@ def resolve(dims: MatrixDims, shape: Sequence[int], path: str = "") -> MatrixSpe
     )
 
 
-def default_matrix_dims(path: str, leaf: Any) -> MatrixDims | None:
-    """The rule when none is given: two-axis leaves are kernels unless their path says otherwise.
+def is_named_like_no_kernel(path: str) -> bool:
+    """Whether a leaf, or the module that it belongs to, has the name of a table, a head, a gain or an offset.
 
-    Embeddings, heads, norms, biases and scales (by name) are left alone, and so is every leaf of three or
-    more axes, whose roles cannot be guessed: name those with a rule of your own.
+    Whole names count, and only these two of a path: the rest of it says nothing about the leaf.
+
+    Example:
+      >>> [is_named_like_no_kernel(path) for path in ("lm_head/kernel", "multi_head_attention/query/kernel")]
+      [True, False]
+    """
+    owner, leaf = _last_names(path)
+    if any(name.fullmatch(part) for name in (_TABLE, _VOCABULARY_HEAD, _HEAD) for part in (owner, leaf)):
+        return True
+    # A norm owns gains, not kernels.
+    return bool(_GAIN.fullmatch(leaf)) or (leaf != "kernel" and bool(_GAIN.fullmatch(owner)))
+
+
+def is_named_like_vocabulary(path: str) -> bool:
+    """Whether a leaf is by its name a table of embeddings or a head over the vocabulary, which a product cannot show.
+
+    Example:
+      >>> [is_named_like_vocabulary(path) for path in ("lm_head/kernel", "shared/embedding", "embedding/kernel")]
+      [True, True, False]
+    """
+    owner, leaf = _last_names(path)
+    return bool(_TABLE.fullmatch(leaf) or _VOCABULARY_HEAD.fullmatch(leaf) or _VOCABULARY_HEAD.fullmatch(owner))
+
+
+def _last_names(path: str) -> tuple[str, str]:
+    names = ["", *path.replace(".", "/").split("/")]
+    return names[-2], names[-1]
+
+
+def default_matrix_dims(path: str, leaf: Any) -> MatrixDims | None:
+    """The guess where nothing else is known: two-axis leaves are kernels unless their name says otherwise.
+
+    Embeddings, heads, norms, biases and scales (by whole names, see `is_named_like_no_kernel`) are left alone, and so is
+    every leaf of three or more axes, whose roles cannot be guessed. It is a guess: roles that a null space was
+    estimated with take its place (`NullSpace.roles`); a rule of your own does not give way, and must agree with them.
 
     Args:
       path: the leaf's path, see `leaf_path`.
@@ -118,49 +156,82 @@ def default_matrix_dims(path: str, leaf: Any) -> MatrixDims | None:
 
     Example:
       >>> import numpy as np
-      >>> default_matrix_dims("mlp/wi/kernel", np.zeros((4, 8)))
+      >>> default_matrix_dims("multi_head_attention/query/kernel", np.zeros((4, 8)))
       MatrixDims(in_axes=-2, out_axes=-1)
       >>> default_matrix_dims("token_embedding/embedding", np.zeros((4, 8))) is None
       True
     """
-    return MatrixDims() if len(leaf.shape) == 2 and not _NOT_A_KERNEL.search(path) else None
+    return MatrixDims() if len(leaf.shape) == 2 and not is_named_like_no_kernel(path) else None
 
 
 def stacked_matrix_dims(path: str, leaf: Any) -> MatrixDims | None:
     """A rule for models whose layers are stacked: kernels are ``[in, out]`` or ``[layers, in, out]``.
 
-    As `default_matrix_dims`, and leaves of three axes named ``kernel`` are stacks. This is the layout of the
-    models in ``gems_jax.models``.
+    As `default_matrix_dims`, a guess too, and leaves of three axes named ``kernel`` are stacks. This is the layout of
+    the models in ``gems_jax.models``; a head-split kernel ``[d, heads, head_dim]`` is none, see `observed_matrix_dims`.
 
     Example:
       >>> import numpy as np
       >>> stacked_matrix_dims("encoder/block/mlp/wo/kernel", np.zeros((6, 8, 4)))
       MatrixDims(in_axes=-2, out_axes=-1)
     """
-    if len(leaf.shape) == 3 and path.endswith("kernel") and not _NOT_A_KERNEL.search(path):
+    if len(leaf.shape) == 3 and path.endswith("kernel") and not is_named_like_no_kernel(path):
         return MatrixDims()
     return default_matrix_dims(path, leaf)
 
 
 MatrixRule = Callable[[str, Any], MatrixDims | None]
+Roles = Mapping[str, MatrixDims | None]
 
 
-def matrix_specs(params: PyTree, rule: PyTree | MatrixRule | None) -> list[MatrixSpec | None]:
+def is_guess(rule: Any) -> bool:
+    """Whether a rule guesses from names and shapes, so that roles seen in a model's program take its place."""
+    return rule is None or rule is default_matrix_dims or rule is stacked_matrix_dims
+
+
+def check_role(path: str, shape: Sequence[int], given: MatrixDims, role: MatrixDims) -> None:
+    """Raises ``ValueError`` where a given role is not that which a null space was estimated with.
+
+    Example:
+      >>> check_role("w", (4, 4), MatrixDims(), MatrixDims(0, 1))
+    """
+    if _axes(given, shape, path) != _axes(role, shape, path):
+        raise ValueError(
+            f"matrix_dims gives {given} for {path!r} of shape {list(shape)}, but its null space was estimated with "
+            f"{role}: the wrong side would be protected; leave matrix_dims out, or calibrate with the same rule"
+        )
+
+
+def _axes(dims: MatrixDims, shape: Sequence[int], path: str) -> tuple[list[int], list[int]]:
+    """In axes and out axes, those of size one left out."""
+    resolve(dims, shape, path)
+
+    def wide(which: int | tuple[int, ...]) -> list[int]:
+        found = [a % len(shape) for a in ((which,) if isinstance(which, int) else which)]
+        return [a for a in found if shape[a] > 1]
+
+    return wide(dims.in_axes), wide(dims.out_axes)
+
+
+def matrix_specs(params: PyTree, rule: PyTree | MatrixRule | None, roles: Roles | None = None) -> list[MatrixSpec | None]:
     """Resolves a rule for every leaf of a tree, in leaf order.
 
     Args:
       params: tree of arrays or anything with shapes.
       rule: callable ``(path, leaf) -> MatrixDims | None``, a tree like ``params`` of those, or ``None`` for
         `default_matrix_dims`.
+      roles: known ones by path (``None``: no matrix), as of a `NullSpace`. They take the place of guesses; where the
+        rule is no guess it must agree with them.
 
     Returns:
       A `MatrixSpec` or ``None`` per leaf.
 
     Raises:
-      ValueError: a tree of another structure, or dimension numbers that do not fit.
+      ValueError: a tree of another structure, dimension numbers that do not fit, or that contradict known roles.
       TypeError: a rule that returns something else.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
+    guessed, roles = is_guess(rule), roles or {}
     if rule is None:
         rule = default_matrix_dims
     if callable(rule):
@@ -173,8 +244,15 @@ def matrix_specs(params: PyTree, rule: PyTree | MatrixRule | None) -> list[Matri
                 "give a tree like the parameters, with MatrixDims or None at every leaf, or a callable"
             )
     specs: list[MatrixSpec | None] = []
-    for (path, leaf), dim in zip(leaves, dims, strict=True):
+    for (key, leaf), dim in zip(leaves, dims, strict=True):
+        path = leaf_path(key)
         if dim is not None and not isinstance(dim, MatrixDims):
-            raise TypeError(f"matrix_dims gave {dim!r} for {leaf_path(path)!r}; expected MatrixDims or None")
-        specs.append(None if dim is None else resolve(dim, leaf.shape, leaf_path(path)))
+            raise TypeError(f"matrix_dims gave {dim!r} for {path!r}; expected MatrixDims or None")
+        if path in roles:
+            role = roles[path]
+            if guessed:
+                dim = role
+            elif dim is not None and role is not None:
+                check_role(path, leaf.shape, dim, role)
+        specs.append(None if dim is None else resolve(dim, leaf.shape, path))
     return specs

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from gems_jax.checksums import check_written, unique, write_checksums
 from gems_jax.directions import Factor, Rule, factor_of, warn_if_little_is_kept
 from gems_jax.fingerprint import weights_fingerprint
 from gems_jax.leaf_path import leaf_path
-from gems_jax.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, resolve
+from gems_jax.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, check_role, is_guess, resolve
 from gems_jax.projection import kept_side_first, project_stack, project_update
 from gems_jax.second_moment import SecondMoment
 from gems_jax.staging import fresh_folder
@@ -40,6 +41,10 @@ class NullSpace:
       inputs: name of the input of each constrained kernel, by the kernel's path.
       side: ``"in"`` (inputs of the kernel) or ``"out"`` (outputs).
       fingerprint: of the weights it was estimated from, or ``None``.
+      rule: how many directions were asked for.
+      roles: by path, which axes of a kernel are its inputs and outputs (``None``: a table, no kernel). Whatever uses the
+        null space takes them from here; a rule that contradicts them is an error.
+      left_out: leaves that are multiplied with activations, or look as if, and are not constrained: why, by path.
 
     Example:
       >>> import numpy as np
@@ -53,6 +58,8 @@ class NullSpace:
     side: Side = "in"
     fingerprint: str | None = None
     rule: dict[str, float] = field(default_factory=dict)
+    roles: dict[str, MatrixDims | None] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_moments(
@@ -66,6 +73,7 @@ class NullSpace:
         min_share: float | None = None,
         side: Side = "in",
         fingerprint: str | None = None,
+        roles: Mapping[str, MatrixDims] | None = None,
     ) -> "NullSpace":
         """Principal directions of second moments, by ``eigh`` in float64.
 
@@ -77,16 +85,21 @@ class NullSpace:
           energy, rank, threshold, max_directions, min_share: see `Rule`.
           side: what the moments are of, ``"in"`` or ``"out"``.
           fingerprint: of the weights, see `weights_fingerprint`.
+          roles: which axes of each kernel are its inputs and outputs; kernels that are not named here have the role
+            that ``matrix_dims`` gives them where the null space is used, by default their last two axes.
 
         Returns:
           A `NullSpace`.
 
         Raises:
-          ValueError: no rule or several, a value out of range, a matrix that is not square and finite.
+          ValueError: no rule or several, a value out of range, a matrix that is not square and finite, a role of a
+            kernel without a moment.
         """
         how_many = Rule(energy, rank, threshold, max_directions, min_share)
         if side not in ("in", "out"):
             raise ValueError(f"side is {side!r}; choose 'in' or 'out'")
+        if strangers := sorted(set(roles or {}) - set(moments)):
+            raise ValueError(f"roles name {strangers[0]!r}, which has no moment; the moments are of {list(moments)[:3]}")
         names: dict[int, str] = {}
         factors: dict[str, Factor] = {}
         inputs: dict[str, str] = {}
@@ -97,7 +110,7 @@ class NullSpace:
                 stack = moment.matrix() if isinstance(moment, SecondMoment) else np.asarray(moment)
                 factors[name] = factor_of(path, stack, how_many)
         warn_if_little_is_kept(factors, energy)
-        return cls(factors, inputs, side, fingerprint, how_many.given())
+        return cls(factors, inputs, side, fingerprint, how_many.given(), dict(roles or {}))
 
     def factor(self, path: str) -> Factor:
         """The factor that constrains a kernel."""
@@ -139,12 +152,14 @@ class NullSpace:
                     arrays[f"{i}.{key}"] = np.asarray(getattr(factor, key))
             np.savez(staging / "factors.npz", **arrays)
             about = {
-                "format": 1,
+                "format": 2,
                 "side": self.side,
                 "fingerprint": self.fingerprint,
                 "rule": self.rule,
                 "factors": [{"name": n, "complement": f.complement} for n, f in self.factors.items()],
                 "inputs": self.inputs,
+                "roles": {path: _role_entry(role) for path, role in self.roles.items()},
+                "left_out": self.left_out,
             }
             (staging / "null_space.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
             write_checksums(staging)
@@ -179,12 +194,21 @@ class NullSpace:
             _check_names(about["inputs"], [entry["name"] for entry in about["factors"]])
             for name in ("null_space.json", "factors.npz"):
                 check_written(source, name, "calibrate again")
-            return cls(factors, about["inputs"], about["side"], about["fingerprint"], about["rule"])
+            roles = {path: _role(entry) for path, entry in about.get("roles", {}).items()}
+            left_out = dict(about.get("left_out", {}))
+            found = cls(factors, about["inputs"], about["side"], about["fingerprint"], about["rule"], roles, left_out)
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"the null space in {source} is damaged ({error}); calibrate again") from error
+        if "roles" not in about:
+            warnings.warn(
+                f"the null space in {source} is of an older version and does not say which axes are its kernels' "
+                "inputs: matrix_dims decides, by default the last two axes; calibrate again to have that checked",
+                stacklevel=2,
+            )
+        return found
 
     def summary(self) -> str:
-        """A table: input, kernels, dimension, directions kept, residual share of the trace."""
+        """A table: input, kernels, dimension, directions kept, residual share of the trace; then what is left out."""
         users: dict[str, int] = {}
         for name in self.inputs.values():
             users[name] = users.get(name, 0) + 1
@@ -193,6 +217,7 @@ class NullSpace:
             kept, residual = np.atleast_1d(f.kept).ravel(), np.atleast_1d(f.residual).ravel()
             span = f"{kept.min()}-{kept.max()}" if kept.size > 1 else str(kept[0])
             rows.append(f"{name:48s} {users[name]:7d} {f.dim:5d}  {span:26s} {residual.max():.4f}")
+        rows += [f"not protected: {path!r}: {why}" for path, why in self.left_out.items()]
         return "\n".join(rows)
 
 
@@ -225,11 +250,36 @@ def check_factor(path: str, spec: MatrixSpec, null_space: NullSpace) -> MatrixSp
     return spec
 
 
-def constrained_spec(path: str, shape: tuple[int, ...], null_space: NullSpace, dims: MatrixDims | None) -> MatrixSpec:
-    """Matrix role of a constrained leaf (by default its last two axes), checked against its factor."""
+def constrained_spec(path: str, leaf: Any, null_space: NullSpace, rule: MatrixRule | None = None) -> MatrixSpec:
+    """Matrix role of a constrained leaf, checked against its factor.
+
+    The role is the null space's; where it has none, that of the rule, else the leaf's last two axes.
+
+    Raises:
+      ValueError: no matrix, a rule that contradicts the null space, or a factor that does not fit.
+    """
+    shape = leaf.shape
     if len(shape) < 2:
         raise ValueError(f"the null space constrains {path!r}, which is no matrix: shape {list(shape)}")
-    return check_factor(path, resolve(dims or MatrixDims(), shape, path), null_space)
+    role, given = null_space.roles.get(path), rule(path, leaf) if rule is not None else None
+    if role is not None and given is not None and not is_guess(rule):
+        check_role(path, shape, given, role)
+    return check_factor(path, resolve(role or given or MatrixDims(), shape, path), null_space)
+
+
+def _role_entry(role: MatrixDims | None) -> dict[str, list[int]] | None:
+    as_list = lambda axes: [axes] if isinstance(axes, int) else list(axes)  # noqa: E731
+    return None if role is None else {"in_axes": as_list(role.in_axes), "out_axes": as_list(role.out_axes)}
+
+
+def _role(entry: Any) -> MatrixDims | None:
+    """What `_role_entry` wrote."""
+    if entry is None:
+        return None
+    axes = entry["in_axes"], entry["out_axes"]
+    if not all(isinstance(part, list) and part and all(type(a) is int for a in part) for part in axes):
+        raise ValueError(f"roles hold {entry!r}, expected lists of axes")
+    return MatrixDims(tuple(axes[0]), tuple(axes[1]))
 
 
 class ConstrainToNullSpaceState(NamedTuple):
@@ -248,14 +298,15 @@ def constrain_to_null_space(
 
     Args:
       null_space: see `NullSpace`.
-      matrix_dims: callable ``(path, leaf) -> MatrixDims | None`` for kernels whose matrix is not their last
-        two axes.
+      matrix_dims: callable ``(path, leaf) -> MatrixDims | None`` for kernels whose role the null space does not know
+        and whose matrix is not their last two axes.
 
     Returns:
       An optax transform; its state holds the factors.
 
     Raises:
-      ValueError: in ``init``, where no parameter is constrained or a factor does not fit its kernel.
+      ValueError: in ``init``, where no parameter is constrained, a factor does not fit its kernel, or ``matrix_dims``
+        contradicts the null space's roles.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, optax
@@ -267,7 +318,7 @@ def constrain_to_null_space(
     """
 
     def spec_of(path: str, leaf: Any) -> MatrixSpec:
-        return constrained_spec(path, leaf.shape, null_space, matrix_dims(path, leaf) if matrix_dims else None)
+        return constrained_spec(path, leaf, null_space, matrix_dims)
 
     def init_fn(params: PyTree) -> ConstrainToNullSpaceState:
         check_paths(params, null_space)
@@ -325,6 +376,9 @@ def null_space_leak(
     Returns:
       Float32 scalar by path of constrained kernel; the largest of a stack.
 
+    Raises:
+      ValueError: an update that does not fit its factor, or ``matrix_dims`` contradicts the null space's roles.
+
     Example:
       >>> import jax.numpy as jnp
       >>> ns = NullSpace.from_moments({"kernel": jnp.diag(jnp.array([3.0, 0.0, 0.0]))}, rank=1)
@@ -337,8 +391,7 @@ def null_space_leak(
         if name not in null_space.inputs:
             continue
         update = jnp.asarray(update)
-        dims = matrix_dims(name, update) if matrix_dims else None
-        spec = constrained_spec(name, update.shape, null_space, dims)
+        spec = constrained_spec(name, update, null_space, matrix_dims)
         update = update.astype(jnp.promote_types(update.dtype, jnp.float32))
         matrices = kept_side_first(spec.to_matrices(update), null_space.side)
         if probes is not None:

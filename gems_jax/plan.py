@@ -183,7 +183,7 @@ def make_plan(params: PyTree, options: Options) -> Plan:
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     paths = tuple(leaf_path(path) for path, _ in leaves)
-    specs = matrix_specs(params, options.matrix_dims)
+    specs = matrix_specs(params, options.matrix_dims, options.null_space.roles if options.null_space else None)
     if leaves and options.matrix_dims is not None and not any(specs):
         raise ValueError(
             f"matrix_dims names none of the {len(leaves)} parameters ({', '.join(paths[:3])}, ...); "
@@ -197,7 +197,7 @@ def make_plan(params: PyTree, options: Options) -> Plan:
     if options.null_space is not None and options.constraint == "update":
         for i in fallback:
             if paths[i] in options.null_space.inputs:
-                spec = constrained_spec(paths[i], leaves[i][1].shape, options.null_space, None)
+                spec = constrained_spec(paths[i], leaves[i][1], options.null_space)
                 constrained[i] = (spec, options.null_space.inputs[paths[i]])
     unnamed = tuple(paths[i] for i in fallback if len(leaves[i][1].shape) > 2)
     groups: dict[Any, list[Kernel]] = {}

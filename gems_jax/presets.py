@@ -130,7 +130,7 @@ def released(
 
     def specs_of(params: PyTree) -> dict[str, MatrixSpec]:
         paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        specs = matrix_specs(params, matrix_dims)
+        specs = matrix_specs(params, matrix_dims, null_space.roles if isinstance(null_space, NullSpace) else None)
         return {path: spec for path, spec in zip(paths, specs, strict=True) if spec is not None}
 
     def init_fn(params: PyTree) -> ReleasedState:
