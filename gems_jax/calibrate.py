@@ -132,8 +132,8 @@ def observed_matrix_dims(model: Any, batch: Batch, params: PyTree | None = None)
     """The matrix roles of a model's kernels as its forward pass uses them, as a rule for ``matrix_dims``.
 
     What is not multiplied with an activation has no role, nor have tables and heads, see `observe_roles`. Saves writing
-    `MatrixDims` for the head-split kernels of ``nnx.MultiHeadAttention``, ``nnx.LinearGeneral`` and ``nnx.Einsum`` where
-    no null space is estimated; a null space knows these roles itself.
+    `MatrixDims` for the head-split kernels of ``nnx.MultiHeadAttention``, ``nnx.LinearGeneral`` and ``nnx.Einsum``
+    where no null space is estimated; a null space knows these roles itself.
 
     Args:
       model, params: see `estimate_null_space`.
@@ -204,9 +204,7 @@ def _readable(batches: Batches) -> tuple[Callable[[], Iterable[Batch]], Batch]:
 
 def _warn(found: Inputs, remarks: Mapping[str, str], batch: Batch) -> None:
     if remarks:
-        warnings.warn(
-            f"not all uses of {len(remarks)} kernels are in the null space: {_listed(remarks)}", stacklevel=3
-        )
+        warnings.warn(f"not all uses of {len(remarks)} kernels are in the null space: {_listed(remarks)}", stacklevel=3)
     masks = masks_of(batch)
     for entry in found.inputs:
         for use in entry.uses:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gems_jax.kernel_tags import Scope
 from gems_jax.kernel_products import Use
+from gems_jax.kernel_tags import Scope
 from gems_jax.kernel_uses import find_uses
 from gems_jax.leaf_path import leaf_path
 from gems_jax.matrix_dims import MatrixDims, MatrixSpec

@@ -19,6 +19,7 @@ from gems_jax.primitives import ALIASES, CALLS, CUMULATIVE, ELEMENTWISE, MOVEMEN
 # Through these a kernel may meet activations without being multiplied with them.
 _NO_PRODUCT = ELEMENTWISE | CUMULATIVE | REDUCTIONS | MOVEMENTS | {"dot_general"}
 
+
 class Uses(NamedTuple):
     """What was found, by leaf.
 
@@ -68,9 +69,7 @@ def find_uses(jaxpr: Any, specs: Mapping[int, MatrixSpec | None], side: str, is_
     ]
     _walk(jaxpr, (), tags, search)
     texts = lambda found: {leaf: tuple(entries) for leaf, entries in found.items()}  # noqa: E731
-    return Uses(
-        texts(search.uses), search.roles, texts(search.elsewhere), texts(search.missed), tuple(search.tables)
-    )
+    return Uses(texts(search.uses), search.roles, texts(search.elsewhere), texts(search.missed), tuple(search.tables))
 
 
 def inner_jaxpr(eqn: Any) -> tuple[Any, Any]:

@@ -143,8 +143,8 @@ def _last_names(path: str) -> tuple[str, str]:
 def default_matrix_dims(path: str, leaf: Any) -> MatrixDims | None:
     """The guess where nothing else is known: two-axis leaves are kernels unless their name says otherwise.
 
-    Embeddings, heads, norms, biases and scales (by whole names, see `is_named_like_no_kernel`) are left alone, and so is
-    every leaf of three or more axes, whose roles cannot be guessed. It is a guess: roles that a null space was
+    Embeddings, heads, norms, biases and scales (by whole names, see `is_named_like_no_kernel`) are left alone, and so
+    is every leaf of three or more axes, whose roles cannot be guessed. It is a guess: roles that a null space was
     estimated with take its place (`NullSpace.roles`); a rule of your own does not give way, and must agree with them.
 
     Args:
@@ -213,7 +213,9 @@ def _axes(dims: MatrixDims, shape: Sequence[int], path: str) -> tuple[list[int],
     return wide(dims.in_axes), wide(dims.out_axes)
 
 
-def matrix_specs(params: PyTree, rule: PyTree | MatrixRule | None, roles: Roles | None = None) -> list[MatrixSpec | None]:
+def matrix_specs(
+    params: PyTree, rule: PyTree | MatrixRule | None, roles: Roles | None = None
+) -> list[MatrixSpec | None]:
     """Resolves a rule for every leaf of a tree, in leaf order.
 
     Args:

@@ -42,8 +42,8 @@ class NullSpace:
       side: ``"in"`` (inputs of the kernel) or ``"out"`` (outputs).
       fingerprint: of the weights it was estimated from, or ``None``.
       rule: how many directions were asked for.
-      roles: by path, which axes of a kernel are its inputs and outputs (``None``: a table, no kernel). Whatever uses the
-        null space takes them from here; a rule that contradicts them is an error.
+      roles: by path, which axes of a kernel are its inputs and outputs (``None``: a table, no kernel). Whatever uses
+        the null space takes them from here; a rule that contradicts them is an error.
       left_out: leaves that are multiplied with activations, or look as if, and are not constrained: why, by path.
 
     Example:
@@ -99,7 +99,7 @@ class NullSpace:
         if side not in ("in", "out"):
             raise ValueError(f"side is {side!r}; choose 'in' or 'out'")
         if strangers := sorted(set(roles or {}) - set(moments)):
-            raise ValueError(f"roles name {strangers[0]!r}, which has no moment; the moments are of {list(moments)[:3]}")
+            raise ValueError(f"roles name {strangers[0]!r}, which has no moment; there are {list(moments)[:3]}...")
         names: dict[int, str] = {}
         factors: dict[str, Factor] = {}
         inputs: dict[str, str] = {}

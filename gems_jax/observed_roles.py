@@ -18,6 +18,8 @@ from gems_jax.matrix_dims import (
 )
 from gems_jax.moment_pass import Model, kernel_specs
 
+_BY_NAME = "a table or head over the vocabulary by name"
+
 
 class Observed(NamedTuple):
     """Roles of the leaves of two or more axes, by path.
@@ -72,9 +74,8 @@ def observe_roles(model: Model, batch: Mapping[str, Any], rule: MatrixRule | Non
         guess, role = (rule or stacked_matrix_dims)(path, leaf), seen.roles.get(path)
         if path in seen.tables or (role is not None and is_named_like_vocabulary(path)):
             found.roles[path] = None
-            found.left_out[path] = (
-                "its rows are looked up: a table" if path in seen.tables else "a table or head over the vocabulary by name"
-            )
+            looked_up = path in seen.tables
+            found.left_out[path] = "its rows are looked up: a table" if looked_up else _BY_NAME
         elif role is not None:
             _add_role(found, path, leaf.shape, guess, role)
         elif path in seen.missed or guess is not None or path.endswith("kernel"):
@@ -82,9 +83,7 @@ def observe_roles(model: Model, batch: Mapping[str, Any], rule: MatrixRule | Non
     return found
 
 
-def _add_role(
-    found: Observed, path: str, shape: tuple[int, ...], guess: MatrixDims | None, role: MatrixDims
-) -> None:
+def _add_role(found: Observed, path: str, shape: tuple[int, ...], guess: MatrixDims | None, role: MatrixDims) -> None:
     if guess is not None and _agrees(guess, role, shape):
         role = guess
     if not role.in_axes or not role.out_axes:

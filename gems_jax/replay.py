@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from gems_jax.kernel_products import Use
 from gems_jax.kernel_tags import Scope
 from gems_jax.kernel_uses import inner_jaxpr, scan_counts
 from gems_jax.primitives import CALLS
-from gems_jax.kernel_products import Use
 from gems_jax.second_moment import SecondMoment, add_lower
 
 # Layers of a stack whose moments are taken: the first, and the one behind the last.

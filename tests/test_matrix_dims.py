@@ -57,6 +57,23 @@ def test_the_default_rule_takes_kernels_and_leaves_tables_and_gains_alone():
     assert gj.stacked_matrix_dims("norm/scale", np.zeros((2, 4))) is None
 
 
+KERNELS = str.split("""
+    encoder/multi_head_attention/query encoder/cross_head_mixer positionwise_feed_forward/w1 pos_ffn/w1 norm/dense
+    post_attention/dense block/post_mlp embedding_hidden_mapping_in h/0/ln_f_proj classification_head/dense norm_mlp
+    decoder/posterior/dense unet/scale_1 head/mlp/dense lm_head/dense embeddings/project bias_network
+""")
+OTHERS = str.split("""
+    token_embedding/embedding wte wpe lm_head/kernel lm_head/embedding relative_attention_bias/embedding
+    embed_tokens/weight pos_embedding attention_norm/scale input_layernorm/weight ln_1/weight query/bias
+""")
+
+
+def test_names_count_whole_and_only_those_of_the_leaf_and_its_module():
+    matrix = np.zeros((4, 4))
+    assert [path for path in KERNELS if gj.default_matrix_dims(f"{path}/kernel", matrix) is None] == []
+    assert [path for path in OTHERS if gj.default_matrix_dims(f"model/{path}", matrix) is not None] == []
+
+
 def test_a_leaf_has_one_path_in_plain_trees_and_in_nnx():
     from flax import nnx
 
