@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import SHARED
 from tokenizers import AddedToken
 
 from gems_jax.data.pipeline import TaskBatchSource, eval_batches, task_batches
 from gems_jax.data.prompts import EncodedTable, encode_table, parse_template
 from gems_jax.data.tables import Row, Table
 from gems_jax.data.tokenizer import train_tokenizer
-from gems_jax.items import ItemIndex
+from gems_jax.items import ItemIndex, add_item_tokens
+from gems_jax.models.tokenizer_folder import load_tokenizer
 from gems_jax.training.config import Config, ItemsConfig
 from gems_jax.training.tokens import encode
 
@@ -59,6 +61,59 @@ def test_inputs_are_what_the_tokenizer_makes_of_the_whole_text(words, tables, ta
         assert result.tokens_of(row).tolist() == expected
     assert result.target_tokens.tolist() == [[items[n]] for n in table.target]
     assert (result.dropped_items, result.clipped_queries) == (0, 0)
+
+
+# Words that touch, spaces of all kinds, and searches whose history is empty.
+TEMPLATES = [
+    "history: {history} the user searches for: {query}", "search: {query} history: {history} found:",
+    "Q:{query};H:{history}.", "{history} {query} then?", "query ({query})\nlist {history}\nanswer", "{query}",
+    "  find {query}  in {history}  ",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["own", "t5_small", "qwen3", "llama2"])
+def any_tokenizer(request):
+    if request.param == "own":
+        tokenizer = train_tokenizer(["history: the user searches for: green tea kettle, next item?"] * 3, 400)
+    elif not SHARED.is_dir():
+        pytest.skip("the shared tokenizers are not there")
+    else:
+        tokenizer = load_tokenizer(SHARED / "data" / "tokenizers" / request.param)
+    return tokenizer, add_item_tokens(tokenizer, [str(number) for number in range(10)])
+
+
+@pytest.mark.parametrize("family", ["encoder_decoder", "decoder"])
+def test_prompts_of_any_tokenizer_have_the_tokens_of_the_whole_text(any_tokenizer, family):
+    tokenizer, items = any_tokenizer
+    queries = ["green tea", "kettle", "Ärger mit  tea", " (odd", "x's 12.5", "history: history", "found:"]
+    rows = [Row("a", history, 4, query) for history in ([], [1], [3, 2, 5]) for query in queries]
+    table = Table.from_rows("src", rows)
+    end = [tokenizer.eos_token_id] if family == "encoder_decoder" else []
+    for template in TEMPLATES:
+        result = encode_table(table, tokenizer, items, template, 200, family)
+        for number, row in enumerate(rows):
+            history = " ".join(f"<item_{item}>" for item in row.history)
+            text = template.format(history=history, query=row.query.strip()).strip()
+            expected = tokenizer(text, add_special_tokens=False)["input_ids"] + end
+            assert result.tokens_of(number).tolist() == expected, text
+
+
+@pytest.mark.parametrize("family", ["encoder_decoder", "decoder"])
+def test_a_query_that_is_clipped_keeps_the_words_around_it(any_tokenizer, family):
+    tokenizer, items = any_tokenizer
+    rows = [Row("a", history, 4, "history of tea" + " more" * 30) for history in ([], [1])]
+    for template in TEMPLATES:
+        short, long = (
+            encode_table(Table.from_rows("src", rows), tokenizer, items, template, length, family)
+            for length in (30, 300)
+        )
+        assert (short.clipped_queries, short.dropped_items, long.clipped_queries) == (2, 0, 0)
+        for row in range(2):
+            kept, whole = short.tokens_of(row).tolist(), long.tokens_of(row).tolist()
+            assert len(kept) == 30 - (2 if family == "decoder" else 0)
+            pairs = enumerate(zip(kept, whole, strict=False))
+            behind = kept[next((place for place, (a, b) in pairs if a != b), len(kept)) :]
+            assert behind == whole[len(whole) - len(behind) :]
 
 
 def test_a_long_history_loses_its_oldest_items(words, tables):

@@ -18,7 +18,7 @@ from gems_jax.data.prompts import encode_table, item_rows
 from gems_jax.data.tables import Table
 from gems_jax.staging import fresh_folder, is_remote
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 META = "encoded.json"
 _ARRAYS = {"tokens": (np.int32, 1), "offsets": (np.int64, 1), "target_tokens": (np.int32, 2)}
 _TEXTS = 65_536

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gems_jax.data.encoded_table import FAMILIES, EncodedTable, Family
-from gems_jax.data.plain_text import check_unicode, plain_ids
 from gems_jax.data.ragged import Ragged
 from gems_jax.data.tables import Table
+from gems_jax.data.wording import HISTORY, Pieces, words_around
 
 if TYPE_CHECKING:
     from gems_jax.items import ItemIndex
@@ -100,10 +100,10 @@ def encode_table(
     An encoder's input ends with the end token. A decoder's prompt begins with what the tokenizer puts before a text
     (often a token that marks the beginning) and ends where its answer, the item's tokens and the end token, goes on.
 
-    Template pieces and distinct queries are tokenised once and concatenated. A template may name special tokens; in a
-    query their names are letters like others (`gems_jax.data.plain_text.plain_ids`). Where an input would be longer
-    than `max_length`, the oldest items of the history are dropped; a query that leaves no room for the
-    newest item is clipped at its end.
+    The tokens are those that the tokenizer makes of the whole text, `gems_jax.data.wording.prompt_text`. A template may
+    name special tokens; in a query their names are letters like others (`gems_jax.data.plain_text.plain_ids`). Where an
+    input would be longer than `max_length`, the oldest items of the history are dropped; a query that leaves no room
+    for the newest item is clipped at its end.
 
     Args:
         table: `R` rows.
@@ -133,23 +133,21 @@ def encode_table(
         raise ValueError(f"table {table.task!r} has item number {lowest}; item numbers begin with 0")
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token (eos_token); every input ends with it")
-    words = _tokenise([piece for piece in pieces if isinstance(piece, str)], tokenizer)
-    around = ([], [tokenizer.eos_token_id]) if family == "encoder_decoder" else (_beginning(tokenizer), [])
-    fixed = sum(map(len, words.values())) + sum(map(len, around))
-    room = max_length - fixed - (0 if family == "encoder_decoder" else items.shape[1] + 1)
-    if room < items.shape[1]:
+    around = ([], [tokenizer.eos_token_id]) if family == "encoder_decoder" else (beginning_of(tokenizer), [])
+    answer = 0 if family == "encoder_decoder" else items.shape[1] + 1
+    rows = _Rows(table, tokenizer, items, pieces, max_length - sum(map(len, around)) - answer)
+    if rows.room < items.shape[1]:
         raise ValueError(
             f"template {template!r} alone fills max_length {max_length} (one item must fit, too); raise it or shorten "
             "the template"
         )
-    parts = [around[0], *(words[piece] if isinstance(piece, str) else piece[0] for piece in pieces), around[1]]
-    rows = _Rows(table, tokenizer, items, room, keeps_history=("history",) in pieces)
     offsets = np.zeros(len(table) + 1, np.int64)
-    np.cumsum(rows.lengths + fixed, out=offsets[1:])
+    np.cumsum(rows.lengths + sum(map(len, around)), out=offsets[1:])
     tokens = np.empty(offsets[-1], np.int32) if allocate is None else allocate(int(offsets[-1]))
     for start in range(0, len(table), _ROWS):
         block = slice(start, min(start + _ROWS, len(table)))
-        tokens[offsets[block.start] : offsets[block.stop]] = _joined([rows.part(part, block) for part in parts])
+        first, last = (_repeated(part, block.stop - block.start) for part in around)
+        tokens[offsets[block.start] : offsets[block.stop]] = _joined([first, *rows.parts(block), last])
     return EncodedTable(
         task=table.task,
         tokens=tokens,
@@ -162,46 +160,65 @@ def encode_table(
 
 
 class _Rows:
-    """What of each row's history and query goes into its input, and the tokens of it."""
+    """What of each row's history and query goes into its input, and the tokens of it.
 
-    def __init__(self, table: Table, tokenizer: Any, items: np.ndarray, room: int, keeps_history: bool) -> None:
-        numbers: dict[str, int] = {"": 0}
-        self._query = np.fromiter((numbers.setdefault(text, len(numbers)) for text in table.queries), np.int64)
-        self._queries = Ragged.of(_query_tokens(list(numbers), tokenizer))
+    Attributes:
+        room: tokens left for items where the words need most.
+        lengths: int64, tokens of each row.
+        dropped, clipped: items left out, queries cut.
+    """
+
+    def __init__(self, table: Table, tokenizer: Any, items: np.ndarray, pieces: Pieces, length: int) -> None:
+        self._table = table
+        first, self._last = table.offsets[:-1], table.offsets[1:]
+        some = (self._last > first) if HISTORY in pieces else np.zeros(len(table), bool)
+        numbers: dict[tuple[bool, str], int] = {(HISTORY in pieces, ""): 0}
+        pairs = zip(some.tolist(), table.queries, strict=True)
+        self._words_of = np.fromiter((numbers.setdefault(pair, len(numbers)) for pair in pairs), np.int64)
+        self._words = words_around(pieces, list(numbers), tokenizer, int(items[0, 0]) if len(items) else 0)
+
+        spots = self._words.query
+        queries = spots[:, 2] - spots[:, 1]
+        fixed = self._words.before.lengths + self._words.after.lengths - queries
+        self.room = length - int(fixed.max())
         widths = (items >= 0).sum(axis=1)
         self._items = Ragged.from_lengths(items[items >= 0], widths)
-        self._history = table.history
-
-        first, self._last = table.offsets[:-1], table.offsets[1:]
         # Tokens of all histories up to each item.
         reach = np.zeros(len(table.history) + 1, np.int64)
         np.cumsum(widths[table.history], out=reach[1:])
         newest = np.zeros(len(table), np.int64)
-        if keeps_history:
-            some = self._last > first
-            newest[some] = widths[table.history[self._last[some] - 1]]
-        whole = self._queries.lengths[self._query]
-        self._query_length = np.minimum(whole, room - newest)
-        self.clipped = int((self._query_length < whole).sum())
-        if keeps_history:
-            fits = np.searchsorted(reach, reach[self._last] - (room - self._query_length), side="left")
-            self._first = np.maximum(first, fits)
-            self.dropped = int((self._first - first).sum())
-        else:
-            self._first, self.dropped = self._last, 0
-        self.lengths = reach[self._last] - reach[self._first] + self._query_length
+        newest[some] = widths[table.history[self._last[some] - 1]]
+        whole, room = queries[self._words_of], np.maximum(length - fixed[self._words_of], 0)
+        kept = np.minimum(whole, np.maximum(room - newest, 0))
+        self._cut = whole - kept
+        self.clipped = int((self._cut > 0).sum())
+        fits = np.searchsorted(reach, reach[self._last] - (room - kept), side="left")
+        self._first = np.where(some, np.maximum(first, fits), self._last)
+        self.dropped = int((self._first - first)[some].sum())
+        self.lengths = reach[self._last] - reach[self._first] + fixed[self._words_of] + kept
 
-    def part(self, part: str | list[int], rows: slice) -> Ragged:
-        """Of each row: the tokens of its `history` or `query`, or tokens that are the same for all."""
-        count = rows.stop - rows.start
-        if not isinstance(part, str):
-            return Ragged.from_lengths(np.tile(np.asarray(part, np.int32), count), np.full(count, len(part)))
-        if part == "query":
-            return self._queries.slices(self._queries.offsets[self._query[rows]], self._query_length[rows])
-        lists = Ragged(self._history, np.zeros(1, np.int64))
+    def parts(self, rows: slice) -> list[Ragged]:
+        """Of each row what follows one after the other: the words before the history, its items, those after it."""
+        lists = Ragged(self._table.history, np.zeros(1, np.int64))
         events = lists.slices(self._first[rows], self._last[rows] - self._first[rows])
         tokens = self._items.take(events.values)
-        return Ragged(tokens.values, tokens.offsets[events.offsets])
+        history = Ragged(tokens.values, tokens.offsets[events.offsets])
+        return [*self._side(0, rows), history, *self._side(1, rows)]
+
+    def _side(self, side: int, rows: slice) -> list[Ragged]:
+        """The words of a side up to where the query is cut, and those behind it."""
+        number = self._words_of[rows]
+        words = self._words.after if side else self._words.before
+        start, length = words.offsets[:-1][number], words.lengths[number]
+        holds, _, behind = self._words.query[number].T
+        behind = np.where(holds == side, behind, length)
+        kept = behind - np.where(holds == side, self._cut[rows], 0)
+        return [words.slices(start, kept), words.slices(start + behind, length - behind)]
+
+
+def _repeated(tokens: list[int], count: int) -> Ragged:
+    """The same tokens in all rows."""
+    return Ragged.from_lengths(np.tile(np.asarray(tokens, np.int32), count), np.full(count, len(tokens)))
 
 
 def _joined(parts: list[Ragged]) -> np.ndarray:
@@ -214,20 +231,7 @@ def _joined(parts: list[Ragged]) -> np.ndarray:
     return result
 
 
-def _tokenise(texts: Sequence[str], tokenizer: Any) -> dict[str, list[int]]:
-    if not texts:
-        return {}
-    ids = tokenizer([text.strip() for text in texts], add_special_tokens=False)["input_ids"]
-    return {text: list(tokens) for text, tokens in zip(texts, ids, strict=True)}
-
-
-def _query_tokens(queries: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    for query in queries:
-        check_unicode(query, "the query")
-    return plain_ids([query.strip() for query in queries], tokenizer)
-
-
-def _beginning(tokenizer: Any) -> list[int]:
+def beginning_of(tokenizer: Any) -> list[int]:
     """The tokens that a tokenizer puts before every text."""
     plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a")["input_ids"])
