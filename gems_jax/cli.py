@@ -275,14 +275,16 @@ def _evaluate(options: Any) -> int:
 
 def _export(options: Any) -> int:
     _quiet()
-    from gems_jax.models import save
+    from gems_jax.training.export import export
     from gems_jax.training.tune import load_tuned
     from gems_jax.training.workdir import check_config
 
     config, workdir = _tuned_run(options, check_config)
     _, material, _, _ = _material(config)
-    model = load_tuned(config, material, workdir)
-    save(model, material.tokenizer, options.out)
+    agreement = export(config, material, load_tuned(config, material, workdir), options.out)
+    print(f"export: {agreement.alike} of {agreement.tried} prompts tried have the tokens of training in transformers")
+    if agreement.other:
+        print(f"export: otherwise, for example: {agreement.other}")
     print(f"export: {options.out}")
     return 0
 

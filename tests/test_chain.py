@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import yaml
-from tiny import Made, everything_in, fails, gems_jax, metrics, options, say
+from tiny import Made, documented_program, everything_in, fails, gems_jax, metrics, options, say
 
 import gems_jax as gj
 from gems_jax import cli
@@ -140,6 +140,42 @@ def test_the_exported_folder_is_the_tuned_model(trained):
     np.testing.assert_array_equal(ours, theirs)
     assert np.any(ours != np.asarray(material.model(**batch)))
     assert material.item_tokens[3] in batch["input_ids"]
+
+
+def test_transformers_asked_as_the_exported_folder_says_ranks_as_the_run_does(trained):
+    folder = trained.root / "exported"
+    config = resolved(["train", "--workdir", "-", *options(trained.root)])
+    material = assemble(config, ensure_data(config), gj.models.load(trained.root / "base"))
+    tuned = loop.load_tuned(config, material, trained.root / "run")
+    asked = documented_program(folder)
+    model, tokenizer, prompts, items = asked["ask"](folder)
+    assert [item["item_id"] for item in items] == material.dataset.item_ids()
+    ids = material.dataset.item_ids()
+    whole = 0
+    for task in ("rec", "src"):
+        table = material.dataset.table("test", task)
+        encoded = material.encode(config, table)
+        texts = [
+            asked["prompt"](prompts, items, task, [ids[item] for item in table.history_of(row)], table.queries[row])
+            for row in range(len(table))
+        ]
+        tokens = [tokenizer(text)["input_ids"] for text in texts]
+        fitting = [row for row in range(len(table)) if len(tokens[row]) <= config.items.max_length]
+        assert all(tokens[row] == encoded.tokens_of(row).tolist() for row in fitting)
+        whole += len(fitting)
+        for row in fitting[:4]:
+            ours, expected = gj.rank_items(
+                tuned, {"input_ids": encoded.tokens_of(row)[None]}, material.items, k=20,
+                beams=material.items.num_items, vocabulary=config.train.loss_vocabulary,
+            )  # fmt: skip
+            scores = asked["scores"](model, tokenizer, prompts, items, texts[row]).numpy()
+            np.testing.assert_allclose(np.sort(scores)[::-1][:20], expected[0], atol=1e-5)
+            np.testing.assert_allclose(scores[np.asarray(ours[0])], expected[0], atol=1e-5)
+    assert whole > 20
+    assert f"export: {whole} of {whole} prompts tried have the tokens of training" in trained.said["export"]
+    best = asked["rank"](folder, "rec", [ids[3]], k=5)
+    assert len(set(best) & set(ids)) == 5
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 1
 
 
 def checkpoint(workdir, step, part):

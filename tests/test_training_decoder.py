@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import gems_jax, metrics, options
+from tiny import documented_program, gems_jax, metrics, options
 
 import gems_jax as gj
 from gems_jax import cli
@@ -63,16 +63,31 @@ def test_a_decoder_is_tuned_inside_its_null_space(tuned):
     assert 0 < evaluated["eval/general/loss"] < 10
 
 
-def test_a_decoder_is_evaluated_and_exported(tuned, tmp_path):
+def test_a_decoder_is_evaluated(tuned):
     folder, argv = tuned
     assert gems_jax("evaluate", *argv, "--workdir", folder / "run", "--evaluate.rows", 8) == 0
     found = json.loads((folder / "run" / "eval.json").read_text())
     assert {"rec", "src", "general"} <= set(found)
     assert found["general"]["loss"] != found["general"]["base_loss"]
+
+
+def test_a_decoder_is_exported_and_asked_as_its_folder_says(tuned, tmp_path):
+    folder, _ = tuned
     assert gems_jax("export", "--workdir", folder / "run", "--out", tmp_path / "out") == 0
     model, tokenizer = gj.models.load(tmp_path / "out")
     assert isinstance(model, gj.models.Decoder)
     assert len(tokenizer) == model.config.vocab_size + model.config.num_added_tokens
+
+    asked = documented_program(tmp_path / "out")
+    theirs, tokenizer, prompts, items = asked["ask"](tmp_path / "out")
+    text = asked["prompt"](prompts, items, "src", [items[4]["item_id"], items[7]["item_id"]], "red lamp")
+    ids = tokenizer(text)["input_ids"]
+    assert ids[-1] != tokenizer.eos_token_id
+    index = gj.items.ItemIndex(np.asarray([item["token_ids"] for item in items]))
+    found, expected = gj.rank_items(model, {"input_ids": np.asarray([ids])}, index, k=5, beams=20, vocabulary="items")
+    scores = asked["scores"](theirs, tokenizer, prompts, items, text).numpy()
+    np.testing.assert_allclose(scores[np.asarray(found[0])], expected[0], atol=1e-5)
+    assert tokenizer.padding_side == "left"
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import io
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -108,6 +109,14 @@ def cheap_compilation():
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+def documented_program(folder):
+    """What the program in an exported folder's README.md defines."""
+    program = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    defined = {}
+    exec(compile(program.group(1), "README.md", "exec"), defined)  # noqa: S102
+    return defined
 
 
 def metrics(workdir):

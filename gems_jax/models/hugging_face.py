@@ -86,7 +86,13 @@ def load(folder: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | 
     return family.model.from_params(config, params), tokenizer  # type: ignore[attr-defined]
 
 
-def save(model: Any, tokenizer: Any, folder: str | os.PathLike[str], max_file_bytes: int = 5_000_000_000) -> None:
+def save(
+    model: Any,
+    tokenizer: Any,
+    folder: str | os.PathLike[str],
+    max_file_bytes: int = 5_000_000_000,
+    files: Mapping[str, str] | None = None,
+) -> None:
     """Writes a model and its tokenizer as a Hugging Face folder that transformers loads with the same logits.
 
     Item rows are appended to the pretrained ones; ``config.json`` records where they begin, so that `load` keeps
@@ -98,6 +104,7 @@ def save(model: Any, tokenizer: Any, folder: str | os.PathLike[str], max_file_by
       folder: where to write; an earlier model there is replaced.
       max_file_bytes: weights that need more go to several files and their index; one file at a time is held in the
         host's memory.
+      files: texts that are written beside them, by the names of their files.
 
     Raises:
       ValueError: if the tokenizer does not belong to the model, the model was made by `unstacked`, or the folder holds
@@ -138,6 +145,8 @@ def save(model: Any, tokenizer: Any, folder: str | os.PathLike[str], max_file_by
         write_params(params_of(model), family.weights(config), fresh, max_file_bytes)
         (fresh / _CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
         tokenizer.save_pretrained(fresh)
+        for name, text in (files or {}).items():
+            (fresh / name).write_text(text, encoding="utf-8")
         fresh.chmod(0o755)
         _replace_folder(fresh, target)
     finally:

@@ -1,0 +1,185 @@
+"""A tuned model as a folder that transformers asks as the run does: its tokenizer, prompts and items."""
+
+import copy
+import json
+import os
+from typing import Any, NamedTuple
+
+from gems_jax.data.encoded_table import Family
+from gems_jax.data.prompts import beginning_of, encode_table, parse_template
+from gems_jax.data.tables import Dataset, Table
+from gems_jax.data.wording import prompt_text
+from gems_jax.items import ItemIndex
+from gems_jax.models import save
+from gems_jax.training.config import Config
+from gems_jax.training.export_readme import readme
+from gems_jax.training.losses import family_of
+from gems_jax.training.stages import Material
+
+# Prompts of each task that are tokenised twice, to tell whether both ways agree.
+_TRIED = 500
+
+
+class Agreement(NamedTuple):
+    """How many prompts transformers tokenises as the run did.
+
+    Args:
+      alike, tried: prompts.
+      other: one that differs, if there is any.
+    """
+
+    alike: int
+    tried: int
+    other: str
+
+
+def export(config: Config, material: Material, model: Any, folder: str | os.PathLike[str]) -> Agreement:
+    """Writes a tuned model, its tokenizer and how to ask it.
+
+    ``tokenizer(prompt)`` in transformers gives what the model was trained on, the end token included. ``README.md``
+    has a program that ranks as the run does, ``prompts.json`` the templates, ``items.jsonl`` the items' tokens.
+
+    Args:
+      config: of the run.
+      material: of the run.
+      model: tuned.
+      folder: where to write, see `gems_jax.models.save`.
+
+    Returns:
+      How many of the dataset's prompts are tokenised by the folder as in training.
+
+    Raises:
+      ValueError: as `gems_jax.models.save`.
+    """
+    family = family_of(model)
+    tokenizer = asking_tokenizer(material.tokenizer, model.config, family)
+    agreement = compare_prompts(config, material.dataset, material.items, tokenizer, family)
+    files = {
+        "README.md": readme(config, family, agreement.tried - agreement.alike, agreement.tried),
+        "prompts.json": json.dumps(_prompts(config, model.config, family), indent=2, ensure_ascii=False) + "\n",
+        "items.jsonl": "".join(_item_lines(material.dataset, material.items, tokenizer)),
+        "generation_config.json": json.dumps(_generation(model.config, material.items), indent=2) + "\n",
+    }
+    save(model, tokenizer, folder, files=files)
+    return agreement
+
+
+def asking_tokenizer(tokenizer: Any, config: Any, family: Family) -> Any:
+    """A copy of a tokenizer that puts around a prompt what training did, and pads as the family needs it.
+
+    Args:
+      tokenizer: a Hugging Face tokenizer, with the items.
+      config: of the model; its padding token is used where the tokenizer has none.
+      family: an encoder's input ends with the end token; a decoder's prompt only begins with what the tokenizer puts
+        before every text, and is padded on the left, since its answer goes on behind it.
+
+    Raises:
+      ValueError: the tokenizer cannot be changed so.
+    """
+    from tokenizers import processors
+
+    asking = copy.deepcopy(tokenizer)
+    if asking.pad_token is None:
+        asking.pad_token = asking.convert_ids_to_tokens(config.pad_token_id)
+    asking.padding_side = "right" if family == "encoder_decoder" else "left"
+    asking.init_kwargs["padding_side"] = asking.padding_side  # only what is named there is saved
+    first = [] if family == "encoder_decoder" else beginning_of(tokenizer)
+    last = [tokenizer.eos_token_id] if family == "encoder_decoder" else []
+    if _around(asking) == (first, last):
+        return asking
+    backend = getattr(asking, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(
+            f"a {type(tokenizer).__name__} cannot be told what to put around a text: load the tokenizer from a "
+            "tokenizer.json"
+        )
+    names = {token: str(asking.convert_ids_to_tokens(token)) for token in (*first, *last)}
+
+    def around(text: str) -> str:
+        return " ".join([*(names[token] for token in first), text, *(names[token] for token in last)])
+
+    backend.post_processor = processors.TemplateProcessing(
+        single=around("$A"), pair=around("$A $B"), special_tokens=[(name, token) for token, name in names.items()]
+    )
+    if _around(asking) != (first, last):
+        raise ValueError(f"a {type(tokenizer).__name__} does not put around a text what it is told to")
+    return asking
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens before and behind every text."""
+    first = beginning_of(tokenizer)
+    plain, whole = (list(tokenizer("a", add_special_tokens=each)["input_ids"]) for each in (False, True))
+    return first, whole[len(first) + len(plain) :]
+
+
+def compare_prompts(
+    config: Config, dataset: Dataset, items: ItemIndex, tokenizer: Any, family: Family, rows: int = _TRIED
+) -> Agreement:
+    """Tokenises the first prompts of each task's last split as text, and compares with what the run made of them.
+
+    Rows whose history or query was cut to ``items.max_length`` have no text, and are left out.
+
+    Args:
+      config: of the run.
+      dataset: of the run.
+      items: of the run.
+      tokenizer: of the exported folder.
+      family: of the model.
+      rows: of each task.
+    """
+    alike, tried, other = 0, 0, ""
+    answer = 0 if family == "encoder_decoder" else items.token_ids.shape[1] + 1
+    for task, template in config.items.prompts.items():
+        split = next((split for split in ("test", "valid", "train") if (split, task) in dataset.tables), None)
+        if split is None:
+            continue
+        table = dataset.tables[split, task]
+        table = table.take(range(min(rows, len(table))))
+        encoded = encode_table(table, tokenizer, items, template, config.items.max_length, family)
+        for row in range(len(table)):
+            text = _text(table, row, template, items, tokenizer)
+            ids = list(tokenizer(text)["input_ids"])
+            if len(ids) + answer <= config.items.max_length:
+                same = ids == encoded.tokens_of(row).tolist()
+                alike, tried, other = alike + same, tried + 1, other or ("" if same else text)
+    return Agreement(alike, tried, other)
+
+
+def _text(table: Table, row: int, template: str, items: ItemIndex, tokenizer: Any) -> str:
+    history = [items.token_ids[item] for item in table.history_of(row)]
+    tokens = ["".join(tokenizer.convert_ids_to_tokens(ids[ids >= 0].tolist())) for ids in history]
+    return prompt_text(parse_template(template), " ".join(tokens), table.queries[row])
+
+
+def _prompts(config: Config, model_config: Any, family: Family) -> dict[str, Any]:
+    return {
+        "family": family,
+        "templates": {task: template.strip() for task, template in config.items.prompts.items()},
+        "max_length": config.items.max_length,
+        "vocabulary": config.train.loss_vocabulary,
+        "first_item_token_id": model_config.vocab_size,
+        "end_token_id": model_config.eos_token_id,
+    }
+
+
+def _item_lines(dataset: Dataset, items: ItemIndex, tokenizer: Any) -> list[str]:
+    lines = []
+    for item, ids in zip(dataset.items, items.token_ids, strict=True):
+        tokens = ids[ids >= 0].tolist()
+        names = tokenizer.convert_ids_to_tokens(tokens)
+        line = {"item_id": item.item_id, "title": item.title, "tokens": names, "token_ids": tokens}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return lines
+
+
+def _generation(config: Any, items: ItemIndex) -> dict[str, Any]:
+    """What ``generate`` of transformers does unless it is told otherwise: an item's tokens and the end token."""
+    values = {
+        "bos_token_id": getattr(config, "bos_token_id", None),
+        "decoder_start_token_id": getattr(config, "decoder_start_token_id", None),
+        "eos_token_id": list(getattr(config, "stop_ids", ())) or config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "max_new_tokens": items.token_ids.shape[1] + 1,
+    }
+    return {key: value for key, value in values.items() if value is not None}

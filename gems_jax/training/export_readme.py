@@ -1,0 +1,121 @@
+"""The README.md of an exported folder: how to ask the model, with a program that ranks as the run does."""
+
+from gems_jax.data.encoded_table import Family
+from gems_jax.training.config import Config
+
+_TEXT = """\
+# A model for recommendation and search
+
+Tuned with `gems-jax`; a Hugging Face folder of {family} weights.
+
+| file | content |
+|---|---|
+| `prompts.json` | a template a task, and what the numbers below are |
+| `items.jsonl` | a line an item: its id, title, tokens and their ids |
+| `config.json`, `model.safetensors`, `tokenizer.json`, ... | as transformers reads them |
+
+## Prompts
+{templates}
+
+`{{history}}` stands for the user's items, oldest first: the tokens of each item, items separated by a space.
+`{{query}}` stands for the words of a search. Spaces at the ends of the query and of the prompt do not count. A prompt
+has at most {max_length} tokens{counted}: of longer histories the oldest items are left out. `tokenizer(prompt)` gives
+the tokens of training{end}. {agreement} A query that
+spells the name of a token, such as an item's, was letters in training and is that token here: leave such names out.
+
+The answer is the item's tokens, then the end token. An item's score is the mean of the log-probabilities of these
+tokens, over {vocabulary}.
+
+## Ranking with transformers
+```python
+import json
+from pathlib import Path
+
+import torch
+from transformers import {model_class}, AutoTokenizer
+
+
+def ask(folder):
+    \"\"\"The model, its tokenizer, its prompts and its items.\"\"\"
+    prompts = json.loads(Path(folder, "prompts.json").read_text("utf-8"))
+    with open(Path(folder, "items.jsonl"), encoding="utf-8") as lines:
+        items = [json.loads(line) for line in lines]
+    return {model_class}.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder), prompts, items
+
+
+def prompt(prompts, items, task, history, query=""):
+    \"\"\"The text of a task's prompt; history: item ids, oldest first.\"\"\"
+    tokens = {{item["item_id"]: "".join(item["tokens"]) for item in items}}
+    history = " ".join(tokens[item] for item in history)
+    return prompts["templates"][task].format(history=history, query=query.strip()).strip()
+
+
+@torch.no_grad()
+def scores(model, tokenizer, prompts, items, text, batch=256):
+    \"\"\"The score of each item, float [N].\"\"\"
+    end, found = prompts["end_token_id"], []
+    width = 1 + max(len(item["token_ids"]) for item in items)
+    answers = [item["token_ids"] + [end] for item in items]
+    answers = torch.tensor([answer + [-1] * (width - len(answer)) for answer in answers])
+    asked = tokenizer(text, return_tensors="pt")["input_ids"]
+    for answer in answers.split(batch):
+        rows = asked.expand(len(answer), -1)
+{logits}
+        if prompts["vocabulary"] == "items":
+            others = torch.arange(logits.shape[-1]) < prompts["first_item_token_id"]
+            others[end] = False
+            logits = logits.masked_fill(others, float("-inf"))
+        chosen = logits.log_softmax(-1).gather(-1, answer.clamp(min=0)[..., None])[..., 0]
+        real = answer >= 0
+        found.append(chosen.masked_fill(~real, 0).sum(-1) / real.sum(-1))
+    return torch.cat(found)
+
+
+def rank(folder, task, history, query="", k=10):
+    \"\"\"The ids of the k best items, best first.\"\"\"
+    model, tokenizer, prompts, items = ask(folder)
+    text = prompt(prompts, items, task, history, query)
+    best = scores(model, tokenizer, prompts, items, text).topk(min(k, len(items)))
+    return [items[place]["item_id"] for place in best.indices.tolist()]
+```
+"""
+_LOGITS = {
+    "encoder_decoder": """\
+        begun = torch.full((len(answer), 1), model.config.decoder_start_token_id)
+        given = torch.cat([begun, answer[:, :-1].clamp(min=0)], 1)
+        logits = model(input_ids=rows, decoder_input_ids=given).logits.float()""",
+    "decoder": """\
+        given = torch.cat([rows, answer[:, :-1].clamp(min=0)], 1)
+        logits = model(input_ids=given).logits.float()[:, rows.shape[1] - 1 :]""",
+}
+_CLASS = {"encoder_decoder": "AutoModelForSeq2SeqLM", "decoder": "AutoModelForCausalLM"}
+_VOCABULARY = {"items": "the end token and the tokens of items", "full": "all tokens"}
+
+
+def readme(config: Config, family: Family, unlike: int, tried: int) -> str:
+    """The text of a folder's README.md.
+
+    Args:
+      config: of the run.
+      family: of the model.
+      unlike, tried: prompts that are tokenised otherwise than in training, and all that were compared.
+
+    Example:
+      >>> "search: {query} history: {history} found:" in readme(Config(), "decoder", 0, 10)
+      True
+    """
+    sequence = family == "encoder_decoder"
+    templates = "\n".join(f"- `{task}`: `{template.strip()}`" for task, template in config.items.prompts.items())
+    agreement = f"In {tried - unlike} of {tried} prompts of the dataset this was compared and is so"
+    agreement += f"; in {unlike} it is not." if unlike else "."
+    return _TEXT.format(
+        family="encoder-decoder" if sequence else "decoder",
+        templates=templates,
+        max_length=config.items.max_length,
+        counted=", the end token included" if sequence else ", the answer included",
+        end=", the end token included" if sequence else "; no end token follows it, since the answer goes on there",
+        agreement=agreement,
+        vocabulary=_VOCABULARY[config.train.loss_vocabulary],
+        model_class=_CLASS[family],
+        logits=_LOGITS[family],
+    )
