@@ -123,7 +123,7 @@ def _splitting(item: int, tokenizer: Any) -> str:
     names = getattr(tokenizer, "convert_ids_to_tokens", None)
     token = names(item) if names else None
     found = token is not None and list(tokenizer(token, add_special_tokens=False)["input_ids"]) == [item]
-    return token if found else ""
+    return str(token) if found else ""
 
 
 def _tokenise(texts: Sequence[tuple[str, str, str]], tokenizer: Any) -> list[list[int]]:
