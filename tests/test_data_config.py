@@ -96,4 +96,4 @@ def test_what_does_not_fit_an_input_is_said(prepared, capsys):
     short = dataclasses.replace(config, items=dataclasses.replace(config.items, max_length=14))
     capsys.readouterr()
     encode(short, dataset.table("train", "rec"), material.tokenizer, material.items, "encoder_decoder")
-    assert "oldest history items dropped and 0 queries clipped to fit items.max_length=14" in capsys.readouterr().out
+    assert "items of histories, the oldest, are dropped to fit items.max_length 14" in capsys.readouterr().out

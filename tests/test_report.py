@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gems_jax.report import write_report
+from gems_jax.report.charts import bars_chart, drift_chart
 
 
 def metrics_lines(steps: int = 80, seed: int = 0) -> list[dict[str, Any]]:
@@ -319,3 +320,10 @@ def test_malformed_file_is_named_and_nothing_is_written(
     with pytest.raises(ValueError, match=message):
         write_report(tmp_path)
     assert not list(tmp_path.glob("*report*"))
+
+
+def test_a_chart_of_zeros_has_an_axis():
+    """A model that finds nothing has bars of no length, and warnings are errors here."""
+    rows = [("GEMS", 0.0, (0.0, 0.0)), ("popularity", 0.0, None)]
+    assert "0.000" in bars_chart(rows, "GEMS", "#225588", "hit@10")
+    assert drift_chart([("GEMS", 2.0, 2.0)], "GEMS", "loss")

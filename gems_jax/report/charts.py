@@ -164,7 +164,8 @@ def bars_chart(
                 end = interval[1]
             axes.text(end + 0.015 * highest, place, f"{value:.3f}", va="center",
                       fontweight="bold" if name == highlighted else "normal")  # fmt: skip
-        axes.set_xlim(0, highest * 1.16)
+        # Where nothing is above 0 there is still an axis.
+        axes.set_xlim(0, (highest or 1.0) * 1.16)
         _method_axis(axes, [name for name, _, _ in rows], highlighted, xlabel)
         return svg(figure)
 
