@@ -350,7 +350,7 @@ def test_absolute_names_addresses_and_patterns_are_found(tmp_path):
         ("file:///nowhere/a.csv", r"/nowhere/a\.csv does not exist"),
         ("file://data/a.csv", r"names no absolute path on this machine; write it as file:///"),
         ("gs://bucket/a.csv", r"gs://bucket/a\.csv is not on this machine"),
-        ("folder", r"folder is a folder without a table; .*it holds notes\.md"),
+        ("folder", r"folder is a folder without a table; .*it holds notes\.md; name a CSV"),
         ("folder/*", r"notes\.md is none of \.csv"),
         ("book.csv", r"book\.csv is a zip archive \(as Excel workbooks are\); unpack it or save it as CSV"),
         ("wide.csv", r"wide\.csv is UTF-16 text; save it as UTF-8"),

@@ -1,13 +1,25 @@
 """General text: the tokenizer, the corpora, span corruption."""
 
+import bz2
+import gzip
+import io
+import json
+from unittest.mock import MagicMock
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from gems_jax.data.general_text import read_lines, token_stream
 from gems_jax.data.span_corruption import heldout_batches, num_chunks, span_corruption_batch, span_lengths
 from gems_jax.data.tokenizer import sentinel_ids, train_tokenizer
+from gems_jax.training import stages
+from gems_jax.training.config import Config, NullSpaceConfig, TextConfig
+from gems_jax.training.pretrain import heldout_text
+from gems_jax.training.text import text_batches
 
 SENTINELS = list(range(999, 899, -1))
 
@@ -85,20 +97,151 @@ def test_held_out_paragraphs_never_occur_in_training(heldout):
     assert 0.05 < share < 0.25
 
 
-def test_a_text_file_gives_its_lines_and_bad_ones_are_errors(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("one\n\n  two \n")
-    assert read_lines(path) == ["one", "two"]
-    with pytest.raises(FileNotFoundError, match=r"missing\.txt does not exist"):
-        read_lines(tmp_path / "missing.txt")
-    path.write_text("\n \n")
-    with pytest.raises(ValueError, match="holds no text"):
-        read_lines(path)
-    path.write_bytes(b"\xff\xff")
-    with pytest.raises(ValueError, match="is not UTF-8"):
-        read_lines(path)
+WANTED = ["one", "two", "a </s> \u00e9"]
+TABLE = pa.table({"text": ["one\ntwo", "", " a </s> \u00e9 "], "url": ["x", "y", "z"]})
+ROWS = TABLE.to_pylist()
+PLAIN = "one\r\n\r\n  two \r\na </s> \u00e9".encode()
+
+
+def in_parquet(table):
+    sink = io.BytesIO()
+    parquet.write_table(table, sink)
+    return sink.getvalue()
+
+
+def in_zstd(data):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+TEXTS = {
+    "a.txt": PLAIN,
+    "b.txt": b"\xef\xbb\xbf" + PLAIN,
+    "old mac.md": PLAIN.replace(b"\r\n", b"\r"),
+    "README": PLAIN,
+    "a.txt.gz": gzip.compress(b"\xef\xbb\xbf" + PLAIN),
+    "a.txt.bz2": bz2.compress(PLAIN),
+    "a.zst": in_zstd(PLAIN),
+    "a.jsonl": "\n".join(map(json.dumps, ROWS)).encode(),
+    "b.jsonl": b"\xef\xbb\xbf" + "\n\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode(),
+    "a.json.gz": gzip.compress("\n".join(map(json.dumps, ROWS)).encode()),
+    "array.json": json.dumps(ROWS).encode(),
+    "pretty.json": json.dumps(ROWS, indent=2).encode(),
+    "a.parquet": in_parquet(TABLE),
+    "views.parquet": in_parquet(TABLE.set_column(0, "text", TABLE["text"].cast(pa.large_string()))),
+    "words.parquet": in_parquet(TABLE.set_column(0, "text", TABLE["text"].dictionary_encode())),
+    "a.csv": b'text,url\r\n"one\ntwo",x\r\n,y\r\n a </s> \xc3\xa9 ,z\r\n',
+    "a.tsv": b"text\turl\none\tx\ntwo\ty\na </s> \xc3\xa9\tz\n",
+}
+
+
+@pytest.mark.parametrize("name", list(TEXTS))
+def test_the_same_text_in_any_file_is_the_same_lines(tmp_path, name):
+    (tmp_path / name).write_bytes(TEXTS[name])
+    assert read_lines(tmp_path / name) == WANTED
+
+
+def test_a_folder_a_pattern_and_an_address_stand_for_their_files_in_order(tmp_path):
+    folder = tmp_path / "of [2024]"
+    folder.mkdir()
+    for name in ("b.txt", "a.jsonl", "_SUCCESS", ".a.txt.swp", "notes.pdf"):
+        (folder / name).write_bytes(TEXTS.get(name, b"other"))
+    (folder / "b.txt").write_text("last")
+    pattern = str(folder).replace("[", "[[]")
+    address = folder.as_uri()
+    for source in (folder, f"{folder}/", f"{pattern}/*.[jt]*", address):
+        assert read_lines(source) == [*WANTED, "last"]
+    assert read_lines(f"{address}/b.txt") == ["last"]
+
+
+def test_another_field_holds_the_text_where_it_is_named(tmp_path):
+    for name in ("a.jsonl", "a.parquet", "a.csv"):
+        (tmp_path / name).write_bytes(TEXTS[name])
+        assert read_lines(tmp_path / name, field="url") == ["x", "y", "z"]
+        with pytest.raises(ValueError, match=rf"^general text .*{name} has no column 'txt' .*Did you mean 'text'\?"):
+            read_lines(tmp_path / name, field="txt")
+
+
+WRONG = {
+    "folder": (None, r"folder is a folder without a text; it holds inner/; name a \.txt, \.jsonl"),
+    "*.text": (None, r"\*\.text does not exist: no file fits the pattern"),
+    "missing.txt": (None, r"missing\.txt does not exist; name a .*or 'pydoc'"),
+    "blank.txt": (b"\n \n", "blank.txt holds no text"),
+    "latin.txt": (b"one\ncaf\xe9\n", r"latin\.txt is not UTF-8 text: line 2: .* at byte 4; save text of another"),
+    "wide.txt": ("one\n".encode("utf-16"), r"wide\.txt is UTF-16 text; save it as UTF-8"),
+    "wide.jsonl": ('{"text": "a"}'.encode("utf-16"), r"wide\.jsonl is UTF-16 text; save it as UTF-8"),
+    "wider.txt": ("one\n".encode("utf-16-le"), r"wider\.txt is not UTF-8 text: line 1: it has a NUL byte"),
+    "tar.gz": (gzip.compress(b"name\0ustar"), r"tar\.gz is not UTF-8 text: line 1: it has a NUL byte"),
+    "book.txt": (b"PK\x03\x04", r"book\.txt is a zip archive"),
+    "table.txt": (TEXTS["a.parquet"], r"table\.txt is a parquet file; name it \.parquet"),
+    "a.parquet.gz": (gzip.compress(TEXTS["a.parquet"]), "is compressed as a whole, by gzip; decompress it"),
+    "lines.txt": (TEXTS["a.jsonl"], r"lines\.txt holds JSON objects; name it \.jsonl"),
+    "long.txt": (json.dumps([{"text": "a" * 70_000}], indent=1).encode(), r"long\.txt holds JSON objects"),
+    "page.txt": (b"\n<!DOCTYPE html>\n<p>one", r"page\.txt is HTML or XML"),
+    "cut.txt.gz": (gzip.compress(PLAIN)[:-9], r"cut\.txt\.gz cannot be read .*is it whole"),
+    "lists.jsonl": (b'{"text": ["a", "b"]}\n' * 3, r"3 of 3 rows cannot be read as text \(3: its text is a list"),
+    "names.json": (b'["a", "b"]', r"1 of 1 rows cannot be read as text \(1: it is not an object"),
+    "deep.jsonl": (b'{"text": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", r"1: it is nested more than 64 deep"),
+    "bad.csv": (b"text\na\n\xe9\n", r"1 of 2 rows cannot be read as text \(1: it is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", list(WRONG))
+def test_what_is_no_text_is_named_with_what_to_do(tmp_path, name):
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    content, message = WRONG[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match="^general text .*" + message):
+        read_lines(tmp_path / name)
+
+
+def test_text_that_only_begins_like_another_format_is_read(tmp_path):
+    for text in ('{"quoted} words\nin braces', "[1] a list\nof notes", "{", '"{" opens', "<hr> is a tag"):
+        (tmp_path / "a.txt").write_text(text)
+        assert read_lines(tmp_path / "a.txt") == text.split("\n")
+
+
+def test_few_rows_without_text_are_left_out_and_told(tmp_path):
+    good = json.dumps({"text": "one"}) + "\n"
+    (tmp_path / "a.jsonl").write_text(good * 40 + '{"text": null}\n{"text": "\\ud83d"}\n')
+    said = []
+    assert read_lines(tmp_path / "a.jsonl", say=said.append) == ["one"] * 40
+    assert said == [
+        f"text: {tmp_path}/a.jsonl: 2 of 42 rows are left out (1: it has no text, 1: it has lone surrogates, which "
+        "are no text)"
+    ]
+
+
+def test_the_splits_of_a_text_are_two():
     with pytest.raises(ValueError, match="'train' or 'heldout'"):
         read_lines("pydoc", "test")
+
+
+def test_names_of_special_tokens_in_a_text_are_letters(tokenizer):
+    tokens = token_stream(["one </s> two <unk>", "<extra_id_0> <pad>"], tokenizer)
+    assert tokenizer.decode(tokens.tolist()).split() == ["one", "</s>", "two", "<unk>", "<extra_id_0>", "<pad>"]
+    assert not set(tokens.tolist()) & set(tokenizer.all_special_ids)
+
+
+def test_calibration_and_drift_read_the_field_that_the_configuration_names(tmp_path, tokenizer, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "{}", "body": f"the value of number {n}"}) + "\n" for n in range(20)))
+    config = Config(
+        text=TextConfig(train=str(path), heldout=str(path), field="body", input_length=16, eval_batch_size=2),
+        null_space=NullSpaceConfig(path=str(tmp_path / "null_space"), batch_size=2, batches=16),
+    )
+    tokens = token_stream([f"the value of number {n}" for n in range(20)], tokenizer)
+    wanted = list(text_batches(tokens, tokenizer, "encoder_decoder", 2, 16, 16))
+    seen = []
+    monkeypatch.setattr(stages, "estimate_null_space", lambda model, batches, **_: seen.append(batches) or MagicMock())
+    monkeypatch.setattr(stages, "family_of", lambda model: "encoder_decoder")
+    stages.calibrate(config, object(), tokenizer)
+    for batches in (heldout_text(tokenizer, config), seen[0]):
+        for one, other in zip(batches, wanted, strict=True):
+            np.testing.assert_array_equal(one["input_ids"], other["input_ids"])
 
 
 def test_a_token_stream_is_the_lines_one_after_the_other(tokenizer, heldout):

@@ -1,44 +1,50 @@
-"""General text: a file, or the Python reference that every Python installation carries."""
+"""General text: files, or the Python reference that every Python installation carries."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gems_jax.data.plain_text import plain_reader
+from gems_jax.data.text_lines import lines_of
+
 PYDOC = "pydoc"
 _HELDOUT_SHARE = 0.12
 
 
-def read_lines(source: str | Path, split: str = "train") -> list[str]:
+def read_lines(
+    source: str | Path, split: str = "train", field: str = "text", say: Callable[[str], None] = print
+) -> list[str]:
     """Non-empty lines of a text.
 
     Args:
-        source: `"pydoc"`, or the path of a UTF-8 file (which is one split: name another file for another).
+        source: `"pydoc"`, or a file, a folder of files or a pattern (which is one split: name other files for another).
+            Plain text in UTF-8, or rows of JSON, parquet or CSV; see `gems_jax.data.text_lines.lines_of`.
         split: `"train"` or `"heldout"`, for `"pydoc"`: topics are split by their name, and a paragraph of a
             held-out topic never occurs in the training text.
+        field: of rows, that holds their text.
+        say: takes a line about each file of which rows are left out.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file holds no text, or the split is unknown.
+        ValueError: a file holds no text, is of another kind or has no such field, or the split is unknown.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"split must be 'train' or 'heldout', got {split!r}")
     if str(source) == PYDOC:
         return _pydoc_lines(split)
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"general text {path} does not exist; name a text file, or {PYDOC!r}")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"general text {path} is not UTF-8: {error}") from None
-    lines = [line for line in lines if line]
+        lines = list(lines_of(str(source), field, say))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"general text {error}, or {PYDOC!r}") from None
+    except ValueError as error:
+        raise ValueError(f"general text {error}") from None
     if not lines:
-        raise ValueError(f"general text {path} holds no text")
+        raise ValueError(f"general text {source} holds no text")
     return lines
 
 
@@ -62,10 +68,11 @@ def _pydoc_lines(split: str) -> list[str]:
 
 
 def token_stream(lines: list[str], tokenizer: Any, batch_lines: int = 4096) -> np.ndarray:
-    """int32 `[N]`: all lines one after the other as tokens, without special tokens."""
+    """int32 `[N]`: all lines one after the other as tokens; names of special tokens are letters like others."""
+    read = plain_reader(tokenizer)
     parts = []
     for first in range(0, len(lines), batch_lines):
-        encoded = tokenizer(lines[first : first + batch_lines], add_special_tokens=False)["input_ids"]
+        encoded = read(lines[first : first + batch_lines])
         parts.append(np.fromiter((token for line in encoded for token in line), np.int32))
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 

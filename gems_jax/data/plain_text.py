@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -25,15 +25,27 @@ def plain_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     Raises:
         ValueError: a text is no Unicode text: it holds lone surrogates.
     """
-    for text in texts:
-        check_unicode(text)
-    if not texts:
-        return []
+    return plain_reader(tokenizer)(texts) if texts else []
+
+
+def plain_reader(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]]:
+    """`plain_ids` of one tokenizer, for many calls: what it takes to make is done once.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        found = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
-        return [list(ids) for ids in found["input_ids"]]
-    return [list(found.ids) for found in _without_added(backend).encode_batch(list(texts), add_special_tokens=False)]
+    plain = None if backend is None else _without_added(backend)
+
+    def read(texts: Sequence[str]) -> list[list[int]]:
+        for text in texts:
+            check_unicode(text)
+        if plain is None:
+            found = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+            return [list(ids) for ids in found["input_ids"]]
+        return [list(found.ids) for found in plain.encode_batch(list(texts), add_special_tokens=False)]
+
+    return read
 
 
 def is_unicode(text: str) -> bool:

@@ -79,9 +79,14 @@ def missing_column(path: Path, role: str, name: str, found: Sequence[str], optio
     near = difflib.get_close_matches(name, found, 1) or difflib.get_close_matches(role, found, 1)
     return ValueError(
         f"{path} has no column {name!r} for {role}; it has {', '.join(map(repr, found[:20]))}"
-        + (f". Did you mean {near[0]!r}?" if near else "")
-        + (f" Name the right one in {option} ({role}: {near[0] if near else '...'})" if option else "")
+        + (f". Did you mean {near[0]!r}?" if near else "." if option else "")
+        + (f" Name the right one in {option}{_entry(option, role, near)}" if option else "")
     )
+
+
+def _entry(option: str, role: str, near: Sequence[str]) -> str:
+    """What to write where an option has an entry a role."""
+    return f" ({role}: {near[0] if near else '...'})" if option.endswith("columns") else ""
 
 
 def plain_value(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -23,6 +23,9 @@ _FOREIGN = {
     b"\xfd7zXZ\x00": "compressed by xz; compress it by gzip or zstd instead",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+    b"PAR1": "a parquet file; name it .parquet",
+    b"ARROW1": "an Arrow file; save it as parquet",
+    b"%PDF-": "a PDF document; save its text as UTF-8",
 }
 _BOM = b"\xef\xbb\xbf"
 
@@ -38,7 +41,7 @@ class Limits(NamedTuple):
     option: str | None
 
     @classmethod
-    def of(cls, reading: Reading | None, option: str = "files.") -> Limits:
+    def of(cls, reading: Reading | None, option: str | None = "files.") -> Limits:
         """Those of the options, or the defaults."""
         found = reading or Reading()
         return cls(found.max_row_bytes, found.max_expansion, None if reading is None else option)
@@ -92,15 +95,15 @@ def find_files(folder: Path, name: str) -> list[Path]:
         FileNotFoundError: there is none.
         ValueError: the name is on an object store.
     """
-    return [Path(path) for path in _found(folder, name, _is_table, "table; name a CSV, JSON or parquet file")]
+    return [Path(path) for path in _found(folder, name, _is_table, "table", "name a CSV, JSON or parquet file")]
 
 
 def find_text(name: str) -> list[Path]:
-    """The same for text: tables, `.txt` files, or any one file that is named itself."""
-    return [Path(path) for path in _found(Path(), name, _is_text, "text; name a .txt, .jsonl, .parquet or CSV file")]
+    """The same for text: tables, `.txt` files, or any file that is named itself or fits a pattern."""
+    return [Path(path) for path in _found(Path(), name, _is_text, "text", "name a .txt, .jsonl, .parquet or CSV file")]
 
 
-def _found(folder: Path, name: str, wanted: object, what: str) -> list[str]:
+def _found(folder: Path, name: str, wanted: Callable[[Path], bool], what: str, remedy: str) -> list[str]:
     local = local_name(str(name))
     if "://" in local:
         raise ValueError(f"{name} is not on this machine; raw files are read here: copy them, name the copy")
@@ -109,18 +112,20 @@ def _found(folder: Path, name: str, wanted: object, what: str) -> list[str]:
         return [str(place)]
     if place.is_dir():
         entries = sorted(place.iterdir())
-        found = [str(path) for path in entries if path.is_file() and wanted(path)]  # type: ignore[operator]
+        found = [str(path) for path in entries if path.is_file() and wanted(path)]
         if not found:
             there = ", ".join(path.name + "/" * path.is_dir() for path in entries[:10]) or "nothing"
-            raise FileNotFoundError(f"{place} is a folder without a {what}, or a pattern; it holds {there}")
+            raise FileNotFoundError(f"{place} is a folder without a {what}; it holds {there}; {remedy}, or a pattern")
         return found
     if set(local) & set("*?["):
         pattern = local if os.path.isabs(local) else os.path.join(glob.escape(str(folder)), local)
         found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
         if not found:
-            raise FileNotFoundError(f"{place} does not exist: no file fits the pattern")
+            raise FileNotFoundError(f"{place} does not exist: no file fits the pattern; {remedy}")
         return found
-    raise FileNotFoundError(f"{place} does not exist or holds no {what}")
+    if place.exists():
+        raise ValueError(f"{place} is neither a file nor a folder; {remedy}")
+    raise FileNotFoundError(f"{place} does not exist; {remedy}, a folder of such files or a pattern")
 
 
 def _is_table(path: Path) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gems_jax.data.arrow_types import byte_lengths, plain_column, plain_type
 from gems_jax.data.raw_batch import Batch, Request
+from gems_jax.data.raw_files import codec_of
 
 BLOCK_ROWS = 8192
 # Of what a batch holds once dictionaries are decoded, about.
@@ -26,6 +27,9 @@ def read_parquet(request: Request) -> Iterator[Batch]:
     import pyarrow as pa
     from pyarrow import parquet
 
+    with request.path.open("rb") as raw:
+        if codec := codec_of(raw.read(16)):
+            raise ValueError(f"{request.path} is compressed as a whole, by {codec}; decompress it")
     try:
         with parquet.ParquetFile(request.path) as file:
             found = list(file.schema_arrow.names)

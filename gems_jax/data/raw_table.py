@@ -27,6 +27,7 @@ def read_batches(
     kind: str = "row",
     option: str = "",
     reading: Reading | None = None,
+    options: str | None = "files.",
 ) -> Iterator[Batch]:
     """The rows of one file, those columns only that have a role.
 
@@ -38,6 +39,7 @@ def read_batches(
         kind: of row, in the quarantine.
         option: that says what columns are called, for messages; empty where there is none.
         reading: delimiter, quoting, limits; None: the defaults, of a source that has no such options.
+        options: what the names of these options begin with; None: people cannot set them.
 
     Yields:
         Batches; a role whose column is missing is missing.
@@ -51,7 +53,7 @@ def read_batches(
             f"{path} is none of .csv, .tsv, .jsonl, .json and .parquet (text also as .gz, .bz2, .zst or .lz4); rename "
             "or convert it"
         )
-    limits = Limits.of(reading)
+    limits = Limits.of(reading, options)
     yield from reader(Request(path, dict(roles), needed, option, quarantine, kind, reading or Reading(), limits))
 
 

@@ -132,7 +132,7 @@ class Shared:
             "rankers": simple_rankers(self.dataset, self.tables["test"], samples=0),
         }
         # Span corruption has targets of single pieces of the text, which a unigram model can guess at.
-        tokens = token_stream(read_lines(self._config.text.train, "train"), tokenizer)
+        tokens = token_stream(read_lines(self._config.text.train, "train", self._config.text.field), tokenizer)
         vocab_size = int(self.model.config.vocab_size)
         found["unigram_loss"] = unigram_loss(tokens, list(self.text), vocab_size)
         return found

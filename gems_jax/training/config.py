@@ -49,8 +49,10 @@ class TextConfig:
     """General text, whose knowledge is to be kept.
 
     Attributes:
-      train: a text file, or ``pydoc``: Python's own documentation.
+      train: a file, a folder of files or a pattern, of plain text in UTF-8 (``.txt``), JSON lines or arrays, parquet
+        or CSV, text also compressed; or ``pydoc``: Python's own documentation.
       heldout: the same for measuring drift.
+      field: of rows of JSON, parquet and CSV, that holds their text.
       input_length: tokens of an input.
       eval_batches: batches of ``eval_batch_size`` inputs that drift is measured on, spread over the text.
       eval_batch_size: inputs a batch.
@@ -58,6 +60,7 @@ class TextConfig:
 
     train: str = "pydoc"
     heldout: str = "pydoc"
+    field: str = "text"
     input_length: int = 96
     eval_batches: int = 16
     eval_batch_size: int = 32

@@ -41,7 +41,7 @@ def text_batch(tokens: np.ndarray, sentinels: list[int], config: Config, step: i
 
 def heldout_text(tokenizer: Any, config: Config, family: Family = "encoder_decoder") -> list[Mapping[str, np.ndarray]]:
     """The batches that general-domain loss is measured on, the same for every model of one tokenizer and family."""
-    tokens = token_stream(read_lines(config.text.heldout, "heldout"), tokenizer)
+    tokens = token_stream(read_lines(config.text.heldout, "heldout", config.text.field), tokenizer)
     text = config.text
     return list(text_batches(tokens, tokenizer, family, text.eval_batch_size, text.input_length, text.eval_batches))
 
@@ -77,7 +77,7 @@ def pretrain(config: Config, out: str | Path) -> dict[str, float]:
       FileNotFoundError: no such text.
     """
     options = config.pretrain
-    lines = read_lines(config.text.train, "train")
+    lines = read_lines(config.text.train, "train", config.text.field)
     if options.tokenizer is None:
         print(f"pretrain: training a tokenizer of {options.vocab_size} pieces on {len(lines):,} lines")
         tokenizer: Any = train_tokenizer(lines, options.vocab_size)

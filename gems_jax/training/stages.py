@@ -97,7 +97,7 @@ def calibrate(config: Config, model: Any = None, tokenizer: Any = None) -> NullS
     if model is None:
         model, tokenizer = load(ensure_base(config), config.model.dtype)
     options = config.null_space
-    tokens = token_stream(read_lines(config.text.train, "train"), tokenizer)
+    tokens = token_stream(read_lines(config.text.train, "train", config.text.field), tokenizer)
     # Spread over the text; no example twice.
     batches = text_batches(
         tokens, tokenizer, family_of(model), options.batch_size, config.text.input_length, options.batches
