@@ -1,8 +1,7 @@
 """The null space of a model, from general text."""
 
-import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -92,7 +91,7 @@ def estimate_null_space(
     read, first = _readable(batches)
     observed = observe_roles(function, first, matrix_dims)
     specs = observed.specs
-    found = kernel_inputs(function.apply, function.params, function.called(first), specs, side)
+    found = kernel_inputs(function.apply, function.params, function.called(first), specs, side, masks_of(first))
     remarks = observed.remarks | found.remarks
     if not found.inputs:
         kernels = ", ".join(list(specs or remarks)[:3])
@@ -207,15 +206,22 @@ def _warn(found: Inputs, remarks: Mapping[str, str], batch: Batch) -> None:
         warnings.warn(f"not all uses of {len(remarks)} kernels are in the null space: {_listed(remarks)}", stacklevel=3)
     masks = masks_of(batch)
     for entry in found.inputs:
-        for use in entry.uses:
-            mask = masks.decoder if use.is_decoder else masks.tokens
-            if mask is None or mask_fits(use.positions, mask.shape) or math.prod(use.positions) < mask.size:
-                continue
-            warnings.warn(
-                f"padding counts in the null space of {entry.name!r}: its input's positions {list(use.positions)} "
-                f"do not begin with those of the mask, {list(mask.shape)}",
-                stacklevel=3,
-            )
+        if (use := found.unplaced.get(entry.name)) is None:
+            continue
+        mask = masks.decoder if use.is_decoder else masks.tokens
+        assert mask is not None
+        sizes = f"its input's positions {list(use.positions)} are those of the mask {list(mask.shape)}"
+        warnings.warn(
+            f"padding may be counted for kernel {_names(entry.kernels)}: that {sizes} is guessed from their sizes"
+            if mask_fits(use.positions, mask.shape)
+            else f"padding is counted for kernel {_names(entry.kernels)}: the program does not show which of {sizes}",
+            stacklevel=3,
+        )
+
+
+def _names(kernels: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(kernels) - most} more" if len(kernels) > most else ""
+    return ", ".join(map(repr, kernels[:most])) + more
 
 
 def _listed(remarks: Mapping[str, str], most: int = 5) -> str:

@@ -9,6 +9,7 @@ compiler drops what only they need: the vocabulary logits, and the layers behind
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,10 @@ from gems_jax.kernel_tags import Scope
 from gems_jax.kernel_uses import find_uses
 from gems_jax.leaf_path import leaf_path
 from gems_jax.matrix_dims import MatrixDims, MatrixSpec
-from gems_jax.replay import Layers, Masks, Run, evaluate
+from gems_jax.position_masks import Masks, Unknown, places_of, position_mask
+from gems_jax.replay import Layers, Run, evaluate
 from gems_jax.second_moment import SecondMoment
+from gems_jax.token_axes import Places
 
 PyTree = Any
 Apply = Callable[[PyTree, PyTree], Any]
@@ -69,6 +72,7 @@ class Inputs(NamedTuple):
       roles: which axes of a kernel products with activations show as its inputs and outputs.
       missed: kernels that meet activations in a way that is not followed, and how.
       tables: leaves whose rows are looked up.
+      unplaced: inputs, by name, of which it is not known where they stand along the batch's masks, with such a use.
     """
 
     inputs: tuple[KernelInput, ...]
@@ -76,6 +80,7 @@ class Inputs(NamedTuple):
     roles: dict[str, MatrixDims]
     missed: dict[str, str]
     tables: tuple[str, ...]
+    unplaced: dict[str, Use]
 
     def names(self) -> dict[str, str]:
         """Name of its input for each kernel."""
@@ -83,7 +88,12 @@ class Inputs(NamedTuple):
 
 
 def kernel_inputs(
-    apply: Apply, params: PyTree, batch: PyTree, specs: Mapping[str, MatrixSpec | None], side: str = "in"
+    apply: Apply,
+    params: PyTree,
+    batch: PyTree,
+    specs: Mapping[str, MatrixSpec | None],
+    side: str = "in",
+    masks: Masks | None = None,
 ) -> Inputs:
     """The distinct inputs of the named kernels in a forward pass; nothing is computed.
 
@@ -93,6 +103,7 @@ def kernel_inputs(
       batch: tree of arrays, or of their shapes and dtypes.
       specs: matrix roles of the wanted kernels, by path; with ``None`` the role is observed.
       side: ``"in"``: what each kernel is multiplied with; ``"out"``: the product.
+      masks: of the batch.
 
     Returns:
       `Inputs`.
@@ -106,7 +117,7 @@ def kernel_inputs(
       >>> [found.kernels for found in kernel_inputs(apply, params, jnp.ones((5, 2)), specs).inputs]
       [('k', 'q')]
     """
-    return _program(apply, params, batch, specs, side)[1]
+    return _program(apply, params, batch, specs, side, masks or Masks())[1]
 
 
 def add_moments(
@@ -144,7 +155,8 @@ def add_moments(
       >>> sums["w"].total.tolist()
       [[1.0, 2.0], [2.0, 4.0]]
     """
-    closed, found = _program(apply, params, batch, specs, side)
+    masks = masks or Masks()
+    closed, found, places = _program(apply, params, batch, specs, side, masks)
     by_name = {entry.name: entry for entry in found.inputs}
     if missing := sorted(set(moments) - set(by_name)):
         raise ValueError(
@@ -155,20 +167,22 @@ def add_moments(
     for name in moments:
         for use in by_name[name].uses:
             actions.setdefault(use.scope, {}).setdefault(use.var, []).append((name, use))
-    run = Run(actions, dict(layers or {}), masks or Masks(), whole_rows, {}, dict(moments))
+    run = Run(actions, dict(layers or {}), masks, places, whole_rows, {}, dict(moments))
     evaluate(closed.jaxpr, closed.consts, jax.tree.leaves((params, batch)), (), run)
     return run.moments
 
 
 def _program(
-    apply: Apply, params: PyTree, batch: PyTree, specs: Mapping[str, MatrixSpec | None], side: str
-) -> tuple[Any, Inputs]:
+    apply: Apply, params: PyTree, batch: PyTree, specs: Mapping[str, MatrixSpec | None], side: str, masks: Masks
+) -> tuple[Any, Inputs, Places]:
     # A function of its own: one and the same would be traced once for all, its constants those of that time.
     closed = jax.make_jaxpr(lambda params, batch: apply(params, batch))(params, batch)
     paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     names = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(batch)]
     wanted = {i: specs[path] for i, path in enumerate(paths) if path in specs}
-    found = find_uses(closed.jaxpr, wanted, side, [name.startswith("decoder_") for name in names])
+    is_decoder = [name.startswith("decoder_") for name in names]
+    found = find_uses(closed.jaxpr, wanted, side, is_decoder)
+    places = places_of(closed.jaxpr, len(paths), is_decoder, masks)
     shared: dict[Any, list[int]] = {}
     for leaf, uses in found.uses.items():
         shared.setdefault((uses, _stack(uses, wanted[leaf])), []).append(leaf)
@@ -185,7 +199,20 @@ def _program(
         if leaf not in found.uses and leaf not in found.roles:
             remarks.setdefault(paths[leaf], "the pass does not use it")
     roles = {paths[leaf]: role for leaf, role in found.roles.items()}
-    return closed, Inputs(tuple(inputs), remarks, roles, missed, tuple(paths[leaf] for leaf in found.tables))
+    tables = tuple(paths[leaf] for leaf in found.tables)
+    unplaced = _unplaced(inputs, places, masks)
+    return closed, Inputs(tuple(inputs), remarks, roles, missed, tables, unplaced), places
+
+
+def _unplaced(inputs: Sequence[KernelInput], places: Places, masks: Masks) -> dict[str, Use]:
+    found = {}
+    for entry in inputs:
+        for use in entry.uses:
+            try:
+                jax.eval_shape(partial(position_mask, use, places, masks, {}))
+            except Unknown:
+                found[entry.name] = use
+    return found
 
 
 def _stack(uses: Sequence[Use], spec: MatrixSpec | None) -> tuple[int, ...]:

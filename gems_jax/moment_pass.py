@@ -11,7 +11,8 @@ from gems_jax.capture import Apply, KernelInput, PyTree, add_moments
 from gems_jax.leaf_path import leaf_path
 from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs, stacked_matrix_dims
 from gems_jax.null_space import Side
-from gems_jax.replay import Layers, Masks
+from gems_jax.position_masks import Masks
+from gems_jax.replay import Layers
 from gems_jax.second_moment import SecondMoment
 
 Batch = Mapping[str, Any]

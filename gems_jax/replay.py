@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,27 +13,32 @@ from jax.extend import core
 from gems_jax.kernel_products import Use
 from gems_jax.kernel_tags import Scope
 from gems_jax.kernel_uses import inner_jaxpr, scan_counts
+from gems_jax.position_masks import Masks, Unknown, position_mask
 from gems_jax.primitives import CALLS
 from gems_jax.second_moment import SecondMoment, add_lower
+from gems_jax.token_axes import Places
 
 # Layers of a stack whose moments are taken: the first, and the one behind the last.
 Layers = tuple[int, int]
 
 
-class Masks(NamedTuple):
-    """Which positions count, ``[B, S]``: those of the batch, and those of the decoder of a model that has two sides."""
-
-    tokens: jax.Array | None = None
-    decoder: jax.Array | None = None
-
-
 @dataclass(frozen=True)
 class Run:
-    """What goes along: the variables to add by scope, the loops' step numbers, and the sums, which are replaced."""
+    """What goes along.
+
+    Attributes:
+      actions: the variables to add, by scope.
+      layers: of inputs by name, those whose moments are taken.
+      masks, places: of the batch, and where values stand along them.
+      whole_rows: whether matrices are added whole.
+      steps: numbers of the loops' steps.
+      moments: the sums, which are replaced.
+    """
 
     actions: Mapping[Scope, Mapping[Any, Sequence[tuple[str, Use]]]]
     layers: Mapping[str, Layers]
     masks: Masks
+    places: Places
     whole_rows: bool
     steps: Mapping[Scope, Any]
     moments: dict[str, SecondMoment]
@@ -97,7 +102,7 @@ def _add(name: str, use: Use, value: jax.Array, run: Run) -> None:
     free = [a for a in range(value.ndim) if a not in (*use.axes, *use.lead)]
     vectors = jnp.transpose(value, (*use.lead, *free, *use.axes))
     lead = vectors.shape[: len(use.lead)]
-    mask = position_mask(use, run.masks)
+    mask = _mask(use, run)
     vectors = vectors.reshape(*lead, -1, math.prod(value.shape[a] for a in use.axes))
     stack = run.moments[name].total.shape[:-2]
     index: list[Any] = []
@@ -119,14 +124,17 @@ def _add(name: str, use: Use, value: jax.Array, run: Run) -> None:
     run.moments[name] = add_lower(run.moments[name], index, vectors, mask, run.whole_rows)
 
 
-def position_mask(use: Use, masks: Masks) -> jax.Array | None:
-    """The mask of a use's positions, one for each vector: those of its side, if they fit."""
-    mask = masks.decoder if use.is_decoder else masks.tokens
-    positions = use.positions
-    if mask is None or not mask_fits(positions, mask.shape):
-        return None
-    size = math.prod(positions)
-    return jnp.broadcast_to(mask.reshape(-1, 1), (mask.size, size // mask.size)).reshape(-1)
+def _mask(use: Use, run: Run) -> jax.Array | None:
+    """The mask of a use's positions; where that is not known, as their sizes suggest, which calibration warns of."""
+    try:
+        return position_mask(use, run.places, run.masks, run.steps)
+    except Unknown:
+        mask = run.masks.decoder if use.is_decoder else run.masks.tokens
+        assert mask is not None
+        if not mask_fits(use.positions, mask.shape):
+            return None
+        size = math.prod(use.positions)
+        return jnp.broadcast_to(mask.reshape(-1, 1), (mask.size, size // mask.size)).reshape(-1)
 
 
 def mask_fits(positions: tuple[int, ...], mask: tuple[int, ...]) -> bool:

@@ -302,13 +302,6 @@ def test_kernels_whose_use_is_not_seen_are_named_with_the_reason():
     assert "'heads/kernel': it is used as MatrixDims(in_axes=(0,), out_axes=(1, 2))" in str(caught[0].message)
 
 
-def test_positions_that_a_mask_does_not_fit_are_warned_about():
-    params = {"w": jnp.ones((4, 3))}
-    batch = {"x": np.ones((2, 5, 4), np.float32), "attention_mask": np.ones((2, 5), int)}
-    with pytest.warns(UserWarning, match=r"padding counts .* 'w': its input's positions \[5, 2\] .* \[2, 5\]"):
-        estimate_null_space(lambda params, x: jnp.swapaxes(x, 0, 1) * 2 @ params["w"], [batch], params=params, **RULE)
-
-
 ON_A_MESH = """
 import json
 import jax
