@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -69,7 +70,9 @@ def ready(folder, ending=".csv", rows=None, **files):
     return {"interactions": f"interactions{ending}", "items": f"items{ending}", **files}
 
 
-def load(folder, files, out="out", **kwargs):
-    """Prepares the table that a folder holds."""
+def load(folder, files, out="out", again=False, **kwargs):
+    """Prepares the table that a folder holds, anew unless a dataset that is there is meant to be found ``again``."""
+    if not again:
+        shutil.rmtree(folder / out, ignore_errors=True)
     kwargs = {"num_negatives": 3, "max_bad_fraction": 0.0, "progress": None, **kwargs}
     return prepare("table", folder / out, path=folder, files=files, **kwargs)

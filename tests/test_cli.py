@@ -107,7 +107,8 @@ def test_more_bad_rows_than_allowed_stop_preparation(tmp_path, capsys):
     path = raw / "Scientific.item.json"
     path.write_text(path.read_text().replace('"tool 9"', '""'))
     assert "1 of 10 rows of kind 'item'" in fails(capsys, *prepare_raw(raw))
-    assert everything_in(tmp_path) == ["raw", *(f"raw/{name}" for name in sorted(x.name for x in raw.iterdir()))]
+    kept = ["made.quarantine.jsonl", "raw", *(f"raw/{name}" for name in sorted(x.name for x in raw.iterdir()))]
+    assert everything_in(tmp_path) == kept
 
 
 def test_a_missing_raw_file_and_an_empty_split_are_named(tmp_path, capsys):

@@ -1,7 +1,5 @@
 """Prepared datasets on an object store, played by a folder: copied whole, and only when they are new."""
 
-import json
-
 import pytest
 from etils import epath
 
@@ -48,12 +46,12 @@ def test_a_dataset_made_here_is_sent_there_and_read_by_other_machines(store, tmp
     assert "is prepared already" in again[0]
 
 
-def test_other_settings_replace_what_is_there(store):
+def test_another_dataset_there_is_neither_used_nor_replaced(store):
     make()
-    (store / "left_over.txt").write_text("of an earlier version")
-    make(seed=1)
-    assert json.loads((store / "card.json").read_text())["settings"]["seed"] == 1
-    assert content(store) == content(remote.local_path(URL))
+    before = content(store)
+    with pytest.raises(ValueError, match=f"{URL} holds another dataset than the one asked for: seed: 0 there, 1 here"):
+        make(seed=1)
+    assert content(store) == before
 
 
 def test_a_copy_that_was_interrupted_is_no_dataset_and_is_made_good(store, monkeypatch, tmp_path):

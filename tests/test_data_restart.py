@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,7 @@ prepare("table", {str(raw / "out")!r}, path={str(raw)!r}, progress=progress, **{
 
 def test_other_settings_or_changed_files_begin_anew(raw):
     for change in ("settings", "files"):
+        shutil.rmtree(raw / "out", ignore_errors=True)
         with pytest.raises(KeyboardInterrupt):
             run(raw, "out", Interrupting(10))
         said = []

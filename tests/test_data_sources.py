@@ -346,13 +346,76 @@ def test_amazon_reviews_of_either_year_become_the_same_tables(tmp_path, year):
     assert dataset.card["splits"] == "leave one out"
 
 
-def test_amazon_reviews_twice_of_the_same_item_are_bad_rows(tmp_path):
+def test_amazon_reviews_that_stand_there_twice_count_once_and_later_ones_of_the_item_are_bad(tmp_path):
     folder = write_amazon(tmp_path / "raw", copies=2)
-    with pytest.raises(ValueError, match="48 of 96 rows of kind 'target'"):
+    wanted = load_amazon(write_amazon(tmp_path / "once"))
+    found = load_amazon(folder)
+    assert rows_of(found) == rows_of(wanted)
+    assert found.card["copies"] == {"row": 48}
+    assert found.card["quarantined"] == {}
+    reviews = folder / "Tools_5.json.gz"
+    lines = gzip.decompress(reviews.read_bytes()).decode().splitlines()
+    later = [json.dumps(json.loads(line) | {"unixReviewTime": 86_400 * 16_000}) for line in lines[:48]]
+    reviews.write_bytes(gzip.compress("\n".join(lines + later).encode()))
+    with pytest.raises(ValueError, match=r"48 of 96 rows of kind 'target'.*steps\.repeats: true keeps them"):
+        prepare("amazon", tmp_path / "o", path=folder, num_negatives=2, progress=None, steps={"core": 2})
+
+
+def write_amazon_2023(folder, ending=".jsonl"):
+    """The reviews of 2018 in the form of 2023: variants of a product, milliseconds, categories as one path."""
+    write_amazon(folder)
+    reviews = [
+        json.loads(line) for line in gzip.decompress((folder / "Tools_5.json.gz").read_bytes()).decode().splitlines()
+    ]
+    items = [
+        json.loads(line) for line in gzip.decompress((folder / "meta_Tools.json.gz").read_bytes()).decode().splitlines()
+    ]
+    for path in folder.iterdir():
+        path.unlink()
+    rows = [
+        {"rating": 5.0, "images": [{"small": "x.jpg"}], "asin": f"{row['asin']}V{n}", "parent_asin": row["asin"],
+         "user_id": row["reviewerID"], "timestamp": 1000 * row["unixReviewTime"], "verified_purchase": True}
+        for n, row in enumerate(reviews)
+    ]  # fmt: skip
+    metas = [
+        {"parent_asin": item["asin"], "title": item["title"], "store": item.get("brand"),
+         "features": ["steel", "sharp"], "description": [],
+         "images": [{"hi_res": None}], "categories": item["category"], "details": {"a": "b"}}
+        for item in items
+    ]  # fmt: skip
+    write_lines(folder / "meta_Tools.jsonl", [*metas, metas[3]])
+    if ending == ".csv":
+        with (folder / "Tools.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["user_id", "parent_asin", "rating", "timestamp"], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        write_lines(folder / f"Tools{ending}", rows)
+    return folder
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("ending", [".jsonl", "_5.json", ".csv"])
+def test_amazon_reviews_of_2023_become_the_tables_of_2018(tmp_path, ending):
+    wanted = load_amazon(write_amazon(tmp_path / "old"))
+    found = load_amazon(write_amazon_2023(tmp_path / "new", ending))
+    assert rows_of(found) == rows_of(wanted)
+    assert found.card["copies"] == {"item": 1}
+    assert found.items[0].text == "Acme steel sharp"
+    assert [(item.item_id, item.title) for item in found.items] == [(i.item_id, i.title) for i in wanted.items]
+
+
+def test_columns_that_no_amazon_reviews_have_do_not_lead_in_a_circle(tmp_path):
+    folder = write_amazon_2023(tmp_path / "raw")
+    write_lines(folder / "Tools.jsonl", [{"who": "a", "parent_asin": "b", "timestamp": 1}])
+    with pytest.raises(
+        ValueError, match=r"no column 'user_id' or 'reviewerID'; it has 'who', .*data\.name: table"
+    ) as error:
         load_amazon(folder)
-    assert load_amazon(folder, max_bad_fraction=0.5).card["quarantined"] == {
-        "target: the user took the item before in this task": 48
-    }
+    assert "columns (" not in str(error.value)
 
 
 def test_amazon_items_whose_words_are_no_text_are_bad_items(tmp_path):
@@ -362,7 +425,7 @@ def test_amazon_items_whose_words_are_no_text_are_bad_items(tmp_path):
     lines = lines.replace("bit 7", "bit \\ud800").replace("Acme", "caf\\udce9", 1)
     place.write_bytes(gzip.compress(lines.encode()))
     dataset = load_amazon(folder, max_bad_fraction=0.5)
-    assert dataset.card["quarantined"]["item: its title or brand is no Unicode text"] == 2
+    assert dataset.card["quarantined"]["item: its title or text is no Unicode text"] == 2
     assert not {"A0", "A7"} & set(dataset.item_ids())
 
 
@@ -372,10 +435,11 @@ def test_the_amazon_category_is_found_or_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds Books, Tools; name one as data\.category"):
         load_amazon(folder)
     load_amazon(folder, category="Books")
+    shutil.rmtree(folder / "out")
     for category, name in (("Games", "reviews of Games"), ("Books", r"meta_Books\.json\.gz")):
         if category == "Books":
             (folder / "meta_Books.json.gz").unlink()
-        with pytest.raises(FileNotFoundError, match=f"holds no (5-core )?{name}.*jmcauley.*data.path names"):
+        with pytest.raises(FileNotFoundError, match=f"holds no {name}.*jmcauley.*data.path names"):
             load_amazon(folder, category=category)
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder; fetch"):
         prepare("amazon", tmp_path / "o", path=tmp_path / "nowhere")
@@ -454,7 +518,7 @@ def test_the_authors_tables_are_imported_with_their_splits_and_negatives(tmp_pat
         "".join(json.dumps({"item_id": n, "title": f"note {n}"}) + "\n" for n in range(60))
     )
     named = prepare(
-        "released", tmp_path / "o", path=folder, num_negatives=3, steps={"cold_items": True}, progress=None,
+        "released", tmp_path / "named", path=folder, num_negatives=3, steps={"cold_items": True}, progress=None,
         files={"items": "items.jsonl"},
     )  # fmt: skip
     assert named.items[3].title == "note 3"

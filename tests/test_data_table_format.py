@@ -15,6 +15,7 @@ from raw_tables import catalogue, load, log, ready, rows_of, write_rows
 
 from gems_jax.data import storage
 from gems_jax.data.options import Steps, TableFiles, options_of
+from gems_jax.data.other_dataset import differences
 from gems_jax.data.prepare import prepare
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
@@ -197,7 +198,8 @@ def test_each_kind_of_bad_row_is_quarantined_with_its_reason_and_text(tmp_path, 
 
 def test_duplicates_and_targets_in_their_history_are_bad_rows(tmp_path):
     rows = log()
-    dataset = load(tmp_path, ready(tmp_path, rows=[*rows, rows[3], rows[5] | {"timestamp": 1}]), max_bad_fraction=0.1)
+    again = [rows[3] | {"timestamp": 1_700_000_950}, rows[5] | {"timestamp": 1}]
+    dataset = load(tmp_path, ready(tmp_path, rows=[*rows, *again]), max_bad_fraction=0.1)
     assert dataset.card["quarantined"] == {"target: the user took the item before in this task": 2}
     # The earlier of two stays.
     times = np.concatenate([table.time for table in dataset.tables.values()])
@@ -222,7 +224,7 @@ def test_unknown_items_in_histories_and_negatives_are_left_out_of_them(tmp_path)
 
 def test_taking_an_item_again_is_allowed_where_the_options_say_so(tmp_path):
     rows = log()
-    again = [rows[3] | {"timestamp": 1_700_000_950}, rows[3]]
+    again = [rows[2] | {"timestamp": 1_700_000_950}, rows[2] | {"query": "other words"}]
     dataset = load(tmp_path, ready(tmp_path, rows=rows + again), max_bad_fraction=0.1, steps={"repeats": True})
     assert dataset.card["quarantined"] == {"target: the same event stands there already": 1}
     assert sum(len(table) for table in dataset.tables.values()) == len(rows) + 1
@@ -317,7 +319,8 @@ def test_lists_may_be_written_in_any_way(tmp_path):
     (tmp_path / "log.csv").write_text(
         'user_id,target,timestamp\nu,"[\'a\', ""b""]",1\nu,c|d;e f,2\nu,[g],3\nu,"[h, i\n j]",4\nu,"[1 2]",5\n'
     )
-    dataset = load(tmp_path, {"interactions": "log.csv", "items": None}, num_negatives=0, steps={"max_history": 0})
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{i},{i}\n" for i in "abcdefghij12"))
+    dataset = load(tmp_path, {"interactions": "log.csv"}, num_negatives=0, steps={"max_history": 0})
     # The fourth row is valid and so each of its items; the fifth test.
     assert rows_of(dataset)["test", "rec"][0][1] == list("abcdefghij")
 
@@ -335,8 +338,14 @@ def test_too_many_bad_rows_stop_with_the_first_ten_reasons(tmp_path):
     rows = log() + [log()[0] | {"user_id": "", "target": f"i{n}"} for n in range(14)]
     with pytest.raises(ValueError, match=r"14 of 74 rows of kind 'row' cannot be used, more than the allowed") as error:
         load(tmp_path, ready(tmp_path, rows=rows), max_bad_fraction=0.1)
-    assert str(error.value).count("the user is missing") == 10
+    assert "of 0.1: 14 times the user is missing (files.missing lists" in str(error.value)
+    assert str(error.value).count("': the user is missing") == 10
     assert not (tmp_path / "out").exists()
+    kept = tmp_path / "out.quarantine.jsonl"
+    assert f"All 14 rows left out, with reasons, are in {kept}" in str(error.value)
+    assert {json.loads(line)["reason"] for line in kept.read_text().splitlines()} == {"the user is missing"}
+    load(tmp_path, ready(tmp_path))
+    assert not kept.exists()
 
 
 def test_items_without_title_or_twice_are_quarantined(tmp_path):
@@ -447,13 +456,46 @@ def test_options_that_are_misspelt_or_do_not_fit_are_errors(tmp_path):
         load(tmp_path, ready(tmp_path), category="Books")
 
 
-def test_other_options_prepare_anew_and_the_same_do_not(tmp_path):
-    said = []
+def test_another_dataset_is_neither_used_nor_replaced(tmp_path):
     files = ready(tmp_path)
-    for steps in ({}, {}, {"core": 2}):
-        load(tmp_path, files, steps=steps, progress=said.append)
-    assert sum("is prepared already" in line for line in said) == 1
-    assert sum("done in" in line for line in said) == 2
+    said = []
+    load(tmp_path, files)
+    load(tmp_path, files, again=True, progress=said.append, max_bad_fraction=0.5)
+    assert "is prepared already" in said[0]
+    assert len(said) == 1
+    before = (tmp_path / "out" / "card.json").read_text()
+    changes = [
+        ({"steps": {"core": 2}}, r"steps\.core: None there, 2 here"),
+        ({"seed": 3}, "seed: 0 there, 3 here"),
+        ({"files": files | {"columns": {"query": ""}}}, r"files\.columns\.query: nothing there, '' here"),
+        ({"files": files | {"missing": ["x"]}}, r"files\.missing: \['nan',"),
+    ]
+    for change, message in changes:
+        with pytest.raises(ValueError, match=f"out holds another dataset.*{message}.*Name another data.dir"):
+            load(tmp_path, change.pop("files", files), again=True, **change)
+    with (tmp_path / "interactions.csv").open("a") as file:
+        file.write("\n")
+    with pytest.raises(ValueError, match=r"the raw file interactions\.csv has changed since.*remove the folder"):
+        load(tmp_path, files, again=True)
+    with pytest.raises(ValueError, match="name: 'table' there, 'marketplace' here"):
+        prepare("marketplace", tmp_path / "out", progress=None)
+    assert (tmp_path / "out" / "card.json").read_text() == before
+
+
+def test_options_that_a_dataset_did_not_know_of_yet_had_their_defaults(tmp_path):
+    files = ready(tmp_path)
+    load(tmp_path, files)
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    for name in ("missing", "separators", "time_format"):
+        del card["settings"]["files"][name]
+    assert differences(card["settings"], card["settings"]) == []
+    said = []
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("interactions.csv", "items.csv"):
+        (tmp_path / name).rename(moved / name)
+    prepare("table", tmp_path / "out", path=moved, files=files, num_negatives=3, progress=said.append)
+    assert "is prepared already" in said[0]
 
 
 def test_a_dataset_of_an_earlier_format_is_made_anew(tmp_path):
@@ -462,7 +504,8 @@ def test_a_dataset_of_an_earlier_format_is_made_anew(tmp_path):
     card = tmp_path / "out" / "card.json"
     card.write_text(card.read_text().replace(f'"format_version": {storage.FORMAT_VERSION}', '"format_version": 1'))
     said = []
-    load(tmp_path, files, progress=said.append)
+    load(tmp_path, files, again=True, progress=said.append)
+    assert "earlier format; making it again" in said[0]
     assert "done in" in said[-1]
 
 

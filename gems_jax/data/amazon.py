@@ -1,35 +1,54 @@
-"""Amazon reviews of one category (2014 or 2018): purchases in order, item texts, queries by category."""
+"""Amazon reviews of one category (2014, 2018 or 2023): purchases in order, item texts, queries by category."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from gems_jax.data import reasons
 from gems_jax.data.assemble import Source
+from gems_jax.data.blank import is_blank
+from gems_jax.data.catalogue_file import add_item
 from gems_jax.data.category_query import category_query
-from gems_jax.data.columns import as_text, as_times
+from gems_jax.data.columns import as_text, as_words
 from gems_jax.data.examples import Examples, Names
 from gems_jax.data.options import Steps
 from gems_jax.data.plain_text import is_unicode
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.ragged import Ragged
+from gems_jax.data.raw_batch import Batch
 from gems_jax.data.raw_table import read_batches
 from gems_jax.data.tables import Item
+from gems_jax.data.times import as_times
 
 DEFAULTS = {"core": 5, "max_history": 20, "min_history": 1}
 FETCH = (
-    "fetch the 5-core reviews and the metadata of a category by hand, from "
+    "fetch the reviews and the metadata of a category by hand, from "
     "https://cseweb.ucsd.edu/~jmcauley/datasets.html (2014: reviews_<Category>_5.json.gz and meta_<Category>.json.gz; "
-    "2018: <Category>_5.json.gz and meta_<Category>.json.gz), into the folder that data.path names"
+    "2018: <Category>_5.json.gz and meta_<Category>.json.gz) or https://amazon-reviews-2023.github.io (2023: "
+    "<Category>.jsonl.gz or <Category>.csv.gz, and meta_<Category>.jsonl.gz), into the folder that data.path names"
 )
-_REVIEW = {"user": "reviewerID", "item": "asin", "time": "unixReviewTime"}
-_META = {"item": "asin", "title": "title", "brand": "brand", "paths": "categories", "path": "category"}
+_SUFFIXES = (".json", ".jsonl", ".csv")
+# Roles to the columns' names, that of 2023 first: there `parent_asin` is the product and `asin` one of its variants.
+_REVIEW = {"user": ("user_id", "reviewerID"), "item": ("parent_asin", "asin"), "time": ("timestamp", "unixReviewTime")}
+_META = {
+    "item": ("parent_asin", "asin"), "title": ("title",), "brand": ("store", "brand"), "features": ("features",),
+    "paths": ("categories",), "path": ("category",),
+}  # fmt: skip
 
 
-def raw_files(folder: Path, category: str | None) -> tuple[Path, Path]:
+class Files(NamedTuple):
+    """The files of a category."""
+
+    reviews: Path
+    meta: Path
+
+
+def raw_files(folder: Path, category: str | None) -> Files:
     """The files of reviews and of metadata.
 
     Raises:
@@ -38,25 +57,30 @@ def raw_files(folder: Path, category: str | None) -> tuple[Path, Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; {FETCH}")
-    found = {
-        name: path
-        for path in sorted(folder.iterdir())
-        if (name := path.name.removesuffix(".gz").removesuffix(".json").removesuffix(".jsonl")).endswith("_5")
+    files = {name: path for path in sorted(folder.iterdir()) if (name := _stem(path)) is not None}
+    metas = {name.removeprefix("meta_"): path for name, path in files.items() if name.startswith("meta_")}
+    # Files of 2023 are called by the category alone.
+    names = {name: files[name] for name in metas if name in files}
+    names |= {
+        name.removeprefix("reviews_").removesuffix("_5"): path for name, path in files.items() if name.endswith("_5")
     }
-    names = {name.removeprefix("reviews_").removesuffix("_5"): path for name, path in found.items()}
     if category is None:
         if len(names) > 1:
-            raise ValueError(f"{folder} holds {', '.join(names)}; name one as data.category")
+            raise ValueError(f"{folder} holds {', '.join(sorted(names))}; name one as data.category")
         category = next(iter(names), None)
     reviews = names.get(category or "")
     if reviews is None:
         wanted = f"reviews of {category}" if category else "reviews"
-        raise FileNotFoundError(f"{folder} holds no 5-core {wanted} (<Category>_5.json.gz); {FETCH}")
-    for suffix in (".json.gz", ".jsonl.gz", ".json", ".jsonl"):
-        meta = folder / f"meta_{category}{suffix}"
-        if meta.is_file():
-            return reviews, meta
-    raise FileNotFoundError(f"{folder} holds no meta_{category}.json.gz; {FETCH}")
+        raise FileNotFoundError(f"{folder} holds no {wanted} (<Category>_5.json.gz or <Category>.jsonl.gz); {FETCH}")
+    if category not in metas:
+        raise FileNotFoundError(f"{folder} holds no meta_{category}.json.gz; {FETCH}")
+    return Files(reviews, metas[category])
+
+
+def _stem(path: Path) -> str | None:
+    """The name of a table without its endings, None for other files."""
+    name = path.name.removesuffix(".gz")
+    return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), None)
 
 
 def read(folder: Path, category: str | None, steps: Steps, quarantine: Quarantine) -> tuple[Source, Steps]:
@@ -83,7 +107,7 @@ def read_events(path: Path, quarantine: Quarantine) -> Examples:
     names = Names()
     file = names.files.add(path.name)
     users, items, times, numbers = [], [], [], []
-    for batch in read_batches(path, _REVIEW, ("user", "item", "time"), quarantine, "event"):
+    for batch in _batches(path, _REVIEW, ("user", "item", "time"), quarantine, "event"):
         user, item = (as_text(batch.columns[role])[0] for role in ("user", "item"))
         time, absurd = as_times(batch.columns["time"])
         nameless = np.asarray(user.is_null()) | np.asarray(item.is_null())
@@ -110,38 +134,70 @@ def read_events(path: Path, quarantine: Quarantine) -> Examples:
 
 
 def read_items(path: Path, wanted: set[str], quarantine: Quarantine) -> tuple[list[Item], dict[str, str]]:
-    """The wanted items in the file's order, and the query of each that has one. Text is the brand."""
+    """The wanted items in the file's order, and the query of each that has one.
+
+    An item's text is its brand, in 2023 its store and its features.
+    """
     items: dict[str, Item] = {}
     queries = {}
-    for batch in read_batches(path, _META, ("item", "title"), quarantine, "item"):
+    for batch in _batches(path, _META, ("item", "title"), quarantine, "item"):
+        features = as_words(batch.columns["features"])[0].to_pylist() if "features" in batch.columns else None
         for row, item_id in enumerate(as_text(batch.columns["item"])[0].to_pylist()):
             if item_id not in wanted:
                 continue
             entry = {role: column[row] for role, column in batch.columns.items()}
-            title, brand = _clean(entry["title"]), _clean(entry.get("brand"))
-            reason = "there is an item of this id already" if item_id in items else "" if title else "it has no title"
-            if not reason and not (is_unicode(title) and is_unicode(brand)):
-                reason = "its title or brand is no Unicode text"
-            if reason:
-                quarantine.add("item", f"{path.name}: row {batch.numbers[row]}", reason, batch.raw(row))
-                continue
-            items[item_id] = Item(item_id, title, brand)
+            text = f"{_clean(entry.get('brand'))} {_clean(features[row] if features else None)}".strip()
+            item = Item(item_id, _clean(entry["title"]), text)
+            where = f"{path.name}: row {batch.numbers[row]}"
+            problem = "" if item.title else reasons.NO_TITLE
+            if not (is_unicode(item.title) and is_unicode(text)):
+                problem = reasons.NO_UNICODE
+            add_item(item, items, quarantine, where, problem, batch.raw(row))
             query = category_query(deepest_path(entry))
-            if query:
+            if query and items.get(item_id) == item:
                 queries[item_id] = query
     quarantine.check("item", len(items) + sum(row["kind"] == "item" for row in quarantine.rows), path)
     return list(items.values()), queries
 
 
 def deepest_path(entry: dict[str, Any]) -> list[str]:
-    """The category path with the most levels, the first of those: 2014 lists several, 2018 has one."""
+    """The category path with the most levels, the first of those: 2014 lists several, 2018 and 2023 have one."""
     paths = entry.get("paths")
     if not isinstance(paths, list):
         paths = [entry.get("path")]
+    elif paths and all(isinstance(level, str) for level in paths):
+        paths = [paths]
     paths = [[level for level in path if isinstance(level, str)] for path in paths if isinstance(path, list)]
     return max(paths, key=len, default=[])
 
 
+def _batches(
+    path: Path, roles: Mapping[str, tuple[str, ...]], needed: tuple[str, ...], quarantine: Quarantine, kind: str
+) -> Iterator[Batch]:
+    """Batches whose columns have the names of any year; a cell that is empty in the first of them is the next one's."""
+    names = {name: name for choices in roles.values() for name in choices}
+    for batch in read_batches(path, names, (), quarantine, kind):
+        columns = {}
+        for role, choices in roles.items():
+            there = [batch.columns[name] for name in choices if name in batch.columns]
+            if there:
+                columns[role] = _first_of(there)
+            elif role in needed:
+                raise ValueError(
+                    f"{path} has no column {' or '.join(map(repr, choices))}; it has "
+                    f"{', '.join(map(repr, batch.names[:20]))}. If these are no Amazon reviews, data.name: table reads "
+                    f"them; if they are, {FETCH}"
+                )
+        yield batch._replace(columns=columns)
+
+
+def _first_of(columns: list[Any]) -> Any:
+    if len(columns) == 1 or not isinstance(columns[0], list):
+        return columns[0]
+    return [first if first is not None else second for first, second in zip(*columns, strict=True)]
+
+
 def _clean(value: Any) -> str:
-    """Unescaped (some fields are escaped twice) and with single spaces; anything but text counts as empty."""
-    return " ".join(html.unescape(html.unescape(value)).split()) if isinstance(value, str) else ""
+    """Unescaped (some fields are escaped twice), with single spaces; anything but visible text counts as empty."""
+    text = " ".join(html.unescape(html.unescape(value)).split()) if isinstance(value, str) else ""
+    return "" if is_blank(text) else text

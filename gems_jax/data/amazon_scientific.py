@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gems_jax.data.blank import is_blank
 from gems_jax.data.negatives import NUM_NEGATIVES
 from gems_jax.data.plain_text import is_unicode
 from gems_jax.data.quarantine import Quarantine
@@ -148,5 +149,6 @@ def _item_id(value: Any) -> str:
 
 
 def _clean(value: Any) -> str:
-    """Unescaped (some fields are escaped twice) and with single spaces; anything but text counts as empty."""
-    return " ".join(html.unescape(html.unescape(value)).split()) if isinstance(value, str) else ""
+    """Unescaped (some fields are escaped twice), with single spaces; anything but visible text counts as empty."""
+    text = " ".join(html.unescape(html.unescape(value)).split()) if isinstance(value, str) else ""
+    return "" if is_blank(text) else text

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gems_jax.data.copies import without_copies
 from gems_jax.data.core import to_core
 from gems_jax.data.examples import UNKNOWN, Examples
 from gems_jax.data.histories import keep_tasks, make_histories
@@ -20,6 +22,7 @@ from gems_jax.data.holdout import (
     own_targets,
 )
 from gems_jax.data.negatives import NUM_NEGATIVES
+from gems_jax.data.oddities import remark_equal_times, remark_values
 from gems_jax.data.options import Steps
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.ragged import Ragged
@@ -133,7 +136,14 @@ def get_ready(
     by_query = items_by_query(source.examples, source.query_of_item)
     known_ids = {item.item_id for item in source.items}
     known = np.asarray([name in known_ids for name in source.examples.names.items.names], bool)
-    examples = check_rows(source.examples, known, steps.repeats, quarantine, source.path)
+    examples = source.examples
+    remark_values(examples, source.items, quarantine)
+    if timed:
+        examples = without_copies(examples)
+        quarantine.copies["row"] += len(source.examples) - len(examples)
+        if examples.history is None and source.query_of_item is None:
+            remark_equal_times(examples, quarantine)
+    examples = check_rows(examples, known, steps.repeats, quarantine, source.path)
     record.add("usable", examples)
     if not timed:
         examples = examples.replace(time=np.arange(len(examples), dtype=np.float64))
@@ -143,8 +153,10 @@ def get_ready(
         examples, rounds = to_core(examples, core, min_rows, bool(steps.both_tasks))
         record.add(f"core {core}, {min_rows} rows a task, both tasks: {steps.both_tasks}", examples, rounds=rounds)
     if not len(examples):
+        before, last = next(pair for pair in itertools.pairwise(record.steps) if not pair[1]["rows"])
         raise ValueError(
-            f"{source.path}: no row is left after {[step['step'] for step in record.steps]}; relax the steps"
+            f"{source.path}: no row is left after the step {last['step']!r}; before there were {before['rows']} of "
+            f"{before['users']:,} users and {before['items']:,} items. Relax it (data.steps) or give more rows"
         )
     if not recorded:
         examples = examples.replace(split=leave_one_out_split(examples, source.per_task))

@@ -81,6 +81,12 @@ class LeftOut:
         of_rows = query[rows & (query >= 0)]
         self.names += zip(of_rows[wanted.row_of].tolist(), wanted.values.tolist(), strict=True)
 
+    def with_items(self, place: np.ndarray) -> LeftOut:
+        """With other item numbers: `place` has the new one of each."""
+        result = LeftOut()
+        result.names = [(query, int(place[item])) for query, item in self.names]
+        return result
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -96,6 +102,10 @@ class Names:
     tasks: Vocabulary = field(default_factory=lambda: Vocabulary(("rec", "src")))
     files: Vocabulary = field(default_factory=Vocabulary)
     left_out: LeftOut = field(default_factory=LeftOut)
+
+    def replace(self, **changes: Any) -> Names:
+        """With some vocabularies changed."""
+        return dataclasses.replace(self, **changes)
 
 
 @dataclass(frozen=True)

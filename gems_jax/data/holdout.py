@@ -11,6 +11,8 @@ from gems_jax.data.ragged import Ragged, pair_keys, place_of, row_blocks
 from gems_jax.data.tables import SPLITS
 
 TRAIN, VALID, TEST = range(len(SPLITS))
+# Rows of a user of which two can be held out.
+MIN_ROWS = 3
 
 
 class Events(NamedTuple):
@@ -49,7 +51,7 @@ def leave_one_out_split(examples: Examples, per_task: bool = True) -> np.ndarray
     sizes = np.diff([*starts, count])
     from_end = np.repeat(starts + sizes, sizes) - np.arange(count)
     split = np.full(count, TRAIN, np.int8)
-    enough = np.repeat(sizes, sizes) >= 3
+    enough = np.repeat(sizes, sizes) >= MIN_ROWS
     split[order[enough & (from_end == 1)]] = TEST
     split[order[enough & (from_end == 2)]] = VALID
     return split

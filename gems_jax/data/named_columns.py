@@ -25,7 +25,7 @@ class NamedColumns:
 
     Args:
         option: `files.columns` or `files.item_columns`.
-        columns: what it says: role to name.
+        columns: what it says: role to name; empty where a column is not to be read.
         needed: roles whose columns must be there, whatever they are called.
         reading: how the files are read.
 
@@ -34,8 +34,12 @@ class NamedColumns:
     """
 
     def __init__(self, option: str, columns: Mapping[str, str], needed: tuple[str, ...], reading: Reading):
-        self._option, self._columns, self._needed, self._reading = option, columns, needed, reading
+        self._option, self._needed, self._reading = option, needed, reading
+        self._columns = {role: name for role, name in columns.items() if name}
         self._roles = _names_of_roles(option, columns)
+        for role in needed:
+            if role not in self._roles:
+                raise ValueError(f"{option} says that {role} is not to be read, but it is needed; name its column")
         # Role to the files that lack it, and what these files have.
         self._absent: dict[str, list[Path]] = {}
         self._found: list[str] = []
@@ -71,4 +75,5 @@ def _names_of_roles(option: str, columns: Mapping[str, str]) -> dict[str, str]:
                     f"{option} names {role!r}, which is a role of {other}: write {other}: {{{role}: {name}}}"
                 )
         raise ValueError(f"{option} names the unknown role {role!r}; the roles are {', '.join(roles)}")
-    return {role: columns.get(role, role) for role in roles}
+    # An empty name: the role is not to be read, though a column may have its name.
+    return {role: name for role in roles if (name := columns.get(role, role))}

@@ -8,7 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from gems_jax.data.blank import MISSING_WORDS
+
 T = TypeVar("T")
+# Roles whose cells may hold several values.
+LIST_ROLES = ("target", "history", "history_task", "negatives")
+TIME_UNITS = ("s", "ms", "us", "ns", "days")
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,13 @@ class TableFiles(Reading):
       item_columns: of the catalogue, role to name, where they differ. Roles: ``item_id``, ``title``, ``text``.
       tasks: the file's names of tasks to the ones to use, say ``{search: src}``.
       query_tasks: tasks that need a query.
+      missing: words that stand for nothing wherever a cell consists of one, in every format and column; as many
+        programs write them, see `gems_jax.data.blank.MISSING_WORDS`.
+      separators: role (``target``, ``history``, ``history_task``, ``negatives``) to the text between the ids of a cell;
+        empty: such a cell is one id always. Where a role is not named, the catalogue tells what an id is, and without
+        one a target is one id and a list is divided at spaces, commas, semicolons and bars.
+      time_format: how times are written where that cannot be seen: ``s``, ``ms``, ``us``, ``ns`` since 1970, ``days``
+        as spreadsheets count them, or a form of ``strptime`` such as ``%d/%m/%Y %H:%M``.
     """
 
     interactions: str | dict[str, str] = "interactions.csv"
@@ -128,6 +140,22 @@ class TableFiles(Reading):
     item_columns: dict[str, str] = field(default_factory=dict)
     tasks: dict[str, str] = field(default_factory=dict)
     query_tasks: tuple[str, ...] = ("src",)
+    missing: tuple[str, ...] = MISSING_WORDS
+    separators: dict[str, str] = field(default_factory=dict)
+    time_format: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.missing, str) or not all(isinstance(word, str) for word in self.missing):
+            raise ValueError(f"files.missing must be a list of words, got {self.missing!r}")
+        for role, text in self.separators.items():
+            if role not in LIST_ROLES:
+                raise ValueError(f"files.separators names {role!r}; roles of lists are {', '.join(LIST_ROLES)}")
+            if not isinstance(text, str):
+                raise ValueError(f"files.separators.{role} must be text, got {text!r}; '' for one id a cell")
+        form = self.time_format
+        if form is not None and form not in TIME_UNITS and "%" not in form:
+            known = ", ".join(TIME_UNITS)
+            raise ValueError(f"files.time_format must be one of {known} or a form like '%d/%m/%Y', got {form!r}")
 
 
 def options_of(kind: type[T], value: T | Mapping[str, Any] | None, name: str) -> T:

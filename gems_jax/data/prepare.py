@@ -11,10 +11,12 @@ from typing import Any
 
 from gems_jax.data import amazon, amazon_scientific, marketplace, qilin, released, remote, storage, table, user_parts
 from gems_jax.data.assemble import Source, get_ready
+from gems_jax.data.empty_tables import check_tables
 from gems_jax.data.leaks import check_leaks
 from gems_jax.data.negatives import NUM_NEGATIVES
 from gems_jax.data.options import Steps, TableFiles, options_of
-from gems_jax.data.quarantine import Quarantine
+from gems_jax.data.other_dataset import OtherDataset, differences
+from gems_jax.data.quarantine import Quarantine, Unusable, write_rows
 from gems_jax.data.raw_files import find_files, local_name
 from gems_jax.data.read_parts import ReadParts
 from gems_jax.data.tables import Dataset, Table
@@ -71,34 +73,58 @@ def prepare(
             max_bad_fraction=max_bad_fraction, steps=steps, files=files, category=category, progress=progress,
         )  # fmt: skip
     settings = _settings(name, path, seed, num_negatives, num_users, max_bad_fraction, steps, files, category)
-    if storage.is_complete(out_dir) and storage.is_current(out_dir):
-        dataset = storage.load(out_dir)
-        made_with = dataset.card.get("settings")
-        if path is not None and isinstance(made_with, dict) and not Path(path).exists():
-            settings["raw"] = made_with.get("raw")  # raw files may go once they are prepared
-        if made_with == settings:
+    if storage.is_complete(out_dir):
+        if path is not None and not Path(path).exists():
+            made_with = storage.settings_of(out_dir)
+            # Raw files may go once they are prepared.
+            settings["raw"] = made_with.get("raw") if isinstance(made_with, dict) else {}
+        _check_same(out_dir, settings)
+        if storage.is_current(out_dir):
+            dataset = storage.load(out_dir)
             say(f"data: {out_dir} is prepared already ({_size(dataset)})")
             return dataset
-        say(f"data: {out_dir} was prepared with other settings; making it again")
+        say(f"data: {out_dir} is of an earlier format; making it again")
     begin = time.perf_counter()
     storage.check_place(out_dir)
     say(f"data: reading {name}" + (f" from {path}" if path is not None else ""))
-    if name in STEPPED:
-        dataset = _prepare_in_parts(
-            name, Path(out_dir), Path(str(path)), settings, seed, num_negatives, steps, files, category, say
-        )
-    else:
-        if name == "marketplace":
-            dataset = marketplace.load(seed, num_users, num_negatives)
+    left_out = Path(out_dir).with_name(f"{Path(out_dir).name}.quarantine.jsonl")
+    try:
+        if name in STEPPED:
+            dataset = _prepare_in_parts(
+                name, Path(out_dir), Path(str(path)), settings, seed, num_negatives, steps, files, category, say
+            )
         else:
-            dataset = amazon_scientific.load(str(path), seed, num_negatives, max_bad_fraction)
-        _say_quarantined(dataset.card, say)
-        dataset.card["settings"] = settings
-        _check_rows(dataset.name, dataset.row_counts())
-        dataset.card["item_sets"] = check_leaks(dataset)
-        say(f"data: writing {_size(dataset)} to {out_dir}")
-        storage.save(dataset, out_dir)
+            dataset = _prepare_at_once(name, Path(out_dir), settings, say)
+    except Unusable as error:
+        if not error.rows:
+            raise
+        write_rows(error.rows, left_out)
+        raise ValueError(f"{error}\nAll {len(error.rows):,} rows left out, with reasons, are in {left_out}") from None
+    left_out.unlink(missing_ok=True)  # of an attempt before
     say(f"data: done in {time.perf_counter() - begin:.1f} s")
+    return dataset
+
+
+def _check_same(out_dir: str | Path, settings: Mapping[str, Any]) -> None:
+    """Raises where the dataset that is there is another one: runs may stand on it."""
+    found = differences(storage.settings_of(out_dir), settings)
+    if found:
+        raise OtherDataset(out_dir, found)
+
+
+def _prepare_at_once(name: str, out_dir: Path, settings: dict[str, Any], say: Callable[[str], None]) -> Dataset:
+    """Small sources, which need no parts."""
+    seed, num_negatives = settings["seed"], settings["num_negatives"]
+    if name == "marketplace":
+        dataset = marketplace.load(seed, settings["num_users"], num_negatives)
+    else:
+        dataset = amazon_scientific.load(settings["path"], seed, num_negatives, settings["max_bad_fraction"])
+    _say_quarantined(dataset.card, say)
+    dataset.card["settings"] = settings
+    check_tables(dataset.name, dataset.row_counts())
+    dataset.card["item_sets"] = check_leaks(dataset)
+    say(f"data: writing {_size(dataset)} to {out_dir}")
+    storage.save(dataset, out_dir)
     return dataset
 
 
@@ -106,7 +132,10 @@ def _prepare_elsewhere(url: str, say: Callable[[str], None], **options: Any) -> 
     """`prepare` of a folder on an object store: a copy on this machine is read or made, and sent there if it is new."""
     local = remote.local_path(url)
     remote.bring(url, local, say)
-    dataset = prepare(out_dir=local, **options)
+    try:
+        dataset = prepare(out_dir=local, **options)
+    except OtherDataset as error:
+        raise OtherDataset(url, error.found) from None  # the copy would come back from there
     remote.send(local, url, say)
     return dataset
 
@@ -128,9 +157,8 @@ def _prepare_in_parts(
     decisive = settings | {"format_version": storage.FORMAT_VERSION, "rows_a_part": user_parts.ROWS}
     with unfinished_folder(out_dir, decisive, say) as folder:
         if storage.is_complete(out_dir) and storage.is_current(out_dir):
-            dataset = storage.load(out_dir)  # another process was first
-            if dataset.card.get("settings") == settings:
-                return dataset
+            _check_same(out_dir, settings)
+            return storage.load(out_dir)  # another process was first
         quarantine = Quarantine(settings["max_bad_fraction"])
         parts = ReadParts(folder / "read", say)
         source, resolved = _read(name, path, steps, files, category, quarantine, parts)
@@ -145,8 +173,10 @@ def _prepare_in_parts(
         say("data: " + _step(card["steps"][-1]))
         counts = done.counts()
         card |= {"users": done.users, "rows": counts, "quarantined": quarantine.counts(), "settings": settings}
+        card |= {"copies": {kind: count for kind, count in quarantine.copies.items() if count}}
+        card |= {"remarks": quarantine.said()}
         _say_quarantined(card, say)
-        _check_rows(ready.name, counts)
+        check_tables(ready.name, counts, ready, quarantine)
         card["item_sets"] = done.sets.card(ready.name, ready.items)
         empty = {key: Table.from_rows(key[1], []) for key in done.rows}
         dataset = Dataset(ready.name, ready.items, empty, card, quarantine.rows)
@@ -159,16 +189,10 @@ def _prepare_in_parts(
 def _say_quarantined(card: Mapping[str, Any], say: Callable[[str], None]) -> None:
     for reason, count in card["quarantined"].items():
         say(f"data: left out {count:,} ({reason})")
-
-
-def _check_rows(name: str, counts: Mapping[str, Mapping[str, int]]) -> None:
-    """An empty table is an error before anything is written."""
-    for split, tasks in counts.items():
-        for task, count in tasks.items():
-            if not count:
-                raise ValueError(
-                    f"dataset {name!r}: table {split}/{task} is empty; check the raw data and the quarantine"
-                )
+    for kind, count in card.get("copies", {}).items():
+        say(f"data: left out {count:,} exact copies of {kind}s")
+    for remark in card.get("remarks", []):
+        say(f"data: {remark}")
 
 
 def _read(

@@ -11,8 +11,10 @@ import numpy as np
 
 from gems_jax.data.assemble import Source
 from gems_jax.data.cells import parse_cell
-from gems_jax.data.columns import as_lists, as_text, as_times, id_text
+from gems_jax.data.columns import as_text, id_text
 from gems_jax.data.examples import UNKNOWN, Examples, Names
+from gems_jax.data.id_lists import as_lists
+from gems_jax.data.ids import same_ids, whole
 from gems_jax.data.options import Steps
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.ragged import Ragged
@@ -21,6 +23,7 @@ from gems_jax.data.raw_files import kind_of
 from gems_jax.data.raw_table import read_batches
 from gems_jax.data.read_parts import ReadParts
 from gems_jax.data.tables import Item
+from gems_jax.data.times import as_times
 
 DEFAULTS = {"core": 3, "min_rows": 3, "both_tasks": True, "max_history": 20}
 PARTS = ("recommendation_train", "recommendation_test", "search_train", "search_test")
@@ -84,7 +87,7 @@ def read(folder: Path, steps: Steps, quarantine: Quarantine, parts: ReadParts | 
     quarantine.check("row", total + bad, folder)
     if not total:
         raise ValueError(f"{folder} holds no request; {FETCH}")
-    examples = Examples.join(found)
+    examples = same_ids(Examples.join(found), None, quarantine)
     items = read_notes(files[NOTES], examples, quarantine)
     return Source("qilin", str(folder), examples, items), steps.with_defaults(**DEFAULTS)
 
@@ -159,7 +162,8 @@ def read_notes(paths: list[Path], examples: Examples, quarantine: Quarantine) ->
     for path in paths:
         for batch in read_batches(path, _NOTE, ("item", "title"), quarantine, "item"):
             texts = {role: as_text(column)[0] for role, column in batch.columns.items()}
-            for row, item_id in enumerate(texts["item"].to_pylist()):
+            for row, written in enumerate(texts["item"].to_pylist()):
+                item_id = whole(written or "")
                 if item_id not in wanted or item_id in items:
                     continue
                 content = " ".join((texts["content"][row].as_py() or "").split()) if "content" in texts else ""

@@ -1,15 +1,33 @@
-"""Raw rows that cannot be used: kept with the reason, counted, and too many of them an error."""
+"""Raw rows that cannot be used: kept with the reason, counted, and too many of them an error; and what else was odd."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from gems_jax.data.reasons import HINTS
 
 # Characters kept of a raw row: enough to find it again, whatever its size.
 RAW_LENGTH = 1000
 SHOWN = 10
+
+
+class Remark(NamedTuple):
+    """How often something was seen, and the first of it."""
+
+    times: int
+    example: str
+
+
+class Unusable(ValueError):
+    """Too few rows can be used; `rows` are those left out."""
+
+    def __init__(self, message: str, rows: Sequence[dict[str, str]]):
+        super().__init__(message)
+        self.rows = rows
 
 
 class Quarantine:
@@ -31,6 +49,10 @@ class Quarantine:
             raise ValueError(f"max_bad_fraction must lie between 0 and 1, got {max_bad_fraction}")
         self.max_bad_fraction = max_bad_fraction
         self.rows: list[dict[str, str]] = []
+        # What was read in another way than it stands there, or is odd, though nothing was left out: number, example.
+        self.remarks: dict[str, Remark] = {}
+        # Rows that are exact copies of others, by kind; they are no bad rows.
+        self.copies: Counter[str] = Counter()
 
     def add(self, kind: str, row_id: str, reason: str, detail: Any = "") -> None:
         """Leave one row out.
@@ -49,16 +71,50 @@ class Quarantine:
         """Rows left out by kind and reason."""
         return dict(Counter(f"{row['kind']}: {row['reason']}" for row in self.rows))
 
+    def remark(self, text: str, count: int, example: str) -> None:
+        """Count what people should know of; of equal texts, in which `{n}` is the number, the first example stays.
+
+        Example:
+            >>> quarantine = Quarantine()
+            >>> for count in (2, 3):
+            ...     quarantine.remark("{n} cells were divided", count, f"row {count}")
+            >>> quarantine.said()
+            ['5 cells were divided; the first: row 2']
+        """
+        before = self.remarks.get(text, Remark(0, example))
+        self.remarks[text] = before._replace(times=before.times + count)
+
+    def said(self) -> list[str]:
+        """The remarks as sentences."""
+        return [
+            text.replace("{n}", f"{times:,}") + (f"; the first: {example}" if example else "")
+            for text, (times, example) in self.remarks.items()
+        ]
+
     def check(self, kind: str, total: int, path: str | Path) -> None:
-        """Raise where more than `max_bad_fraction` of the `total` rows of this kind were left out."""
+        """Raise `Unusable` where more than `max_bad_fraction` of the `total` rows of this kind were left out."""
         bad = [row for row in self.rows if row["kind"] == kind]
         if bad and len(bad) > self.max_bad_fraction * total:
+            counts = Counter(row["reason"] for row in bad).most_common()
+            reasons = "; ".join(f"{count:,} times {reason}{_hint(reason)}" for reason, count in counts)
             first = "\n".join(f"  {row['id']!r}: {row['reason']}{_shown(row)}" for row in bad[:SHOWN])
-            raise ValueError(
+            raise Unusable(
                 f"{path}: {len(bad):,} of {total:,} rows of kind {kind!r} cannot be used, more than the allowed share "
-                f"of {self.max_bad_fraction:g}; the first are {first.strip()}\n"
-                "Repair the file or raise max_bad_fraction."
+                f"of {self.max_bad_fraction:g}: {reasons}\nThe first are\n{first}\n"
+                "Repair the file, set what is named above, or raise max_bad_fraction.",
+                self.rows,
             )
+
+
+def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
+    """Rows left out, a JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _hint(reason: str) -> str:
+    return f" ({HINTS[reason]})" if reason in HINTS else ""
 
 
 def raw_text(value: Any) -> str:

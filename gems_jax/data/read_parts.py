@@ -20,7 +20,7 @@ COLUMNS, NEW = "columns.npz", "new.json"
 
 
 class ReadParts:
-    """The usable rows of each file, with the names and the bad rows that came with them.
+    """The usable rows of each file, with the names, the bad rows and the remarks that came with them.
 
     Args:
         folder: gets a folder a file.
@@ -51,12 +51,18 @@ class ReadParts:
             return _load(place, names, quarantine)
         self._pace = self._pace or Pace(total, number)
         known, bad = {name: len(getattr(names, name)) for name in vars(names)}, len(quarantine.rows)
+        remarks = dict(quarantine.remarks)
         rows = read()
         new = {name: getattr(names, name).names[count:] for name, count in known.items()}
         temporary = fresh_folder(place)
         if rows is not None:
             np.savez(temporary / COLUMNS, allow_pickle=False, **_arrays(rows))
-        stored = {"names": new, "bad": quarantine.rows[bad:], "rows": rows is not None}
+        said = [
+            (text, remark.times - (remarks[text].times if text in remarks else 0), remark.example)
+            for text, remark in quarantine.remarks.items()
+            if remark != remarks.get(text)
+        ]
+        stored = {"names": new, "bad": quarantine.rows[bad:], "remarks": said, "rows": rows is not None}
         (temporary / NEW).write_text(json.dumps(stored), encoding="utf-8")
         os.rename(temporary, place)
         if total > 1:
@@ -80,6 +86,8 @@ def _load(place: Path, names: Names, quarantine: Quarantine) -> Examples | None:
         for name in new:
             getattr(names, kind).add(name)
     quarantine.rows.extend(stored["bad"])
+    for text, count, example in stored["remarks"]:
+        quarantine.remark(text, count, example)
     if not stored["rows"]:
         return None
     columns: dict[str, Any] = {}

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.assemble import Source
+from gems_jax.data.catalogue_file import read_items
 from gems_jax.data.examples import Examples, Names
+from gems_jax.data.ids import Catalogue, same_ids
 from gems_jax.data.options import Steps, TableFiles
 from gems_jax.data.plain_pickle import load_plain
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.raw_batch import Batch
-from gems_jax.data.table import encode_batch, read_items
+from gems_jax.data.table import encode_batch
 from gems_jax.data.tables import SPLITS
 
 DEFAULTS = {"max_history": 20}
@@ -70,8 +72,9 @@ def read(folder: Path, files: TableFiles, steps: Steps, quarantine: Quarantine) 
     parts = [part.replace(negatives=part.negatives or part.targets.first(0)) for part in parts]
     if any(part.history_task is None for part in parts):
         parts = [part.replace(history_task=None) for part in parts]
-    examples = Examples.join(parts)
-    items = read_items(folder, files, quarantine, examples.names.items.names)
+    items = read_items(folder, files, quarantine)
+    examples = same_ids(Examples.join(parts), Catalogue(item.item_id for item in items) if items else None, quarantine)
+    items = items or read_items(folder, files, quarantine, examples.names.items.names)
     return Source("released", str(folder), examples, items), steps.with_defaults(**DEFAULTS)
 
 

@@ -7,11 +7,7 @@ import numpy as np
 from gems_jax.data.examples import Examples
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.ragged import Ragged, pair_keys
-
-UNKNOWN_ITEM = "the item is not in the catalogue"
-IN_HISTORY = "the target stands in the row's own history"
-REPEATED = "the user took the item before in this task"
-DUPLICATE = "the same event stands there already"
+from gems_jax.data.reasons import DUPLICATE, IN_HISTORY, REPEATED, UNKNOWN_ITEM
 
 
 def check_rows(examples: Examples, known: np.ndarray, repeats: bool, quarantine: Quarantine, path: str) -> Examples:

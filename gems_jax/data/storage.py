@@ -41,6 +41,12 @@ def is_current(folder: str | Path) -> bool:
     return not isinstance(card, dict) or card.get("format_version") == FORMAT_VERSION
 
 
+def settings_of(folder: str | Path) -> Any:
+    """What the dataset in a folder was prepared with, None where it does not say; a damaged card is an error."""
+    card = _read_json(Path(folder) / CARD)
+    return card.get("settings") if isinstance(card, dict) else None
+
+
 def save(dataset: Dataset, folder: str | Path) -> Path:
     """Write a dataset to a temporary folder beside its place and rename it there; a folder in its place goes.
 

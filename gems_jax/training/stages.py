@@ -144,6 +144,8 @@ def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Materia
     """The base model with tokens and rows for every item: one of its own, or those of its identifier."""
     model, tokenizer = base
     titles = plain_ids(dataset.titles(), tokenizer)
+    if config.items.init == "title":
+        _check_titles(dataset, titles)
     if config.items.identifiers is None:
         tokens = add_item_tokens(tokenizer, dataset.item_ids(), model.config.vocab_size)
         items = ItemIndex(np.asarray(tokens, np.int32)[:, None])
@@ -152,6 +154,17 @@ def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Materia
         items = add_identifier_tokens(tokenizer, identifiers, model.config.vocab_size)
     model = grow(model, titles, config.items.init, key=jax.random.key(config.train.seed), identifiers=items)
     return Material(model, tokenizer, dataset, items)
+
+
+def _check_titles(dataset: Dataset, titles: list[list[int]]) -> None:
+    """Raises where the tokenizer finds nothing in a title, so that no row can be made of it."""
+    empty = [item for item, title in zip(dataset.items, titles, strict=True) if not title]
+    if empty:
+        raise ValueError(
+            f"the tokenizer finds no token in the title {ascii(empty[0].title)} of item {empty[0].item_id!r}"
+            + (f" nor in those of {len(empty) - 1:,} more items" if len(empty) > 1 else "")
+            + ": give it a readable title in the catalogue and prepare the data again, or set items.init to random"
+        )
 
 
 def as_plain(config: Config) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""Ids by value: 12.0, as programs write a whole number in a column with gaps, is 12, whatever the file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gems_jax.data.examples import Examples, Vocabulary
+from gems_jax.data.quarantine import Quarantine
+
+# Digits alone, without a zero before them: 007.0 and 1e5 are text.
+_WHOLE = re.compile(r"(-?[1-9]\d*|0)\.0+")
+_DOTTED = re.compile(r"-?\d+(\.\d+)+")
+# What divides ids in text, or makes lists of it.
+_MARKS = re.compile(r"[\s,;|\[\](){}'\"]")
+
+
+def whole(name: str) -> str:
+    """A whole number without its decimals; all else as it is.
+
+    Example:
+        >>> [whole(name) for name in ("12.0", "12", "007.0", "1.10", "1e5", "9007199254740993.0")]
+        ['12', '12', '007.0', '1.10', '1e5', '9007199254740993']
+    """
+    match = _WHOLE.fullmatch(name) if name.endswith("0") else None
+    return match[1] if match else name
+
+
+def are_dotted(names: Collection[str]) -> bool:
+    """Whether ids are versions or decimals, such as 1.1 or 2.0.3: then 1.0 is one of them and no whole number.
+
+    Example:
+        >>> are_dotted(["1.0", "2.0", "x"]), are_dotted(["1.0", "1.10"])
+        (False, True)
+    """
+    return any("." in name and whole(name) == name and _DOTTED.fullmatch(name) for name in names)
+
+
+class Catalogue:
+    """Ids that are known, found as they are written or by value.
+
+    Example:
+        >>> known = Catalogue(["A 1", "12", "1.0"])
+        >>> known.find("A 1"), known.find("12.0"), known.find("1"), known.find("A")
+        ('A 1', '12', '1.0', None)
+        >>> known.marked
+        True
+
+    Args:
+        ids: all of them.
+    """
+
+    def __init__(self, ids: Iterable[str]):
+        self.ids = frozenset(ids)
+        self._by_value = {value: name for name in self.ids if (value := whole(name)) != name}
+        # Whether some id holds what otherwise divides ids.
+        self.marked = any(map(_MARKS.search, self.ids))
+
+    def find(self, name: str) -> str | None:
+        """The known id of a name, or None."""
+        if name in self.ids:
+            return name
+        value = whole(name)
+        return value if value in self.ids else self._by_value.get(value)
+
+
+def same_ids(examples: Examples, catalogue: Catalogue | None, quarantine: Quarantine) -> Examples:
+    """Rows in which each user and each item has one spelling; what was spelt differently is counted.
+
+    Args:
+        examples: rows as read.
+        catalogue: of the items, whose spelling holds; None: a number without its decimals.
+        quarantine: gets the counts.
+    """
+    names = examples.names
+    users, user_of = _respelled(names.users.names, _spellings(names.users.names, quarantine, "user_id"))
+    if catalogue is None:
+        spellings = _spellings(names.items.names, quarantine, "item")
+    else:
+        spellings = [catalogue.find(name) or name for name in names.items.names]
+    items, item_of = _respelled(names.items.names, spellings)
+    changes: dict[str, Any] = {}
+    if users is not None:
+        _count(quarantine, "user_id", examples.user, names.users.names, users, user_of)
+        changes |= {"user": user_of[examples.user]}
+    if items is not None:
+        for what in ("targets", "history", "negatives", "shown"):
+            lists = getattr(examples, what)
+            if lists is not None:
+                _count(quarantine, what.removesuffix("s"), lists.values, names.items.names, items, item_of)
+                changes[what] = lists.map(item_of)
+    if not changes:
+        return examples
+    if items is not None:
+        changes["names"] = names.replace(items=items, left_out=names.left_out.with_items(item_of))
+    if users is not None:
+        changes["names"] = changes.get("names", names).replace(users=users)
+    return examples.replace(**changes)
+
+
+def _spellings(names: Sequence[str], quarantine: Quarantine, what: str) -> Sequence[str]:
+    values = [whole(name) for name in names]
+    if values == list(names):
+        return names
+    if not are_dotted(names):
+        return values
+    both = set(names) & {value for value, name in zip(values, names, strict=True) if value != name}
+    if both:
+        first = min(both)
+        quarantine.remark(
+            f"{{n}} values of {what} stand there with and without .0 and are kept apart, because others have decimals",
+            len(both),
+            f"{first} and {first}.0",
+        )
+    return names
+
+
+def _respelled(names: Sequence[str], spellings: Sequence[str]) -> tuple[Vocabulary | None, np.ndarray]:
+    """A vocabulary of the spellings, None where they are the names, and each name's number in it."""
+    if list(names) == list(spellings):
+        return None, np.arange(len(names), dtype=np.int32)
+    vocabulary = Vocabulary()
+    return vocabulary, np.asarray([vocabulary.add(name) for name in spellings], np.int32)
+
+
+def _count(
+    quarantine: Quarantine, what: str, values: np.ndarray, names: Sequence[str], made: Vocabulary, number_of: np.ndarray
+) -> None:
+    changed = np.asarray([name != made.names[number] for name, number in zip(names, number_of, strict=True)], bool)
+    rows = np.flatnonzero(changed[values])
+    if len(rows):
+        old = int(values[rows[0]])
+        quarantine.remark(
+            f"{{n}} values of {what} are numbers spelt in two ways and were read as one",
+            len(rows),
+            f"{names[old]} as {made.names[number_of[old]]}",
+        )

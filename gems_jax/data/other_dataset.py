@@ -1,0 +1,91 @@
+"""How the settings a dataset was prepared with differ from those that are asked for now."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gems_jax.data.options import Steps, TableFiles
+
+SHOWN = 6
+
+
+class OtherDataset(ValueError):
+    """A folder holds another dataset than the one asked for.
+
+    Args:
+        place: the folder.
+        found: `differences`.
+    """
+
+    def __init__(self, place: str | Path, found: Sequence[str]):
+        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        super().__init__(
+            f"{place} holds another dataset than the one asked for: {'; '.join(found[:SHOWN])}{more}. Name another "
+            "data.dir for this one or, if no run needs the other any more, remove the folder"
+        )
+        self.found = found
+
+
+def differences(made: Any, wanted: Mapping[str, Any]) -> list[str]:
+    """In words, one a setting; none where both describe the same dataset.
+
+    A folder of raw files may have moved, if the files are the same; options that did not exist yet had their defaults.
+
+    Example:
+        >>> differences({"name": "table", "seed": 0, "files": {"items": None}}, {"name": "table", "seed": 1})
+        ['seed: 0 there, 1 here', 'files.items: None there, nothing here']
+
+    Args:
+        made: settings in the card of the dataset that is there, JSON values.
+        wanted: settings of this preparation.
+    """
+    if not isinstance(made, dict):
+        return ["it does not say what it was made of"]
+    made = {key: _with_defaults(key, value) if key in wanted else value for key, value in made.items()}
+    wanted = {key: _with_defaults(key, value) for key, value in wanted.items()}
+    if made.get("raw") and made.get("raw") == wanted.get("raw"):
+        made["path"] = wanted.get("path")
+    # A preparation that passed does so under a looser limit, too, with the same rows.
+    if "max_bad_fraction" in wanted and wanted["max_bad_fraction"] >= made.get("max_bad_fraction", 1.0):
+        made["max_bad_fraction"] = wanted["max_bad_fraction"]
+    return list(_differences("", made, wanted))
+
+
+def _with_defaults(key: str, value: Any) -> Any:
+    kind = {"files": TableFiles, "steps": Steps}.get(key)
+    if kind is None or not isinstance(value, dict):
+        return value
+    defaults = dataclasses.asdict(kind())
+    return {name: list(part) if isinstance(part, tuple) else part for name, part in (defaults | value).items()}
+
+
+def _differences(place: str, made: Any, wanted: Any) -> Iterator[str]:
+    if isinstance(made, dict) and isinstance(wanted, Mapping):
+        for key in dict.fromkeys((*made, *wanted)):
+            if place == "raw" and key in made and key in wanted:
+                if made[key] != wanted[key]:
+                    yield f"the raw file {key} has changed since"
+            else:
+                inner = f"{place}.{key}" if place else key
+                yield from _differences(inner, made.get(key, _NOTHING), wanted.get(key, _NOTHING))
+    elif made != wanted:
+        # A dictionary against nothing: what it has.
+        if isinstance(made, dict) or isinstance(wanted, Mapping):
+            mine, other = (value if isinstance(value, Mapping) else {} for value in (made, wanted))
+            yield from _differences(place, dict(mine), other)
+        else:
+            yield f"{place}: {_word(made)} there, {_word(wanted)} here"
+
+
+class _Nothing:
+    pass
+
+
+_NOTHING = _Nothing()
+
+
+def _word(value: Any) -> str:
+    return "nothing" if value is _NOTHING else repr(value)

@@ -1,0 +1,35 @@
+"""Why raw rows cannot be used, in the words of messages and cards, and what sets it right."""
+
+from __future__ import annotations
+
+NO_USER = "the user is missing"
+NO_TARGET = "the target is missing"
+NO_QUERY = "the query is empty"
+NO_TIME = "the timestamp is missing"
+ODD_TIME = "the timestamp is no time between 1970 and 2100"
+DAY_OR_MONTH = "the timestamp is a date whose day and month cannot be told apart"
+NO_ID = "it has no id"
+NO_TITLE = "it has no title"
+NO_UNICODE = "its title or text is no Unicode text"
+SECOND_ITEM = "there is an item of this id already"
+UNKNOWN_ITEM = "the item is not in the catalogue"
+IN_HISTORY = "the target stands in the row's own history"
+REPEATED = "the user took the item before in this task"
+DUPLICATE = "the same event stands there already"
+
+_WORDS = "files.missing lists the words that stand for nothing"
+# What to set or to look at, by reason.
+HINTS = {
+    NO_USER: _WORDS,
+    NO_TARGET: _WORDS,
+    NO_QUERY: "files.query_tasks names the tasks that need one; " + _WORDS,
+    NO_TIME: _WORDS + "; without a column of times rows are taken in their order",
+    ODD_TIME: "files.time_format says how times are written",
+    DAY_OR_MONTH: "files.time_format says which is which: '%d/%m/%Y %H:%M' or '%m/%d/%Y %H:%M', as they are written",
+    NO_ID: "files.item_columns names the column of ids; " + _WORDS,
+    NO_TITLE: "files.item_columns names the column of titles; " + _WORDS,
+    SECOND_ITEM: "only exact copies of a line are left out without being counted here",
+    UNKNOWN_ITEM: "files.items: null takes the items that occur; files.separators says where a cell has several ids",
+    IN_HISTORY: "steps.repeats: true keeps them",
+    REPEATED: "steps.repeats: true keeps them",
+}
