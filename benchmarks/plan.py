@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     """The options of this program, and the configuration with all others."""
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from gems_jax.arguments import parse_config
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -123,14 +123,7 @@ def read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         raise ValueError(f"the method {unknown[0]!r} is unknown; choose of {', '.join(METHODS)}")
     if not 0 < options.protected < 1:
         raise ValueError(f"--protected is a share between 0 and 1, such as 0.5; got {options.protected}")
-    fields = ArgumentParser(exit_on_error=False)
-    fields.add_argument("--config", action=ActionConfigFile)
-    fields.add_class_arguments(Config, None)
-    try:
-        parsed = fields.instantiate(fields.parse_args(others))
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
-    return options, Config(**{f.name: parsed[f.name] for f in dataclasses.fields(Config)})
+    return options, parse_config(others)
 
 
 def mesh_sizes(text: str) -> MeshConfig:

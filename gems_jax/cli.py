@@ -1,20 +1,19 @@
 """The command ``gems-jax``."""
 
-import argparse
-import difflib
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gems_jax.failures import explained
+
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_STOPPED = 143
 
-_COMMANDS = {
+COMMANDS = {
     "demo": "the whole path on a tiny model, ends in a report",
     "prepare": "raw interactions -> validated, split dataset; bad rows quarantined and counted",
     "pretrain": "a small base model from plain text",
@@ -26,8 +25,6 @@ _COMMANDS = {
     "search": "what a tuned model finds for a user's query",
     "compare": "many methods with the same effort for each; resumes by itself; ends in study.json and a page",
 }
-# They work on a finished run, and without --config with its own.
-_ON_A_RUN = ("evaluate", "export", "recommend", "search")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,56 +38,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         command, options = parse(argv)
         return command(options)
-    except (ValueError, TypeError, OSError, argparse.ArgumentError) as error:
-        if os.environ.get("GEMS_JAX_TRACEBACK"):
+    except Exception as error:
+        said = explained(error, argv[0] if argv else "")
+        if said is None or os.environ.get("GEMS_JAX_TRACEBACK"):
             raise
-        print(f"gems-jax: error: {_explain(error)}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except MemoryError as error:
-        if os.environ.get("GEMS_JAX_TRACEBACK"):
-            raise
-        why = f": {error}" if str(error) else ""
-        print(
-            f"gems-jax: error: there is not enough memory{why}; use smaller batches (train.accumulate, "
-            "evaluate.batch_size), fewer rows (evaluate.rows) or a larger machine",
-            file=sys.stderr,
-        )
+        print(f"gems-jax: error: {said}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("gems-jax: left", file=sys.stderr)
         return EXIT_INTERRUPTED
-
-
-def _explain(error: Exception) -> str:
-    """The error's text; an unknown option or field with the nearest valid one."""
-    text = str(error)
-    unknown = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", text)
-    if unknown:
-        name = unknown.group(1) or unknown.group(2)
-        near = difflib.get_close_matches(name, _fields(), n=1, cutoff=0.5)
-        text += f"; did you mean {near[0]!r}?" if near else "; --help lists the fields"
-    wrong = re.search(r"typing\.Literal\[(.*?)\]\. Got value: (\S+)", text)
-    if wrong:
-        near = difflib.get_close_matches(wrong.group(2), re.findall(r"'([^']*)'", wrong.group(1)), n=1, cutoff=0.5)
-        text += f"; did you mean {near[0]!r}?" if near else ""
-    if text.startswith("Problems parsing config"):  # it does not say which
-        text = text.replace("parsing config", "parsing the file of --config", 1).replace('in "<unicode string>", ', "")
-    return text
-
-
-def _fields() -> list[str]:
-    """All fields of the configuration, dotted."""
-    from gems_jax.training.config import Config
-    from gems_jax.training.workdir import plain
-
-    def dotted(values: Any, prefix: str = "") -> list[str]:
-        if not isinstance(values, dict):
-            return []
-        return [prefix + name for name in values] + [
-            deeper for name, value in values.items() for deeper in dotted(value, f"{prefix}{name}.")
-        ]
-
-    return dotted(plain(Config()))
 
 
 def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
@@ -99,57 +55,16 @@ def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
     Raises:
       ValueError: an unknown option or field (with the nearest valid one), a value of the wrong type.
     """
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from gems_jax.arguments import parse_options
 
-    from gems_jax.training.config import Config
-
-    about_all = "Gradient multi-subspace tuning for search and recommendation."
-    parser = ArgumentParser(prog="gems-jax", description=about_all, exit_on_error=False, allow_abbrev=False)
-    commands = parser.add_subcommands(required=True, dest="command")
-    for name, about in _COMMANDS.items():
-        sub = ArgumentParser(description=about, exit_on_error=False, allow_abbrev=False)
-        sub.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below")
-        if name in ("demo", "train", *_ON_A_RUN):
-            default = "runs/demo/gems" if name == "demo" else None
-            sub.add_argument("--workdir", type=str, required=default is None, default=default, help="of the run")
-        if name in ("pretrain", "export"):
-            help_text = "folder to write; default: model.path" if name == "pretrain" else "folder to write"
-            sub.add_argument("--out", type=str, required=name == "export", default=None, help=help_text)
-        if name in ("recommend", "search"):
-            sub.add_argument("--user", type=str, required=True, help="as the dataset names them")
-            sub.add_argument("--k", type=int, default=10, help="number of items")
-        if name == "search":
-            sub.add_argument("query", type=str, help="what the user searches for")
-        if name == "prepare":
-            help_text = "also the base model and the null space, where they are missing"
-            sub.add_argument("--all", action="store_true", help=help_text)
-        if name == "train":
-            sub.add_argument("--distributed", type=bool, default=False, help="form a cluster from the environment")
-        if name == "compare":
-            from gems_jax.study.command import add_options
-
-            add_options(sub)
-        if name in argv[:1]:  # of the others it would only take time
-            sub.add_class_arguments(Config, None)
-        commands.add_subcommand(name, sub, help=about)
-    parsed = parser.parse_args(argv)
-    options = parsed[parsed.command]
-    if parsed.command in _ON_A_RUN and not options.config:
-        # Without a configuration, the one the run was made with; overrides come after it.
-        kept = Path(options.workdir) / "config.yaml"
-        if kept.is_file():
-            parsed = parser.parse_args([argv[0], "--config", str(kept), *argv[1:]])
-    made = parser.instantiate(parsed)[parsed.command]
-    made.given = argv
-    return _RUN[parsed.command], made
+    command, options = parse_options(argv, COMMANDS)
+    return _RUN[command], options
 
 
 def _config(options: Any) -> Any:
-    import dataclasses
+    from gems_jax.arguments import config_of
 
-    from gems_jax.training.config import Config
-
-    return Config(**{f.name: options[f.name] for f in dataclasses.fields(Config)})
+    return config_of(options)
 
 
 def _quiet() -> None:

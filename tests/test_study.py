@@ -132,13 +132,13 @@ def test_a_budget_that_the_best_keeps_asks_for_nothing_more():
     ("given", "message"),
     [
         ({"methods": ("gem",)}, "no method 'gem'; choose among adamw"),
-        ({"seeds": 0}, "study.seeds must be at least 1"),
+        ({"seeds": 0}, "study.seeds must be a whole number from 1 on"),
         ({"grid": ()}, "study.grid"),
         ({"grid": (1e-3, 1e-3)}, "different learning rates"),
-        ({"item_grid": (1e-3, 0.0)}, "study.item_grid must be different learning rates above 0"),
+        ({"item_grid": (1e-3, 0.0)}, "study.item_grid must be a list, each a number above 0"),
         ({"valid_rows": -1}, "study.valid_rows"),
         ({"reference": "gem"}, "no method 'gem'; choose among adamw"),
-        ({"budget": 0.0}, "study.budget must be above 0, or none, got 0.0"),
+        ({"budget": 0.0}, "study.budget must be a number above 0, or null, got 0.0"),
         ({"budget": 0.2, "methods": ("gems",)}, "study.budget is a share of what 'adamw' forgets: study.methods must"),
     ],
 )

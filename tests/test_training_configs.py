@@ -72,9 +72,14 @@ MODELS = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+
+
 @functools.cache
 def loaded(path):
-    return cli._config(cli.parse(["train", "--workdir", "w", "--config", str(path)])[1])
+    return cli._config(cli.parse(["train", "--workdir", "w", "--config", f"configs/{path.name}"])[1])
 
 
 @functools.cache

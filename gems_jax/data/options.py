@@ -145,8 +145,11 @@ class TableFiles(Reading):
     time_format: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.missing, str) or not all(isinstance(word, str) for word in self.missing):
+        super().__post_init__()
+        if not isinstance(self.missing, tuple | list) or not all(isinstance(word, str) for word in self.missing):
             raise ValueError(f"files.missing must be a list of words, got {self.missing!r}")
+        if not isinstance(self.separators, Mapping):
+            raise ValueError(f"files.separators must be a mapping of roles to texts, got {self.separators!r}")
         for role, text in self.separators.items():
             if role not in LIST_ROLES:
                 raise ValueError(f"files.separators names {role!r}; roles of lists are {', '.join(LIST_ROLES)}")

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,21 @@ from gems_jax.study.config import StudyConfig
 from gems_jax.training.config import Config
 
 
-def add_options(parser: Any) -> None:
-    """What only ``compare`` takes."""
-    parser.add_argument("--workdir", type=str, default=None, help="of the study; needed to run one")
+def add_options(parser: Any, add: Callable[..., None], known: dict[str, Any]) -> None:
+    """What only ``compare`` takes.
+
+    Args:
+      parser: of the command.
+      add: adds an option: its name, type and help.
+      known: name to type of what a configuration file may hold.
+    """
+    add("--workdir", str, "of the study; needed to run one", default=None)
     parser.add_argument("--summarise", action="store_true", help="run nothing, sum up the rows that are finished")
-    parser.add_argument("--page", type=str, default=None, help="Markdown file to write from the results")
-    help_text = "study.json that --page is made from, without running anything; default: that of --workdir"
-    parser.add_argument("--results", type=str, default=None, help=help_text)
+    add("--page", str, "Markdown file to write from the results", default=None)
+    about = "study.json that --page is made from, without running anything; default: that of --workdir"
+    add("--results", str, about, default=None)
     parser.add_class_arguments(StudyConfig, "study")
+    known["study"] = StudyConfig
 
 
 def run(options: Any, config: Config) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import operator
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from gems_jax.study.shared import Shared
 from gems_jax.study.stopping import Stopping
 from gems_jax.study.summary import summarise_study
 from gems_jax.training.config import Config
+from gems_jax.training.paths import absolute, is_path, same_place
 from gems_jax.training.workdir import differences, flatten, plain
 
 
@@ -122,7 +124,8 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
     free |= {"data.tokens", "data.prefetch", "data.threads", "train.hang_after", "train.writers", "train.profile"}
     free |= {"train.method", "train.learning_rate", "train.seed"}  # what rows differ in
     free |= {"train.item_learning_rate"} if study.item_grid else set()
-    settings = {k: v for k, v in flatten(plain(config)).items() if k not in free and not k.startswith("pretrain.")}
+    settings = flatten(absolute(plain(config)))
+    settings = {k: v for k, v in settings.items() if k not in free and not k.startswith("pretrain.")}
     settings["study.valid_rows"] = study.valid_rows
     path = workdir / "settings.json"
     if not path.is_file():
@@ -131,7 +134,12 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
     kept = json.loads(path.read_text(encoding="utf-8"))
     # A field that did not exist yet had no effect, as its default has none.
     there = {name: kept.get(name, default) for name, default in (flatten(plain(Config())) | kept).items()}
-    differ = [name for name in sorted(settings) if there.get(name) != settings[name]]
+    there = {name: absolute({name: value})[name] for name, value in there.items()}  # paths were relative once
+    differ = [
+        name
+        for name in sorted(settings)
+        if not (same_place if is_path(name) else operator.eq)(there.get(name), settings[name])
+    ]
     if differ:
         shown = differences(there, settings, differ)
         raise ValueError(f"{workdir} holds a study of other settings ({shown}); choose another --workdir")

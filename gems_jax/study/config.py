@@ -1,8 +1,11 @@
 """What a study compares and how often."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gems_jax.evaluation.summary import CUTOFFS, METRICS
 from gems_jax.study.methods import MAIN, METHODS, REFERENCE, Rates
+from gems_jax.training.ranges import refuse, wrong_fields
 
 
 @dataclass(frozen=True)
@@ -35,24 +38,24 @@ class StudyConfig:
     budget: float | None = None
 
     def __post_init__(self) -> None:
+        refuse(list(wrong_fields(self, "study.")))
+        refuse(list(self._contradictions()))
+
+    def _contradictions(self) -> Iterator[str]:
         for name in (*self.methods, *self.main, self.reference):
             if name not in METHODS:
-                raise ValueError(f"study.methods has no method {name!r}; choose among {', '.join(METHODS)}")
-        for field in ("seeds", "rest_seeds"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"study.{field} must be at least 1, got {getattr(self, field)}")
+                yield f"study.methods has no method {name!r}; choose among {', '.join(METHODS)}"
         if not self.grid:
-            raise ValueError("study.grid must hold a learning rate")
+            yield "study.grid must hold a learning rate"
         for field in ("grid", "item_grid"):
             given = getattr(self, field)
-            if min(given, default=1) <= 0 or len(set(given)) < len(given):
-                raise ValueError(f"study.{field} must be different learning rates above 0, got {given}")
-        if self.valid_rows < 0:
-            raise ValueError(f"study.valid_rows must be at least 0 (0: all), got {self.valid_rows}")
-        if self.budget is not None and self.budget <= 0:
-            raise ValueError(f"study.budget must be above 0, or none, got {self.budget}")
+            if len(set(given)) < len(given):
+                yield f"study.{field} must be different learning rates above 0, got {given}"
+        known = [f"{name}@{cutoff}" for name in METRICS for cutoff in CUTOFFS]
+        if self.metric not in known:
+            yield f"study.metric must be one of {', '.join(known)}, got {self.metric!r}"
         if self.budget is not None and self.reference not in self.names():
-            raise ValueError(f"study.budget is a share of what {self.reference!r} forgets: study.methods must have it")
+            yield f"study.budget is a share of what {self.reference!r} forgets: study.methods must have it"
 
     def rates(self) -> tuple[Rates, ...]:
         """What is tried for every method, ascending.

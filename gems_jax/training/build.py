@@ -15,7 +15,7 @@ from gems_jax.data.pipeline import task_batches
 from gems_jax.models.params import params_of
 from gems_jax.null_space import NullSpace
 from gems_jax.training.compiled import Programs, compile_step
-from gems_jax.training.config import Config
+from gems_jax.training.config import Config, check
 from gems_jax.training.early_stopping import check_metric
 from gems_jax.training.layout import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part
 from gems_jax.training.losses import family_of
@@ -127,16 +127,11 @@ def build(config: Config, material: Material, null_space: NullSpace | None, prog
     Raises:
       ValueError: options that cannot be, or do not go together.
     """
+    check(config)
     train = config.train
     tables = {task: material.dataset.table("train", task) for task in material.dataset.tasks}
     tasks = tuple(tables)
     check_metric(train.metric, train.patience, train.eval_every, tasks)
-    if train.accumulate < 1 or train.batch_size % train.accumulate:
-        raise ValueError(
-            f"train.batch_size {train.batch_size} must be divisible by train.accumulate {train.accumulate}"
-        )
-    if train.stochastic_rounding and config.model.dtype != "bfloat16":
-        raise ValueError("train.stochastic_rounding has an effect on model.dtype bfloat16 alone; leave it out")
     family = family_of(material.model)
     encoded = {task: encode(config, t, material.tokenizer, material.items, family) for task, t in tables.items()}
     mesh = make_mesh(config.mesh)

@@ -1,9 +1,13 @@
 """What a run is made of: frozen dataclasses, read from YAML files and command-line overrides."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from gems_jax.data.options import Steps, TableFiles
+from gems_jax.data.prompts import parse_template
+from gems_jax.training.early_stopping import check_metric
+from gems_jax.training.ranges import refuse, wrong_fields
 
 
 @dataclass(frozen=True)
@@ -343,3 +347,53 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def check(config: Config) -> None:
+    """Checks every field, and then whether they go together; nothing is read or made.
+
+    Raises:
+      ValueError: all fields that cannot be, by name.
+
+    Example:
+      >>> check(Config(train=TrainConfig(steps=0, learning_rate=-1.0)))
+      Traceback (most recent call last):
+      ...
+      ValueError: 2 fields of the configuration cannot be:
+        train.steps must be a whole number from 1 on, got 0
+        train.learning_rate must be a number above 0, got -1.0
+    """
+    refuse(list(wrong_fields(config)))
+    refuse(list(_contradictions(config)))
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """Fields that are right alone and wrong together."""
+    train, rule = config.train, config.null_space
+    given = [name for name in ("energy", "rank", "threshold") if getattr(rule, name) is not None]
+    if len(given) != 1:
+        yield (
+            f"exactly one of null_space.energy, null_space.rank and null_space.threshold must be given, got "
+            f"{' and '.join(given) or 'none'}; set the others to null"
+        )
+    for task, template in config.items.prompts.items():
+        try:
+            parse_template(template)
+        except ValueError as error:
+            yield f"items.prompts.{task}: {error}"
+    if train.batch_size % train.accumulate:
+        yield f"train.batch_size {train.batch_size} must be divisible by train.accumulate {train.accumulate}"
+    if train.temperature != 1 and train.sampling != "temperature":
+        yield f"train.temperature has no effect on train.sampling {train.sampling}; leave it out, or use temperature"
+    if train.stochastic_rounding and config.model.dtype != "bfloat16":
+        yield "train.stochastic_rounding has an effect on model.dtype bfloat16 alone; leave it out"
+    if train.method == "released" and isinstance(config.gems.rank, float):
+        yield f"train.method released needs a whole number as gems.rank, got {config.gems.rank}"
+    if train.profile is not None and train.profile[0] > train.profile[1]:
+        yield f"train.profile is the first and the last step to profile; got {list(train.profile)}"
+    if config.evaluate.checkpoint == "best" and train.metric is None:
+        yield "evaluate.checkpoint best needs train.metric, by which the best checkpoint is kept"
+    try:
+        check_metric(train.metric, train.patience, train.eval_every, config.items.prompts)
+    except ValueError as error:
+        yield str(error)

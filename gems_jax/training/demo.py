@@ -1,14 +1,15 @@
 """The whole path on a tiny model: GEMS beside GEMS without its null space and joint AdamW."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 from gems_jax.models import load
 from gems_jax.training.config import Config
 from gems_jax.training.evaluate import evaluate, table_of
-from gems_jax.training.stages import as_plain, assemble, ensure_base, ensure_data, ensure_null_space
+from gems_jax.training.paths import absolute
+from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
 from gems_jax.training.tune import tune
+from gems_jax.training.workdir import plain
 
 
 def variants(config: Config) -> dict[str, Config]:
@@ -65,4 +66,4 @@ def is_finished(config: Config, place: Path) -> bool:
     if not all((place / name).is_file() for name in ("eval.json", "report.html", "config.yaml")):
         return False
     kept = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
-    return kept == json.loads(json.dumps(as_plain(config)))
+    return isinstance(kept, dict) and absolute(kept) == absolute(plain(config))

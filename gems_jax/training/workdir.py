@@ -1,6 +1,7 @@
 """A work directory's own files: the configuration it belongs to, and its lines of metrics."""
 
 import json
+import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 
 from gems_jax.staging import is_remote, write_text
 from gems_jax.training.config import Config
+from gems_jax.training.paths import absolute, is_path, same_place
 from gems_jax.training.stages import as_plain
 
 # Between writings of a file that can only be written whole.
@@ -32,16 +34,17 @@ def check_config(config: Config, workdir: Path) -> None:
     path = workdir / "config.yaml"
     if not path.is_file():
         return
-    new = flatten(plain(config))
+    new = flatten(absolute(plain(config)))
     try:
-        # A field that did not exist yet had no effect, as its default has none.
-        old = flatten(with_defaults(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        # A field that did not exist yet had no effect, as its default has none. Paths were relative once.
+        old = flatten(absolute(with_defaults(yaml.safe_load(path.read_text(encoding="utf-8")))))
     except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
         raise ValueError(f"{path} is damaged; choose another --workdir") from None
     differ = [
         name
         for name in sorted(set(old) | set(new))
-        if old.get(name) != new.get(name) and not any(name == f or name.startswith(f + ".") for f in free)
+        if not (same_place if is_path(name) else operator.eq)(old.get(name), new.get(name))
+        and not any(name == f or name.startswith(f + ".") for f in free)
     ]
     if differ:
         shown = differences(old, new, differ)
@@ -54,9 +57,9 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any], names: Sequenc
 
 
 def keep_config(config: Config, workdir: Path) -> None:
-    """Writes ``config.yaml``, unless a run of another configuration is there (`check_config`)."""
+    """Writes ``config.yaml``, its paths absolute, unless a run of another configuration is there (`check_config`)."""
     check_config(config, workdir)
-    write_text(workdir / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+    write_text(workdir / "config.yaml", yaml.safe_dump(absolute(plain(config)), sort_keys=False))
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -1,0 +1,207 @@
+"""What the command line says: a command, its options, and every field of the configuration."""
+
+import argparse
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from gems_jax.training.config import Config, check
+from gems_jax.training.config_file import checked_node, compose, read_config, section_of, wrong_leaf
+from gems_jax.training.ranges import hints_of, refuse, wrong_value
+
+# They work on a finished run, and without --config with its own.
+ON_A_RUN = ("evaluate", "export", "recommend", "search")
+_ABOUT = "Gradient multi-subspace tuning for search and recommendation."
+
+
+def parse_options(argv: list[str], commands: Mapping[str, str]) -> tuple[str, Any]:
+    """The command and its options, those of the configuration among them.
+
+    Args:
+      argv: words behind the program's name.
+      commands: name to what it does.
+
+    Raises:
+      ValueError: options or fields that are unknown (with the nearest valid one) or cannot have their values.
+    """
+    parser, known = _parser(argv, commands)
+    try:
+        _check_fields(argv[1:], known)
+        parsed = parser.parse_args(argv)
+        options = parsed[parsed.command]
+        if parsed.command in ON_A_RUN and not options.config:
+            # Without a configuration, the one the run was made with; overrides come after it.
+            kept = Path(options.workdir) / "config.yaml"
+            if kept.is_file():
+                parsed = parser.parse_args([argv[0], "--config", str(kept), *argv[1:]])
+        made = parser.instantiate(parsed)[parsed.command]
+    except (argparse.ArgumentError, ValueError) as error:
+        raise ValueError(_explained(str(error), known)) from None
+    except RecursionError:
+        raise ValueError("a value on the command line is nested too deeply") from None
+    made.given = argv
+    return parsed.command, made
+
+
+def parse_config(argv: list[str]) -> Config:
+    """A configuration from ``--config`` and fields alone, for programs with options of their own.
+
+    Raises:
+      ValueError: as `parse_options`.
+    """
+    parser, known = ArgumentParser(exit_on_error=False, allow_abbrev=False), hints_of(Config)
+    add_config(parser, known)
+    parser.add_class_arguments(Config, None)
+    try:
+        _check_fields(argv, known)
+        return config_of(parser.instantiate(parser.parse_args(argv)))
+    except (argparse.ArgumentError, ValueError) as error:
+        raise ValueError(_explained(str(error), known)) from None
+
+
+def config_of(options: Any) -> Config:
+    """The configuration among a command's options, checked.
+
+    Raises:
+      ValueError: fields that cannot be, or not together.
+    """
+    config = Config(**{entry.name: options[entry.name] for entry in dataclasses.fields(Config)})
+    check(config)
+    return config
+
+
+def _parser(argv: list[str], commands: Mapping[str, str]) -> tuple[ArgumentParser, dict[str, Any]]:
+    """The parser, and the types of what may stand in a configuration file of this command, by name."""
+    parser = ArgumentParser(prog="gems-jax", description=_ABOUT, exit_on_error=False, allow_abbrev=False)
+    subcommands = parser.add_subcommands(required=True, dest="command")
+    known: dict[str, Any] = {}
+    for name, about in commands.items():
+        sub = ArgumentParser(description=about, exit_on_error=False, allow_abbrev=False)
+        options: dict[str, Any] = {}
+        add_config(sub, options)
+        _add_options(sub, name, options)
+        if name in argv[:1]:  # of the others it would only take time
+            sub.add_class_arguments(Config, None)
+            options |= hints_of(Config)
+            known = options
+        subcommands.add_subcommand(name, sub, help=about)
+    return parser, known
+
+
+def add_config(parser: Any, known: Mapping[str, Any]) -> None:
+    """The option ``--config``: a file of fields, see `gems_jax.training.config_file.read_config`."""
+
+    class ConfigFile(ActionConfigFile):
+        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+            super().__call__(parser, cfg, read_config(values, known), option_string)
+
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the fields below")
+
+
+def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
+    """The options of a command, and their types by name."""
+
+    def add(option: str, kind: Any, about: str, **how: Any) -> None:
+        sub.add_argument(option, type=kind, help=about, **how)
+        known[option.lstrip("-")] = kind if "default" not in how or how["default"] is not None else kind | None
+
+    if name in ("demo", "train", *ON_A_RUN):
+        default = "runs/demo/gems" if name == "demo" else None
+        how: dict[str, Any] = {"required": True} if default is None else {"default": default}
+        add("--workdir", str, "of the run", **how)
+    if name == "pretrain":
+        add("--out", str, "folder to write; default: model.path", default=None)
+    if name == "export":
+        add("--out", str, "folder to write", required=True)
+    if name in ("recommend", "search"):
+        add("--user", str, "as the dataset names them", required=True)
+        add("--k", int, "number of items", default=10)
+    if name == "search":
+        sub.add_argument("query", type=str, help="what the user searches for")
+    if name == "prepare":
+        sub.add_argument("--all", action="store_true", help="also the base model and the null space, where missing")
+    if name == "train":
+        add("--distributed", bool, "form a cluster from the environment", default=False)
+    if name == "compare":
+        from gems_jax.study.command import add_options
+
+        add_options(sub, add, known)
+
+
+def _check_fields(words: list[str], known: Mapping[str, Any]) -> None:
+    """Checks the values of all fields on the command line, as those of a file are checked.
+
+    Raises:
+      ValueError: what is wrong with any of them.
+    """
+    wrong: list[str] = []
+    for place, word in enumerate(words):
+        name, joined, value = word.removeprefix("--").partition("=")
+        hint = _type_of(name, known) if word.startswith("--") else None
+        if hint is None:
+            continue
+        if not joined:
+            value = words[place + 1] if place + 1 < len(words) else ""
+        section = section_of(hint)
+        if section is not None and value not in ("null", ""):
+            checked_node(value, f"--{name}", hints_of(section), name + ".")
+        elif section is None and hint is not bool and (said := _wrong_word(name, hint, value)):
+            wrong.append(said)
+    refuse(wrong)
+
+
+def _wrong_word(name: str, hint: Any, value: str) -> str | None:
+    """What is wrong with a field's value as typed."""
+    kinds = {hint, *get_args(hint)} if get_args(hint) else {hint}
+    if str in kinds and not isinstance(hint, type(dict[str, str])):  # text is taken as it stands
+        return None if value == "null" and type(None) in kinds else wrong_value(name, hint, value)
+    try:
+        node = compose(value, f"--{name}")
+    except ValueError:
+        return wrong_value(name, hint, value)
+    if not isinstance(node, yaml.Node):
+        return wrong_value(name, hint, value)
+    return next((said for _, said in wrong_leaf(name, hint, node)), None)
+
+
+def _type_of(name: str, known: Mapping[str, Any]) -> Any:
+    """The type of a dotted field, ``None`` where there is no such field."""
+    first, _, rest = name.partition(".")
+    hint = known.get(first)
+    if not rest or hint is None:
+        return hint
+    section = section_of(hint)
+    return _type_of(rest, hints_of(section)) if section is not None else None
+
+
+def _explained(text: str, known: Mapping[str, Any]) -> str:
+    """An error of the parser in this command's words; an unknown option or field with the nearest valid one."""
+    needed = re.search(r"arguments are required: (\w+)\.(\w+)", text)
+    if needed:
+        command, name = needed.groups()
+        return f"{command} needs a {name}" if name == "query" else f"{command} needs --{name}"
+    # Of a section that may be null, the parser tells why it is neither.
+    reasons = re.findall(r"^  - (?!Expected a <class 'NoneType'>)(.+)$", text, re.MULTILINE)
+    if text.startswith("Does not validate against any of the Union subtypes") and len(reasons) == 1:
+        return str(reasons[0])
+    unknown = re.search(r"unrecognized arguments: --([\w.-]+)|does not accept option '([\w.]+)'", text)
+    if unknown:
+        name = unknown.group(1) or unknown.group(2)
+        near = difflib.get_close_matches(name, _dotted(known), n=1, cutoff=0.5)
+        text += f"; did you mean {near[0]!r}?" if near else "; --help lists the fields"
+    return text
+
+
+def _dotted(known: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """All fields, dotted."""
+    names = []
+    for name, hint in known.items():
+        section = section_of(hint)
+        names += [prefix + name, *(_dotted(hints_of(section), f"{prefix}{name}.") if section is not None else [])]
+    return names

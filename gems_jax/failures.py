@@ -1,0 +1,63 @@
+"""Errors that people can do something about, in one message each; the others are ours and keep their traceback."""
+
+import re
+
+_TRAIN = (
+    "raise train.accumulate, or lower train.batch_size, train.loss_chunk, items.max_length or, for evaluations, "
+    "evaluate.batch_size; more devices share a model by mesh.fsdp"
+)
+_EVALUATE = (
+    "lower evaluate.batch_size, evaluate.rows, evaluate.beams, text.eval_batch_size or items.max_length"
+)
+# What needs less memory, by command.
+_LESS_MEMORY = {
+    "prepare": "give the data a machine with more memory, or prepare fewer rows of it",
+    "pretrain": "lower pretrain.batch_size, text.input_length or the sizes of pretrain",
+    "calibrate": "lower null_space.batch_size or text.input_length",
+    "train": _TRAIN,
+    "demo": _TRAIN,
+    "compare": _TRAIN,
+    "export": "give it a machine with more memory, or model.dtype bfloat16",
+    "evaluate": _EVALUATE,
+    "recommend": _EVALUATE,
+    "search": _EVALUATE,
+}
+
+
+def explained(error: Exception, command: str) -> str | None:
+    """What a person is told of an error; ``None`` where it is a fault of this program.
+
+    Args:
+      error: what ended the command.
+      command: its name.
+
+    Example:
+      >>> explained(ValueError("no such file"), "train"), explained(KeyError("rows"), "train")
+      ('no such file', None)
+      >>> explained(MemoryError("Unable to allocate 74 GiB"), "calibrate")
+      'out of memory (Unable to allocate 74 GiB): lower null_space.batch_size or text.input_length'
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or _is_exhausted(error):
+        what = f" ({text.splitlines()[0]})" if text else ""
+        return f"out of memory{what}: {_LESS_MEMORY.get(command, 'give it a machine with more memory')}"
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "gems_jax":
+        return (
+            f"the command needs the package {error.name.partition('.')[0]}, which the core is installed without: "
+            'pip install "gems-jax[train]" (in a checkout: pip install ".[train]")'
+        )
+    backend = re.search(r"Unable to initialize backend '(\w+)'|Unknown backend:? '?(\w+)", text)
+    if isinstance(error, RuntimeError) and backend:
+        name = backend.group(1) or backend.group(2)
+        return (
+            f"JAX has no devices of the platform {name!r} here ({text.splitlines()[0]}): choose another one by the "
+            f"variable JAX_PLATFORMS, such as JAX_PLATFORMS=cpu, or install JAX for this one, such as "
+            'pip install "jax[cuda13]" for NVIDIA GPUs'
+        )
+    return text if isinstance(error, ValueError | TypeError | OSError) else None
+
+
+def _is_exhausted(error: Exception) -> bool:
+    """Whether a device or the host has no memory left, as XLA and Arrow say it."""
+    text = str(error)
+    return "RESOURCE_EXHAUSTED" in text or (isinstance(error, RuntimeError) and "out of memory" in text.lower())
