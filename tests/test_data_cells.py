@@ -128,6 +128,59 @@ def test_dotted_names_and_registered_codes_are_no_way_around(tmp_path):
             load_plain(tmp_path / "x.pkl")
 
 
+def nested(kind, depth=40):
+    found = kind(["a"])
+    for _ in range(depth):
+        found = kind([found, found])
+    return found
+
+
+def code_of(*operations):
+    """A pickle of a dictionary whose only key is what the operations leave."""
+    return b"\x80\x04}(" + b"".join(operations) + b"K\x01u."
+
+
+# The pair of the memo's last object with itself, and what is memoised of it: by its operation, or behind a detour.
+PAIRS = [b"h%c\x86" % n for n in range(40)]
+BOMBS = {
+    "a tuple": (pickle.dumps([{"user_id": nested(tuple)}]), "refers to earlier tuples or sets more than 16 times"),
+    "a tuple as protocol 0": (pickle.dumps([nested(tuple)], 0), "refers to earlier tuples or sets more than 16 times"),
+    "a list": (pickle.dumps([{"user_id": nested(list)}]), "written out it has more than 67,108,864 bytes"),
+    "a key": (code_of(b"K\x01\x85\x94", *(pair + b"\x94" for pair in PAIRS)), "more than 16 times"),
+    "a key, hidden": (code_of(b"K\x01\x85\x94", *(pair + b"K\x010\x94" for pair in PAIRS)), "more than 16 times"),
+    "a key, copied": (code_of(b"K\x01\x85", b"2\x86" * 40), "copies from its stack"),
+    "a long text": (pickle.dumps([["x" * 10**6] * 300]), "written out it has more than 200,"),
+    "copies": (
+        b"\x80\x02(]q\x00(" + b"K\x01" * 10**5 + b"ecbuiltins\nlist\nq\x01" + b"h\x01h\x00\x85R" * 500 + b"l.",
+        "copies containers over and over",
+    ),
+    "a memo": (b"\x80\x04K\x01r\xff\xff\xff\x7f.", "numbers its object 1 as 2,147,483,647"),
+    "a frame": (b"\x80\x04\x95" + (2**40).to_bytes(8, "little") + b"K\x01.", "is cut off"),
+    "bytes": (b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"K\x01.", "only 3 remain"),
+    "a number": (pickle.dumps([2**5000]), "a whole number of 5,001 bits"),
+    "digits": (b"L" + b"9" * 10_000 + b"L\n.", "Exceeds the limit"),
+    "depth": (b"\x80\x02" + b"]" * 1000 + b"a" * 999 + b".", "nested more than 64 deep"),
+    "itself": (b"\x80\x02]q\x00h\x00a.", "nested more than 64 deep"),
+    "nothing": (b"", "it is empty"),
+}
+
+
+@pytest.mark.parametrize("name", list(BOMBS))
+def test_what_is_small_in_a_pickle_and_large_in_memory_is_refused(tmp_path, name):
+    content, message = BOMBS[name]
+    (tmp_path / "x.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.pkl cannot be imported: .*{message}"):
+        load_plain(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_rows_that_share_their_lists_and_texts_are_read(tmp_path, protocol):
+    history, pair = [1, 2, 3], ("a", "b")
+    value = {n: {"user_id": n, "item_list": history, "his_task": ["rec"] * 3, n: {n, -n}} for n in range(200)}
+    value[-1] = [(pair, n) for n in range(10)]
+    assert load_plain(written(tmp_path, value, protocol)) == value
+
+
 def test_damaged_and_missing_pickles_are_named(tmp_path):
     path = written(tmp_path, list(range(1000)))
     path.write_bytes(path.read_bytes()[:-20])

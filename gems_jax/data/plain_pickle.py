@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import collections
+import functools
+import itertools
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from gems_jax.data.pickle_scan import check_operations
+from gems_jax.data.raw_files import Limits
 
 # Containers that a pickle must name to build; lists, tuples, dictionaries, text and numbers need no name.
 _PLAIN: dict[tuple[str, str], Any] = {
@@ -14,21 +19,83 @@ _PLAIN: dict[tuple[str, str], Any] = {
 } | {("builtins", plain.__name__): plain for plain in (list, dict, set, tuple, frozenset)}
 
 
+# Deeper values are no rows of anything.
+MAX_DEPTH = 64
+# Bytes that a value is counted as, beside its text.
+_VALUE = 8
+
+
 class _PlainUnpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        super().__init__(file)
+        self._left = most
+
     def find_class(self, module: str, name: str) -> Any:
         module = "builtins" if module == "__builtin__" else module  # as Python 2 calls them
         if (module, name) not in _PLAIN:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is not a plain container")
-        return _PLAIN[module, name]
+        return functools.partial(self._make, _PLAIN[module, name])
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError(f"it refers to an object outside the file ({pid!r:.60})")
+
+    def _make(self, kind: Any, *args: Any) -> Any:
+        """A container; what a file lets be copied over and over is counted."""
+        # The default of a default dictionary is no part of what it holds.
+        made = kind(None, *args[1:]) if kind is collections.defaultdict else kind(*args)
+        self._left -= _VALUE * len(made)
+        if self._left < 0:
+            raise pickle.UnpicklingError("it copies containers over and over")
+        return made
+
+
+def check_parts(value: Any, most: int) -> None:
+    """Containers that stand in several places count in each, as all that walks, prints or compares them finds them.
+
+    Example:
+        >>> inner = ["a"]
+        >>> for _ in range(40):
+        ...     inner = [inner, inner]
+        >>> check_parts(inner, 2**20)
+        Traceback (most recent call last):
+        ...
+        _pickle.UnpicklingError: written out it has more than 1,048,576 bytes
+
+    Args:
+        value: lists, tuples, sets and dictionaries of anything.
+        most: bytes of text and parts, 8 a part.
+
+    Raises:
+        pickle.UnpicklingError: it has more, or is nested more than `MAX_DEPTH` deep, as is what contains itself.
+    """
+    # Containers of one depth, each with the number of places that it stands in.
+    level: dict[int, tuple[Any, int]] = {0: ([value], 1)}
+    held = 0
+    for _ in range(MAX_DEPTH + 1):
+        deeper: dict[int, tuple[Any, int]] = {}
+        for container, times in level.values():
+            parts = itertools.chain(container, container.values()) if isinstance(container, dict) else container
+            size = 0
+            for part in parts:
+                size += _VALUE
+                if isinstance(part, str | bytes):
+                    size += len(part)
+                elif isinstance(part, list | tuple | dict | set | frozenset):
+                    deeper[id(part)] = (part, times + deeper.get(id(part), (part, 0))[1])
+            held += size * times
+            if held > most:
+                raise pickle.UnpicklingError(f"written out it has more than {most:,} bytes")
+        if not deeper:
+            return
+        level = deeper
+    raise pickle.UnpicklingError(f"it is nested more than {MAX_DEPTH} deep")
 
 
 def load_plain(path: str | Path) -> Any:
     """What a pickle file holds, where that is lists, tuples, sets, dictionaries, text, numbers and None alone.
 
-    Anything else (a DataFrame, a numpy array, a function) is refused by its name before it is touched.
+    Anything else (a DataFrame, a numpy array, a function) is refused by its name before it is touched. What is small
+    in the file and large once it is walked, hashed or printed is refused: see `check_operations` and `check_parts`.
 
     Example:
         >>> import os, tempfile
@@ -47,14 +114,18 @@ def load_plain(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it names anything but a plain container, is damaged, or is not a pickle.
+        ValueError: it names anything but a plain container, holds too much, is damaged, or is not a pickle.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; name a pickle file")
+    most = Limits.of(None).allowed(path)
     try:
+        check_operations(path)
         with path.open("rb") as file:
-            return _PlainUnpickler(file).load()
+            value = _PlainUnpickler(file, most).load()
+        check_parts(value, most)
+        return value
     # A damaged pickle raises nearly anything.
     except Exception as error:
         raise ValueError(
