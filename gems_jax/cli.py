@@ -229,6 +229,7 @@ def _find(options: Any) -> int:
         k=options.k,
         beams=config.evaluate.beams,
         vocabulary=config.train.loss_vocabulary,
+        say=lambda line: print(f"{'search' if query else 'recommend'}: {line}", file=sys.stderr),
     )
     print(as_lines(found))
     return 0

@@ -122,7 +122,7 @@ def test_a_prompt_holds_the_newest_events_and_no_known_item_is_recommended(monke
 
     def encode(table: Table, *arguments: Any) -> Any:
         prompts.append(table.history.tolist())
-        return types.SimpleNamespace(tokens=np.zeros(3, np.int32))
+        return types.SimpleNamespace(tokens=np.zeros(3, np.int32), clipped_queries=0)
 
     def rank(*arguments: Any, k: int, **options: Any) -> Any:
         return np.arange(60)[None, :k], -np.arange(60.0)[None, :k]
@@ -160,6 +160,17 @@ def test_items_are_those_of_a_ranking_of_the_catalogue(
     by_item = dict(zip(ids[0].tolist(), np.asarray(scores[0]).tolist(), strict=True))
     assert [one.score for one in found] == pytest.approx([by_item[item] for item in expected[:5]], abs=1e-5)
     assert [one.known for one in found] == [item in (4, 1, 6) for item in expected[:5]]
+
+
+def test_a_query_whose_end_is_cut_off_is_told(
+    dataset: Dataset, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interactive, "rank_items", lambda *_, k, **__: (np.arange(9)[None, :k], np.zeros((1, k))))
+    said: list[str] = []
+    for query in ("red shoe", "red shoe " * 20):
+        items = (tokenizer, dataset, ITEMS, TEMPLATES["red shoe"], 20)
+        top_items(None, *items, user="ann", query=query, k=2, say=said.append)
+    assert said == ["the query is too long for items.max_length 20: its end is cut off and not searched for"]
 
 
 def test_fewer_items_than_asked_for_are_all_there_are(dataset: Dataset, tokenizer: Any) -> None:

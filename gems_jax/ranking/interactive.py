@@ -1,6 +1,6 @@
 """The best items for one user, to look at: what to recommend next, or what a query finds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ def top_items(
     k: int = 10,
     beams: int = 20,
     vocabulary: Literal["full", "items"] = "full",
+    say: Callable[[str], None] = print,
 ) -> list[Found]:
     """Ranks the whole catalogue for a user, after the newest events that the dataset knows of them.
 
@@ -61,6 +62,7 @@ def top_items(
       k: number of items.
       beams: width of the search; wider where the history asks for it.
       vocabulary: as in `rank_items`: what training normalised over.
+      say: takes a line where the end of the query does not fit into ``max_length``, and is not searched for.
 
     Returns:
       At most k items, best first.
@@ -79,12 +81,14 @@ def top_items(
     row = Row(user, history, target=0, query=query or "")
     table = Table.from_rows("rec" if query is None else "src", [row])
     family: Family = "encoder_decoder" if isinstance(model, T5) else "decoder"
-    tokens = encode_table(table, tokenizer, items, template, max_length, family).tokens
+    encoded = encode_table(table, tokenizer, items, template, max_length, family)
+    if encoded.clipped_queries:
+        say(f"the query is too long for items.max_length {max_length}: its end is cut off and not searched for")
     known = set(taken)
     wanted = min(k + (len(known) if query is None else 0), items.num_items)
     ids, scores = rank_items(
         model,
-        {"input_ids": jnp.asarray(tokens, jnp.int32)[None]},
+        {"input_ids": jnp.asarray(encoded.tokens, jnp.int32)[None]},
         items,
         k=wanted,
         beams=max(beams, wanted),
