@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from gems_jax.data import raw_batch
 from gems_jax.data.general_text import read_lines, token_stream
 from gems_jax.data.span_corruption import heldout_batches, num_chunks, span_corruption_batch, span_lengths
 from gems_jax.data.tokenizer import sentinel_ids, train_tokenizer
@@ -213,6 +214,13 @@ def test_few_rows_without_text_are_left_out_and_told(tmp_path):
         f"text: {tmp_path}/a.jsonl: 2 of 42 rows are left out (1: it has no text, 1: it has lone surrogates, which "
         "are no text)"
     ]
+
+
+def test_a_file_of_bad_rows_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw_batch, "HOPELESS_AFTER", 100)
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n' * 60 + "1\n" * 1000)
+    with pytest.raises(ValueError, match="more than half of the first 121 rows cannot be used, the last because it is"):
+        read_lines(tmp_path / "a.jsonl")
 
 
 def test_the_splits_of_a_text_are_two():

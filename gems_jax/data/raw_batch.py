@@ -14,6 +14,9 @@ from gems_jax.data.options import Reading
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.raw_files import Limits
 
+# Rows of a file that are read however many of them are bad.
+HOPELESS_AFTER = 500_000
+
 
 class Batch(NamedTuple):
     """Some rows of a file: their numbers, from 1, and by role a pyarrow array or a list of Python values.
@@ -72,6 +75,14 @@ class Request:
     def leave_out(self, number: int, reason: str, detail: Any) -> None:
         """Sends a row to the quarantine."""
         self.quarantine.add(self.kind, f"{self.path.name}: row {number}", reason, detail)
+        # Bad rows are kept in memory: a file of nothing else is not read to its end.
+        rows, half = self.quarantine.rows, number // 2 + 1
+        hopeless = number >= HOPELESS_AFTER and self.quarantine.max_bad_fraction < 0.5 and len(rows) >= half
+        if hopeless and rows[-half]["id"].startswith(f"{self.path.name}: row "):
+            raise ValueError(
+                f"{self.path}: more than half of the first {number:,} rows cannot be used, the last because {reason}; "
+                "is it a file of another kind?"
+            )
 
 
 def missing_column(path: Path, role: str, name: str, found: Sequence[str], option: str) -> ValueError:

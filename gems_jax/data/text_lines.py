@@ -89,7 +89,7 @@ def _refuse_other_formats(path: Path, beginning: str) -> None:
 
 def _rows(path: Path, field: str, say: Callable[[str], None]) -> Iterator[str]:
     """The texts of a file of rows."""
-    quarantine, good, may_be_empty = Quarantine(1.0), 0, kind_of(path) == "csv"
+    quarantine, good, may_be_empty = Quarantine(MAX_BAD_FRACTION), 0, kind_of(path) == "csv"
     # Texts of many lines stand in quotation marks.
     quoting = None if is_tab_separated(path) else Reading(quoting="rfc4180")
     for batch in read_batches(path, {"text": field}, ("text",), quarantine, "text", FIELD_OPTION, quoting, None):
