@@ -191,12 +191,14 @@ def _evaluate(options: Any) -> int:
 def _export(options: Any) -> int:
     _quiet()
     from gems_jax.training.export import export
+    from gems_jax.training.export_folder import check_folder
     from gems_jax.training.tune import load_tuned
     from gems_jax.training.workdir import check_config
 
     config, workdir = _tuned_run(options, check_config)
+    check_folder(options.out, workdir, config.model.path)
     _, material, _, _ = _material(config)
-    agreement = export(config, material, load_tuned(config, material, workdir), options.out)
+    agreement = export(config, material, load_tuned(config, material, workdir), options.out, workdir)
     print(f"export: {agreement.alike} of {agreement.tried} prompts tried have the tokens of training in transformers")
     if agreement.other:
         print(f"export: otherwise, for example: {agreement.other}")

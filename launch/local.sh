@@ -31,6 +31,13 @@ python=${PYTHON:-$found}
 export JAX_PLATFORMS=${PLATFORM:-cpu} JAX_NUM_CPU_DEVICES=1 OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
 gems_jax() { exec "$python" -m gems_jax.cli "$@"; }
 
+# JAX itself ends in a segmentation fault where it cannot have the port.
+try='import socket, sys; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("", int(sys.argv[1])))'
+if [[ -n ${PORT:-} ]] && ! "$python" -c "$try" "$PORT" 2>/dev/null; then
+  echo "launch/local.sh: the port $PORT (variable PORT) is in use or cannot be used: choose another one, or leave it out" >&2
+  exit 2
+fi
+
 (gems_jax prepare --all "$@")
 
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}

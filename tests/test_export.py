@@ -1,7 +1,10 @@
 """An exported tokenizer puts around a prompt what training did, whatever the tokenizer did by itself."""
 
+import os
+import stat
 import types
 
+import jax
 import numpy as np
 import pytest
 from shared import SHARED, needs_shared
@@ -11,9 +14,11 @@ from transformers import AutoTokenizer
 from gems_jax.data.tables import Dataset, Item, Row, Table
 from gems_jax.data.tokenizer import train_tokenizer
 from gems_jax.items import add_identifier_tokens
+from gems_jax.models import from_config, save
 from gems_jax.models.tokenizer_folder import load_tokenizer
 from gems_jax.training.config import Config
 from gems_jax.training.export import asking_tokenizer, compare_prompts
+from gems_jax.training.export_folder import MARK, check_folder, mark_of
 
 CONFIG = types.SimpleNamespace(pad_token_id=0)
 
@@ -74,3 +79,38 @@ def test_published_tokenizers_are_told_so_too(name, family, tmp_path):
         assert "<a_1><b_1>" in other
     assert asking.pad_token is not None
     assert np.asarray(asking(["tea", "green tea and more"], padding=True)["input_ids"]).ndim == 2
+
+
+def test_only_an_export_of_the_same_run_is_replaced(tmp_path):
+    run, base, out = tmp_path / "run", tmp_path / "base", tmp_path / "out"
+    check_folder(out, run, base)
+    out.mkdir()
+    check_folder(out, run, base)
+    (out / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds files and is no export of"):
+        check_folder(out, run, base)
+    (out / MARK).write_text(mark_of(run))
+    check_folder(out, run, base)
+    with pytest.raises(ValueError, match="is no export of"):
+        check_folder(out, tmp_path / "other", base)
+    (tmp_path / "link").symlink_to(base)
+    for place in (base, tmp_path / "link"):
+        with pytest.raises(ValueError, match="is the folder of the base model"):
+            check_folder(place, run, base)
+    with pytest.raises(ValueError, match="is a file"):
+        check_folder(out / "config.json", run, base)
+
+
+def test_a_saved_model_has_the_permissions_that_files_have(tmp_path):
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    tokenizer = own()
+    model = from_config({"model_type": "t5", "vocab_size": len(tokenizer), **sizes}, jax.random.key(0))
+    before = os.umask(0o027)
+    try:
+        save(model, tokenizer, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert modes["model.safetensors"] == 0o640
+    assert set(modes.values()) == {0o640}
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750

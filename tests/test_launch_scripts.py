@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -302,3 +303,15 @@ def test_gpu_machines_get_their_numbers_and_one_prepares_and_evaluates(pretended
     lost = run("bash", LAUNCH / "gpu.sh", **pretended(show), NODES=2)
     assert lost.returncode == 2
     assert "NODES=2 needs COORDINATOR=address:port" in lost.stderr
+
+
+def test_a_port_in_use_is_said_before_any_work(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        workdir = tmp_path / "w"
+        done = run("bash", LAUNCH / "local.sh", 2, "--workdir", workdir, PORT=port, PYTHON=sys.executable)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"launch/local.sh: the port {port} (variable PORT) is in use")
+    assert not list(tmp_path.iterdir())

@@ -147,7 +147,8 @@ def save(
         tokenizer.save_pretrained(fresh)
         for name, text in (files or {}).items():
             (fresh / name).write_text(text, encoding="utf-8")
-        fresh.chmod(0o755)
+        for file in fresh.iterdir():  # safetensors gives its files to their owner alone
+            file.chmod(fresh.stat().st_mode & 0o666)
         _replace_folder(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

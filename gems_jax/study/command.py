@@ -1,5 +1,6 @@
 """``gems-jax compare``: its options, and what it does."""
 
+import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -34,7 +35,8 @@ def run(options: Any, config: Config) -> int:
       ValueError: options that do not go together.
     """
     from gems_jax.study.compare import compare
-    from gems_jax.study.page import write_page
+    from gems_jax.study.page import read_summary, task_names, write_page
+    from gems_jax.study.tables import results_table
     from gems_jax.training.tune import Stopped
 
     if options.results is not None and options.page is None:
@@ -51,6 +53,9 @@ def run(options: Any, config: Config) -> int:
             print(f"gems-jax: {stop}", file=sys.stderr)
             return stop.code
         results = workdir / "study.json"
+        if any("numbers" in method for method in json.loads(results.read_text(encoding="utf-8"))["methods"]):
+            summary = read_summary(results)
+            print(results_table(summary, task_names(summary)))
         print(f"compare: {results}")
     if options.page is not None:
         write_page(Path(results), Path(options.page))

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from gems_jax.data.encoded_table import Family
@@ -12,6 +13,7 @@ from gems_jax.data.wording import prompt_text
 from gems_jax.items import ItemIndex
 from gems_jax.models import save
 from gems_jax.training.config import Config
+from gems_jax.training.export_folder import MARK, check_folder, mark_of
 from gems_jax.training.export_readme import readme
 from gems_jax.training.losses import family_of
 from gems_jax.training.stages import Material
@@ -33,7 +35,9 @@ class Agreement(NamedTuple):
     other: str
 
 
-def export(config: Config, material: Material, model: Any, folder: str | os.PathLike[str]) -> Agreement:
+def export(
+    config: Config, material: Material, model: Any, folder: str | os.PathLike[str], workdir: Path | None = None
+) -> Agreement:
     """Writes a tuned model, its tokenizer and how to ask it.
 
     ``tokenizer(prompt)`` in transformers gives what the model was trained on, the end token included. ``README.md``
@@ -44,13 +48,16 @@ def export(config: Config, material: Material, model: Any, folder: str | os.Path
       material: of the run.
       model: tuned.
       folder: where to write, see `gems_jax.models.save`.
+      workdir: of the run; the folder is marked as its export, and only such a one is replaced.
 
     Returns:
       How many of the dataset's prompts are tokenised by the folder as in training.
 
     Raises:
-      ValueError: as `gems_jax.models.save`.
+      ValueError: as `gems_jax.models.save`; the folder holds something else than an export of this run.
     """
+    if workdir is not None:
+        check_folder(folder, workdir, config.model.path)
     family = family_of(model)
     tokenizer = asking_tokenizer(material.tokenizer, model.config, family)
     agreement = compare_prompts(config, material.dataset, material.items, tokenizer, family)
@@ -60,6 +67,8 @@ def export(config: Config, material: Material, model: Any, folder: str | os.Path
         "items.jsonl": "".join(_item_lines(material.dataset, material.items, tokenizer)),
         "generation_config.json": json.dumps(_generation(model.config, material.items), indent=2) + "\n",
     }
+    if workdir is not None:
+        files[MARK] = mark_of(workdir)
     save(model, tokenizer, folder, files=files)
     return agreement
 

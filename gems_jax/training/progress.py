@@ -49,6 +49,7 @@ class Progress:
     def __init__(self, total: int, first: int, active: bool):
         self._total, self._first, self._active = total, first, active
         self._begin = time.perf_counter()
+        self._compiled = False
         self._bar: Any = None
 
     def __enter__(self) -> "Progress":
@@ -61,7 +62,11 @@ class Progress:
             self._bar.close()
 
     def update(self) -> None:
-        """A step was made."""
+        """A step was made. The first one compiles, so that the rate is that of the steps after it."""
+        if not self._compiled:
+            self._compiled, self._begin, self._first = True, time.perf_counter(), self._first + 1
+            if self._bar is not None:
+                self._bar.unpause()
         if self._bar is not None:
             self._bar.update()
 
@@ -75,6 +80,7 @@ class Progress:
             self._bar.set_postfix(losses | {"rate": rate, "memory": memory()})
             return
         elapsed = time.perf_counter() - self._begin
-        left = elapsed / max(step - self._first, 1) * (self._total - step)
+        made = step - self._first
+        left = duration(elapsed / made * (self._total - step)) if made > 0 else "?"
         shown = "  ".join(f"{task} {loss}" for task, loss in losses.items())
-        print(f"train: step {step}/{self._total}  loss {shown}  {rate}  {duration(left)} left  {memory()}", flush=True)
+        print(f"train: step {step}/{self._total}  loss {shown}  {rate}  {left} left  {memory()}", flush=True)
