@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 import warnings
+import weakref
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -81,7 +82,7 @@ class NullSpace:
 
         Args:
           moments: second moments ``[*batch, d, d]`` by kernel path; kernels that share an input share the
-            object, and then one factor.
+            object, and then one factor. A mapping that reads each from a file shares none.
           energy, rank, threshold, max_directions, min_share: see `Rule`.
           side: what the moments are of, ``"in"`` or ``"out"``.
           fingerprint: of the weights, see `weights_fingerprint`.
@@ -100,11 +101,11 @@ class NullSpace:
             raise ValueError(f"side is {side!r}; choose 'in' or 'out'")
         if strangers := sorted(set(roles or {}) - set(moments)):
             raise ValueError(f"roles name {strangers[0]!r}, which has no moment; there are {list(moments)[:3]}...")
-        names: dict[int, str] = {}
+        names = _SharedInputs()
         factors: dict[str, Factor] = {}
         inputs: dict[str, str] = {}
         for path, moment in moments.items():
-            name = names.setdefault(id(moment), path)
+            name = names.of(path, moment)
             inputs[path] = name
             if name == path:
                 stack = moment.matrix() if isinstance(moment, SecondMoment) else np.asarray(moment)
@@ -217,8 +218,33 @@ class NullSpace:
             kept, residual = np.atleast_1d(f.kept).ravel(), np.atleast_1d(f.residual).ravel()
             span = f"{kept.min()}-{kept.max()}" if kept.size > 1 else str(kept[0])
             rows.append(f"{name:48s} {users[name]:7d} {f.dim:5d}  {span:26s} {residual.max():.4f}")
+            if kept.max() == 0:
+                rows[-1] += "  nothing is protected"
         rows += [f"not protected: {path!r}: {why}" for path, why in self.left_out.items()]
         return "\n".join(rows)
+
+
+class _SharedInputs:
+    """Which kernels were given one and the same moment: the first of them names it.
+
+    A mapping that makes its values when they are asked for (a file's arrays) lets go of each, and the next may take its
+    address, so that addresses alone say nothing. Arrays are watched, not kept: there may be more than fit into memory.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Callable[[], Any], str]] = {}
+
+    def of(self, path: str, moment: Any) -> str:
+        """The name of a kernel's input."""
+        array = moment.total if isinstance(moment, SecondMoment) else moment
+        former, name = self._known.get(id(array), (lambda: None, path))
+        if former() is array:
+            return name
+        try:
+            self._known[id(array)] = (weakref.ref(array), path)
+        except TypeError:  # a list: kept
+            self._known[id(array)] = (lambda: array, path)
+        return path
 
 
 def _check_names(inputs: Mapping[str, str], factors: list[str]) -> None:

@@ -1,5 +1,7 @@
 """Projection of matrices and leaves into a null space."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -31,6 +33,13 @@ def project_update(update: jax.Array, spec: MatrixSpec, frame: Frame, side: str)
 
 def project_stack(matrices: jax.Array, frame: Frame) -> jax.Array:
     """``N x`` for a stack ``[batch, d, n]`` with one factor ``[d, c]`` or one each."""
+    return stacked(frame).project(matrices)
+
+
+def stacked(frame: Frame) -> Frame:
+    """With the factors of a stack ``[*batch, d, c]`` as ``[batch, d, c]``, of a single kernel as ``[1, d, c]``."""
     if frame.factor is None:
-        return matrices
-    return frame._replace(factor=frame.factor.reshape(-1, *frame.factor.shape[-2:])).project(matrices)
+        return frame
+    # The number of them, not -1: factors may have no columns.
+    shape = frame.factor.shape
+    return frame._replace(factor=frame.factor.reshape(math.prod(shape[:-2]), *shape[-2:]))

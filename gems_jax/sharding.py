@@ -174,7 +174,7 @@ class _Find(NamedTuple):
         found: Axes = ()
         for name in axes:
             parts = math.prod(self.mesh.shape[n] for n in (*found, name))
-            found = (*found, name) if self.mesh.shape[name] > 1 and size % parts == 0 else found
+            found = (*found, name) if self.mesh.shape[name] > 1 and size > 0 and size % parts == 0 else found
         return found
 
     def matrix(self, name: str, spec: MatrixSpec) -> Matrix:

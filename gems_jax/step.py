@@ -12,7 +12,7 @@ from gems_jax.gates import Signals
 from gems_jax.measure import Measured, diagnose, measure
 from gems_jax.null_space import NullSpace
 from gems_jax.plan import Kernel, Plan
-from gems_jax.projection import kept_side_first, project_stack, project_update
+from gems_jax.projection import kept_side_first, project_stack, project_update, stacked
 from gems_jax.refresh import Gradients, Refresh, Request, refresh_groups
 from gems_jax.scales import Size, largest, limited, size_of
 from gems_jax.settings import Mask, Settings
@@ -65,7 +65,9 @@ class Factors(NamedTuple):
     def of_source(self, source: str | None) -> Frame:
         if self.null_space is None or source is None:
             return NO_FRAME
-        return Frame(self.arrays[source], self.null_space.factors[source].complement)
+        frame = Frame(self.arrays[source], self.null_space.factors[source].complement)
+        protects_nothing = self.arrays[source].shape[-1] == 0 and not frame.complement
+        return NO_FRAME if protects_nothing else frame
 
     def of_group(self, group: Group) -> Frame:
         """``[k or 1, d, c]``, gathered only where kernels differ in their input."""
@@ -74,7 +76,7 @@ class Factors(NamedTuple):
             return one
         sources = list(dict.fromkeys(k.source for k in group))
         if len(sources) == 1:
-            return Frame(one.factor.reshape(-1, *one.factor.shape[-2:]), one.complement)
+            return stacked(one)
         factors = [self.arrays[s] for s in sources if s is not None]
         joined = jax.lax.concatenate(factors, 0).reshape(len(factors), *factors[0].shape)
         if len(sources) < len(group):

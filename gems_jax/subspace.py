@@ -35,6 +35,8 @@ class Frame(NamedTuple):
         """``N x``, twice, so that float32 rounding of the first pass is removed as well. ``x: [..., p, n]``."""
         if self.factor is None:
             return x
+        if self.factor.shape[-1] == 0:  # no protected direction, or no other
+            return jnp.zeros_like(x) if self.complement else x
 
         def twice(factor: jax.Array, x: jax.Array) -> jax.Array:
             # On a mesh: of a kernel that is wider than high the factor travels, otherwise what comes of its columns.

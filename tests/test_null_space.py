@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from problems import QUICK, make_grads, make_params, orthonormal, run
 
 import gems_jax as gj
+from gems_jax.directions import Rule, factor_of
 
 FEW = settings(max_examples=12, derandomize=True)
 
@@ -85,6 +86,43 @@ def test_the_thinner_of_both_bases_is_stored_and_once_per_input():
     assert ns.inputs == {"q": "q", "k": "q", "v": "v"}
     assert ns.factor("k").complement
     assert ns.factor("k").basis.shape == (6, 1)
+
+
+def test_moments_that_a_mapping_reads_one_at_a_time_are_each_kernels_own(tmp_path):
+    """What was read is let go of, and the next array may take its address."""
+    moments = {f"layer{i}/kernel": moment(np.linspace(6, 0, 24), seed=i)[0] for i in range(8)}
+    np.savez(tmp_path / "moments.npz", **moments)
+    with np.load(tmp_path / "moments.npz") as lazy:
+        read = gj.NullSpace.from_moments(lazy, rank=4)
+    given = gj.NullSpace.from_moments(moments, rank=4)
+    assert read.inputs == given.inputs == {path: path for path in moments}
+    for path in moments:
+        np.testing.assert_array_equal(read.factor(path).basis, given.factor(path).basis)
+
+
+def test_second_moments_and_lists_are_shared_too():
+    running = gj.SecondMoment.zeros(2).update(np.eye(2, dtype=np.float32))
+    rows = [[1.0, 0.0], [0.0, 0.0]]
+    ns = gj.NullSpace.from_moments({"a": running, "b": rows, "c": running, "d": rows}, rank=1)
+    assert ns.inputs == {"a": "a", "b": "b", "c": "a", "d": "b"}
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
+@pytest.mark.parametrize("stack", [(), (2,)], ids=["one", "a stack"])
+def test_all_directions_may_be_free_or_protected(side, stack):
+    """Nothing is protected of an input that is zero on general text, as behind a layer that starts from zero."""
+    d = 4 if side == "in" else 3
+    free, none = np.zeros((*stack, d, d)), np.broadcast_to(np.eye(d), (*stack, d, d))
+    factors = {"free": factor_of("free", free, Rule(energy=0.9)), "none": factor_of("none", none, Rule(rank=d))}
+    ns = gj.NullSpace(factors, {name: name for name in factors}, side)
+    assert [ns.factor(n).kept.max() for n in ("free", "none")] == [0, d]
+    updates = {name: jnp.ones((*stack, 4, 3)) for name in ("free", "none")}
+    tx = gj.constrain_to_null_space(ns)
+    projected, _ = tx.update(updates, tx.init(updates))
+    np.testing.assert_array_equal(projected["free"], updates["free"])
+    np.testing.assert_array_equal(projected["none"], 0)
+    assert {name: leak.item() for name, leak in gj.null_space_leak(updates, ns).items()} == {"free": 0, "none": 1}
+    assert ns.summary().splitlines()[1].endswith("nothing is protected")
 
 
 def test_a_stack_takes_one_choice_with_zero_columns_as_padding():

@@ -206,6 +206,27 @@ def test_a_kernel_whose_null_space_is_empty_does_not_move():
     assert np.max(np.abs(new["v"] - params["v"])) > 1e-3
 
 
+@pytest.mark.parametrize("constraint", ["update", "gradient"])
+def test_kernels_without_a_protected_direction_move_as_if_unconstrained(constraint):
+    """And those without a free one do not, whether they have subspaces or take the fallback."""
+    shapes = dict.fromkeys(("free", "full", "free_table", "full_table"), (8, 6)) | {"free_stack": (2, 8, 6)}
+    roles = {name: None if "table" in name else gj.MatrixDims() for name in shapes}
+    zero, one = np.zeros((8, 8)), np.eye(8)
+    moments = {"free": zero, "full": one, "free_table": zero, "full_table": one, "free_stack": np.zeros((2, 8, 8))}
+    rank = {name: 8 if "full" in name else 0 for name in shapes}
+    factors = {n: gj.NullSpace.from_moments({n: m}, rank=rank[n]).factor(n) for n, m in moments.items()}
+    ns = gj.NullSpace(factors, {name: name for name in shapes})
+    options = {"num_tasks": 2, "rank": 2, "side": "in", "matrix_dims": roles, "constraint": constraint}
+    grads_of = lambda i: make_grads(i, shapes=shapes)  # noqa: E731
+    _, _, seen = run(gj.scale_by_gems(null_space=ns, **options), make_params(shapes), grads_of, 2)
+    _, _, unbound = run(gj.scale_by_gems(**options), make_params(shapes), grads_of, 2)
+    for name in shapes:
+        if "free" in name:
+            np.testing.assert_allclose(seen[1][name], unbound[1][name], atol=2e-6)
+        elif constraint == "update" or name == "full":
+            np.testing.assert_array_equal(seen[1][name], 0)
+
+
 # --- options ------------------------------------------------------------------------------------------------
 
 

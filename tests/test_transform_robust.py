@@ -149,6 +149,17 @@ def test_a_basis_is_never_replaced_by_noise_and_the_branch_catches_up_later():
         assert [int(s.diagnostics.waiting) for s in states] == [0, 0, 0, 1, 1, 0]
 
 
+def test_a_task_without_tokens_when_its_refresh_is_due_refreshes_at_its_next_step():
+    """Also where its gradient is none of its own: no tokens, no say."""
+    counts = lambda i: [8.0, 0.0] if i in (3, 4) else [8.0, 8.0]  # noqa: E731
+    _, states, _ = drive(lambda i: make_grads(i, shapes=SHAPES), 6, counts_of=counts)
+    basis = [np.asarray(s.task_basis["w"]) for s in states]
+    changed = [[bool(np.any(new[t] != old[t])) for t in (0, 1)] for old, new in zip(basis[:-1], basis[1:], strict=True)]
+    assert changed == [[False, False], [False, False], [True, False], [False, False], [False, True]]
+    assert [int(s.diagnostics.waiting) for s in states] == [0, 0, 0, 1, 1, 0]
+    assert [int(s.diagnostics.refreshed) for s in states] == [3, 0, 0, 2, 0, 1]
+
+
 def test_a_task_absent_at_first_gets_its_basis_when_it_comes():
     _, states, _ = drive(lambda i: broken("zero" if i in (0, 1) else "", i, 1), 3)
     assert [int(s.diagnostics.waiting) for s in states] == [1, 1, 0]
