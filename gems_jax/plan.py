@@ -17,6 +17,11 @@ from gems_jax.null_space import NullSpace, check_factor, check_paths, constraine
 PyTree = Any
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, Python's or numpy's; ``True`` and ``2.0`` are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Options:
     """The static options of `gems_jax.scale_by_gems` that decide what happens to each parameter."""
@@ -31,6 +36,8 @@ class Options:
     matrix_dims: PyTree | MatrixRule | None = None
 
     def check(self) -> None:
+        if not is_whole(self.num_tasks):
+            raise ValueError(f"num_tasks is a whole number, got {self.num_tasks!r}")
         if self.num_tasks < 1:
             raise ValueError(f"num_tasks must be at least 1, got {self.num_tasks}")
         if self.side not in ("auto", "in", "out"):
@@ -40,10 +47,13 @@ class Options:
         for name, value, least in (("rank", self.rank, 1), ("task_rank", self.task_rank, 0)):
             if value is None:
                 continue
-            if isinstance(value, float) and not 0 < value <= 1:
+            if is_whole(value):
+                if value < least:
+                    raise ValueError(f"{name}={value}: an int must be at least {least}")
+            elif not isinstance(value, float | np.floating):
+                raise ValueError(f"{name}={value!r}: give an int (columns) or a float (of the smaller side)")
+            elif not 0 < value <= 1:
                 raise ValueError(f"{name}={value}: a float is a fraction of the smaller side, in (0, 1]")
-            if isinstance(value, int) and value < least:
-                raise ValueError(f"{name}={value}: an int must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -139,7 +149,7 @@ class Plan:
 
 
 def _resolve_rank(rank: int | float, smaller: int) -> int:
-    return max(1, round(rank * smaller)) if isinstance(rank, float) else int(rank)
+    return int(rank) if is_whole(rank) else max(1, round(float(rank) * smaller))
 
 
 def _kernel(index: int, path: str, spec: MatrixSpec, options: Options) -> Kernel:
@@ -150,7 +160,7 @@ def _kernel(index: int, path: str, spec: MatrixSpec, options: Options) -> Kernel
     if side == "auto":
         on_update = constrained and options.constraint == "update"
         side = null_space.side if on_update and null_space is not None else ("in" if m <= n else "out")
-    smaller = min(m, n)
+    smaller = min(m, n) if spec.batch else 0  # a stack of no layers has nothing to keep
     rank = _resolve_rank(options.rank, smaller)
     task_rank = max(1, rank // 2) if options.task_rank is None else options.task_rank
     task_rank = 0 if task_rank == 0 else _resolve_rank(task_rank, smaller)
@@ -161,7 +171,7 @@ def _kernel(index: int, path: str, spec: MatrixSpec, options: Options) -> Kernel
         source = null_space.inputs[path]
         if options.constraint == "update":
             free = tuple(int(x) for x in np.broadcast_to(factor.dim - factor.kept, spec.batch_shape or (1,)).ravel())
-            cap = min(cap, max(free))
+            cap = min(cap, max(free, default=0))
             inside = side == null_space.side
     rank = min(rank, cap)
     task_rank = min(task_rank, cap - rank if options.complementary else cap)
@@ -183,6 +193,12 @@ def make_plan(params: PyTree, options: Options) -> Plan:
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     paths = tuple(leaf_path(path) for path, _ in leaves)
+    for path, (_, leaf) in zip(paths, leaves, strict=True):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"parameter {path!r} is no array but {leaf!r:.60}: make numbers arrays (jnp.asarray), and leave what "
+                "is not trained out of the tree (equinox.filter(model, equinox.is_inexact_array) does)"
+            )
     specs = matrix_specs(params, options.matrix_dims, options.null_space.roles if options.null_space else None)
     if leaves and options.matrix_dims is not None and not any(specs):
         raise ValueError(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.gates import Gate, heuristic
-from gems_jax.plan import Options
+from gems_jax.plan import Options, is_whole
 from gems_jax.refresh import Refresh
 from gems_jax.subspace import Decomposition
 
@@ -72,6 +72,7 @@ class Settings:
 def make_settings(
     options: Options,
     *,
+    refresh_every: RefreshEvery,
     inner: optax.GradientTransformation | None,
     fallback: optax.GradientTransformation | None,
     gate: Gate | None,
@@ -86,6 +87,7 @@ def make_settings(
     adam = optax.scale_by_adam()
     settings = Settings(
         options,
+        refresh_every=refresh_every if callable(refresh_every) or not is_whole(refresh_every) else int(refresh_every),
         inner=optax.with_extra_args_support(adam if inner is None else inner),
         fallback=optax.with_extra_args_support(adam if fallback is None else fallback),
         gate=heuristic() if gate is None else gate,
@@ -99,7 +101,7 @@ def make_settings(
         if getattr(settings, name) not in choices:
             raise ValueError(f"{name} is {getattr(settings, name)!r}; choose one of {', '.join(choices)}")
     every = settings.refresh_every
-    if not callable(every) and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+    if not callable(every) and (not is_whole(every) or every < 1):
         raise ValueError(f"refresh_every is a number of steps, at least 1, or a callable, got {every!r}")
     if settings.stagger and callable(every):
         raise ValueError("stagger spreads a refresh over the steps between two of them: give refresh_every an int")

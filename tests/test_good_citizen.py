@@ -176,7 +176,12 @@ def test_a_plain_training_loop_lowers_both_tasks_losses():
     ("options", "message"),
     [
         ({"num_tasks": 0}, "num_tasks must be at least 1, got 0"),
+        ({"num_tasks": 2.0}, "num_tasks is a whole number, got 2.0"),
         ({"rank": 0}, "rank=0"),
+        ({"rank": np.int64(0)}, "rank=0: an int must be at least 1"),
+        ({"rank": np.float32(1.5)}, "fraction of the smaller side"),
+        ({"rank": True}, "rank=True: give an int"),
+        ({"rank": "8"}, "rank='8': give an int"),
         ({"rank": 1.5}, "fraction of the smaller side"),
         ({"task_rank": -1}, "task_rank=-1"),
         ({"side": "left"}, "side is 'left'; choose"),
@@ -210,6 +215,31 @@ def test_arguments_out_of_range_are_refused(options, message):
 def test_what_does_not_fit_the_parameters_is_refused_in_init(options, message):
     with pytest.raises(ValueError, match=message):
         gj.gems(1e-3, num_tasks=2, rank=2, **options).init(make_params(SHAPES))
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    forms = []
+    for whole, half in ((int, float), (np.int64, np.float32)):
+        options = {"num_tasks": whole(2), "task_rank": whole(1), "refresh_every": whole(4), "stagger": True}
+        forms.append(jax.eval_shape(gj.gems(1e-3, rank=half(0.5), **options).init, make_params(SHAPES)))
+    assert forms[0] == forms[1]
+    assert forms[0][0].shared_basis["w"].shape[-1] == 3
+
+
+@pytest.mark.parametrize("leaf", [1.0, 3, True, "relu", jnp.tanh], ids=["float", "int", "bool", "text", "function"])
+def test_leaves_that_are_no_arrays_are_refused_by_name(leaf):
+    params = make_params(SHAPES) | {"layer": {"x": leaf}}
+    with pytest.raises(TypeError, match="parameter 'layer/x' is no array but .*jnp.asarray"):
+        gj.gems(1e-3, num_tasks=2, rank=2).init(params)
+
+
+def test_a_stack_of_no_layers_is_left_as_it_is():
+    shapes = {"w": (8, 6), "stack": (0, 8, 6)}
+    dims = dict.fromkeys(shapes, gj.MatrixDims())
+    tx = gj.gems(1e-2, num_tasks=2, rank=2, matrix_dims=dims)
+    _, _, seen = run(tx, make_params(shapes), lambda i: make_grads(i, shapes=shapes), 1)
+    assert seen[0]["stack"].shape == (0, 8, 6)
+    assert np.max(np.abs(seen[0]["w"])) > 1e-3
 
 
 def test_a_rule_that_returns_something_else_is_a_type_error():
