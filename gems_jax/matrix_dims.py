@@ -168,7 +168,8 @@ def stacked_matrix_dims(path: str, leaf: Any) -> MatrixDims | None:
     """A rule for models whose layers are stacked: kernels are ``[in, out]`` or ``[layers, in, out]``.
 
     As `default_matrix_dims`, a guess too, and leaves of three axes named ``kernel`` are stacks. This is the layout of
-    the models in ``gems_jax.models``; a head-split kernel ``[d, heads, head_dim]`` is none, see `observed_matrix_dims`.
+    the models in ``gems_jax.models``; a head-split kernel ``[d, heads, head_dim]`` is none, see `observed_matrix_dims`:
+    in a module whose leaves do not all begin with one size, `matrix_specs` gives leaves of three axes no role.
 
     Example:
       >>> import numpy as np
@@ -245,9 +246,12 @@ def matrix_specs(
                 f"matrix_dims has {len(dims)} entries for {len(leaves)} parameters; "
                 "give a tree like the parameters, with MatrixDims or None at every leaf, or a callable"
             )
+    torn = _no_stacks({leaf_path(path): leaf.shape for path, leaf in leaves}) if rule is stacked_matrix_dims else set()
     specs: list[MatrixSpec | None] = []
     for (key, leaf), dim in zip(leaves, dims, strict=True):
         path = leaf_path(key)
+        if path in torn:
+            dim = None
         if dim is not None and not isinstance(dim, MatrixDims):
             raise TypeError(f"matrix_dims gave {dim!r} for {path!r}; expected MatrixDims or None")
         if path in roles:
@@ -258,3 +262,20 @@ def matrix_specs(
                 check_role(path, leaf.shape, dim, role)
         specs.append(None if dim is None else resolve(dim, leaf.shape, path))
     return specs
+
+
+def _no_stacks(shapes: Mapping[str, Sequence[int]]) -> set[str]:
+    """Leaves of three axes that are no stack of layers: beside them, in one module, are leaves of another first size.
+
+    Attention's ``[d, heads, head_dim]`` stand beside ``[heads, head_dim, d]`` and biases ``[heads, head_dim]``.
+    """
+    modules: dict[str, set[int]] = {}
+    for path, shape in shapes.items():
+        owner, _, leaf = path.rpartition("/")
+        module, kernel = owner.rpartition("/")[0], leaf == "kernel" and len(shape) == 3
+        if kernel or (leaf == "bias" and len(shape) == 2 and len(shapes.get(f"{owner}/kernel", ())) == 3):
+            modules.setdefault(module, set()).add(shape[0])
+    torn = {module for module, sizes in modules.items() if len(sizes) > 1}
+    return {
+        path for path, shape in shapes.items() if len(shape) == 3 and path.rpartition("/")[0].rpartition("/")[0] in torn
+    }

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from gems_jax.leaf_path import leaf_path
+from gems_jax.left_out import reasons, unprotected
 from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
 from gems_jax.null_space import NullSpace, check_factor, check_paths, constrained_spec
 
@@ -117,6 +119,8 @@ class Plan:
       fallback: indices of the leaves that take the fallback.
       constrained: spec and factor of fallback leaves that the null space constrains, by index.
       unnamed: fallback leaves of three or more axes, which only a rule could give a matrix role.
+      left_out: why leaves of two or more axes have no subspaces, or are not in the null space that others are in.
+      unprotected: those of them that are multiplied with activations, and have neither.
     """
 
     paths: tuple[str, ...]
@@ -125,6 +129,8 @@ class Plan:
     fallback: tuple[int, ...]
     constrained: dict[int, tuple[MatrixSpec, str]]
     unnamed: tuple[str, ...]
+    left_out: dict[str, str]
+    unprotected: tuple[str, ...]
 
     def turns(self, every: int | None) -> dict[int, tuple[int, ...]]:
         """When each matrix is refreshed where refreshes are staggered: the step of an interval, by kernel.
@@ -231,7 +237,10 @@ def make_plan(params: PyTree, options: Options) -> Plan:
             dtype = str(leaves[kernel.index][1].dtype)
             key = (kernel.spec, kernel.side, kernel.rank, kernel.task_rank, kernel.inside, form, dtype)
         groups.setdefault(key, []).append(kernel)
-    return Plan(paths, kernels, tuple(map(tuple, groups.values())), fallback, constrained, unnamed)
+    others = {paths[i]: leaves[i][1].shape for i in fallback if i not in constrained}
+    left_out = reasons({k.path for k in kernels}, others, options.null_space, options.matrix_dims)
+    missed = unprotected(others, options.null_space, options.matrix_dims)
+    return Plan(paths, kernels, tuple(map(tuple, groups.values())), fallback, constrained, unnamed, left_out, missed)
 
 
 class Recorded(NamedTuple):
@@ -265,8 +274,16 @@ def recorded_plans() -> Iterator[list[Recorded]]:
 
 
 def record(options: Options, plan: Plan, params: PyTree, state: PyTree) -> None:
-    """Tells `recorded_plans` of a plan and of the shapes it is for."""
+    """Tells `recorded_plans` of a plan and the shapes it is for; with nobody to tell, warns of what it leaves out."""
     plans = _RECORD.get()
+    if plans is None and plan.unprotected:
+        shown = "; ".join(f"{path!r}: {plan.left_out[path]}" for path in plan.unprotected[:5])
+        more = f"; and {len(plan.unprotected) - 5} more" if len(plan.unprotected) > 5 else ""
+        warnings.warn(
+            f"{len(plan.unprotected)} kernels get neither subspaces nor the null space's protection: {shown}{more}; "
+            "name their axes with matrix_dims, or freeze them",
+            stacklevel=4,
+        )
     if plans is not None:
         shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(params))
         sizes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)

@@ -75,6 +75,7 @@ class StateBytes:
       adamw: bytes of AdamW's state, two float32 numbers a parameter.
       unnamed: fallback leaves of three or more axes, which only a rule could give a matrix role.
       frozen: kernels whose null space is empty: they do not move.
+      left_out: why leaves have no subspaces, or are not in the null space that others are in, by path.
     """
 
     rows: tuple[StateRow, ...]
@@ -82,6 +83,7 @@ class StateBytes:
     adamw: int
     unnamed: tuple[str, ...]
     frozen: tuple[str, ...]
+    left_out: dict[str, str]
 
     def __str__(self) -> str:
         width = max([len(r.path) for r in self.rows] + [4])
@@ -100,6 +102,8 @@ class StateBytes:
             lines.append(f"No matrix role (name it with matrix_dims to project it): {', '.join(self.unnamed)}")
         if self.frozen:
             lines.append(f"Empty null space, does not move: {', '.join(self.frozen)}")
+        for why in dict.fromkeys(self.left_out.values()):
+            lines.append(f"Left out, {why}: {', '.join(path for path, text in self.left_out.items() if text == why)}")
         return "\n".join(lines)
 
 
@@ -139,6 +143,7 @@ def state_bytes(tx: optax.GradientTransformation, params: PyTree) -> StateBytes:
         adamw=8 * size,
         unnamed=tuple(path for plan in plans for path in plan.unnamed),
         frozen=tuple(k.path for plan in plans for k in plan.kernels if k.rank == 0),
+        left_out={path: why for plan in plans for path, why in plan.left_out.items()},
     )
 
 

@@ -74,12 +74,11 @@ def test_attention_of_flax_does_not_move_on_general_text(kind):
     grads = jax.tree.map(lambda p: jnp.asarray(array(2, *p.shape, seed=2)), params)
     if kind == "scanned":
         # As the README has it: the rule is a guess, and gives way to the roles that the null space knows.
-        tx = gj.gems(1.0, num_tasks=2, rank=0.25, null_space=null_space, matrix_dims=gj.stacked_matrix_dims)
-        rows = [row for row in gj.state_bytes(tx, params).rows if row.treatment == "subspaces"]
+        gems = gj.gems(1.0, num_tasks=2, rank=0.25, null_space=null_space, matrix_dims=gj.stacked_matrix_dims)
+        rows = [row for row in gj.state_bytes(gems, params).rows if row.treatment == "subspaces"]
         table = {row.path.rsplit("/", 2)[-2]: row for row in rows}
         assert table["query"].ranks == table["out"].ranks == "4 + 2 x 2"
-    else:
-        tx = optax.chain(gj.merge_tasks(), optax.sgd(1.0), gj.constrain_to_null_space(null_space))
+    tx = optax.chain(gj.merge_tasks(), optax.sgd(1.0), gj.constrain_to_null_space(null_space))
     step = jax.jit(lambda g, p: tx.update(g, tx.init(p), p)[0], compiler_options=QUICK)
     updates = step(grads, params)
     assert all(leak <= 1e-5 for leak in gj.null_space_leak(updates, null_space).values())
@@ -188,7 +187,14 @@ def test_an_older_file_is_read_and_says_that_it_knows_no_roles(tmp_path):
         assert gj.NullSpace.load(tmp_path / "ns").roles == {}
 
 
+def sharded(p, x):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec()
+    return jax.shard_map(lambda w, x: x @ w, mesh=mesh, in_specs=(spec, spec), out_specs=spec)(p["w"], x)
+
+
 UNFOLLOWED = {
+    "sharded": (sharded, {"w"}),
     "merged": (lambda p, x: x @ (p["w"] + p["a"] @ p["b"]), {"w", "a", "b"}),
     "concatenated": (lambda p, x: x @ jnp.concatenate([p["w"], p["v"]], axis=1), {"w", "v"}),
     "picked": (lambda p, x: jnp.einsum("bi,bio->bo", x, p["experts"][jnp.argmax(x, axis=1) % 3]), {"experts"}),
@@ -214,3 +220,49 @@ def test_kernels_that_meet_activations_in_another_way_are_named(kind):
         with pytest.warns(UserWarning, match="are in the null space: .*'w': it"):
             ns = gj.estimate_null_space(model, [{"x": array(5, 4)}], rank=1, params=params, progress=False)
         assert all(f"not protected: {name!r}: it" in ns.summary() for name in names)
+
+
+def head_split():
+    """Attention whose kernels have three axes, beside a stack of layers and a table."""
+    params = {f"attention/{name}": (D, HEADS, D // HEADS) for name in ("query", "key", "value")}
+    params |= {"attention/out": (HEADS, D // HEADS, D), "block/mlp": (5, D, D)}
+    tree = {name: {"kernel": jnp.asarray(array(*shape))} for name, shape in params.items()}
+    return tree | {"shared": {"embedding": jnp.zeros((9, D))}}
+
+
+@pytest.mark.parametrize("rule", [None, gj.stacked_matrix_dims], ids=["default", "stacked"])
+def test_head_split_kernels_whose_roles_nobody_knows_take_the_fallback_and_are_named(rule):
+    params = head_split()
+    if rule is None:
+        del params["block/mlp"]
+        params["dense"] = {"kernel": jnp.ones((D, D))}
+    tx = gj.gems(1e-3, num_tasks=2, rank=2, matrix_dims=rule)
+    table = gj.state_bytes(tx, params)
+    heads = {f"attention/{name}/kernel" for name in ("query", "key", "value", "out")}
+    assert {row.path for row in table.rows if row.treatment == "fallback"} == heads | {"shared/embedding"}
+    assert set(table.unnamed) == heads
+    assert table.left_out == dict.fromkeys(sorted(heads), "three or more axes and no matrix role") | {
+        "shared/embedding": "no kernel by its name"
+    }
+    assert "Left out, no kernel by its name: shared/embedding" in str(table)
+    with pytest.warns(UserWarning, match="4 kernels get neither subspaces nor .*'attention/key/kernel': three or more"):
+        tx.init(params)
+
+
+def test_kernels_that_the_pass_shows_unfollowed_are_named_by_the_optimiser():
+    params = {"a": {"kernel": jnp.asarray(array(4, 4))}, "experts": jnp.asarray(array(3, 4, 4))}
+    params |= {"table": jnp.asarray(array(9, 4, seed=3))}
+
+    def model(params, ids):
+        x = params["table"][ids] @ params["a"]["kernel"]
+        return jax.lax.ragged_dot(x, params["experts"], jnp.array([2, 1, 2]))
+
+    with pytest.warns(UserWarning, match="null space: 'experts': it goes into 'ragged_dot"):
+        ns = gj.estimate_null_space(model, [{"ids": np.arange(5)}], rank=1, params=params, progress=False)
+    tx = gj.gems(1e-3, num_tasks=2, rank=2, null_space=ns)
+    table = gj.state_bytes(tx, params)
+    assert table.left_out["table"] == "its rows are looked up: a table"
+    assert table.left_out["experts"].startswith("it goes into 'ragged_dot")
+    with pytest.warns(UserWarning, match="1 kernels get neither .*'experts'") as caught:
+        tx.init(params)
+    assert "table" not in str(caught[0].message)
