@@ -213,6 +213,8 @@ def _find(options: Any) -> int:
     from gems_jax.training.tune import load_tuned
     from gems_jax.training.workdir import check_config
 
+    if options.k < 1:
+        raise ValueError(f"--k must be at least 1, got {options.k}")
     config, workdir = _tuned_run(options, check_config)
     _, material, _, dataset = _material(config)
     query = options.get("query")

@@ -1,6 +1,8 @@
 """Errors that people can do something about, in one message each; the others are ours and keep their traceback."""
 
+import os
 import re
+import sys
 
 _TRAIN = (
     "raise train.accumulate, or lower train.batch_size, train.loss_chunk, items.max_length or, for evaluations, "
@@ -48,13 +50,29 @@ def explained(error: Exception, command: str) -> str | None:
         )
     backend = re.search(r"Unable to initialize backend '(\w+)'|Unknown backend:? '?(\w+)", text)
     if isinstance(error, RuntimeError) and backend:
-        name = backend.group(1) or backend.group(2)
-        return (
-            f"JAX has no devices of the platform {name!r} here ({text.splitlines()[0]}): choose another one by the "
-            f"variable JAX_PLATFORMS, such as JAX_PLATFORMS=cpu, or install JAX for this one, such as "
-            'pip install "jax[cuda13]" for NVIDIA GPUs'
-        )
+        return _no_platform(backend.group(1) or backend.group(2), f" ({text.splitlines()[0]})")
+    if isinstance(error, AssertionError) and _has_no_backend():
+        return _no_platform(os.environ["JAX_PLATFORMS"], "")
     return text if isinstance(error, ValueError | TypeError | OSError) else None
+
+
+def _no_platform(name: str, what: str) -> str:
+    return (
+        f"JAX has no devices of the platform {name!r} here{what}: choose another one by the variable JAX_PLATFORMS, "
+        "such as JAX_PLATFORMS=cpu, or install JAX for this one, such as "
+        'pip install "jax[cuda13]" for NVIDIA GPUs'
+    )
+
+
+def _has_no_backend() -> bool:
+    """Whether JAX finds no device: of a platform without its plugin it says so by a bare ``assert``."""
+    if not os.environ.get("JAX_PLATFORMS") or "jax" not in sys.modules:
+        return False
+    try:
+        sys.modules["jax"].devices()
+    except (AssertionError, RuntimeError):
+        return True
+    return False
 
 
 def _is_exhausted(error: Exception) -> bool:

@@ -1,6 +1,7 @@
 """What the command line says about bad input: one message, exit code 2, nothing half-written."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -36,6 +38,7 @@ from gems_jax.training.config import Config
         (["recommend", "--workdir", "w"], "recommend needs --user"),
         (["search", "lamp", "--user", "u"], "search needs --workdir"),
         (["search", "--workdir", "w", "--user", "u"], "search needs a query"),
+        (["recommend", "--workdir", "w", "--user", "u", "--k", "0"], "--k must be at least 1, got 0"),
         (["evaluate", "--workdir", "w"], "w is no work directory (no config.yaml); run gems-jax train first"),
         (["export", "--workdir", "w", "--out", "o"], "w is no work directory"),
         (["pretrain", "--out", "o", "--text.train", "no.txt"], "general text no.txt does not exist"),
@@ -177,6 +180,36 @@ def test_too_little_memory_ends_a_command_with_a_message(monkeypatch, capsys):
     said = fails(capsys, "evaluate", "--workdir", "w")
     assert "out of memory (Unable to allocate 149. GiB for an array)" in said
     assert "evaluate.batch_size" in said
+
+
+def test_a_core_installation_says_what_the_command_needs(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "gems_jax.arguments", raising=False)
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert 'the package jsonargparse, which the core is installed without: pip install "gems-jax[train]"' in fails(
+        capsys, "--help"
+    )
+
+
+def test_a_device_without_memory_ends_a_command_with_a_message(monkeypatch, capsys):
+    def exhausted(argv):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    monkeypatch.setattr(cli, "parse", exhausted)
+    said = fails(capsys, "train", "--workdir", "w")
+    assert all(name in said for name in ("out of memory", "train.accumulate", "train.batch_size", "train.loss_chunk"))
+
+
+def test_a_platform_that_is_not_here_is_one_message():
+    program = "import jax; from gems_jax import cli; cli.parse = lambda argv: jax.devices(); exit(cli.main(['x']))"
+    # Of one without its plugin JAX says so by an assertion alone; of an unknown one by its name.
+    for name in ("rocm" if importlib.util.find_spec("jax_cuda13_plugin") else "cuda", "nosuch"):
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | {"JAX_PLATFORMS": name}, capture_output=True, text=True,
+            timeout=60,
+        )  # fmt: skip
+        assert done.returncode == cli.EXIT_BAD_INPUT
+        assert f"JAX has no devices of the platform '{name}' here" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_help_lists_every_command():
