@@ -39,6 +39,9 @@ def parse_options(argv: list[str], commands: Mapping[str, str]) -> tuple[str, An
             # Without a configuration, the one the run was made with; overrides come after it.
             kept = Path(options.workdir) / "config.yaml"
             if kept.is_file():
+                from gems_jax.training.workdir import read_config as read_kept
+
+                read_kept(kept)
                 parsed = parser.parse_args([argv[0], "--config", str(kept), *argv[1:]])
         made = parser.instantiate(parsed)[parsed.command]
     except (argparse.ArgumentError, ValueError) as error:

@@ -44,12 +44,14 @@ def write_checksums(folder: Path) -> None:
     write_json(folder / NAME, content)
 
 
-def damage(folder: Path, names: Sequence[str] | None = None) -> str | None:
+def damage(folder: Path, names: Sequence[str] | None = None, others: bool = False) -> str | None:
     """What is wrong with a folder that has checksums, in words; ``None``: nothing.
 
     Args:
       folder: written by `write_checksums`.
-      names: relative paths of the files, or folders of files, to look at; ``None``: all, and there may be no others.
+      names: relative paths of the files, or folders of files, to look at; ``None``: all, and there may be no others
+        unless ``others`` is set.
+      others: whether people may have put files of their own there.
     """
     try:
         pairs = json.loads((folder / NAME).read_text(encoding="utf-8"), object_pairs_hook=unique)
@@ -74,7 +76,7 @@ def damage(folder: Path, names: Sequence[str] | None = None) -> str | None:
         found = _size(folder / name)
         if found != sizes[name]:
             return f"{name} has {found:,} bytes of {sizes[name]:,}"
-    unknown = sorted(set(files_of(folder)) - set(sizes)) if names is None else []
+    unknown = sorted(set(files_of(folder)) - set(sizes)) if names is None and not others else []
     if unknown:
         return f"{unknown[0]} was not written with it"
     for name, found_sum in sums_of(folder, chosen).items():

@@ -57,8 +57,19 @@ def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
     """
     from gems_jax.arguments import parse_options
 
+    for word in argv:
+        _check_utf8(word)
     command, options = parse_options(argv, COMMANDS)
     return _RUN[command], options
+
+
+def _check_utf8(word: str) -> None:
+    """A word of the command line must be text: paths and queries go into files and messages."""
+    try:
+        word.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = word.encode("utf-8", "backslashreplace").decode()
+        raise ValueError(f"{shown!r} on the command line is no UTF-8: write it anew, or rename the folder") from None
 
 
 def _config(options: Any) -> Any:
@@ -108,12 +119,16 @@ def _calibrate(options: Any) -> int:
     return 0
 
 
-def _material(config: Any) -> tuple[Any, Any, Any, Any]:
-    """Base model, material for tuning, null space; made where missing (by one process)."""
+def _material(config: Any, workdir: Path | None = None) -> tuple[Any, Any, Any, Any]:
+    """Base model, material for tuning, null space; made where missing (by one process).
+
+    Items have the numbers that a run in ``workdir`` has given them.
+    """
     import jax
 
     from gems_jax.data.remote import exists
     from gems_jax.models import load
+    from gems_jax.training.assets import in_run_order
     from gems_jax.training.layout import make_mesh
     from gems_jax.training.optimiser import needs_null_space
     from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
@@ -128,6 +143,8 @@ def _material(config: Any) -> tuple[Any, Any, Any, Any]:
                 "same configuration once"
             )
     dataset = ensure_data(config)
+    if workdir is not None:
+        dataset = in_run_order(dataset, workdir)
     mesh = None
     if config.mesh.fsdp * config.mesh.tensor > 1:
         # One axis over all devices that share the parameters: each then holds its part of every large leaf.
@@ -139,17 +156,20 @@ def _material(config: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def _train(options: Any) -> int:
-    from gems_jax.training.cluster import join
+    from gems_jax.training.cluster import failing_together, join
 
     join(options.distributed)
     _quiet()
-    from gems_jax.staging import as_path
+    from gems_jax.staging import as_path, check_utf8
     from gems_jax.training.tune import Stopped, tune
-    from gems_jax.training.workdir import check_config
+    from gems_jax.training.workdir import check_config, check_processes
 
     config, workdir = _config(options), as_path(options.workdir)
-    check_config(config, workdir)
-    _, material, null_space, _ = _material(config)
+    check_utf8(workdir, "--workdir")
+    check_processes(config, workdir)
+    with failing_together():
+        check_config(config, workdir)
+    _, material, null_space, _ = _material(config, workdir)
     try:
         tune(config, material, null_space, workdir)
     except Stopped as stop:
@@ -160,6 +180,9 @@ def _train(options: Any) -> int:
 
 def _check_tuned(workdir: Path) -> None:
     """Before anything is loaded or made."""
+    from gems_jax.staging import check_utf8
+
+    check_utf8(workdir, "--workdir")
     if not (workdir / "config.yaml").is_file():
         raise FileNotFoundError(f"{workdir} is no work directory (no config.yaml); run gems-jax train first")
     if not any(path.name.isdigit() for path in workdir.glob("checkpoints/*")):
@@ -178,11 +201,13 @@ def _evaluate(options: Any) -> int:
     _quiet()
     from gems_jax.training.evaluate import evaluate, table_of
     from gems_jax.training.tune import load_tuned
-    from gems_jax.training.workdir import keep_config
+    from gems_jax.training.workdir import check_config, keep_config
 
-    config, workdir = _tuned_run(options, keep_config)
-    base, material, _, _ = _material(config)
+    config, workdir = _tuned_run(options, check_config)
+    base, material, _, _ = _material(config, workdir)
     results = evaluate(config, material, base, load_tuned(config, material, workdir), workdir)
+    # An evaluation that was refused leaves no trace: the next one takes the run's own options again.
+    keep_config(config, workdir)
     print(table_of(results))
     print(f"evaluate: {workdir / 'eval.json'}\nevaluate: {workdir / 'report.html'}")
     return 0
@@ -197,7 +222,7 @@ def _export(options: Any) -> int:
 
     config, workdir = _tuned_run(options, check_config)
     check_folder(options.out, workdir, config.model.path)
-    _, material, _, _ = _material(config)
+    _, material, _, _ = _material(config, workdir)
     agreement = export(config, material, load_tuned(config, material, workdir), options.out, workdir)
     print(f"export: {agreement.alike} of {agreement.tried} prompts tried have the tokens of training in transformers")
     if agreement.other:
@@ -209,16 +234,17 @@ def _export(options: Any) -> int:
 def _find(options: Any) -> int:
     """Both ``recommend`` and, where there is a query, ``search``."""
     _quiet()
-    from gems_jax.ranking.interactive import as_lines, top_items
+    from gems_jax.ranking.interactive import as_lines, check_task, top_items
     from gems_jax.training.tune import load_tuned
     from gems_jax.training.workdir import check_config
 
     if options.k < 1:
         raise ValueError(f"--k must be at least 1, got {options.k}")
     config, workdir = _tuned_run(options, check_config)
-    _, material, _, dataset = _material(config)
+    _, material, _, dataset = _material(config, workdir)
     query = options.get("query")
     task = "rec" if query is None else "src"
+    check_task(dataset, task)
     if task not in config.items.prompts:
         raise ValueError(f"this run has no task {task!r} (items.prompts has {', '.join(config.items.prompts)})")
     found = top_items(

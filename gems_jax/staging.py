@@ -36,6 +36,27 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     return found
 
 
+def check_utf8(path: str | os.PathLike[str], what: str) -> None:
+    """Checks that a path, followed to its end, has a name that all can read: checkpoints and reports hold it.
+
+    Args:
+      path: here or on an object store.
+      what: the option that it is of, for the message.
+
+    Raises:
+      ValueError: it holds bytes that are no UTF-8.
+
+    Example:
+      >>> check_utf8("runs/café", "--workdir")
+    """
+    full = str(path) if is_remote(path) else os.path.realpath(path)
+    try:
+        full.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = full.encode("utf-8", "backslashreplace").decode()
+        raise ValueError(f"{what} {shown} is no UTF-8: rename the folder, or choose another") from None
+
+
 def files_in(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
     """All files of a folder and those within it: names relative to it, and paths. In order of their names."""
     for entry in sorted(folder.iterdir(), key=lambda entry: str(entry.name)):

@@ -1,5 +1,6 @@
 """From nothing to a report, by the commands; resuming; what is refused on a work directory."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -18,6 +19,8 @@ from tiny import Made, documented_program, everything_in, fails, gems_jax, metri
 
 import gems_jax as gj
 from gems_jax import cli
+from gems_jax.data import storage
+from gems_jax.data.tables import Item
 from gems_jax.training import tune as loop
 from gems_jax.training.stages import assemble, ensure_data
 
@@ -246,6 +249,32 @@ def test_a_work_directory_of_another_configuration_is_refused(trained, tmp_path,
     assert everything_in(tmp_path) == []
 
 
+def test_a_catalogue_in_another_order_gives_the_same_items_and_another_catalogue_is_refused(trained, tmp_path, capsys):
+    command = ["recommend", "--workdir", trained.root / "run", "--user", "user0003", "--k", "5"]
+    assert gems_jax(*command) == 0
+    wanted = capsys.readouterr().out.splitlines()[-5:]
+    dataset = storage.load(trained.root / "data")
+    storage.save(dataset.in_order(dataset.item_ids()[::-1]), tmp_path / "data")
+    assert gems_jax(*command, "--data.dir", tmp_path / "data") == 0
+    said = capsys.readouterr().out
+    assert "the catalogue is in another order" in said
+    assert said.splitlines()[-5:] == wanted
+    # Served is still the run's own configuration: its data stay where they are.
+    more = dataclasses.replace(dataset, items=[*dataset.items, Item("new", "a new thing")])
+    storage.save(more, tmp_path / "more")
+    place = ["--workdir", trained.root / "run", "--data.dir", tmp_path / "more"]
+    for argv in (
+        ["train", *options(trained.root)],
+        ["evaluate"],
+        ["export", "--out", tmp_path / "out"],
+        ["search", "--user", "user0003", "red lamp"],
+    ):
+        said = fails(capsys, *argv, *place)
+        assert "was tuned on something else: the catalogue has 1 item more ('new')" in said
+    assert not (tmp_path / "out").exists()
+    assert str(tmp_path) not in (trained.root / "run" / "config.yaml").read_text()
+
+
 def test_a_damaged_work_directory_is_refused(trained, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(trained.root / "run", run)
@@ -286,3 +315,4 @@ def test_a_tuned_model_recommends_and_searches(trained, capsys):
 def test_comparing_with_a_run_that_is_not_evaluated_is_refused(trained, tmp_path, capsys):
     said = fails(capsys, "evaluate", "--workdir", trained.root / "run", "--evaluate.compare", f'{{"x": "{tmp_path}"}}')
     assert f"{tmp_path / 'eval.json'} does not exist" in said
+    assert "compare: {}" in (trained.root / "run" / "config.yaml").read_text()

@@ -125,6 +125,7 @@ def others(prepared, tmp_path):
     shutil.copytree(prepared.root / "base", base)
     weights = load_file(base / "model.safetensors")
     save_file({name: value + np.float32(1e-3) for name, value in weights.items()}, base / "model.safetensors")
+    (base / "checksums.json").unlink()  # changed on purpose
     return base
 
 

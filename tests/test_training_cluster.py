@@ -1,6 +1,7 @@
 """Two processes as one run: stopped by a word to either, ended when one is killed, and the same bits in the end."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -122,6 +123,43 @@ def test_one_process_goes_on_with_the_run_of_two_inside_the_null_space(ran, prep
         values, expected = ([line[name] for line in lines] for lines in (found, wanted))
         np.testing.assert_allclose(values, expected, rtol=1e-5, err_msg=name)
     assert max(line["null_space/leak"] for line in found) <= 1e-5
+
+
+def test_processes_that_are_started_with_other_configurations_all_end_with_a_message(tmp_path):
+    with socket.socket() as s:
+        s.bind(("", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2", "OPENBLAS_NUM_THREADS": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "gems_jax.cli", "train", "--workdir", tmp_path / "run", "--data.threads"]
+    members = [
+        subprocess.Popen(
+            [*map(str, command), str(1 + n), "--train.seed", str(n)], env=environment | {"JAX_PROCESS_ID": str(n)},
+            cwd=HERE.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    for member in members:
+        said = member.communicate(timeout=120)[1]
+        assert member.returncode == 2, said
+        assert "not started alike: train.seed is 0 in process 0 and 1 in process 1; start all with the same" in said
+        assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_what_one_process_finds_wrong_ends_all_and_long_values_are_not_shown(process, monkeypatch):
+    monkeypatch.setattr(cluster, "exchange", lambda text: [text, "no room"] if process == 0 else ["no room", text])
+    message = f"process {1 - process} of 2 cannot go on: no room"
+    with pytest.raises(ValueError, match=message), cluster.failing_together():
+        pass
+    with pytest.raises(OSError, match="mine"), cluster.failing_together():
+        raise OSError("mine")
+    monkeypatch.setattr(cluster, "exchange", lambda text: [text, json.dumps({"rows": "x" * 200})])
+    with pytest.raises(ValueError, match="rows of process 1 is another than that of process 0"):
+        cluster.check_agreement({"rows": "y"})
 
 
 MEMBER = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,6 +177,39 @@ class Dataset:
                 f"dataset {self.name!r}: table {split}/{task} is empty; check the raw data and the quarantine"
             )
         return table
+
+    def in_order(self, item_ids: Sequence[str]) -> Dataset:
+        """The same with other item numbers.
+
+        Args:
+            item_ids: all ids of the catalogue, in the order of the new numbers.
+
+        Raises:
+            ValueError: they are not the catalogue's.
+
+        Example:
+            >>> items = [Item("a", "lamp"), Item("b", "chair")]
+            >>> shop = Dataset("shop", items, {("train", "rec"): Table.from_rows("rec", [Row("ann", [0], 1)])})
+            >>> other = shop.in_order(["b", "a"])
+            >>> other.titles(), other.table("train", "rec").target.tolist()
+            (['chair', 'lamp'], [0])
+        """
+        known = {item.item_id: number for number, item in enumerate(self.items)}
+        if len(item_ids) != len(self.items) or set(item_ids) != set(known):
+            raise ValueError(f"dataset {self.name!r} has {len(known):,} items, not these {len(item_ids):,}")
+        old = np.asarray([known[item_id] for item_id in item_ids], np.int64)
+        new = np.empty(len(old), np.int32)
+        new[old] = np.arange(len(old), dtype=np.int32)
+        tables = {
+            key: replace(
+                table,
+                history=new[table.history],
+                target=new[table.target],
+                negatives=None if table.negatives is None else new[table.negatives],
+            )
+            for key, table in self.tables.items()
+        }
+        return replace(self, items=[self.items[number] for number in old.tolist()], tables=tables)
 
     def item_ids(self) -> list[str]:
         """The catalogue's ids, in the order of item numbers."""

@@ -15,6 +15,9 @@ from gems_jax.evaluation.summary import shuffled_candidates, summarise
 from gems_jax.items import ItemIndex
 from gems_jax.ranking.rank_items import rank_items
 
+# Items of each row that are kept: the deepest cut-off of the metrics.
+RANKED = 20
+
 
 def rank_table(
     model: Any,
@@ -22,7 +25,7 @@ def rank_table(
     table: Table,
     encoded: EncodedTable,
     *,
-    k: int = 20,
+    k: int = RANKED,
     beams: int = 20,
     vocabulary: Literal["full", "items"] = "full",
     batch_size: int = 64,
@@ -98,7 +101,7 @@ def evaluate_ranking(
     tables: Mapping[str, Table],
     encoded: Mapping[str, EncodedTable],
     *,
-    k: int = 20,
+    k: int = RANKED,
     beams: int = 20,
     vocabulary: Literal["full", "items"] = "full",
     batch_size: int = 64,

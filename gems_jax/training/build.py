@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gems_jax.data.device_batches import DeviceBatches
 from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.data.pipeline import task_batches
+from gems_jax.evaluation.evaluate import RANKED
 from gems_jax.models.params import params_of
 from gems_jax.null_space import NullSpace
 from gems_jax.training.compiled import Programs, compile_step
@@ -112,6 +113,15 @@ def check_rows(config: Config, mesh: Mesh) -> None:
         raise ValueError(
             f"train.batch_size {train.batch_size} in {train.accumulate} parts makes {rows} rows a part, which the "
             f"{spread} devices that share them do not divide"
+        )
+
+
+def check_beams(config: Config) -> None:
+    """Raises ``ValueError`` where a run could be trained and not evaluated: it keeps `RANKED` items of each row."""
+    if config.evaluate.beams < RANKED:
+        raise ValueError(
+            f"evaluate.beams is {config.evaluate.beams}; it must be at least {RANKED}, the items of each row "
+            f"that are ranked and measured (as in hit@{RANKED})"
         )
 
 

@@ -1,12 +1,15 @@
 """Several processes as one run: how they find each other, and how the others end when one of them is gone."""
 
 import contextlib
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 # Of a process whose cluster is gone; the run goes on when all are started again.
 EXIT_MEMBER_LOST = 75
@@ -45,6 +48,68 @@ def _whole_number(name: str, default: int | None, least: int) -> int:
     except (TypeError, ValueError):
         raise ValueError(f"the variable {name} must be a whole number, at least {least}; it is {text!r}") from None
     return value
+
+
+def exchange(text: str) -> list[str]:
+    """A text of each process, in the order of their numbers; all must call it.
+
+    Example:
+      >>> exchange("alone")
+      ['alone']
+    """
+    if jax.process_count() == 1:
+        return [text]
+    from jax.experimental import multihost_utils
+
+    content = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(content))))
+    padded = np.zeros(max(1, int(sizes.max())), np.uint8)
+    padded[: len(content)] = content
+    found = np.asarray(multihost_utils.process_allgather(padded))
+    return [found[number, :size].tobytes().decode() for number, size in enumerate(sizes.tolist())]
+
+
+def check_agreement(values: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` in every process unless all have the same values; names what differs.
+
+    Args:
+      values: JSON values by name; all processes must call it.
+    """
+    found = [json.loads(text) for text in exchange(json.dumps(dict(values)))]
+    for number, other in enumerate(found):
+        differ = [name for name in found[0] | other if found[0].get(name) != other.get(name)]
+        if differ:
+            shown = "; ".join(_both(name, found[0].get(name), other.get(name), number) for name in differ[:5])
+            raise ValueError(
+                f"the {len(found)} processes of this run were not started alike: {shown}; start all with the same "
+                "configuration, data and models"
+            )
+
+
+def _both(name: str, first: Any, other: Any, number: int) -> str:
+    if len(f"{first}{other}") > 120:
+        return f"{name} of process {number} is another than that of process 0"
+    return f"{name} is {first!r} in process 0 and {other!r} in process {number}"
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Ends all processes with a message where one of them finds an error that it alone can see.
+
+    Raises:
+      ValueError: in the others; they must all enter it, and do nothing in it that needs the others.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as found:
+        error = found
+    said = exchange("" if error is None else str(error) or type(error).__name__)
+    if error is not None:
+        raise error
+    for number, text in enumerate(said):
+        if text:
+            raise ValueError(f"process {number} of {len(said)} cannot go on: {text}")
 
 
 def is_lost(error: BaseException | None) -> bool:

@@ -4,12 +4,13 @@ import dataclasses
 from pathlib import Path
 
 from gems_jax.models import load
+from gems_jax.training.assets import in_run_order
 from gems_jax.training.config import Config
 from gems_jax.training.evaluate import evaluate, table_of
 from gems_jax.training.paths import absolute
 from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
 from gems_jax.training.tune import tune
-from gems_jax.training.workdir import plain
+from gems_jax.training.workdir import plain, read_config
 
 
 def variants(config: Config) -> dict[str, Config]:
@@ -49,7 +50,7 @@ def demo(config: Config, workdir: Path) -> Path:
             continue
         print(f"demo: {name}")
         base, tokenizer = load(folder, variant.model.dtype)
-        material = assemble(variant, dataset, (base, tokenizer))
+        material = assemble(variant, in_run_order(dataset, place), (base, tokenizer))
         constrained = variant.train.method != "adamw" and variant.gems.null_space
         null_space = ensure_null_space(variant, base, tokenizer) if constrained else None
         tuned = tune(variant, material, null_space, place)
@@ -61,9 +62,6 @@ def demo(config: Config, workdir: Path) -> Path:
 
 def is_finished(config: Config, place: Path) -> bool:
     """Whether a run with this very configuration has been evaluated."""
-    import yaml
-
     if not all((place / name).is_file() for name in ("eval.json", "report.html", "config.yaml")):
         return False
-    kept = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
-    return isinstance(kept, dict) and absolute(kept) == absolute(plain(config))
+    return absolute(read_config(place / "config.yaml")) == absolute(plain(config))

@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
+from gems_jax.checksums import write_checksums
 from gems_jax.data.encoded_table import Family
 from gems_jax.data.general_text import read_lines, token_stream
 from gems_jax.data.span_corruption import span_corruption_batch
@@ -146,6 +147,7 @@ def pretrain(config: Config, out: str | Path) -> dict[str, float]:
         "tokens_seen": float(options.steps * options.batch_size * config.text.input_length),
     }
     save(model, tokenizer, out)
+    write_checksums(Path(out))
     print(
         f"pretrain: held-out loss {report['loss']:.3f} a token (a unigram guess: {report['unigram_loss']:.3f}); "
         f"base model in {out}"

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from gems_jax.calibrate import estimate_null_space
+from gems_jax.checksums import NAME, damage
 from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.data.general_text import read_lines, token_stream
 from gems_jax.data.plain_text import plain_ids
@@ -48,6 +49,7 @@ def ensure_base(config: Config) -> Path:
 
     Raises:
       FileNotFoundError: no folder, and the configuration does not say to pretrain one.
+      ValueError: its files are not what `pretrain` wrote.
     """
     folder = Path(config.model.path)
     if not (folder / "config.json").is_file():
@@ -57,6 +59,13 @@ def ensure_base(config: Config) -> Path:
                 "model.from_text to pretrain a small one from text.train"
             )
         pretrain(config, folder)
+    elif (folder / NAME).is_file():  # of a downloaded model, there is none
+        wrong = damage(folder, others=True)
+        if wrong is not None:
+            raise ValueError(
+                f"the base model in {folder} is damaged ({wrong}): restore it or, where model.from_text made it, "
+                f"remove the folder to pretrain it again; if you changed it on purpose, remove {folder / NAME}"
+            )
     return folder
 
 

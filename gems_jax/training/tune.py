@@ -22,10 +22,11 @@ import numpy as np
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.evaluation.evaluate import evaluate_ranking
 from gems_jax.null_space import NullSpace
-from gems_jax.staging import is_remote
-from gems_jax.training.build import Run, build
+from gems_jax.staging import check_utf8, is_remote
+from gems_jax.training.assets import assets_of, check_assets, read_assets, write_assets
+from gems_jax.training.build import Run, build, check_beams
 from gems_jax.training.checkpoints import Checkpoints
-from gems_jax.training.cluster import ending_together
+from gems_jax.training.cluster import check_agreement, ending_together, failing_together
 from gems_jax.training.compiled import Programs
 from gems_jax.training.config import Config
 from gems_jax.training.early_stopping import Best, metric_names
@@ -42,7 +43,7 @@ from gems_jax.training.signals import EXIT_CODES, Signals, preemption_notice
 from gems_jax.training.stages import Material
 from gems_jax.training.start_table import start_table
 from gems_jax.training.watchdog import Watchdog
-from gems_jax.training.workdir import Log, check_config, keep_config
+from gems_jax.training.workdir import Log, check_config, check_processes, keep_config
 from gems_jax.training.writers import open_writers
 
 PyTree = Any
@@ -69,24 +70,32 @@ def tune(
       config: of the run.
       material: model, data, items.
       null_space: of the base model, or ``None``.
-      workdir: takes ``config.yaml``, ``metrics.jsonl`` and ``checkpoints/``; here or on an object store
-        (`gems_jax.staging.as_path`).
+      workdir: takes ``config.yaml``, ``assets.json``, ``metrics.jsonl`` and ``checkpoints/``; here or on an object
+        store (`gems_jax.staging.as_path`).
       programs: of former runs of this process, see `gems_jax.training.compiled.compile_step`.
 
     Returns:
       The tuned model.
 
     Raises:
-      ValueError: a configuration other than the work directory's, or one that cannot be; a work directory in use;
-        too many updates in a row that are not finite; no intact checkpoint among those there.
+      ValueError: a configuration other than the work directory's, or than other processes', or one that cannot be;
+        data, tokenizer, base model or null space other than the run began with; a work directory in use; too many
+        updates in a row that are not finite; no intact checkpoint among those there.
       OSError: something cannot be written.
       Stopped: after a signal, everything saved.
     """
     train = config.train
     first = jax.process_index() == 0
-    check_config(config, workdir)
     if train.profile and is_remote(workdir):
         raise ValueError("train.profile writes to this machine's disk alone; choose a --workdir there or leave it out")
+    check_utf8(workdir, "--workdir")
+    check_processes(config, workdir)
+    with failing_together():
+        check_config(config, workdir)
+        check_beams(config)
+        assets = assets_of(config, material, null_space)
+        check_assets(assets, workdir, training=True)
+    check_agreement(assets.shared())
     profile = Profile(train.profile if first else None, workdir / "profile")
     run = build(config, material, null_space, programs)
     if first:
@@ -101,6 +110,8 @@ def tune(
     ):
         if first:
             keep_config(config, workdir)
+            if read_assets(workdir) is None:
+                write_assets(assets, workdir)
         # Where the run goes on.
         start, best = 0, Best()
         position: dict[str, Any] = {}
@@ -196,8 +207,9 @@ def load_tuned(config: Config, material: Material, workdir: Path) -> Any:
 
     Raises:
       FileNotFoundError: no such checkpoint.
-      ValueError: it is damaged.
+      ValueError: it is damaged, or was tuned on another catalogue, tokenizer or base model.
     """
+    check_assets(assets_of(config, material), workdir)
     graphdef, params, rest = split_model(material.model, config)
     with Checkpoints(workdir / "checkpoints", writes=False) as checkpoints:
         params = checkpoints.restore_params(params, config.evaluate.checkpoint)

@@ -1,5 +1,6 @@
 """A work directory's own files: the configuration it belongs to, and its lines of metrics."""
 
+import hashlib
 import json
 import operator
 import time
@@ -10,12 +11,30 @@ from typing import Any
 import yaml
 
 from gems_jax.staging import is_remote, write_text
+from gems_jax.training.cluster import check_agreement
 from gems_jax.training.config import Config
 from gems_jax.training.paths import absolute, is_path, same_place
 from gems_jax.training.stages import as_plain
 
 # Between writings of a file that can only be written whole.
 FLUSH_SECONDS = 60.0
+
+
+# The last line of ``config.yaml``: SHA-256 of what is above it.
+_SUM = "# sha256 of the lines above: "
+# Of a machine, not of the run: where things lie, and how many threads read them.
+_LOCAL = {"data.dir", "data.path", "data.tokens", "data.prefetch", "data.threads", "model.path", "null_space.path"}
+_LOCAL |= {"text.train", "text.heldout", "items.identifiers"}
+
+
+def check_processes(config: Config, workdir: Path) -> None:
+    """Checks that all processes of a run were started with one configuration and work directory; all must call it.
+
+    Raises:
+      ValueError: in every process, if they were not (fields named).
+    """
+    fields = {name: value for name, value in flatten(plain(config)).items() if name not in _LOCAL}
+    check_agreement(fields | {"--workdir": str(workdir if is_remote(workdir) else workdir.resolve())})
 
 
 def check_config(config: Config, workdir: Path) -> None:
@@ -35,11 +54,8 @@ def check_config(config: Config, workdir: Path) -> None:
     if not path.is_file():
         return
     new = flatten(absolute(plain(config)))
-    try:
-        # A field that did not exist yet had no effect, as its default has none. Paths were relative once.
-        old = flatten(absolute(with_defaults(yaml.safe_load(path.read_text(encoding="utf-8")))))
-    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
-        raise ValueError(f"{path} is damaged; choose another --workdir") from None
+    # A field that did not exist yet had no effect, as its default has none. Paths were relative once.
+    old = flatten(absolute(with_defaults(read_config(path))))
     differ = [
         name
         for name in sorted(set(old) | set(new))
@@ -59,7 +75,34 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any], names: Sequenc
 def keep_config(config: Config, workdir: Path) -> None:
     """Writes ``config.yaml``, its paths absolute, unless a run of another configuration is there (`check_config`)."""
     check_config(config, workdir)
-    write_text(workdir / "config.yaml", yaml.safe_dump(absolute(plain(config)), sort_keys=False))
+    text = yaml.safe_dump(absolute(plain(config)), sort_keys=False)
+    write_text(workdir / "config.yaml", f"{text}{_SUM}{_sum(text)}\n")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A kept ``config.yaml``; those of older versions have no checksum.
+
+    Raises:
+      ValueError: it is damaged, or somebody changed it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines(keepends=True)
+        if _SUM[:8] in text and lines[-1:] != [f"{_SUM}{_sum(''.join(lines[:-1]))}\n"]:
+            raise ValueError("it was changed: its last line has the checksum of something else")
+        found = yaml.safe_load(text)
+        with_defaults(found)
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        why = f" ({error})" if type(error) is ValueError else ""
+        raise ValueError(
+            f"{path} is damaged{why}: restore it, or remove it and train with the run's own --config again, or choose "
+            "another --workdir"
+        ) from None
+    return dict(found)
+
+
+def _sum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -1,0 +1,266 @@
+"""What a run was tuned on, kept beside its checkpoints: catalogue, identifiers, prompts, tokenizer, base model."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gems_jax.checksums import sums_of, unique
+from gems_jax.data.tables import Dataset, Table
+from gems_jax.null_space import NullSpace
+from gems_jax.staging import write_text
+from gems_jax.training.config import Config
+from gems_jax.training.stages import Material
+
+NAME = "assets.json"
+FORMAT_VERSION = 1
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model",
+    "tokenizer.model", "vocab.json", "merges.txt",
+)  # fmt: skip
+_MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+_TEXTS = 65_536
+
+
+@dataclasses.dataclass(frozen=True)
+class Assets:
+    """Digests of all that a checkpoint means nothing without.
+
+    Attributes:
+      items: item id to a digest of its title and text, in the order of the run's item numbers.
+      identifiers: item id to its tokens, where items share tokens; else empty.
+      prompts: task to its template.
+      vocabulary: of the tokenizer, the items' tokens among it.
+      files: of the base model's folder, tokenizer included: name to SHA-256.
+      rows: task to a digest of its training rows.
+      null_space: of what updates were kept in; ``None`` without one.
+    """
+
+    items: dict[str, str]
+    identifiers: dict[str, str]
+    prompts: dict[str, str]
+    vocabulary: str
+    files: dict[str, str]
+    rows: dict[str, str]
+    null_space: str | None
+
+    def shared(self) -> dict[str, Any]:
+        """What all processes of a run must agree on; the base model's files are read by the first alone."""
+        whole = dataclasses.asdict(self) | {"files": None}
+        lists = {name: _digest([json.dumps(list(whole[name].items()))]) for name in ("items", "identifiers")}
+        names = {"items": "the catalogue", "identifiers": "the items' identifiers", "vocabulary": "the tokenizer"}
+        names |= {"rows": "the training rows", "null_space": "the null space", "prompts": "the prompts"}
+        return {names[name]: value for name, value in (whole | lists).items() if name in names}
+
+
+def assets_of(config: Config, material: Material, null_space: NullSpace | None = None) -> Assets:
+    """What a run would be tuned on now.
+
+    The files of the base model are read by the first process, about a second a gigabyte.
+
+    Args:
+      config: of the run.
+      material: of the run.
+      null_space: that updates are kept in, or ``None``.
+    """
+    dataset, tokens = material.dataset, material.items.token_ids
+    identifiers = {}
+    if config.items.identifiers is not None:
+        identifiers = {
+            item.item_id: "".join(material.tokenizer.convert_ids_to_tokens(row[row >= 0].tolist()))
+            for item, row in zip(dataset.items, tokens, strict=True)
+        }
+    return Assets(
+        items=_catalogue(dataset),
+        identifiers=identifiers,
+        prompts=dict(config.items.prompts),
+        vocabulary=_digest([json.dumps(sorted(material.tokenizer.get_vocab().items()))]),
+        files=_base_files(Path(config.model.path)) if jax.process_index() == 0 else {},
+        rows={task: _rows(dataset.table("train", task)) for task in dataset.tasks},
+        null_space=None if null_space is None else _null_space(null_space),
+    )
+
+
+def read_assets(workdir: Path) -> Assets | None:
+    """What a run was tuned on; ``None`` where an older version tuned it, or nothing did.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = workdir / NAME
+    if not path.is_file():
+        return None
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        found = kept["assets"]
+        if set(kept) != {"sha256", "assets"} or kept["sha256"] != _digest([json.dumps(found)]):
+            raise ValueError("its content is not what was written")
+        version = found.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(f"it is of format version {version}, this version reads {FORMAT_VERSION}")
+        return Assets(**found)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): restore it; without it, by removing it, the run is not compared any more "
+            "with what it was tuned on"
+        ) from None
+
+
+def write_assets(assets: Assets, workdir: Path) -> None:
+    """Keeps what a run is tuned on in its work directory."""
+    found = {"format_version": FORMAT_VERSION, **dataclasses.asdict(assets)}
+    write_text(workdir / NAME, json.dumps({"sha256": _digest([json.dumps(found)]), "assets": found}) + "\n")
+
+
+def check_assets(assets: Assets, workdir: Path, training: bool = False) -> None:
+    """Checks that a run in a work directory was tuned on these; warns where an older version kept no record.
+
+    Args:
+      assets: what there is now.
+      workdir: of the run; one without checkpoints or record is fine.
+      training: whether the run is to go on: then its rows and null space must be the same, too.
+
+    Raises:
+      ValueError: something differs (named).
+    """
+    kept = read_assets(workdir)
+    if kept is None:
+        if any(path.name.isdigit() for path in workdir.glob("checkpoints/*")):
+            warnings.warn(
+                f"{workdir} has no {NAME}, since an older version tuned it: whether catalogue, tokenizer and base "
+                f"model are those of then is not checked{'; those of now are noted' if training else ''}",
+                stacklevel=3,
+            )
+        return
+    _refuse(_differences(kept, assets, training), workdir)
+
+
+def in_run_order(dataset: Dataset, workdir: Path) -> Dataset:
+    """A dataset with the item numbers that a run was tuned with, whatever order its catalogue is in now.
+
+    Args:
+      dataset: as it is now.
+      workdir: of the run, which may not have begun.
+
+    Raises:
+      ValueError: the catalogue has other items, or others of their titles or texts.
+    """
+    kept = read_assets(workdir)
+    if kept is None:
+        return dataset
+    now = _catalogue(dataset)
+    _refuse(_catalogue_differences(kept.items, now), workdir)
+    if list(kept.items) == list(now):
+        return dataset
+    print(f"data: the catalogue is in another order than when {workdir} was tuned; items keep the run's numbers")
+    return dataset.in_order(list(kept.items))
+
+
+def _refuse(differences: Sequence[str], workdir: Path) -> None:
+    if differences:
+        raise ValueError(
+            f"{workdir} was tuned on something else: {'; '.join(differences)}; bring back what it was tuned on, or "
+            "choose another --workdir"
+        )
+
+
+def _differences(kept: Assets, now: Assets, training: bool) -> list[str]:
+    """All that differs, in words."""
+    found = _catalogue_differences(kept.items, now.items)
+    if not found and list(kept.items) != list(now.items):
+        found.append("the catalogue is in another order")
+    other = [item for item in kept.identifiers if now.identifiers.get(item, "") != kept.identifiers[item]]
+    if bool(kept.identifiers) != bool(now.identifiers):
+        found.append("items have tokens of their own, or shared ones, unlike then")
+    elif other:
+        found.append(_have(other, "another identifier"))
+    prompts = [task for task in kept.prompts | now.prompts if kept.prompts.get(task) != now.prompts.get(task)]
+    found += [f"the prompt of task {task!r} was {kept.prompts.get(task)!r}" for task in prompts]
+    if kept.files and now.files:
+        changed = [name for name in sorted(kept.files | now.files) if kept.files.get(name) != now.files.get(name)]
+        for what, is_of in (("base model", False), ("tokenizer", True)):
+            names = [name for name in changed if (name in _TOKENIZER_FILES) == is_of]
+            if names:
+                found.append(f"the {what} is another ({', '.join(names[:3])})")
+    if not found and kept.vocabulary != now.vocabulary:
+        found.append("the tokenizer has another vocabulary")
+    if training:
+        tasks = [task for task in kept.rows | now.rows if kept.rows.get(task) != now.rows.get(task)]
+        found += [f"the training rows of task {task!r} are others" for task in tasks]
+        if kept.null_space != now.null_space:
+            found.append("the null space is another")
+    return found
+
+
+def _catalogue_differences(kept: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    more = [item for item in now if item not in kept]
+    fewer = [item for item in kept if item not in now]
+    other = [item for item in kept if item in now and kept[item] != now[item]]
+    found = [
+        f"the catalogue has {len(items):,} {'items' if len(items) > 1 else 'item'} {word} {_such_as(items)}"
+        for items, word in ((more, "more"), (fewer, "fewer"))
+        if items
+    ]
+    return found + ([_have(other, "another title or text")] if other else [])
+
+
+def _have(items: Sequence[str], what: str) -> str:
+    """``3 items have another title (such as 'B01')``."""
+    subject = f"{len(items):,} items have" if len(items) > 1 else "1 item has"
+    return f"{subject} {what} {_such_as(items)}"
+
+
+def _such_as(items: Sequence[str]) -> str:
+    return f"({'such as ' if len(items) > 1 else ''}{items[0]!r})"
+
+
+def _digest(parts: Iterable[str | bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
+    return digest.hexdigest()
+
+
+def _catalogue(dataset: Dataset) -> dict[str, str]:
+    return {item.item_id: _digest([json.dumps([item.title, item.text])])[:16] for item in dataset.items}
+
+
+def _rows(table: Table) -> str:
+    arrays = (np.ascontiguousarray(array).tobytes() for array in (table.history, table.offsets, table.target))
+    texts = (
+        json.dumps(column[first : first + _TEXTS])
+        for column in (table.user_ids, table.queries)
+        for first in range(0, len(table), _TEXTS)
+    )
+    return f"{len(table)} rows, {_digest([*arrays, *texts])}"
+
+
+def _null_space(null_space: NullSpace) -> str:
+    arrays = (
+        part
+        for name, factor in null_space.factors.items()
+        for part in (f"{name} {factor.complement}", np.ascontiguousarray(factor.basis).tobytes())
+    )
+    return _digest([null_space.side, json.dumps(sorted(null_space.inputs.items())), *arrays])
+
+
+def _base_files(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        return {}
+    names = {name for name in _TOKENIZER_FILES if (folder / name).is_file()}
+    names |= {path.name for pattern in _MODEL_FILES for path in folder.glob(pattern)}
+    stats = {name: (folder / name).stat() for name in sorted(names)}
+    return dict(_sums(folder, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items())))
+
+
+@functools.lru_cache(maxsize=8)
+def _sums(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Mapping[str, str]:
+    """Of files of these sizes and times of change: a study asks again for every row."""
+    return sums_of(folder, [name for name, *_ in files])

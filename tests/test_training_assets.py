@@ -1,0 +1,180 @@
+"""What a run was tuned on: other orders are the same, anything else is named, and so is damage."""
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pytest
+import yaml
+
+import gems_jax as gj
+from gems_jax.data.tables import Dataset, Item, Row, Table
+from gems_jax.items import ItemIndex
+from gems_jax.training.assets import assets_of, check_assets, in_run_order, read_assets, write_assets
+from gems_jax.training.build import check_beams
+from gems_jax.training.config import Config, EvaluateConfig, ItemsConfig, ModelConfig
+from gems_jax.training.stages import Material, ensure_base
+from gems_jax.training.workdir import check_config, keep_config, read_config
+
+NULL_SPACE = gj.NullSpace.from_moments({"kernel": np.diag([4.0, 1.0])}, rank=1)
+
+
+def shop():
+    items = [Item("i0", "lamp"), Item("i1", "chair", "Acme"), Item("i2", "rug")]
+    rows = {("train", "rec"): [Row("ann", [0], 1)], ("test", "rec"): [Row("ann", [0, 1], 2, "", [1, 0])]}
+    return Dataset("shop", items, {key: Table.from_rows(key[1], table) for key, table in rows.items()})
+
+
+def words(number):
+    return types.SimpleNamespace(
+        get_vocab=lambda: {"a": number}, convert_ids_to_tokens=lambda row: [f"<{token}>" for token in row]
+    )
+
+
+def material(dataset=None, tokens=(7, 8, 9), number=0):
+    return Material(None, words(number), dataset or shop(), ItemIndex(np.array(tokens)[:, None]))
+
+
+@pytest.fixture
+def config(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (base / name).write_text(name)
+    return Config(model=ModelConfig(path=str(base)))
+
+
+@pytest.fixture
+def run(config, tmp_path):
+    workdir = tmp_path / "run"
+    (workdir / "checkpoints" / "8").mkdir(parents=True)
+    write_assets(assets_of(config, material(), NULL_SPACE), workdir)
+    return workdir
+
+
+def changed_items(**changes):
+    dataset = shop()
+    return dataclasses.replace(
+        dataset, items=[dataclasses.replace(item, **changes.get(item.item_id, {})) for item in dataset.items]
+    )
+
+
+def test_the_same_is_fine_and_a_record_reads_back(run, config):
+    check_assets(assets_of(config, material(), NULL_SPACE), run, training=True)
+    check_assets(assets_of(config, material()), run)
+    assert list(read_assets(run).items) == ["i0", "i1", "i2"]
+
+
+def test_a_catalogue_in_another_order_keeps_the_runs_numbers(run, config, capsys):
+    other = shop().in_order(["i2", "i0", "i1"])
+    assert other.table("test", "rec").history_of(0).tolist() == [1, 2]
+    found = in_run_order(other, run)
+    assert "another order" in capsys.readouterr().out
+    assert found.items == shop().items
+    for key, table in shop().tables.items():
+        for name in ("history", "target", "offsets", "negatives"):
+            np.testing.assert_array_equal(getattr(found.tables[key], name), getattr(table, name))
+    check_assets(assets_of(config, material(found), NULL_SPACE), run, training=True)
+    with pytest.raises(ValueError, match="the catalogue is in another order"):
+        check_assets(assets_of(config, material(other)), run)
+    with pytest.raises(ValueError, match="has 3 items, not these 2"):
+        other.in_order(["i0", "i1"])
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([*shop().items, Item("i3", "vase")], r"the catalogue has 1 item more \('i3'\)"),
+        (shop().items[:1], r"the catalogue has 2 items fewer \(such as 'i1'\)"),
+        ([*shop().items[:2], Item("i9", "rug")], r"1 item more \('i9'\); the catalogue has 1 item fewer \('i2'\)"),
+        (changed_items(i1={"title": "stool"}).items, r"1 item has another title or text \('i1'\)"),
+        (changed_items(i1={"text": "Ace"}, i2={"title": "mat"}).items, r"2 items have another title or text"),
+    ],
+)
+def test_another_catalogue_is_counted_before_anything_is_loaded(run, items, message):
+    with pytest.raises(ValueError, match=f"run was tuned on something else: .*{message}.*choose another --workdir"):
+        in_run_order(dataclasses.replace(shop(), items=items), run)
+
+
+def test_prompts_tokenizer_and_base_model_are_named(run, config):
+    def wrong(message, changed=config, of=None):
+        with pytest.raises(ValueError, match=message):
+            check_assets(assets_of(changed, of or material()), run)
+
+    prompts = config.items.prompts | {"rec": "next"}
+    wrong("prompt of task 'rec' was 'history", dataclasses.replace(config, items=ItemsConfig(prompts=prompts)))
+    wrong("another vocabulary", of=material(number=1))
+    wrong("tokens of their own, or shared ones", dataclasses.replace(config, items=ItemsConfig(identifiers="x.json")))
+    base = config.model.path
+    for name, message in (("model.safetensors", "the base model is another"), ("tokenizer.json", "the tokenizer is")):
+        with open(f"{base}/{name}", "r+") as file:
+            file.write("flip")
+        wrong(rf"{message}.*{name}")
+
+
+def test_items_with_other_identifiers_are_counted(tmp_path, config):
+    config = dataclasses.replace(config, items=ItemsConfig(identifiers="x.json"))
+    write_assets(assets_of(config, material()), tmp_path)
+    with pytest.raises(ValueError, match=r"2 items have another identifier \(such as 'i1'\)"):
+        check_assets(assets_of(config, material(tokens=(7, 9, 8))), tmp_path)
+
+
+def test_training_goes_on_with_the_same_rows_and_null_space_alone(run, config):
+    more = Table.from_rows("rec", [Row("ann", [0], 1), Row("bob", [0], 2)])
+    dataset = dataclasses.replace(shop(), tables=shop().tables | {("train", "rec"): more})
+    other = gj.NullSpace.from_moments({"kernel": np.diag([1.0, 4.0])}, rank=1)
+    now = assets_of(config, material(dataset), other)
+    check_assets(now, run)  # to recommend, newer rows are welcome
+    with pytest.raises(ValueError, match="training rows of task 'rec' are others; the null space is another"):
+        check_assets(now, run, training=True)
+
+
+def test_a_run_of_an_older_version_loads_with_a_notice(run, config):
+    (run / "assets.json").unlink()
+    with pytest.warns(UserWarning, match=r"has no assets\.json, since an older version tuned it"):
+        check_assets(assets_of(config, material(number=3)), run)
+    dataset = shop()
+    assert in_run_order(dataset, run) is dataset
+
+
+def test_every_flipped_bit_of_a_record_is_found(run, config):
+    whole = (run / "assets.json").read_bytes()
+    for place in range(0, len(whole) - 1, 7):
+        (run / "assets.json").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"assets\.json is damaged"):
+            read_assets(run)
+    (run / "assets.json").write_text(json.dumps({"sha256": "", "assets": {"format_version": 9}}))
+    with pytest.raises(ValueError, match="not what was written"):
+        read_assets(run)
+
+
+def test_a_changed_configuration_is_not_taken_for_the_runs_own(tmp_path):
+    keep_config(Config(), tmp_path)
+    path = tmp_path / "config.yaml"
+    assert read_config(path) == yaml.safe_load(path.read_text())
+    whole = path.read_text()
+    for text in (whole.replace("beams: 20", "beams: 60"), whole.replace("sha256 of", "sha256-of"), "a: [", "train: 3"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"config\.yaml is damaged"):
+            check_config(Config(), tmp_path)
+    path.write_text("".join(whole.splitlines(keepends=True)[:-1]))  # as older versions wrote it
+    check_config(Config(), tmp_path)
+
+
+def test_a_base_model_is_read_as_it_was_written(config, tmp_path):
+    from gems_jax.checksums import write_checksums
+
+    base = tmp_path / "base"
+    write_checksums(base)
+    (base / "README.md").write_text("mine")
+    assert ensure_base(config) == base
+    (base / "tokenizer.json").write_text("tokenizer.jsoN")
+    with pytest.raises(ValueError, match=r"is damaged \(tokenizer.json has other content than was written\)"):
+        ensure_base(config)
+
+
+def test_too_few_beams_to_measure_are_refused_by_the_fields_name():
+    with pytest.raises(ValueError, match="evaluate.beams is 8; it must be at least 20"):
+        check_beams(Config(evaluate=EvaluateConfig(beams=8)))
+    check_beams(Config())
