@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -106,11 +107,12 @@ def open_encoded(folder: str | Path) -> EncodedTable:
         FileNotFoundError: there is none.
         ValueError: it is damaged.
     """
-    table = map_encoded(folder)
-    wrong = damage(Path(folder), [META, *(f"{name}.npy" for name in _ARRAYS)])
-    if wrong is not None:
-        raise ValueError(f"the encoded table {folder} is damaged ({wrong}); remove it, it is made anew")
-    return table
+    if (Path(folder) / META).is_file():
+        # Before anything is made of them: a damaged header ends numpy with errors of many kinds.
+        wrong = damage(Path(folder), [META, *(f"{name}.npy" for name in _ARRAYS)])
+        if wrong is not None:
+            raise ValueError(f"the encoded table {folder} is damaged ({wrong}); remove it, it is made anew")
+    return map_encoded(folder)
 
 
 def map_encoded(folder: str | Path) -> EncodedTable:
@@ -127,7 +129,7 @@ def map_encoded(folder: str | Path) -> EncodedTable:
         if rows != len(arrays["target_tokens"]) or end != len(arrays["tokens"]):
             raise ValueError("its parts do not fit together")
         return EncodedTable(**meta, folder=folder, **arrays)  # type: ignore[arg-type]
-    except (ValueError, TypeError, KeyError, OSError, EOFError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, OSError, EOFError, IndexError, SyntaxError, TokenError) as error:
         raise ValueError(f"the encoded table {folder} is damaged ({error}); remove it, it is made anew") from None
 
 
