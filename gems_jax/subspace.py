@@ -215,7 +215,8 @@ def make_basis(
         basis, remains = _iterated(gradient, frame, exclude, previous, warm, there, key)
     else:
         basis, remains = _decomposed(gradient, rank, frame, method, exclude, there, key)
-    usable = finite & is_normal & remains & is_finite(basis)
+    # Flags of the bases lie with those of the gradient, and through them would have the gradient split as bases are.
+    usable = finite & is_normal & remains & whole(is_finite(basis))
     if signs == "align":
         basis = jnp.where(warm[..., None, None], align(basis, previous), canonical_signs(basis))
     else:
@@ -285,7 +286,7 @@ def _decomposed(
     matrix, _ = _scaled(matrix)
     basis = whole_columns(leading_vectors(matrix, rank, method) * there)
     # Decompositions that fail give NaN, which would be taken for columns that vanish, and completed.
-    remains &= is_finite(basis)
+    remains &= whole(is_finite(basis))
     exact = method == "svd" or gradient.shape[-2] <= gradient.shape[-1]
     if not exact or frame.factor is not None or exclude is not None:
         basis = orthonormal_inside(basis, project, fill)

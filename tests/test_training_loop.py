@@ -301,7 +301,7 @@ def test_the_table_at_the_start_names_ranks_null_space_and_tokens(prepared, mate
         ({"train__accumulate": 3}, "batch_size 8 must be divisible by train.accumulate 3"),
         ({"train__stochastic_rounding": True}, "model.dtype bfloat16 alone"),
         ({"train__metric": "eval/rec/ndcg", "train__eval_every": 2}, "did you mean 'eval/rec/ndcg@10'"),
-        ({"train__clip": -1.0}, "train.clip is the largest norm"),
+        ({"train__clip": -1.0}, "train.clip must be a number above 0"),
         ({"mesh__tensor": 7}, "must divide the"),
         ({"train__profile": "[3, 2]"}, "train.profile is the first and the last"),
     ],
