@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.extra_arguments import check_extras
 from gems_jax.gates import Gate, Signals, heuristic
 from gems_jax.leaf_path import leaf_path
+from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
 from gems_jax.null_space import NullSpace
 from gems_jax.projection import kept_side_first
@@ -134,6 +136,7 @@ def released(
         return {path: spec for path, spec in zip(paths, specs, strict=True) if spec is not None}
 
     def init_fn(params: PyTree) -> ReleasedState:
+        tell_leaves(params)
         specs = specs_of(params)
         leaves: dict[str, Any] = {}
         for key, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -190,10 +193,11 @@ def released(
         shared_grads: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ReleasedState]:
-        del extra_args
+        check_extras(extra_args)
         if params is None:
             raise ValueError("released needs the parameters: call update(grads, state, params)")
         check_task_axis(updates, params, num_tasks)
+        warn_of_stacked_leaves(updates, "released")
         specs = specs_of(params)
         weights = task_weights(task_counts, num_tasks)
         treedef: Any = jax.tree.structure(updates)

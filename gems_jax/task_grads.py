@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import leaf_path
+from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 
 PyTree = Any
 
@@ -214,7 +216,7 @@ def merge_tasks() -> optax.GradientTransformationExtraArgs:
     """
 
     def init_fn(params: PyTree) -> MergeTasksState:
-        del params
+        tell_leaves(params)
         return MergeTasksState()
 
     def update_fn(
@@ -225,7 +227,8 @@ def merge_tasks() -> optax.GradientTransformationExtraArgs:
         task_counts: jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, MergeTasksState]:
-        del extra_args
+        check_extras(extra_args)
+        warn_of_stacked_leaves(updates, "merge_tasks")
         if params is not None:
             check_task_axis(updates, params)
         num_tasks = max((leaf.shape[0] for leaf in jax.tree.leaves(updates)), default=1)

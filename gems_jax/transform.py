@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.extra_arguments import check_extras
 from gems_jax.gates import Gate
 from gems_jax.initial import initial_state
 from gems_jax.leaf_path import leaf_path
+from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.matrix_dims import MatrixRule
 from gems_jax.null_space import NullSpace
 from gems_jax.plan import Options, make_plan, record
@@ -197,6 +199,7 @@ def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
         plan = make_plan(params, settings.options)
         state = initial_state(params, plan, settings)
         record(settings.options, plan, params, state)
+        tell_leaves(params)
         return state
 
     def update_fn(
@@ -211,12 +214,14 @@ def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
     ) -> tuple[PyTree, GemsState]:
         if params is None:
             raise ValueError("gems needs the parameters: call update(grads, state, params)")
+        check_extras(extra_args)
         for name, value in (("task_losses", task_losses), ("task_counts", task_counts)):
             if value is None and name in settings.gate.needs:
                 raise ValueError(f"the gate needs {name}: call update(..., {name}=array of [{num_tasks}])")
             if value is not None and jnp.shape(value) != (num_tasks,):
                 raise ValueError(f"{name} has shape {list(jnp.shape(value))}, expected [{num_tasks}], one a task")
         check_task_axis(updates, params, num_tasks)
+        warn_of_stacked_leaves(updates, "gems")
         call = Call(
             grads=jax.tree.leaves(updates),
             weights=jax.tree.leaves(params),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.extra_arguments import check_extras
 from gems_jax.plan import recorded_plans
 from gems_jax.state import work_dtype
 from gems_jax.task_grads import check_task_axis
@@ -109,6 +110,7 @@ def accumulate(
     ) -> tuple[PyTree, AccumulateState]:
         if params is None:
             raise ValueError("accumulate needs the parameters: call update(grads, state, params)")
+        check_extras(extra_args)
         if shared_grads is not None:
             raise ValueError("shared_grads cannot be accumulated; leave it out, or accumulate it before the call")
         tasks = state.counts.shape[0]

@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
+from problems import QUICK
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,6 +22,11 @@ def run(path):
     return defined
 
 
+def first_update(tx, params):
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), (2, *p.shape)), params)
+    return jax.jit(lambda g, p: tx.update(g, tx.init(p), p)[0], compiler_options=QUICK)(grads, params)
+
+
 def test_the_readme_tunes_attention_of_flax_inside_the_null_space(capsys):
     defined = run("README.md")
     assert len(defined["null_space"].inputs) == 5
@@ -28,7 +36,22 @@ def test_the_readme_tunes_attention_of_flax_inside_the_null_space(capsys):
     assert "attention/query/kernel" in capsys.readouterr().out
 
 
-def test_the_loop_of_the_optimiser_s_page_runs():
+@pytest.mark.usefixtures("cheap_programs")
+def test_the_programs_of_the_optimiser_s_page_run_and_do_what_it_says():
     defined = run("docs/optimiser.md")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(defined["params"]))
     assert defined["gj"].diagnostics(defined["state"])["refreshed"] > 0
+
+    params = {"dense": {"kernel": jnp.ones((8, 4))}, "norm": {"scale": jnp.ones(4)}}
+    updates = first_update(defined["freezing"], params)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+    assert float(jnp.max(jnp.abs(updates["norm"]["scale"]))) == 0
+
+    # Decay behind the transform leads out of the null space, before the constraint or inside it does not.
+    del params["norm"]
+    inside, behind, leaking = (first_update(defined[name], params) for name in ("inside", "behind", "leaking"))
+    leak = lambda updates: float(*defined["gj"].null_space_leak(updates, defined["null_space"]).values())  # noqa: E731
+    assert leak(inside) <= 1e-5
+    assert leak(behind) <= 1e-5
+    assert leak(leaking) > 0.03
+    np.testing.assert_allclose(inside["dense"]["kernel"], behind["dense"]["kernel"], atol=1e-8)

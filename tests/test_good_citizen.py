@@ -79,6 +79,86 @@ def test_partition_beside_other_transforms_that_merge_the_tasks():
     assert gj.diagnostics(state)["refreshed"] == 0
 
 
+# --- freezing: leaves that optax keeps from the transform -------------------------------------------------------
+
+TREE = {"block": {"w": (8, 6), "v": (8, 6)}, "norm": (3,), "heads": [(2,), (4,)]}
+LABELS = {"block": {"w": "train", "v": "train"}, "norm": "freeze", "heads": ["freeze", "freeze"]}
+TRAINED = jax.tree.map(lambda label: label == "train", LABELS)
+FROZEN = jax.tree.map(lambda label: label == "freeze", LABELS)
+
+
+def small():
+    return gj.gems(1e-2, num_tasks=2, rank=2)
+
+
+def merged(tx):
+    return optax.chain(gj.merge_tasks(), tx)
+
+
+def zeros():
+    return optax.set_to_zero()
+
+
+def shapes_after_a_step(tx):
+    """Of the parameters; nothing is computed."""
+    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), TREE, is_leaf=is_shape)
+    grads = jax.tree.map(lambda p: jax.ShapeDtypeStruct((2, *p.shape), p.dtype), params)
+    step = lambda g, p: optax.apply_updates(p, tx.update(g, tx.init(p), p)[0])  # noqa: E731
+    return jax.tree.map(jnp.shape, jax.eval_shape(step, grads, params))
+
+
+WRONG = {
+    "partition": lambda: optax.partition({"train": small(), "freeze": zeros()}, LABELS),
+    "partition, frozen first": lambda: optax.partition({"freeze": zeros(), "train": small()}, lambda params: LABELS),
+    "partition of subtrees": lambda: optax.partition(
+        {"train": small(), "freeze": zeros()}, {"block": "train", "norm": "freeze", "heads": "freeze"}
+    ),
+    "selective_transform": lambda: optax.selective_transform(small(), freeze_mask=FROZEN),
+    "masked": lambda: optax.masked(small(), TRAINED),
+    "freeze behind masked": lambda: optax.chain(optax.masked(small(), TRAINED), optax.freeze(FROZEN)),
+    "accumulated": lambda: optax.masked(gj.accumulate(small(), 2), lambda params: TRAINED),
+    "merge_tasks": lambda: optax.masked(merged(optax.adam(1e-3)), TRAINED),
+    "a baseline": lambda: optax.masked(gj.baselines.pcgrad(optax.adam(1e-3)), TRAINED),
+    "released": lambda: optax.masked(gj.presets.released(1e-3, num_tasks=2, rank=2), TRAINED),
+}
+RIGHT = {
+    "partition": lambda: optax.partition({"train": small(), "freeze": merged(zeros())}, LABELS),
+    "partition, frozen first": lambda: optax.partition({"freeze": merged(zeros()), "train": small()}, LABELS),
+    "partition of subtrees": lambda: optax.partition(
+        {"train": small(), "freeze": merged(zeros())}, {"block": "train", "norm": "freeze", "heads": "freeze"}
+    ),
+    "beside a baseline": lambda: optax.partition(
+        {"train": small(), "freeze": gj.baselines.joint(optax.adam(1e-3))}, LABELS
+    ),
+    "two masks": lambda: optax.chain(optax.masked(small(), TRAINED), optax.masked(merged(zeros()), FROZEN)),
+    "freeze behind": lambda: optax.chain(small(), optax.freeze(FROZEN)),
+    "accumulated": lambda: gj.accumulate(optax.partition({"train": small(), "freeze": merged(zeros())}, LABELS), 2),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_masked_leaves_that_would_keep_their_task_axis_are_warned_about(name):
+    with pytest.warns(UserWarning, match="heads.*norm.*no transform beside it merges their task axis"):
+        shapes = shapes_after_a_step(WRONG[name]())
+    assert shapes["norm"] == (2, 3)
+    assert shapes["block"]["w"] == (8, 6)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_frozen_leaves_whose_tasks_are_merged_keep_their_shape_without_a_warning(name):
+    assert shapes_after_a_step(RIGHT[name]()) == TREE
+
+
+def test_the_leaves_that_nobody_merges_are_named_whatever_was_made_before():
+    labels = {"block": {"w": "train", "v": "others"}, "norm": "freeze", "heads": ["others", "others"]}
+    parts = {"train": small(), "others": merged(optax.adam(1e-3))}
+    assert shapes_after_a_step(optax.partition(parts | {"freeze": merged(zeros())}, labels)) == TREE
+    with pytest.warns(UserWarning, match="^'norm': masked from"):
+        shapes_after_a_step(optax.partition(parts | {"freeze": zeros()}, labels))
+    assert shapes_after_a_step(optax.partition(parts | {"freeze": merged(zeros())}, labels)) == TREE
+
+
 def test_injected_hyperparameters_are_arrays_in_the_state():
     make = optax.inject_hyperparams(gj.gems, static_args=gj.STATIC_ARGS)
     tx = make(learning_rate=1e-2, num_tasks=2, rank=3, scale=0.5, weight_decay=0.1)
@@ -263,6 +343,16 @@ def test_calls_that_do_not_fit_are_refused_by_name():
         tx.update(grads, state)
     with pytest.raises(ValueError, match="shared_grads leaf 'bias'"):
         tx.update(grads, state, params, shared_grads=grads)
+    names = {"losses": "task_losses", "task_count": "task_counts", "shared_grad": "shared_grads"}
+    for name, meant in names.items():
+        with pytest.raises(TypeError, match=f"update got '{name}', which nothing reads: say {meant}"):
+            tx.update(grads, state, params, **{name: jnp.ones(2)})
+    released = gj.presets.released(1e-3, num_tasks=2, rank=2)
+    for one in (gj.accumulate(tx, 2), gj.merge_tasks(), gj.baselines.joint(optax.sgd(1.0)), released):
+        with pytest.raises(TypeError, match="update got 'counts', which nothing reads: say task_counts"):
+            one.update(grads, jax.eval_shape(one.init, params), params, counts=jnp.ones(2))
+    foreign = {"value": 1.0, "grad": grads, "value_fn": None, "loss": 1.0, "valid_losses": 1.0, "task_names": None}
+    jax.eval_shape(lambda s, p: tx.update(grads, s, p, **foreign), state, params)
     learned = gj.gems(1e-3, num_tasks=2, rank=2, gate=gj.gates.learned())
     with pytest.raises(ValueError, match="the gate needs task_losses"):
         learned.update(grads, jax.eval_shape(learned.init, params), params)

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import leaf_path
+from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.task_grads import check_task_axis, gramian, weighted_sum
 
 PyTree = Any
@@ -110,6 +112,7 @@ def weighted(
     inner = optax.with_extra_args_support(inner_tx)
 
     def init_fn(params: PyTree) -> WeightedState:
+        tell_leaves(params)
         return WeightedState(init(), inner.init(params))
 
     def update_fn(
@@ -122,7 +125,9 @@ def weighted(
         shared_grads: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, WeightedState]:
+        check_extras(extra_args)
         tasks_in = _checked_num_tasks(updates, params, num_tasks)
+        warn_of_stacked_leaves(updates, name)
         if needs_losses and task_losses is None:
             raise ValueError(f"{name} needs task_losses: call update(..., task_losses=array of [{tasks_in}])")
         if shared_grads is not None and not takes_shared:
