@@ -173,7 +173,7 @@ WRONG = {
     "latin.txt": (b"one\ncaf\xe9\n", r"latin\.txt is not UTF-8 text: line 2: .* at byte 4; save text of another"),
     "wide.txt": ("one\n".encode("utf-16"), r"wide\.txt is UTF-16 text; save it as UTF-8"),
     "wide.jsonl": ('{"text": "a"}'.encode("utf-16"), r"wide\.jsonl is UTF-16 text; save it as UTF-8"),
-    "wider.txt": ("one\n".encode("utf-16-le"), r"wider\.txt is not UTF-8 text: line 1: it has a NUL byte"),
+    "wider.txt": ("one\n".encode("utf-16-le"), r"wider\.txt seems to be UTF-16 text, as every other byte is NUL"),
     "tar.gz": (gzip.compress(b"name\0ustar"), r"tar\.gz is not UTF-8 text: line 1: it has a NUL byte"),
     "book.txt": (b"PK\x03\x04", r"book\.txt is a zip archive"),
     "table.txt": (TEXTS["a.parquet"], r"table\.txt is a parquet file; name it \.parquet"),

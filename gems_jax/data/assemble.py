@@ -24,7 +24,7 @@ from gems_jax.data.holdout import (
 from gems_jax.data.negatives import NUM_NEGATIVES
 from gems_jax.data.oddities import remark_equal_times, remark_values
 from gems_jax.data.options import Steps
-from gems_jax.data.quarantine import Quarantine
+from gems_jax.data.quarantine import Quarantine, Unusable
 from gems_jax.data.ragged import Ragged
 from gems_jax.data.ranked_against import EvaluationNegatives, items_by_query, items_touched
 from gems_jax.data.row_checks import check_rows
@@ -154,6 +154,9 @@ def get_ready(
         record.add(f"core {core}, {min_rows} rows a task, both tasks: {steps.both_tasks}", examples, rounds=rounds)
     if not len(examples):
         before, last = next(pair for pair in itertools.pairwise(record.steps) if not pair[1]["rows"])
+        if last["step"] == "usable":
+            counts = "; ".join(f"{count:,} times {reason}" for reason, count in quarantine.counts().items())
+            raise Unusable(f"{source.path}: no row can be used: {counts}", quarantine.rows)
         raise ValueError(
             f"{source.path}: no row is left after the step {last['step']!r}; before there were {before['rows']} of "
             f"{before['users']:,} users and {before['items']:,} items. Relax it (data.steps) or give more rows"

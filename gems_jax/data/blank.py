@@ -33,6 +33,19 @@ def is_blank(text: str) -> bool:
     return not any(map(_is_visible, text))
 
 
+def trimmed(text: str) -> str:
+    """A text without what draws nothing at its ends.
+
+    Example:
+        >>> trimmed("\\ufeff query\\u200b ")
+        'query'
+    """
+    bare = text.strip()
+    while bare and not (_is_visible(bare[0]) and _is_visible(bare[-1])):
+        bare = bare[not _is_visible(bare[0]) : len(bare) - (not _is_visible(bare[-1]))]
+    return bare
+
+
 def without_blanks(texts: Any) -> Any:
     """A pyarrow string array, null where a text has no visible character."""
     import pyarrow.compute as pc

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gems_jax.data import reasons
 from gems_jax.data.blank import without_words
@@ -13,7 +15,7 @@ from gems_jax.data.ids import are_dotted, whole
 from gems_jax.data.named_columns import NamedColumns
 from gems_jax.data.options import TableFiles
 from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.raw_batch import Batch
+from gems_jax.data.raw_batch import Batch, plain_value
 from gems_jax.data.raw_files import find_files
 from gems_jax.data.tables import Item
 
@@ -38,14 +40,18 @@ def read_items(folder: Path, files: TableFiles, quarantine: Quarantine, names: S
     columns = NamedColumns("files.item_columns", files.item_columns, ("item_id", "title"), files)
     paths = find_files(folder, files.items)
     items: dict[str, Item] = {}
+    # Words for nothing that stand in several lines where ids are, copies apart.
+    words, twice = frozenset(files.missing), set[str]()
     for path in paths:
         for batch in columns.batches(path, quarantine, "item"):
-            for row, item in enumerate(_items(batch, files, quarantine)):
+            for row, (item, problem) in enumerate(_items(batch, files, quarantine)):
                 where = f"{path.name}: row {batch.numbers[row]}"
-                problem = reasons.NO_ID if not item.item_id else "" if item.title else reasons.NO_TITLE
+                if not problem and item.item_id in words and items.get(item.item_id, item) != item:
+                    twice.add(item.item_id)
+                    problem = reasons.NO_ID
                 add_item(item, items, quarantine, where, problem, batch.raw(row) if problem else None)
     columns.check(len(paths))
-    items = _whole_ids(items, quarantine)
+    items = _without_words(_whole_ids(items, quarantine), words, twice, quarantine)
     bad = sum(row["kind"] == "item" for row in quarantine.rows)
     quarantine.check("item", len(items) + bad, f"{folder}: {files.items}")
     if not items:
@@ -75,21 +81,51 @@ def add_item(
         items[item.item_id] = item
 
 
-def _items(batch: Batch, files: TableFiles, quarantine: Quarantine) -> list[Item]:
-    """The items of a batch; empty text where something is missing."""
+def _items(batch: Batch, files: TableFiles, quarantine: Quarantine) -> Iterator[tuple[Item, str]]:
+    """The items of a batch, empty text where something is missing, and what is wrong with them."""
     texts: dict[str, list[str | None]] = {"text": [None] * len(batch.numbers)}
+    wrong: dict[str, np.ndarray] = {}
     for role, column in batch.columns.items():
         written, bad = as_written(column) if role == "item_id" else as_words(column)
-        texts[role] = without_words(written, tuple(files.missing))[0].to_pylist()
-        if role == "text" and bad.any():
+        # Whether a word for nothing is an id is known when all ids are.
+        texts[role] = (written if role == "item_id" else without_words(written, tuple(files.missing))[0]).to_pylist()
+        if role != "text":
+            wrong[role] = bad
+        elif bad.any():
             where = f"{batch.path.name}: row {batch.numbers[int(bad.argmax())]}"
             quarantine.remark("{n} cells of text are no text and were left empty", int(bad.sum()), where)
-    rows = zip(texts["item_id"], texts["title"], texts["text"], strict=True)
-    return [Item(item_id or "", _line(title), _line(text)) for item_id, title, text in rows]
+    for row in range(len(batch.numbers)):
+        item_id, title, text = (texts[role][row] for role in ("item_id", "title", "text"))
+        problem = next((_problem(batch.columns[role][row]) for role in wrong if wrong[role][row]), "")
+        problem = problem or (reasons.NO_ID if not item_id else "" if title else reasons.NO_TITLE)
+        yield Item(item_id or "", _line(title), _line(text)), problem
+
+
+def _problem(cell: Any) -> str:
+    """Why a cell is no text."""
+    if isinstance(cell, str):
+        return reasons.NO_UNICODE
+    return reasons.NOT_UTF8 if isinstance(plain_value(cell), str) else reasons.NO_TEXT
 
 
 def _line(text: str | None) -> str:
     return " ".join((text or "").split())
+
+
+def _without_words(
+    items: dict[str, Item], words: Collection[str], twice: Collection[str], quarantine: Quarantine
+) -> dict[str, Item]:
+    """The items without those whose id is a word for nothing; but a word that one item alone has is its id."""
+    for word in [item_id for item_id in items if item_id in words]:
+        if word in twice:
+            quarantine.add("item", f"item {word}", reasons.NO_ID, vars(items.pop(word)))
+        else:
+            text = (
+                "{n} ids of the catalogue are words for nothing (files.missing) and were read as ids, in all files, "
+                "since one item has each; a line without an id is to be taken out of the catalogue"
+            )
+            quarantine.remark(text, 1, repr(word))
+    return items
 
 
 def _whole_ids(items: dict[str, Item], quarantine: Quarantine) -> dict[str, Item]:
@@ -101,5 +137,10 @@ def _whole_ids(items: dict[str, Item], quarantine: Quarantine) -> dict[str, Item
     quarantine.remark(text, len(spelt), f"{spelt[0]} as {whole(spelt[0])}")
     result: dict[str, Item] = {}
     for name, item in items.items():
+        other = items.get(whole(name), item)
+        if (other.title, other.text) != (item.title, item.text):
+            # 12 and 12.0 are two items here.
+            result[name] = item
+            continue
         add_item(Item(whole(name), item.title, item.text), result, quarantine, f"item {name}")
     return result

@@ -115,6 +115,19 @@ def _decoded(value: bytes | None) -> Any:
         return b""  # no text
 
 
+def not_utf8(column: Any) -> np.ndarray:
+    """bool `[R]`: cells of bytes in another encoding.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> not_utf8(pa.array([b"caf\\xc3\\xa9", b"caf\\xe9", None])).tolist()
+        [False, True, False]
+    """
+    if isinstance(column, list) or not _is_binary(column):
+        return np.zeros(len(column), bool)
+    return np.asarray([_decoded(value) == b"" for value in column.to_pylist()], bool)
+
+
 def _is_utf8(value: str) -> bool:
     try:
         value.encode()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gems_jax.data.blank import trimmed
 from gems_jax.data.csv_records import line_ends
 from gems_jax.data.csv_rows import parse
 from gems_jax.data.options import Reading
@@ -63,7 +64,10 @@ def read_header(path: Path, beginning: bytes, reading: Reading, needed: Sequence
         raise ValueError(f"{path} has no readable header line ({error}); is it UTF-8?") from None
     found = [(parse(text, delimiter, quoted), delimiter) for delimiter in candidates]
     # Of those that give equally many of the needed columns the one that gives most, then the first.
-    names, delimiter = max(found, key=lambda pair: (len(set(needed) & set(pair[0])), len(pair[0])))
+    wanted = set(map(trimmed, needed))
+    names, delimiter = max(found, key=lambda pair: (len(wanted & set(map(trimmed, pair[0]))), len(pair[0])))
+    if not wanted & set(map(trimmed, names)) and bare.lstrip(b" [").startswith(b'{"'):
+        raise ValueError(f"{path} holds JSON objects; name it .jsonl or .json")
     return Header(names, delimiter, quoted, place + len(text), line + lines)
 
 

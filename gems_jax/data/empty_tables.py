@@ -39,7 +39,11 @@ def check_tables(
 def _why(ready: Ready, split: str, task: str) -> str:
     if ready.card["splits"] == "as given":
         return f"the data bring their splits, and no usable row of task {task!r} is one of {split}"
-    users = ready.examples.user[ready.examples.task == ready.examples.names.tasks.get(task)]
+    examples = ready.examples
+    rows = np.flatnonzero(examples.task == examples.names.tasks.get(task))
+    # A row of several targets is several here and one to hold out.
+    places = np.stack([examples.user[rows], examples.file[rows], examples.number[rows]])
+    users = np.unique(places, axis=1)[0]
     most = int(np.bincount(users).max(initial=0))
     if most >= MIN_ROWS or ready.card["splits"] == "leave one out":
         return "its rows were left out by steps.min_history, or because they would show what is held out"

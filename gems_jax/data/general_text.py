@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.checksums import sums_of
 from gems_jax.data.plain_text import plain_reader
+from gems_jax.data.raw_files import find_text
 from gems_jax.data.text_lines import lines_of
 
 PYDOC = "pydoc"
@@ -46,6 +48,40 @@ def read_lines(
     if not lines:
         raise ValueError(f"general text {source} holds no text")
     return lines
+
+
+def shared_text(train: str | Path, heldout: str | Path) -> str:
+    """What of a held-out text is in the other one, in words; empty: no file of it is.
+
+    Files are compared by their content.
+
+    Example:
+        >>> shared_text("pydoc", "pydoc")  # topics of its own each
+        ''
+
+    Args:
+        train: as of `read_lines`.
+        heldout: the text that is to be told apart.
+    """
+    if PYDOC in (str(train), str(heldout)):
+        return ""
+    try:
+        there, here = find_text(str(train)), find_text(str(heldout))
+    except (FileNotFoundError, ValueError):
+        return ""  # the one that is gone is not read
+    sizes = {path.stat().st_size for path in there} & {path.stat().st_size for path in here}
+    sums = {_sum(path) for path in there if path.stat().st_size in sizes}
+    both = [path for path in here if path.stat().st_size in sizes and _sum(path) in sums]
+    if not both:
+        return ""
+    return (
+        f"{len(both):,} of {len(here):,} files of text.heldout are in text.train, too ({both[0]}): drift is measured "
+        "on text that the null space protects and the base may have learnt, and says little of other text; name another"
+    )
+
+
+def _sum(path: Path) -> str:
+    return sums_of(path.parent, [path.name])[path.name]
 
 
 def _pydoc_lines(split: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -195,6 +196,11 @@ def _read(cell: str, division: Division) -> _Read:
 
 def _written(cell: str, known: Catalogue | None) -> list[str] | None:
     """Ids of a list written as text; None where it is none."""
+    if cell[0] == "{" and cell[-1] == "}" and ":" not in cell:
+        # Arrays as PostgreSQL prints them, sets as Python does.
+        if '"' in cell and "'" not in cell:
+            return [part.strip() for part in next(csv.reader([cell[1:-1]], skipinitialspace=True))]
+        cell = f"[{cell[1:-1]}]"
     inside = cell.removeprefix("[").removesuffix("]")
     if cell[0] == "[" and not re.search(_STRUCTURE, inside):
         return _divided(inside.strip(), known) or _words(inside)

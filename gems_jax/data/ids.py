@@ -1,13 +1,15 @@
-"""Ids by value: 12.0, as programs write a whole number in a column with gaps, is 12, whatever the file."""
+"""Ids by value, whatever the file: 12.0, as programs write a whole number in a column with gaps, is 12."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from gems_jax.data.blank import trimmed
 from gems_jax.data.examples import Examples, Vocabulary
 from gems_jax.data.quarantine import Quarantine
 
@@ -27,6 +29,20 @@ def whole(name: str) -> str:
     """
     match = _WHOLE.fullmatch(name) if name.endswith("0") else None
     return match[1] if match else name
+
+
+def by_value(name: str) -> str:
+    """An id as all its spellings have it: letters composed, nothing invisible at its ends, and as of `whole`.
+
+    Example:
+        >>> by_value("12.0"), by_value("cafe\\u0301\\u200b") == "caf\\u00e9"
+        ('12', True)
+    """
+    return whole(name if name.isascii() else _composed(name))
+
+
+def _composed(name: str) -> str:
+    return trimmed(unicodedata.normalize("NFC", name))
 
 
 def are_dotted(names: Collection[str]) -> bool:
@@ -55,7 +71,8 @@ class Catalogue:
 
     def __init__(self, ids: Iterable[str]):
         self.ids = frozenset(ids)
-        self._by_value = {value: name for name in self.ids if (value := whole(name)) != name}
+        self._by_value = {value: name for name in self.ids if (value := by_value(name)) != name}
+        self._folded: dict[str, str] = {}
         # Whether some id holds what otherwise divides ids.
         self.marked = any(map(_MARKS.search, self.ids))
 
@@ -63,8 +80,14 @@ class Catalogue:
         """The known id of a name, or None."""
         if name in self.ids:
             return name
-        value = whole(name)
+        value = by_value(name)
         return value if value in self.ids else self._by_value.get(value)
+
+    def near(self, name: str) -> str | None:
+        """The id that differs from an unknown name by case and leading zeros alone, or None."""
+        if not self._folded:
+            self._folded.update((_folded(known), known) for known in self.ids)
+        return self._folded.get(_folded(name))
 
 
 def same_ids(examples: Examples, catalogue: Catalogue | None, quarantine: Quarantine) -> Examples:
@@ -81,6 +104,7 @@ def same_ids(examples: Examples, catalogue: Catalogue | None, quarantine: Quaran
         spellings = _spellings(names.items.names, quarantine, "item")
     else:
         spellings = [catalogue.find(name) or name for name in names.items.names]
+        _remark_near(spellings, catalogue, quarantine)
     items, item_of = _respelled(names.items.names, spellings)
     changes: dict[str, Any] = {}
     if users is not None:
@@ -102,11 +126,13 @@ def same_ids(examples: Examples, catalogue: Catalogue | None, quarantine: Quaran
 
 
 def _spellings(names: Sequence[str], quarantine: Quarantine, what: str) -> Sequence[str]:
-    values = [whole(name) for name in names]
+    values = [by_value(name) for name in names]
+    _remark_alike(values, quarantine, what)
     if values == list(names):
         return names
     if not are_dotted(names):
         return values
+    composed = [name if name.isascii() else _composed(name) for name in names]
     both = set(names) & {value for value, name in zip(values, names, strict=True) if value != name}
     if both:
         first = min(both)
@@ -115,7 +141,36 @@ def _spellings(names: Sequence[str], quarantine: Quarantine, what: str) -> Seque
             len(both),
             f"{first} and {first}.0",
         )
-    return names
+    return composed
+
+
+def _folded(name: str) -> str:
+    return name.casefold().lstrip("0")
+
+
+def _remark_alike(names: Sequence[str], quarantine: Quarantine, what: str) -> None:
+    """Counts ids that differ from another by case or leading zeros alone."""
+    first: dict[str, str] = {}
+    alike = [(name, other) for name in names if (other := first.setdefault(_folded(name), name)) != name]
+    if alike:
+        quarantine.remark(
+            f"{{n}} values of {what} differ from another by case or leading zeros alone and are kept apart",
+            len(alike),
+            f"{alike[0][1]} and {alike[0][0]}",
+        )
+
+
+def _remark_near(names: Sequence[str], catalogue: Catalogue, quarantine: Quarantine) -> None:
+    """Counts items that are not in the catalogue but for other case or zeros."""
+    unknown = dict.fromkeys(name for name in names if name not in catalogue.ids)
+    near = [(name, found) for name in unknown if (found := catalogue.near(name)) is not None]
+    if near:
+        quarantine.remark(
+            "{n} items are not in the catalogue, which has them in other case or with other leading zeros; spell them "
+            "alike in all files",
+            len(near),
+            f"{near[0][0]}, there {near[0][1]}",
+        )
 
 
 def _respelled(names: Sequence[str], spellings: Sequence[str]) -> tuple[Vocabulary | None, np.ndarray]:
@@ -134,7 +189,7 @@ def _count(
     if len(rows):
         old = int(values[rows[0]])
         quarantine.remark(
-            f"{{n}} values of {what} are numbers spelt in two ways and were read as one",
+            f"{{n}} values of {what} are spelt in two ways (12 and 12.0, accents apart or not) and were read as one",
             len(rows),
             f"{names[old]} as {made.names[number_of[old]]}",
         )

@@ -12,11 +12,11 @@ from typing import Any
 from gems_jax.data.cells import parse_cell
 from gems_jax.data.raw_batch import Request
 from gems_jax.data.raw_files import read_blocks, split_lines
+from gems_jax.data.reasons import MALFORMED, NO_OBJECT, NOT_UTF8
 
 # Deeper values are no rows of anything, and Python's functions on them end in a RecursionError.
 MAX_DEPTH = 64
-MALFORMED, DEEP, NO_OBJECT = "it is malformed JSON", f"it is nested more than {MAX_DEPTH} deep", "it is not an object"
-NOT_UTF8 = "it is not UTF-8"
+DEEP = f"it is nested more than {MAX_DEPTH} deep"
 TOO_LONG = "too long"
 _BLOCK = 2**20
 _DECODER = json.JSONDecoder()

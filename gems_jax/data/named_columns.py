@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gems_jax.data.options import Reading
 from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.raw_batch import Batch, missing_column
+from gems_jax.data.raw_batch import Batch, column_of, missing_column
 from gems_jax.data.raw_files import kind_of
 from gems_jax.data.raw_table import read_batches
 
@@ -53,7 +53,7 @@ class NamedColumns:
             found.update(dict.fromkeys(batch.names))
             yield batch
         for role, name in self._columns.items():
-            if found and name not in found:
+            if found and column_of(name, found) is None:
                 self._absent.setdefault(role, []).append(path)
                 self._found = list(found)
 

@@ -33,7 +33,8 @@ class NegativeSampler:
 
     def __init__(self, item_ids: Sequence[str], seed: int):
         self._seed = seed
-        self._by_id = np.argsort(np.asarray(item_ids, dtype=np.str_), kind="stable").astype(np.int32)
+        # No array of text, each of whose entries is as large as the longest.
+        self._by_id = np.asarray(sorted(range(len(item_ids)), key=item_ids.__getitem__), np.int32)
         self._rank = np.empty_like(self._by_id)
         self._rank[self._by_id] = np.arange(len(self._by_id), dtype=np.int32)
 
@@ -44,9 +45,9 @@ class NegativeSampler:
         left = np.flatnonzero(allowed)
         if len(left) < count:
             raise ValueError(
-                f"{key}: {count} negatives are needed, but only {len(left)} of {len(self._by_id)} "
-                f"items are left "
-                "to draw from; use fewer negatives (num_negatives) or a larger catalogue"
+                f"{key}: {count} negatives are needed, but only {len(left)} of {len(self._by_id)} items are left to "
+                f"draw from: {len(self._by_id) - len(left)} are the user's or answer the query; use fewer negatives "
+                "(num_negatives) or a larger catalogue"
             )
         rng = np.random.default_rng([self._seed, zlib.crc32(key.encode())])
         return self._by_id[rng.choice(left, count, replace=False)]

@@ -89,15 +89,18 @@ def settle_times(examples: Examples, quarantine: Quarantine) -> Examples:
         dates = of_dates(numbers)
         if dates is None and looks_like_days(numbers):
             dates = of_days(numbers)
+        early = numbers < _EARLY
+        if dates is None and numbers.max() >= _LATE and (dates := of_dates(numbers[early])) is not None:
+            # Beside dates written in other forms.
+            rows, numbers = rows[early], numbers[early]
         if dates is not None:
             example = f"{numbers[0]:.15g} as {when(dates[0])}"
             text = f"{{n}} timestamps of {name} were read as dates; files.time_format: s says that they are seconds"
             quarantine.remark(text, len(rows), example)
             time[rows] = dates
         elif numbers.max() >= _LATE:
-            early = numbers[numbers < _EARLY]
             text = f"{{n}} timestamps of {name} lie in 1970 to 1973, others after 1990: they may be of another kind"
-            quarantine.remark(text, len(early), f"{early[0]:.15g}")
+            quarantine.remark(text, int(early.sum()), f"{numbers[early][0]:.15g}")
     return examples.replace(time=time)
 
 

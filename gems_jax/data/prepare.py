@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gems_jax.data import amazon, amazon_scientific, marketplace, qilin, released, remote, storage, table, user_parts
 from gems_jax.data.assemble import Source, get_ready
 from gems_jax.data.empty_tables import check_tables
+from gems_jax.data.few_candidates import few_candidates
 from gems_jax.data.leaks import check_leaks
 from gems_jax.data.negatives import NUM_NEGATIVES
 from gems_jax.data.options import Steps, TableFiles, options_of
 from gems_jax.data.other_dataset import OtherDataset, differences
 from gems_jax.data.quarantine import Quarantine, Unusable, write_rows
 from gems_jax.data.raw_files import find_files, local_name
+from gems_jax.data.raw_sums import summed, with_sums
 from gems_jax.data.read_parts import ReadParts
 from gems_jax.data.tables import Dataset, Table
 from gems_jax.data.unfinished import unfinished_folder
@@ -82,6 +85,11 @@ def prepare(
         if storage.is_current(out_dir):
             dataset = storage.load(out_dir)
             say(f"data: {out_dir} is prepared already ({_size(dataset)})")
+            if not storage.is_made_alike(out_dir):
+                say(
+                    f"data: an earlier version prepared {out_dir}; this one may draw other negatives and read other "
+                    "ids as one: it is used as it is; for results that compare with new ones name another data.dir"
+                )
             return dataset
         say(f"data: {out_dir} is of an earlier format; making it again")
     begin = time.perf_counter()
@@ -107,7 +115,8 @@ def prepare(
 
 def _check_same(out_dir: str | Path, settings: Mapping[str, Any]) -> None:
     """Raises where the dataset that is there is another one: runs may stand on it."""
-    found = differences(storage.settings_of(out_dir), settings)
+    made = storage.settings_of(out_dir)
+    found = differences(made, {**settings, "raw": with_sums(made, settings)})
     if found:
         raise OtherDataset(out_dir, found)
 
@@ -120,7 +129,8 @@ def _prepare_at_once(name: str, out_dir: Path, settings: dict[str, Any], say: Ca
     else:
         dataset = amazon_scientific.load(settings["path"], seed, num_negatives, settings["max_bad_fraction"])
     _say_quarantined(dataset.card, say)
-    dataset.card["settings"] = settings
+    dataset.card["settings"] = summed(settings)
+    _add_candidates(dataset.card, dataset.tasks, num_negatives, len(dataset.items), say)
     check_tables(dataset.name, dataset.row_counts())
     dataset.card["item_sets"] = check_leaks(dataset)
     say(f"data: writing {_size(dataset)} to {out_dir}")
@@ -154,12 +164,13 @@ def _prepare_in_parts(
 ) -> Dataset:
     """Reads raw files one by one and finishes users in parts; what an interrupted preparation did stays done."""
     # Parts of other sizes do not fit together.
-    decisive = settings | {"format_version": storage.FORMAT_VERSION, "rows_a_part": user_parts.ROWS}
-    with unfinished_folder(out_dir, decisive, say) as folder:
+    versions = {"format_version": storage.FORMAT_VERSION, "content_version": storage.CONTENT_VERSION}
+    decisive = settings | versions | {"rows_a_part": user_parts.ROWS}
+    quarantine = Quarantine(settings["max_bad_fraction"], with_files=name in DESCRIBED)
+    with unfinished_folder(out_dir, decisive, say) as folder, _telling_first(quarantine, say):
         if storage.is_complete(out_dir) and storage.is_current(out_dir):
             _check_same(out_dir, settings)
             return storage.load(out_dir)  # another process was first
-        quarantine = Quarantine(settings["max_bad_fraction"])
         parts = ReadParts(folder / "read", say)
         source, resolved = _read(name, path, steps, files, category, quarantine, parts)
         ready = get_ready(source, resolved, quarantine, seed, num_negatives)
@@ -172,11 +183,10 @@ def _prepare_in_parts(
         card["steps"].append(done.step())
         say("data: " + _step(card["steps"][-1]))
         counts = done.counts()
-        card |= {"users": done.users, "rows": counts, "quarantined": quarantine.counts(), "settings": settings}
-        card |= {"copies": {kind: count for kind, count in quarantine.copies.items() if count}}
-        card |= {"remarks": quarantine.said()}
-        _say_quarantined(card, say)
         check_tables(ready.name, counts, ready, quarantine)
+        card |= {"users": done.users, "rows": counts, "settings": summed(settings)} | quarantine.card()
+        _say_quarantined(card, say)
+        _add_candidates(card, ready.tasks, ready.negatives.count, len(ready.items), say)
         card["item_sets"] = done.sets.card(ready.name, ready.items)
         empty = {key: Table.from_rows(key[1], []) for key in done.rows}
         dataset = Dataset(ready.name, ready.items, empty, card, quarantine.rows)
@@ -184,6 +194,26 @@ def _prepare_in_parts(
         storage.save_parts(dataset, done.folders, out_dir)
     del ready, dataset
     return storage.load(out_dir)
+
+
+@contextmanager
+def _telling_first(quarantine: Quarantine, say: Callable[[str], None]) -> Iterator[None]:
+    """What was left out, guessed or odd is said before an error: it may be its cause."""
+    try:
+        yield
+    except ValueError:
+        _say_quarantined(quarantine.card(), say)
+        raise
+
+
+def _add_candidates(
+    card: dict[str, Any], tasks: Sequence[str], negatives: int, items: int, say: Callable[[str], None]
+) -> None:
+    """Says, here and in the card, where rows have so few candidates that metrics mean little."""
+    candidates = 1 + negatives if negatives else items
+    card["few_candidates"] = few_candidates({task: {"candidates": candidates} for task in tasks})
+    for line in card["few_candidates"]:
+        say(f"data: {line}")
 
 
 def _say_quarantined(card: Mapping[str, Any], say: Callable[[str], None]) -> None:

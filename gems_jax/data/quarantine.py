@@ -42,12 +42,14 @@ class Quarantine:
 
     Args:
         max_bad_fraction: largest share of the rows of one kind that may be left out.
+        with_files: whether the source has the options `files`, so that messages may name them.
     """
 
-    def __init__(self, max_bad_fraction: float = 0.05):
+    def __init__(self, max_bad_fraction: float = 0.05, with_files: bool = True):
         if not 0.0 <= max_bad_fraction <= 1.0:
             raise ValueError(f"max_bad_fraction must lie between 0 and 1, got {max_bad_fraction}")
         self.max_bad_fraction = max_bad_fraction
+        self._with_files = with_files
         self.rows: list[dict[str, str]] = []
         # What was read in another way than it stands there, or is odd, though nothing was left out: number, example.
         self.remarks: dict[str, Remark] = {}
@@ -96,7 +98,7 @@ class Quarantine:
         bad = [row for row in self.rows if row["kind"] == kind]
         if bad and len(bad) > self.max_bad_fraction * total:
             counts = Counter(row["reason"] for row in bad).most_common()
-            reasons = "; ".join(f"{count:,} times {reason}{_hint(reason)}" for reason, count in counts)
+            reasons = "; ".join(f"{count:,} times {reason}{self._hint(reason)}" for reason, count in counts)
             first = "\n".join(f"  {row['id']!r}: {row['reason']}{_shown(row)}" for row in bad[:SHOWN])
             raise Unusable(
                 f"{path}: {len(bad):,} of {total:,} rows of kind {kind!r} cannot be used, more than the allowed share "
@@ -105,16 +107,21 @@ class Quarantine:
                 self.rows,
             )
 
+    def card(self) -> dict[str, Any]:
+        """All of this as the card of a dataset has it."""
+        copies = {kind: count for kind, count in self.copies.items() if count}
+        return {"quarantined": self.counts(), "copies": copies, "remarks": self.said()}
+
+    def _hint(self, reason: str) -> str:
+        hint = HINTS.get(reason, "")
+        return f" ({hint})" if hint and (self._with_files or "files." not in hint) else ""
+
 
 def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
     """Rows left out, a JSON object a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def _hint(reason: str) -> str:
-    return f" ({HINTS[reason]})" if reason in HINTS else ""
 
 
 def raw_text(value: Any) -> str:

@@ -104,6 +104,11 @@ class EvaluationNegatives:
             own = examples.negatives.take(np.flatnonzero(examples.split != TRAIN)).distinct()
             self._count = min(count, int(own.lengths.max(initial=0)) or count)
 
+    @property
+    def count(self) -> int:
+        """Items that a row is ranked against; 0: all of the catalogue."""
+        return self._count
+
     def of(self, examples: Examples, touched: Ragged) -> np.ndarray | None:
         """int32 `[E, C]` for the `E` rows of valid and test, in order: the source's own, filled up by drawn ones.
 

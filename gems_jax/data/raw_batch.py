@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gems_jax.data.blank import trimmed
 from gems_jax.data.options import Reading
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.raw_files import Limits
+from gems_jax.data.quarantine import Quarantine, shorten
+from gems_jax.data.raw_files import Limits, kind_of
 
 # Rows of a file that are read however many of them are bad.
 HOPELESS_AFTER = 500_000
@@ -59,18 +62,21 @@ class Request:
     limits: Limits
 
     def present(self, found: Sequence[str]) -> dict[str, str]:
-        """The roles that have a column among those found.
+        """The columns of the roles among those found, by their names there.
 
         Raises:
-            ValueError: a needed column is missing or there twice.
+            ValueError: a needed column is missing, or one that is read is there twice.
         """
+        columns = {role: there for role, name in self.roles.items() if (there := column_of(name, found)) is not None}
         for role in self.needed:
-            name = self.roles[role]
-            if name not in found:
-                raise missing_column(self.path, role, name, found, self.option)
-            if list(found).count(name) > 1:
-                raise ValueError(f"{self.path} has {list(found).count(name)} columns {name!r}; rename all but one")
-        return {role: name for role, name in self.roles.items() if name in found}
+            if role not in columns:
+                lost = [other for other in self.needed if other not in columns]
+                raise missing_column(self.path, role, self.roles[role], found, self.option, lost == [*self.needed])
+        for role in columns:
+            same = _columns_of(self.roles[role], found)
+            if len(same) > 1:
+                raise ValueError(f"{self.path} has {len(same)} columns {self.roles[role]!r}; rename all but one")
+        return columns
 
     def leave_out(self, number: int, reason: str, detail: Any) -> None:
         """Sends a row to the quarantine."""
@@ -85,19 +91,64 @@ class Request:
             )
 
 
-def missing_column(path: Path, role: str, name: str, found: Sequence[str], option: str) -> ValueError:
-    """The error of a column that is not there: what is, what was perhaps meant, and where to name it."""
-    near = difflib.get_close_matches(name, found, 1) or difflib.get_close_matches(role, found, 1)
+def column_of(name: str, found: Collection[str]) -> str | None:
+    """The column of a name among those found: as it is written or, where none is, without the blanks around it.
+
+    Example:
+        >>> column_of("query", ["user", " query "]), column_of("query", ["Query"])
+        (' query ', None)
+    """
+    return next(iter(_columns_of(name, found)), None)
+
+
+def _columns_of(name: str, found: Collection[str]) -> list[str]:
+    same = [other for other in found if other == name]
+    return same or [other for other in found if trimmed(other) == trimmed(name)]
+
+
+def missing_column(
+    path: Path, role: str, name: str, found: Sequence[str], option: str, all_missing: bool = False
+) -> ValueError:
+    """The error of a column that is not there: what is, what was perhaps meant, and where to name it.
+
+    Args:
+        path: of the file.
+        role: that needs it.
+        name: what it should be called.
+        found: names of the columns that are there.
+        option: that names columns; empty where there is none.
+        all_missing: whether no needed column is there, so that the names may be no names at all.
+    """
+    near = _near(name, found) or _near(role, found)
+    shown = ", ".join(shorten(repr(text), 80) for text in found[:20]) + (", ..." if len(found) > 20 else "")
+    hint = ""
+    if all_missing and kind_of(path) == "csv":
+        hint = "The first line holds the columns' names: where it is a row already, write a line of names above it"
+        if len(found) == 1 and option.startswith("files."):
+            hint += "; where all names stand in one column here, files.delimiter says which character is between them"
+    elif all_missing and kind_of(path) == "json":
+        hint = "Each row is an object whose keys are the columns' names"
     return ValueError(
-        f"{path} has no column {name!r} for {role}; it has {', '.join(map(repr, found[:20]))}"
-        + (f". Did you mean {near[0]!r}?" if near else "." if option else "")
+        f"{path} has no column {name!r} for {role}; it has {shown}"
+        + (f". Did you mean {near!r}?" if near else "." if option or hint else "")
         + (f" Name the right one in {option}{_entry(option, role, near)}" if option else "")
+        + (f". {hint}" if hint else "")
     )
 
 
-def _entry(option: str, role: str, near: Sequence[str]) -> str:
-    """What to write where an option has an entry a role."""
-    return f" ({role}: {near[0] if near else '...'})" if option.endswith("columns") else ""
+def _near(name: str, found: Sequence[str]) -> str | None:
+    """The name that was perhaps meant."""
+    folded = {text.casefold(): text for text in found}
+    near = difflib.get_close_matches(name.casefold(), folded, 1)
+    return folded[near[0]] if near and len(near[0]) < 80 else None
+
+
+def _entry(option: str, role: str, near: str | None) -> str:
+    """What to write where an option has an entry a role, as YAML reads it."""
+    if not option.endswith("columns"):
+        return ""
+    plain = near is None or re.fullmatch(r"[^\W\d][\w.-]*", near)
+    return f" ({role}: {(near or '...') if plain else json.dumps(near, ensure_ascii=False)})"
 
 
 def plain_value(value: Any) -> Any:

@@ -14,8 +14,8 @@ from gems_jax.data.csv_records import Records, SwallowedError, UnclosedError, li
 from gems_jax.data.csv_rows import RowShapes, parse
 from gems_jax.data.raw_batch import Batch, Request
 from gems_jax.data.raw_files import read_blocks
+from gems_jax.data.reasons import WIDTH
 
-_WIDTH = "the number of columns is wrong"
 _AFTER_QUOTE = "text follows the quotation mark that closes a column"
 _LINE_BREAKS = (10, 13)
 # Rows by which the columns are known.
@@ -170,8 +170,12 @@ def _clean(request: Request, block: _Block, row: int) -> tuple[bytes, np.ndarray
     starts = np.concatenate([[0], ends[:-1]])
     full = ~np.isin(data[starts], _LINE_BREAKS)
     numbers = row + np.cumsum(full)
-    hint = f"; is {request.limits.option}quoting none?" if request.limits.option is not None else ""
-    problems = dict.fromkeys(block.records.malformed, _AFTER_QUOTE + hint)
+    problems = {}
+    for record in block.records.malformed:
+        hint = f"; is {request.limits.option}quoting none?" if request.limits.option is not None else ""
+        if b'\\"' in block.data[starts[record] : ends[record]]:
+            hint = '; marks are to be doubled (""), not written with a backslash (in Spark, option escape)'
+        problems[record] = _AFTER_QUOTE + hint
     problems |= dict.fromkeys(np.flatnonzero(ends - starts > request.limits.row).tolist(), request.limits.too_long)
     for record, reason in sorted(problems.items()):
         raw = block.data[starts[record] : ends[record]]
@@ -196,7 +200,7 @@ def _parse(request: Request, header: Header, roles: dict[str, str], data: bytes,
         keep[row.number - 1] = False
         marked = not header.quoted and '"' in row.text and request.limits.option is not None
         hint = f"; it has quotation marks, which {request.limits.option}quoting: rfc4180 would read" if marked else ""
-        request.leave_out(int(numbers[row.number - 1]), _WIDTH + hint, row.text)
+        request.leave_out(int(numbers[row.number - 1]), WIDTH + hint, row.text)
         return "skip"
 
     try:

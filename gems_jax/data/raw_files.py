@@ -21,6 +21,7 @@ _CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18"
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive (as Excel workbooks are); unpack it or save it as CSV",
     b"\xfd7zXZ\x00": "compressed by xz; compress it by gzip or zstd instead",
+    b"\xff\xfe\0\0": "UTF-32 text; save it as UTF-8",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
     b"PAR1": "a parquet file; name it .parquet",
@@ -118,7 +119,7 @@ def _found(folder: Path, name: str, wanted: Callable[[Path], bool], what: str, r
             raise FileNotFoundError(f"{place} is a folder without a {what}; it holds {there}; {remedy}, or a pattern")
         return found
     if set(local) & set("*?["):
-        pattern = local if os.path.isabs(local) else os.path.join(glob.escape(str(folder)), local)
+        pattern = _literal_folders(os.path.join(folder, local))
         found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
         if not found:
             raise FileNotFoundError(f"{place} does not exist: no file fits the pattern; {remedy}")
@@ -126,6 +127,23 @@ def _found(folder: Path, name: str, wanted: Callable[[Path], bool], what: str, r
     if place.exists():
         raise ValueError(f"{place} is neither a file nor a folder; {remedy}")
     raise FileNotFoundError(f"{place} does not exist; {remedy}, a folder of such files or a pattern")
+
+
+def _literal_folders(pattern: str) -> str:
+    """A pattern in which folders that are there by their very name, such as `run[1]`, stand for themselves.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "run[1]"
+        >>> folder.mkdir()
+        >>> _literal_folders(f"{folder}/*.csv").endswith("/run[[]1]/*.csv")
+        True
+    """
+    folder, _, rest = pattern.rpartition("/")
+    while folder and not os.path.isdir(folder):
+        folder, _, name = folder.rpartition("/")
+        rest = f"{name}/{rest}"
+    return f"{glob.escape(folder)}/{rest}" if folder else pattern
 
 
 def _is_table(path: Path) -> bool:
@@ -188,7 +206,10 @@ def read_blocks(path: Path, limits: Limits, size: int | None = None) -> Iterator
             while block := stream.read(size if total else max(size, len(beginning))):
                 if not total:
                     _refuse_foreign(path, block)
-                    total, block = len(block), block.removeprefix(_BOM)
+                    _refuse_wide(path, block)
+                    total = len(block)
+                    while block.startswith(_BOM):  # files that were joined or saved twice have two
+                        block = block[len(_BOM) :]
                 else:
                     total += len(block)
                 if codec and total > allowed:
@@ -202,6 +223,13 @@ def _refuse_foreign(path: Path, beginning: bytes) -> None:
     for mark, what in _FOREIGN.items():
         if beginning.startswith(mark):
             raise ValueError(f"{path} is {what}")
+
+
+def _refuse_wide(path: Path, beginning: bytes) -> None:
+    """Latin letters in UTF-16 have a NUL beside each: so it is told without a byte order mark."""
+    some = beginning[:64]
+    if len(some) >= 4 and (not any(some[::2]) or not any(some[1::2])):
+        raise ValueError(f"{path} seems to be UTF-16 text, as every other byte is NUL; save it as UTF-8")
 
 
 def split_lines(blocks: Iterable[bytes], limit: int) -> Iterator[tuple[bytes, bool]]:

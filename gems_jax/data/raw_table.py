@@ -74,5 +74,11 @@ def _read_json(request: Request) -> Iterator[Batch]:
 
 def _json_batch(request: Request, found: list[str], numbers: list[int], rows: list[dict[str, Any]]) -> Batch:
     roles = request.present(found)
+    whole = [rows[0].get(roles[role]) for role in request.needed]
+    if len(rows) == 1 and whole and all(isinstance(value, list | dict) and len(value) > 1 for value in whole):
+        raise ValueError(
+            f"{request.path} is one object of whole columns; write an object a row, as pandas does by "
+            "to_json(orient='records', lines=True)"
+        )
     columns = {role: [row.get(name) for row in rows] for role, name in roles.items()}
     return Batch(request.path, np.asarray(numbers), columns, tuple(found))

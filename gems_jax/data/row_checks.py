@@ -23,6 +23,10 @@ def check_rows(examples: Examples, known: np.ndarray, repeats: bool, quarantine:
     Raises:
         ValueError: too many are bad.
     """
+    if examples.targets.lengths.max(initial=0) > 1:
+        distinct = examples.targets.distinct()
+        quarantine.copies["target"] += len(examples.targets.values) - len(distinct.values)
+        examples = examples.replace(targets=distinct)
     total = len(examples.targets.values)
     examples = _drop_targets(examples, ~known[examples.targets.values], UNKNOWN_ITEM, quarantine)
     if examples.history is not None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from gems_jax.data import reasons
 from gems_jax.data.blank import without_words
-from gems_jax.data.columns import as_written
+from gems_jax.data.columns import as_written, not_utf8
 from gems_jax.data.examples import UNKNOWN, Names, Vocabulary
 from gems_jax.data.id_lists import Division, IdLists, read_lists
 from gems_jax.data.ids import Catalogue
@@ -66,13 +66,13 @@ class RowColumns:
             where = written.index(pa.scalar(word, written.type)).as_py()
             text = f"{{n}} cells of {role} say {word!r} and count as missing (files.missing)"
             self._quarantine.remark(text, count, self._where(where))
-        self.reject(bad, bad_reason)
+        self._reject_cells(role, bad, bad_reason)
         return texts
 
     def ids(self, role: str, names: Vocabulary, known: Catalogue | None) -> Ragged:
         """Lists of item numbers."""
         lists = self._lists(role, known)
-        self.reject(lists.bad, f"the {role} cannot be read as item ids")
+        self._reject_cells(role, lists.bad, reasons.unreadable(role))
         # Items of unreadable cells must not enter the vocabulary.
         places = lists.places.keep(~lists.bad[lists.places.row_of])
         self._remark_cells(lists.divided, role, "were divided at spaces, commas, semicolons or bars")
@@ -84,6 +84,11 @@ class RowColumns:
         if "timestamp" not in self:
             return np.full(len(self), np.nan)
         times = read_times(self._batch.columns["timestamp"], self._files.time_format, self._missing)
+        found = np.flatnonzero(times.zoneless)
+        if len(found):
+            text = "{n} timestamps say no zone, beside others that do, and were read as UTC"
+            example = f"{self._where(int(found[0]))}, {self._batch.raw(int(found[0]))['timestamp']!r}"
+            self._quarantine.remark(text, len(found), example)
         self.reject(times.unclear, reasons.DAY_OR_MONTH)
         self.reject(times.bad, reasons.ODD_TIME)
         self.reject(np.isnan(times.seconds), reasons.NO_TIME)
@@ -120,7 +125,14 @@ class RowColumns:
 
     def _lists(self, role: str, known: Catalogue | None) -> IdLists:
         division = Division(self._files.separators.get(role), known, single=role == "target")
-        return read_lists(self._batch.columns[role], division, self._missing)
+        # The catalogue has the last word on what is nothing.
+        missing = tuple(word for word in self._missing if known is None or word not in known.ids)
+        return read_lists(self._batch.columns[role], division, missing)
+
+    def _reject_cells(self, role: str, bad: np.ndarray, reason: str) -> None:
+        if bad.any():
+            self.reject(bad & not_utf8(self._batch.columns[role]), reasons.NOT_UTF8)
+            self.reject(bad, reason)
 
     def _task_numbers(self, texts: Any, names: Names) -> np.ndarray:
         distinct = texts.dictionary_encode()

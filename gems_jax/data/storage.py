@@ -21,6 +21,9 @@ from gems_jax.data.tables import Dataset, Item
 from gems_jax.staging import fresh_folder
 
 FORMAT_VERSION = 2
+# Raised where the same raw files and options give other tables than before, though they are stored alike. 2: negatives
+# know all queries of the log, ids and words for nothing are one in all formats.
+CONTENT_VERSION = 2
 CARD = "card.json"
 ITEMS = "items.jsonl"
 QUARANTINE = "quarantine.jsonl"
@@ -39,6 +42,12 @@ def is_current(folder: str | Path) -> bool:
     except (ValueError, OSError):
         return True
     return not isinstance(card, dict) or card.get("format_version") == FORMAT_VERSION
+
+
+def is_made_alike(folder: str | Path) -> bool:
+    """Whether this version would give a finished dataset the same content, from the same raw files and options."""
+    card = _read_json(Path(folder) / CARD)
+    return not isinstance(card, dict) or card.get("content_version") == CONTENT_VERSION
 
 
 def settings_of(folder: str | Path) -> Any:
@@ -94,6 +103,7 @@ def _publish(dataset: Dataset, folder: str | Path, write: Callable[[Path], None]
         write(temporary / TABLES)
         card = {
             "format_version": FORMAT_VERSION,
+            "content_version": CONTENT_VERSION,
             **dataset.card,
             "tables": ["/".join(key) for key in dataset.tables],
         }
@@ -141,6 +151,7 @@ def load(folder: str | Path) -> Dataset:
     quarantined = list(_read_lines(folder / QUARANTINE))
     check_written(folder, QUARANTINE, remedy)
     del card["format_version"]
+    card.pop("content_version", None)
     return Dataset(str(card.get("name", folder.name)), items, tables, card, quarantined)
 
 

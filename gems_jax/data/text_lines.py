@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gems_jax.data.blank import is_blank
 from gems_jax.data.options import Reading
 from gems_jax.data.plain_text import is_unicode
 from gems_jax.data.quarantine import Quarantine, shorten
@@ -39,7 +40,7 @@ def lines_of(source: str, field: str, say: Callable[[str], None]) -> Iterator[st
     for path in find_text(source):
         texts = _plain(path) if kind_of(path) is None else _rows(path, field, say)
         for text in texts:
-            yield from filter(None, map(str.strip, text.splitlines()))
+            yield from (line for line in map(str.strip, text.splitlines()) if not is_blank(line))
 
 
 def _plain(path: Path) -> Iterator[str]:

@@ -30,18 +30,36 @@ _DAY = "%Y%m%d"
 _NUMERIC = re.compile(r"(\d{1,2})([/\-])(\d{1,2})\2(\d{2}|\d{4})\b(.*)", re.DOTALL)
 _FORMS = (
     "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y",
-    "%d/%b/%Y:%H:%M:%S %z", "%Y-%m-%d %H:%M:%S %z",
+    "%d/%b/%Y:%H:%M:%S %z", "%Y-%m-%d %H:%M:%S %z", "%Y-%m-%d %I:%M:%S %p", "%Y-%m-%d %I:%M %p",
+    "%b %d, %Y %I:%M:%S %p", "%b %d, %Y %I:%M %p", "%B %d, %Y", "%b %d, %Y", "%d %B %Y", "%d %b %Y", "%d-%b-%Y",
+    "%d-%b-%Y %H:%M:%S",
 )  # fmt: skip
+# Dates of e-mails, of HTTP and of C: what the parser of e-mails also takes, such as PM or CET, it reads without them.
+_ZONE = r"(?:[+-]\d{4}|UTC?|GMT|[ECMP][SD]T)"
+_MAIL = re.compile(
+    r"(?:[a-z]{3,9},?\s+)?\d{1,2}[ -][a-z]{3}[ -](?:\d{4}|\d{2})\s+\d{1,2}:\d{2}(?::\d{2})?"
+    rf"(?:\s+{_ZONE}(?:\s+\([\w ]+\))?)?"
+    rf"|[a-z]{{3}}\s+[a-z]{{3}}\s+\d{{1,2}}\s+\d{{1,2}}:\d{{2}}:\d{{2}}(?:\s+{_ZONE})?\s+\d{{4}}",
+    re.IGNORECASE,
+)
+# As JavaScript prints them.
+_SCRIPT = re.compile(r"([a-z]{3} [a-z]{3} \d{1,2} \d{4} \d{2}:\d{2}:\d{2} GMT[+-]\d{4})(?: \(.*\))?", re.IGNORECASE)
+_CLOCK = re.compile(r"\d:\d\d|\dT\d{4}")
+_ZONED = re.compile(rf"[\d:][Zz]$|\d\s*[+-]\d\d:?\d\d(?::?\d\d)?$|\s{_ZONE}\b|GMT[+-]")
+# A decimal comma behind more digits than stand between thousands.
+_COMMA = re.compile(r"(\d{4,}),(\d+)")
 
 
 class Times(NamedTuple):
     """Seconds, float64 `[R]`, nan for empty and bad cells; bool `[R]`, cells that are no time between 1970 and 2100;
-    and of these bool `[R]`, dates whose day and month cannot be told apart.
+    of these bool `[R]`, dates whose day and month cannot be told apart; and bool `[R]`, times without a zone beside
+    others that have one.
     """
 
     seconds: np.ndarray
     bad: np.ndarray
     unclear: np.ndarray
+    zoneless: np.ndarray
 
 
 def as_times(column: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -82,14 +100,24 @@ def read_times(column: Any, form: str | None = None, missing: tuple[str, ...] = 
         reader = _reader(form)
         values = np.asarray([*map(reader, distinct.dictionary.to_pylist()), math.nan], np.float64)
         index = pc.fill_null(distinct.indices, len(values) - 1).to_numpy(zero_copy_only=False)
-        return _checked(values[index], empty, bad)
+        zoned = np.asarray([*map(_has_zone, distinct.dictionary.to_pylist()), None], object)[index]
+        mixed = True in zoned and False in zoned
+        return _checked(values[index], empty, bad)._replace(zoneless=(zoned == False) & mixed)  # noqa: E712
     return _checked(_of_numbers(numbers, form), empty, bad)
 
 
 def _checked(seconds: np.ndarray, empty: np.ndarray, bad: np.ndarray) -> Times:
     # -inf stands for a date that can be read in two ways.
     absurd = ~((seconds >= 0) & (seconds <= LATEST)) & ~empty
-    return Times(np.where(absurd | empty, np.nan, seconds), bad | absurd, np.isneginf(seconds) & ~bad)
+    unclear = np.isneginf(seconds) & ~bad
+    return Times(np.where(absurd | empty, np.nan, seconds), bad | absurd, unclear, np.zeros(len(seconds), bool))
+
+
+def _has_zone(text: str) -> bool | None:
+    """Whether a date with a time of day says its zone; None for other texts."""
+    if not _CLOCK.search(text):
+        return None
+    return _ZONED.search(text) is not None
 
 
 def _of_numbers(numbers: np.ndarray, form: str | None) -> np.ndarray:
@@ -153,7 +181,7 @@ def _reader(form: str | None) -> Callable[[str], float]:
 
     def number_or_date(text: str) -> float:
         try:
-            number = float(text)
+            number = float(_COMMA.sub(r"\1.\2", text) if _COMMA.fullmatch(text) else text)
         except ValueError:
             return _date(text) if form is None else _stripped(text, form, math.inf)
         seconds = float(_of_numbers(np.asarray([number]), form)[0])
@@ -177,6 +205,10 @@ def _date(text: str) -> float:
         seconds = _stripped(text, form)
         if not math.isnan(seconds):
             return seconds
+    if match := _SCRIPT.fullmatch(text):
+        return _stripped(match[1], "%a %b %d %Y %H:%M:%S GMT%z", math.inf)
+    if not _MAIL.fullmatch(text):
+        return math.inf
     try:
         return _seconds(email.utils.parsedate_to_datetime(text))
     except (ValueError, TypeError, IndexError):

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.data.few_candidates import CUTOFFS
 from gems_jax.data.tables import Table
 from gems_jax.evaluation.bootstrap import bootstrap_intervals
 from gems_jax.evaluation.non_neural import Scorer, row_blocks
 from gems_jax.ranking import metrics
 
 METRICS = ("hit", "ndcg", "mrr", "map")
-CUTOFFS = (5, 10, 20)
 # What the released code calls by the same names; see `gems_jax.ranking.metrics`.
 RELEASED_METRICS = tuple(f"released_{name}" for name in METRICS)
 

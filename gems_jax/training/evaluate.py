@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.data.few_candidates import few_candidates
 from gems_jax.data.tables import Dataset, Table
 from gems_jax.evaluation.compare_runs import compare_with_each
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
 from gems_jax.evaluation.examples import readable_examples
-from gems_jax.evaluation.few_candidates import few_candidates
 from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, simple_rankers
 from gems_jax.report import write_report
 from gems_jax.staging import write_json

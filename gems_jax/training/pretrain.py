@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from gems_jax.checksums import write_checksums
 from gems_jax.data.encoded_table import Family
-from gems_jax.data.general_text import read_lines, token_stream
+from gems_jax.data.general_text import read_lines, shared_text, token_stream
 from gems_jax.data.span_corruption import span_corruption_batch
 from gems_jax.data.tokenizer import sentinel_ids, train_tokenizer
 from gems_jax.evaluation.drift import general_loss
@@ -42,8 +42,10 @@ def text_batch(tokens: np.ndarray, sentinels: list[int], config: Config, step: i
 
 def heldout_text(tokenizer: Any, config: Config, family: Family = "encoder_decoder") -> list[Mapping[str, np.ndarray]]:
     """The batches that general-domain loss is measured on, the same for every model of one tokenizer and family."""
-    tokens = token_stream(read_lines(config.text.heldout, "heldout", config.text.field), tokenizer)
     text = config.text
+    if shared := shared_text(text.train, text.heldout):
+        print(f"text: {shared}")
+    tokens = token_stream(read_lines(text.heldout, "heldout", text.field), tokenizer)
     return list(text_batches(tokens, tokenizer, family, text.eval_batch_size, text.input_length, text.eval_batches))
 
 

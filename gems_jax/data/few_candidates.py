@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gems_jax.evaluation.summary import CUTOFFS
+# Places that metrics look at.
+CUTOFFS = (5, 10, 20)
 
 
 def few_candidates(results: Mapping[str, Any], label: Callable[[str], str] = str) -> list[str]:
