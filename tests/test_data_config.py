@@ -68,7 +68,7 @@ def test_batches_made_ahead_by_several_threads_are_the_same(run_of, monkeypatch)
     for other in found[1:]:
         for batch, same in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(batch["input_ids"], same["input_ids"])
-    with pytest.raises(ValueError, match="prefetch and workers must be at least 0 and threads 1, got -1"):
+    with pytest.raises(ValueError, match="data.prefetch must be a whole number from 0 on, got -1"):
         run_of(data={"prefetch": -1})
 
 

@@ -116,7 +116,8 @@ def prepare(
 def _check_same(out_dir: str | Path, settings: Mapping[str, Any]) -> None:
     """Raises where the dataset that is there is another one: runs may stand on it."""
     made = storage.settings_of(out_dir)
-    found = differences(made, {**settings, "raw": with_sums(made, settings)})
+    raw = {"raw": with_sums(made, settings)} if "raw" in settings else {}
+    found = differences(made, {**settings, **raw})
     if found:
         raise OtherDataset(out_dir, found)
 
