@@ -160,12 +160,12 @@ def _train(options: Any) -> int:
 
     join(options.distributed)
     _quiet()
-    from gems_jax.staging import as_path, check_utf8
+    from gems_jax.staging import as_path, check_workdir
     from gems_jax.training.tune import Stopped, tune
     from gems_jax.training.workdir import check_config, check_processes
 
     config, workdir = _config(options), as_path(options.workdir)
-    check_utf8(workdir, "--workdir")
+    check_workdir(workdir, "--workdir")
     check_processes(config, workdir)
     with failing_together():
         check_config(config, workdir)
@@ -267,8 +267,10 @@ def _find(options: Any) -> int:
 
 def _demo(options: Any) -> int:
     _quiet()
+    from gems_jax.staging import check_workdir
     from gems_jax.training.demo import demo
 
+    check_workdir(options.workdir, "--workdir")
     report = demo(_config(options), Path(options.workdir))
     print(f"report: {report.resolve()}")
     return 0

@@ -57,6 +57,34 @@ def check_utf8(path: str | os.PathLike[str], what: str) -> None:
         raise ValueError(f"{what} {shown} is no UTF-8: rename the folder, or choose another") from None
 
 
+def check_workdir(path: str | os.PathLike[str], what: str) -> None:
+    """Checks that checkpoints which are written in a folder can be read again: `check_utf8`, and no bracket.
+
+    Orbax looks for the files that it is to join by a pattern that begins with the folder: where the name is one itself
+    it finds none, and says nothing.
+
+    Args:
+      path: here or on an object store.
+      what: the option that it is of, for the message.
+
+    Raises:
+      ValueError: the name, followed to its end, cannot be used.
+
+    Example:
+      >>> check_workdir("/runs/first[1]", "--workdir")
+      Traceback (most recent call last):
+      ...
+      ValueError: --workdir /runs/first[1] has a bracket in its name, and checkpoints ...: ...
+    """
+    check_utf8(path, what)
+    full = str(path) if is_remote(path) else os.path.realpath(path)
+    if "[" in full:
+        raise ValueError(
+            f"{what} {full} has a bracket in its name, and checkpoints written there could not be read again: rename "
+            "the folder, or choose another"
+        )
+
+
 def files_in(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
     """All files of a folder and those within it: names relative to it, and paths. In order of their names."""
     for entry in sorted(folder.iterdir(), key=lambda entry: str(entry.name)):

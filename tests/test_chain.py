@@ -309,7 +309,7 @@ def test_a_tuned_model_recommends_and_searches(trained, capsys):
     assert gems_jax("search", "red lamp", "--workdir", run, "--user", user, "--k", 2) == 0
     assert [line[:3] for line in capsys.readouterr().out.splitlines()[-2:]] == [" 1.", " 2."]
     assert "has no user 'nobody'" in fails(capsys, "recommend", "--workdir", run, "--user", "nobody")
-    assert "query is empty" in fails(capsys, "search", " ", "--workdir", run, "--user", user)
+    assert "query is empty" in fails(capsys, "search", " \u200b", "--workdir", run, "--user", user)
 
 
 def test_comparing_with_a_run_that_is_not_evaluated_is_refused(trained, tmp_path, capsys):

@@ -34,6 +34,7 @@ from gems_jax.training.config import Config
         (["tune"], "tune"),
         ([], "command"),
         (["train"], "train needs --workdir"),
+        (["train", "--workdir", "run[1]"], "run[1] has a bracket in its name, and checkpoints written there could not"),
         (["export", "--workdir", "w"], "export needs --out"),
         (["recommend", "--workdir", "w"], "recommend needs --user"),
         (["search", "lamp", "--user", "u"], "search needs --workdir"),

@@ -195,6 +195,23 @@ def test_a_raw_file_that_was_touched_is_the_same_and_one_of_other_content_is_not
     (tmp_path / "interactions.csv").write_bytes(content.replace(b"u1", b"u7"))
     with pytest.raises(ValueError, match=r"the raw file interactions\.csv has changed since"):
         load(tmp_path, files, again=True)
+    (tmp_path / "interactions.csv").write_bytes(content)
+    (tmp_path / "new.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"interactions: .*the raw file new\.jsonl was not there"):
+        load(tmp_path, files | {"interactions": "[in]*.[cj]*"}, again=True)
+
+
+def test_queries_of_tasks_that_have_none_and_tasks_of_no_row_are_said(tmp_path):
+    rows = [row | {"task": "search" if row["task"] == "src" else "rec"} for row in log()]
+    said = load(tmp_path, ready(tmp_path, rows=rows)).card["remarks"]
+    assert said[0].startswith("30 rows of the task 'search' have a query that is not read, because files.query_tasks")
+    files = ready(tmp_path, rows=rows, query_tasks=["search"])
+    assert load(tmp_path, files).card["remarks"] == []
+    said = load(tmp_path, files | {"query_tasks": ["search", "serch"], "tasks": {"x": "src"}}).card["remarks"]
+    assert said == [
+        f"files.{option} has the task {name!r}, of which there is no row; there are ['rec', 'search']"
+        for option, name in (("tasks", "src"), ("query_tasks", "serch"))
+    ]
 
 
 def test_a_dataset_of_a_version_that_drew_otherwise_is_used_and_that_is_said(tmp_path):

@@ -65,9 +65,10 @@ def _with_defaults(key: str, value: Any) -> Any:
 def _differences(place: str, made: Any, wanted: Any) -> Iterator[str]:
     if isinstance(made, dict) and isinstance(wanted, Mapping):
         for key in dict.fromkeys((*made, *wanted)):
-            if place == "raw" and key in made and key in wanted:
-                if made[key] != wanted[key]:
-                    yield f"the raw file {key} has changed since"
+            if place == "raw":
+                if made.get(key) != wanted.get(key):
+                    how = "has changed since" if key in made and key in wanted else "is gone"
+                    yield f"the raw file {key} {'was not there' if key not in made else how}"
             else:
                 inner = f"{place}.{key}" if place else key
                 yield from _differences(inner, made.get(key, _NOTHING), wanted.get(key, _NOTHING))

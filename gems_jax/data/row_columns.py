@@ -102,6 +102,16 @@ class RowColumns:
         self.reject(np.asarray(texts.is_null()), "the task is missing")
         return self._task_numbers(texts, names)
 
+    def remark_queries(self, task: np.ndarray, left_out: np.ndarray, names: Names) -> None:
+        """Counts queries of rows whose task has none."""
+        for number in np.unique(task[left_out]).tolist():
+            first = int(np.flatnonzero(left_out & (task == number))[0])
+            text = (
+                f"{{n}} rows of the task {names.tasks.names[number]!r} have a query that is not read, because "
+                f"files.query_tasks is {list(self._files.query_tasks)}"
+            )
+            self._quarantine.remark(text, int((left_out & (task == number)).sum()), self._where(first))
+
     def history_tasks(self, history: Ragged, names: Names) -> Ragged:
         """The task of each of the histories' items."""
         lists = self._lists("history_task", None)

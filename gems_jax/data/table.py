@@ -108,6 +108,7 @@ def read_interactions(
     if not found:
         raise ValueError(f"{folder}: {files.interactions} holds no row of interactions")
     examples = Examples.join(_same_columns(found))
+    _remark_tasks(examples, files, quarantine)
     if files.time_format is None:
         examples = settle_times(examples, quarantine)
     return same_ids(examples, catalogue, quarantine)
@@ -147,6 +148,7 @@ def encode_batch(
     needing = [names.tasks.add(name) for name in files.query_tasks]
     searches = np.isin(task, needing)
     rows.reject(searches & (query == UNKNOWN), reasons.NO_QUERY)
+    rows.remark_queries(task, ~searches & (query != UNKNOWN), names)
     query = np.where(searches, query, UNKNOWN).astype(np.int32)
     places = rows.splits(split)
     history_task = None
@@ -159,6 +161,17 @@ def encode_batch(
         names, names.users.encode(users), task, query, time, places, targets, file, batch.numbers,
         history, history_task, negatives,
     ).take(usable)  # fmt: skip
+
+
+def _remark_tasks(examples: Examples, files: TableFiles, quarantine: Quarantine) -> None:
+    """Tasks that the options name and no row has: a slip of the pen there goes unnoticed."""
+    there = sorted({examples.names.tasks.names[task] for task in np.unique(examples.task)})
+    wanted = dict.fromkeys(files.tasks.values(), "files.tasks")
+    if tuple(files.query_tasks) != TableFiles.query_tasks:
+        wanted |= dict.fromkeys(files.query_tasks, "files.query_tasks")
+    for name, option in wanted.items():
+        if name not in there:
+            quarantine.remark(f"{option} has the task {name!r}, of which there is no row; there are {there}", 1, "")
 
 
 def _same_columns(parts: list[Examples]) -> list[Examples]:

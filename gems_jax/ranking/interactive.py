@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from gems_jax.data.blank import is_blank
 from gems_jax.data.encoded_table import Family
 from gems_jax.data.prompts import encode_table
 from gems_jax.data.tables import Dataset, Row, Table
@@ -71,7 +72,7 @@ def top_items(
       ValueError: if the user is not in the dataset, the query is empty, or an argument is wrong (see `rank_items`
         and `encode_table`).
     """
-    if query is not None and not query.strip():
+    if query is not None and is_blank(query):
         raise ValueError("the query is empty: write what to search for, or ask for a recommendation")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")

@@ -34,6 +34,7 @@ def run(options: Any, config: Config) -> int:
     Raises:
       ValueError: options that do not go together.
     """
+    from gems_jax.staging import check_workdir
     from gems_jax.study.compare import compare
     from gems_jax.study.page import read_summary, task_names, write_page
     from gems_jax.study.tables import results_table
@@ -46,6 +47,8 @@ def run(options: Any, config: Config) -> int:
     results = options.results
     if results is None:
         workdir = Path(options.workdir)
+        if not options.summarise:
+            check_workdir(workdir, "--workdir")
         command = shlex.join(["gems-jax", *options.given])
         try:
             compare(config, options.study, workdir, command, run=not options.summarise)

@@ -22,7 +22,7 @@ import numpy as np
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.evaluation.evaluate import evaluate_ranking
 from gems_jax.null_space import NullSpace
-from gems_jax.staging import check_utf8, is_remote
+from gems_jax.staging import check_workdir, is_remote
 from gems_jax.training.assets import assets_of, check_assets, read_assets, write_assets
 from gems_jax.training.build import Run, build, check_beams
 from gems_jax.training.checkpoints import Checkpoints
@@ -88,7 +88,7 @@ def tune(
     first = jax.process_index() == 0
     if train.profile and is_remote(workdir):
         raise ValueError("train.profile writes to this machine's disk alone; choose a --workdir there or leave it out")
-    check_utf8(workdir, "--workdir")
+    check_workdir(workdir, "--workdir")
     check_processes(config, workdir)
     with failing_together():
         check_config(config, workdir)
