@@ -185,10 +185,10 @@ def _prepare_in_parts(
         say("data: " + _step(card["steps"][-1]))
         counts = done.counts()
         check_tables(ready.name, counts, ready, quarantine)
+        card["item_sets"] = done.sets.card(ready.name, ready.items)
         card |= {"users": done.users, "rows": counts, "settings": summed(settings)} | quarantine.card()
         _say_quarantined(card, say)
         _add_candidates(card, ready.tasks, ready.negatives.count, len(ready.items), say)
-        card["item_sets"] = done.sets.card(ready.name, ready.items)
         empty = {key: Table.from_rows(key[1], []) for key in done.rows}
         dataset = Dataset(ready.name, ready.items, empty, card, quarantine.rows)
         say(f"data: writing {_size(dataset)} to {out_dir}")
