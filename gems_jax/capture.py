@@ -17,7 +17,7 @@ import jax
 from gems_jax.kernel_products import Use
 from gems_jax.kernel_tags import Scope
 from gems_jax.kernel_uses import find_uses
-from gems_jax.leaf_path import leaf_path
+from gems_jax.leaf_path import named_leaves
 from gems_jax.matrix_dims import MatrixDims, MatrixSpec
 from gems_jax.position_masks import Masks, Unknown, places_of, position_mask
 from gems_jax.replay import Layers, Run, evaluate
@@ -177,8 +177,8 @@ def _program(
 ) -> tuple[Any, Inputs, Places]:
     # A function of its own: one and the same would be traced once for all, its constants those of that time.
     closed = jax.make_jaxpr(lambda params, batch: apply(params, batch))(params, batch)
-    paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    names = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(batch)]
+    paths = [path for path, _ in named_leaves(params)]
+    names = [name for name, _ in named_leaves(batch)]
     wanted = {i: specs[path] for i, path in enumerate(paths) if path in specs}
     is_decoder = [name.startswith("decoder_") for name in names]
     found = find_uses(closed.jaxpr, wanted, side, is_decoder)

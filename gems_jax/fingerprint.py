@@ -4,11 +4,10 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gems_jax.leaf_path import leaf_path
+from gems_jax.leaf_path import named_leaves
 
 PyTree = Any
 
@@ -27,9 +26,7 @@ def weights_fingerprint(params: PyTree, paths: Mapping[str, Any] | None = None) 
       64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for path, leaf in sorted(
-        ((leaf_path(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params)), key=lambda entry: entry[0]
-    ):
+    for path, leaf in sorted(named_leaves(params), key=lambda entry: entry[0]):
         if paths is not None and path not in paths:
             continue
         step = max(1, leaf.size // 4096)

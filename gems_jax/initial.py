@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gems_jax.boxes import drop_unfit_boxes, open_if_alone, unboxed
 from gems_jax.branches import lift_inner
 from gems_jax.null_space import factor_arrays
 from gems_jax.plan import Plan
@@ -25,7 +26,7 @@ def initial_state(params: PyTree, plan: Plan, settings: Settings) -> GemsState:
     Returns:
       A `GemsState`, statistics in float32 (float64 for float64 parameters).
     """
-    leaves = jax.tree.leaves(params)
+    leaves, bare = jax.tree.leaves(params), unboxed(params)
     num_tasks = settings.num_tasks
     shared_basis, task_basis, shared_inner, task_inner, pending, previous = {}, {}, {}, {}, {}, {}
     for k in plan.kernels:
@@ -50,18 +51,25 @@ def initial_state(params: PyTree, plan: Plan, settings: Settings) -> GemsState:
     null_space = settings.options.null_space
     return GemsState(
         count=jnp.zeros((), jnp.int32),
-        shared_basis=mirror(params, shared_basis),
-        task_basis=mirror(params, task_basis),
-        shared_inner=join_inner(structure, params, shared_inner),
-        task_inner=join_inner(structure, params, task_inner),
-        pending=mirror(params, pending),
-        previous=mirror(params, previous),
-        # A tree without leaves is optax's placeholder for the parameters (optax.tree.map_params).
-        fallback=settings.fallback.init(mirror(params, others) if leaves else params),
+        shared_basis=mirror(bare, shared_basis),
+        task_basis=mirror(bare, task_basis),
+        shared_inner=join_inner(structure, bare, shared_inner),
+        task_inner=join_inner(structure, bare, task_inner),
+        pending=mirror(bare, pending),
+        previous=mirror(bare, previous),
+        fallback=_initial_fallback(params, others, settings),
         gate=settings.gate.init(num_tasks),
         null_space={} if null_space is None else factor_arrays(null_space),
         diagnostics=_no_diagnostics(num_tasks),
     )
+
+
+def _initial_fallback(params: PyTree, others: dict[int, jax.Array], settings: Settings) -> PyTree:
+    """State of the transform of the other leaves, in the parameters' boxes where it is of their shape."""
+    if not jax.tree.leaves(params):
+        return settings.fallback.init(params)  # optax's placeholder for the parameters (optax.tree.map_params)
+    params = open_if_alone(params)
+    return drop_unfit_boxes(settings.fallback.init(mirror(params, others)), params)
 
 
 def _no_diagnostics(num_tasks: int) -> Diagnostics:

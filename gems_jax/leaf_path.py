@@ -1,9 +1,13 @@
 """The one spelling of a leaf's path."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from gems_jax.boxes import unboxed
+
+PyTree = Any
 # NNX variables appear in a path as one more step, which Linen and plain trees do not have.
 _WRAPPERS = ("value", "raw_value")
 
@@ -30,3 +34,14 @@ def leaf_path(path: tuple[Any, ...]) -> str:
     if len(steps) > 1 and steps[-1] in _WRAPPERS and isinstance(path[-1], jax.tree_util.GetAttrKey):
         steps.pop()
     return "/".join(steps)
+
+
+def named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
+    """Leaves in order, each with its path; those in boxes have the path that they have without.
+
+    Example:
+      >>> from flax import nnx
+      >>> named_leaves({"block": {"kernel": nnx.Param(1.0)}})
+      [('block/kernel', 1.0)]
+    """
+    return [(leaf_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(unboxed(tree), is_leaf)]

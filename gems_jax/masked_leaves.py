@@ -11,10 +11,9 @@ import dataclasses
 import warnings
 from typing import Any
 
-import jax
 import optax
 
-from gems_jax.leaf_path import leaf_path
+from gems_jax.leaf_path import named_leaves
 
 PyTree = Any
 
@@ -58,8 +57,8 @@ _partitions: list[_Partition] = []
 def _part_of(tree: PyTree) -> _Part:
     is_masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
     paths: dict[bool, set[str]] = {False: set(), True: set()}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_masked):
-        paths[is_masked(leaf)].add(leaf_path(path))
+    for path, leaf in named_leaves(tree, is_masked):
+        paths[is_masked(leaf)].add(path)
     return _Part(frozenset(paths[False]), frozenset(paths[True]))
 
 

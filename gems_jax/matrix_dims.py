@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gems_jax.leaf_path import leaf_path
+from gems_jax.leaf_path import named_leaves
 
 PyTree = Any
 
@@ -233,12 +233,12 @@ def matrix_specs(
       ValueError: a tree of another structure, dimension numbers that do not fit, or that contradict known roles.
       TypeError: a rule that returns something else.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    leaves = named_leaves(params)
     guessed, roles = is_guess(rule), roles or {}
     if rule is None:
         rule = default_matrix_dims
     if callable(rule):
-        dims = [rule(leaf_path(path), leaf) for path, leaf in leaves]
+        dims = [rule(path, leaf) for path, leaf in leaves]
     else:
         dims = jax.tree.leaves(rule, is_leaf=lambda x: x is None or isinstance(x, MatrixDims))
         if len(dims) != len(leaves):
@@ -246,10 +246,9 @@ def matrix_specs(
                 f"matrix_dims has {len(dims)} entries for {len(leaves)} parameters; "
                 "give a tree like the parameters, with MatrixDims or None at every leaf, or a callable"
             )
-    torn = _no_stacks({leaf_path(path): leaf.shape for path, leaf in leaves}) if rule is stacked_matrix_dims else set()
+    torn = _no_stacks({path: leaf.shape for path, leaf in leaves}) if rule is stacked_matrix_dims else set()
     specs: list[MatrixSpec | None] = []
-    for (key, leaf), dim in zip(leaves, dims, strict=True):
-        path = leaf_path(key)
+    for (path, leaf), dim in zip(leaves, dims, strict=True):
         if path in torn:
             dim = None
         if dim is not None and not isinstance(dim, MatrixDims):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.capture import Apply, KernelInput, PyTree, add_moments
-from gems_jax.leaf_path import leaf_path
+from gems_jax.leaf_path import named_leaves
 from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs, stacked_matrix_dims
 from gems_jax.null_space import Side
 from gems_jax.position_masks import Masks
@@ -24,9 +24,8 @@ def kernel_specs(params: PyTree, rule: MatrixRule | None = None) -> dict[str, Ma
     Raises:
       ValueError: there are none.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    resolved = zip(leaves, matrix_specs(params, rule or stacked_matrix_dims), strict=True)
-    specs = {leaf_path(path): spec for (path, _), spec in resolved if spec is not None}
+    resolved = zip(named_leaves(params), matrix_specs(params, rule or stacked_matrix_dims), strict=True)
+    specs = {path: spec for (path, _), spec in resolved if spec is not None}
     if not specs:
         raise ValueError("the model has no kernels under matrix_dims; give a rule that names them")
     return dict(specs)

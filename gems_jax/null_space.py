@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gems_jax.boxes import map_with_path
 from gems_jax.checksums import check_written, unique, write_checksums
 from gems_jax.directions import Factor, Rule, factor_of, warn_if_little_is_kept
 from gems_jax.fingerprint import weights_fingerprint
-from gems_jax.leaf_path import leaf_path
+from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, check_role, is_guess, resolve
 from gems_jax.projection import kept_side_first, project_stack, project_update
 from gems_jax.second_moment import SecondMoment
@@ -119,7 +120,7 @@ class NullSpace:
 
     def check_weights(self, params: PyTree) -> None:
         """Raises ``ValueError`` unless ``params`` are the weights the null space was estimated from."""
-        paths = {leaf_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)}
+        paths = {path for path, _ in named_leaves(params)}
         missing = sorted(set(self.inputs) - paths)
         if missing:
             raise ValueError(
@@ -348,9 +349,9 @@ def constrain_to_null_space(
 
     def init_fn(params: PyTree) -> ConstrainToNullSpaceState:
         check_paths(params, null_space)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if leaf_path(path) in null_space.inputs:
-                spec_of(leaf_path(path), leaf)
+        for name, leaf in named_leaves(params):
+            if name in null_space.inputs:
+                spec_of(name, leaf)
         return ConstrainToNullSpaceState(factor_arrays(null_space))
 
     def update_fn(
@@ -365,7 +366,7 @@ def constrain_to_null_space(
             frame = null_space.factor(name).frame(state.factors[null_space.inputs[name]])
             return project_update(update, spec_of(name, update), frame, null_space.side)
 
-        return jax.tree_util.tree_map_with_path(constrain, updates), state
+        return map_with_path(constrain, updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -377,7 +378,7 @@ def factor_arrays(null_space: NullSpace) -> dict[str, jax.Array]:
 
 def check_paths(params: PyTree, null_space: NullSpace) -> None:
     """Raises ``ValueError`` where a null space constrains none of the parameters."""
-    paths = [leaf_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [path for path, _ in named_leaves(params)]
     if paths and not set(paths) & set(null_space.inputs):
         raise ValueError(
             f"the null space constrains none of the {len(paths)} parameters: it knows "
@@ -412,8 +413,7 @@ def null_space_leak(
       {'kernel': 0.577}
     """
     leaks = {}
-    for path, update in jax.tree_util.tree_leaves_with_path(updates):
-        name = leaf_path(path)
+    for name, update in named_leaves(updates):
         if name not in null_space.inputs:
             continue
         update = jnp.asarray(update)

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-
 from gems_jax.capture import kernel_inputs
-from gems_jax.leaf_path import leaf_path
+from gems_jax.leaf_path import named_leaves
 from gems_jax.matrix_dims import (
     MatrixDims,
     MatrixRule,
@@ -61,7 +59,7 @@ def observe_roles(model: Model, batch: Mapping[str, Any], rule: MatrixRule | Non
       >>> observe_roles(model, {"x": jnp.ones((5, 2))}).roles
       {'w': MatrixDims(in_axes=(1,), out_axes=(0,))}
     """
-    leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)}
+    leaves = dict(named_leaves(model.params))
     candidates = {path: leaf for path, leaf in leaves.items() if len(leaf.shape) > 1}
     seen = kernel_inputs(model.apply, model.params, model.called(batch), dict.fromkeys(candidates))
     if not is_guess(rule):

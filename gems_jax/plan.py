@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from gems_jax.leaf_path import leaf_path
+from gems_jax.boxes import unboxed
+from gems_jax.leaf_path import named_leaves
 from gems_jax.left_out import reasons, unprotected
 from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
 from gems_jax.null_space import NullSpace, check_factor, check_paths, constrained_spec
@@ -197,9 +198,9 @@ def make_plan(params: PyTree, options: Options) -> Plan:
     Raises:
       ValueError: a rule that makes no leaf a kernel, dimension numbers or factors that do not fit.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    paths = tuple(leaf_path(path) for path, _ in leaves)
-    for path, (_, leaf) in zip(paths, leaves, strict=True):
+    leaves = named_leaves(params)
+    paths = tuple(path for path, _ in leaves)
+    for path, leaf in leaves:
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             raise TypeError(
                 f"parameter {path!r} is no array but {leaf!r:.60}: make numbers arrays (jnp.asarray), and leave what "
@@ -244,7 +245,7 @@ def make_plan(params: PyTree, options: Options) -> Plan:
 
 
 class Recorded(NamedTuple):
-    """A plan made by a transform's ``init``: for what structure and shapes, and the shapes of the state."""
+    """A plan made by a transform's ``init``: for what unboxed structure and shapes, and the shapes of the state."""
 
     options: Options
     plan: Plan
@@ -287,4 +288,4 @@ def record(options: Options, plan: Plan, params: PyTree, state: PyTree) -> None:
     if plans is not None:
         shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(params))
         sizes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-        plans.append(Recorded(options, plan, jax.tree.structure(params), shapes, sizes))
+        plans.append(Recorded(options, plan, jax.tree.structure(unboxed(params)), shapes, sizes))

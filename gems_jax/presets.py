@@ -10,7 +10,7 @@ import optax
 
 from gems_jax.extra_arguments import check_extras
 from gems_jax.gates import Gate, Signals, heuristic
-from gems_jax.leaf_path import leaf_path
+from gems_jax.leaf_path import named_leaves
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
 from gems_jax.null_space import NullSpace
@@ -131,7 +131,7 @@ def released(
     gate_fn = heuristic() if gate is None else gate
 
     def specs_of(params: PyTree) -> dict[str, MatrixSpec]:
-        paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        paths = [path for path, _ in named_leaves(params)]
         specs = matrix_specs(params, matrix_dims, null_space.roles if isinstance(null_space, NullSpace) else None)
         return {path: spec for path, spec in zip(paths, specs, strict=True) if spec is not None}
 
@@ -139,8 +139,8 @@ def released(
         tell_leaves(params)
         specs = specs_of(params)
         leaves: dict[str, Any] = {}
-        for key, leaf in jax.tree_util.tree_leaves_with_path(params):
-            path, dtype = leaf_path(key), work_dtype(leaf.dtype)
+        for path, leaf in named_leaves(params):
+            dtype = work_dtype(leaf.dtype)
             if path not in specs:
                 leaves[path] = _zero_moments(leaf.shape, dtype)
                 continue
@@ -220,8 +220,7 @@ def released(
 
         leaves: dict[str, Any] = {}
         steps: list[jax.Array] = []
-        for (key, leaf), grad, shared in zip(jax.tree_util.tree_leaves_with_path(params), wide, merged, strict=True):
-            path = leaf_path(key)
+        for (path, leaf), grad, shared in zip(named_leaves(params), wide, merged, strict=True):
             held = state.leaves[path]
             dtype = work_dtype(leaf.dtype)
             # 1 - b^t without the cancellation that costs float32 four digits in the first steps.

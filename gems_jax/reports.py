@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from gems_jax.boxes import is_like, unboxed
 from gems_jax.plan import Kernel, Recorded, recorded_plans
 from gems_jax.state import GemsState, entries
 
@@ -160,14 +161,8 @@ def _ranks(kernel: Kernel, num_tasks: int) -> str:
 def _like_params(tree: PyTree, treedef: Any) -> list[PyTree]:
     """The subtrees that mirror the parameters: inner and fallback states hold them among other things."""
 
-    def matches(x: Any) -> bool:
-        try:
-            treedef.flatten_up_to(x)
-        except (ValueError, TypeError):
-            return False
-        return True
-
-    return [x for x in jax.tree.leaves(tree, is_leaf=matches) if matches(x)]
+    matches = lambda x: is_like(x, treedef)  # noqa: E731
+    return [x for x in jax.tree.leaves(unboxed(tree), is_leaf=matches) if matches(x)]
 
 
 def _rows(entry: Recorded) -> list[StateRow]:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gems_jax.leaf_path import leaf_path
+from gems_jax.boxes import map_with_path
+from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.matrix_dims import MatrixDims, MatrixSpec, resolve
 from gems_jax.null_space import ConstrainToNullSpaceState
 from gems_jax.plan import Recorded, recorded_plans
@@ -82,7 +83,7 @@ def state_sharding(tx: Any, params: PyTree, task_axis: str | None = None) -> PyT
             return ConstrainToNullSpaceState(factors)
         return find.like_parameter(path, x)
 
-    return jax.tree_util.tree_map_with_path(of, state, is_leaf=lambda x: isinstance(x, _KNOWN))
+    return map_with_path(of, state, is_leaf=lambda x: isinstance(x, _KNOWN))
 
 
 _KNOWN = (GemsState, ConstrainToNullSpaceState)
@@ -93,8 +94,8 @@ def _placed(params: PyTree) -> tuple[Mesh | AbstractMesh, dict[str, Placed]]:
     """The mesh of the parameters, and where each lies, by path."""
     placed: dict[str, Placed] = {}
     mesh: Mesh | AbstractMesh | None = None
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name, sharding = leaf_path(path), getattr(leaf, "sharding", None)
+    for name, leaf in named_leaves(params):
+        sharding = getattr(leaf, "sharding", None)
         if not isinstance(sharding, NamedSharding):
             raise ValueError(
                 f"parameter {name!r} has no NamedSharding but {sharding}; place it with jax.device_put(params, "
@@ -235,7 +236,7 @@ def _of_gems(state: GemsState, entry: Recorded, find: _Find) -> GemsState:
         return find.sharding((*leading, *ends.get(tail, ((),) * len(tail))))
 
     def each(function: Any, tree: PyTree, **options: Any) -> PyTree:
-        return jax.tree_util.tree_map_with_path(lambda path, x: function(path, x, **options), tree)
+        return map_with_path(lambda path, x: function(path, x, **options), tree)
 
     lead = (find.task,)
     side = "in" if entry.options.null_space is None else entry.options.null_space.side

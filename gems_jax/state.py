@@ -50,6 +50,8 @@ class Diagnostics(NamedTuple):
 class GemsState(NamedTuple):
     """State of `scale_by_gems`: arrays only; trees mirror the parameters' (``optax.MaskedNode`` elsewhere).
 
+    Without their boxes (see `gems_jax.boxes`), but for statistics of ``fallback`` that are of their parameter's shape.
+
     Attributes:
       count: ``[]`` int32 steps taken.
       shared_basis: ``[*batch, p, r]`` per kernel; ``batch`` is ``[1]`` for a kernel that is not stacked.

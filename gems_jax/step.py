@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.boxes import drop_unfit_boxes, open_if_alone, restore_boxes, unboxed
 from gems_jax.branches import BranchState, Presence, Steps, fuse, request_refresh, step_group
 from gems_jax.gates import Signals
 from gems_jax.measure import Measured, diagnose, measure
@@ -112,7 +113,8 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
     Returns:
       ``(updates, state)``: updates ``[*shape]`` in float32 or wider.
     """
-    treedef: Any = jax.tree.structure(params)
+    bare = unboxed(params)
+    treedef: Any = jax.tree.structure(bare)
     factors = Factors(settings.options.null_space, settings.options.constraint, state.null_space)
     groups = _groups(plan, call, settings.num_tasks)
     grouped = {k.index for group in groups for k in group}
@@ -175,13 +177,13 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
     energies = (captured, sum(full, jnp.zeros_like(captured)))
     new_state = GemsState(
         count=optax.safe_increment(state.count),
-        **rows.trees(params, treedef, settings),
+        **rows.trees(bare, treedef, settings),
         fallback=fallback_state,
         gate=gate_state,
         null_space=state.null_space,
         diagnostics=diagnose(measured, gates, energies, emitted, branches, state.diagnostics),
     )
-    return treedef.unflatten(updates), new_state
+    return jax.tree.unflatten(jax.tree.structure(params), updates), new_state
 
 
 def _groups(plan: Plan, call: Call, num_tasks: int) -> list[Group]:
@@ -300,13 +302,15 @@ def _fallback(
         gradient = weighted_sum(grads[i], measured.weights) if call.shared is None else call.shared[i]
         gradient = jnp.where(there, gradient.astype(weights[i].dtype), 0)
         merged[i] = limited(gradient, largest(gradient, gradient.ndim))
+    params = open_if_alone(params)
     kept = mirror(params, {i: weights[i] for i in plan.fallback})
-    stepped, new = settings.fallback.update(mirror(params, merged), state.fallback, kept, **call.extra)
-    treedef: Any = jax.tree.structure(params)
-    steps = entries(stepped, treedef)
+    before = restore_boxes(state.fallback, params)
+    stepped, after = settings.fallback.update(mirror(params, merged), before, kept, **call.extra)
+    steps = entries(unboxed(stepped), jax.tree.structure(unboxed(params)))
     for i in plan.fallback:
         updates[i] = jnp.where(there, steps[i], 0).astype(weights[i].dtype)
-    return updates, jax.tree.map(lambda a, b: jnp.where(there, a, b), new, state.fallback)
+    after = drop_unfit_boxes(after, params)
+    return updates, jax.tree.map(lambda a, b: jnp.where(there, a, b), after, state.fallback)
 
 
 def _frozen(plan: Plan) -> set[int]:
@@ -394,7 +398,7 @@ class _Rows(NamedTuple):
             spread(self.previous, branch.previous, 1)
 
     def trees(self, params: PyTree, treedef: Any, settings: Settings) -> dict[str, PyTree]:
-        """The state's fields, as trees like the parameters."""
+        """The state's fields, as trees like the unboxed parameters."""
         structure = settings.inner_structure()
         held = {i for i, basis in enumerate(self.shared_basis) if jax.tree.leaves(basis)}
         with_tasks = {i for i, basis in enumerate(self.task_basis) if jax.tree.leaves(basis)}

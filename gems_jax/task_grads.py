@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.extra_arguments import check_extras
-from gems_jax.leaf_path import leaf_path
+from gems_jax.leaf_path import named_leaves
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 
 PyTree = Any
@@ -94,12 +94,12 @@ def task_value_and_grad(
 
 def _num_tasks(task_batch: PyTree) -> int:
     sizes: dict[int, str] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(task_batch):
+    for path, leaf in named_leaves(task_batch):
         if jnp.ndim(leaf) < 1:
             raise ValueError(
-                f"batch leaf {leaf_path(path)!r} is a scalar; every leaf needs a leading task axis [T, B, ...]"
+                f"batch leaf {path!r} is a scalar; every leaf needs a leading task axis [T, B, ...]"
             )
-        sizes.setdefault(jnp.shape(leaf)[0], leaf_path(path))
+        sizes.setdefault(jnp.shape(leaf)[0], path)
     if not sizes:
         raise ValueError("the task batch has no leaves; expected arrays [T, B, ...]")
     if len(sizes) > 1:
@@ -242,7 +242,7 @@ def merge_tasks() -> optax.GradientTransformationExtraArgs:
 
 def check_task_axis(grads: PyTree, params: PyTree, num_tasks: int | None = None) -> None:
     """Raises ``ValueError`` naming the first gradient leaf that is not ``[T, *shape]`` or ``[1, *shape]``."""
-    leaves = jax.tree_util.tree_leaves_with_path(grads)
+    leaves = named_leaves(grads)
     shapes = [jnp.shape(p) for p in jax.tree.leaves(params)]
     if len(leaves) != len(shapes):
         raise ValueError(f"gradients have {len(leaves)} leaves, parameters {len(shapes)}; pass matching trees")
@@ -250,11 +250,11 @@ def check_task_axis(grads: PyTree, params: PyTree, num_tasks: int | None = None)
         expected = f"[{num_tasks or 'T'}, {', '.join(map(str, shape))}]"
         if jnp.ndim(grad) != len(shape) + 1 or jnp.shape(grad)[1:] != shape:
             raise ValueError(
-                f"gradient leaf {leaf_path(path)!r} has shape {list(jnp.shape(grad))}, expected {expected}: "
+                f"gradient leaf {path!r} has shape {list(jnp.shape(grad))}, expected {expected}: "
                 "a leading task axis, as gems_jax.task_value_and_grad returns it (or [1, ...] if merged)"
             )
         if num_tasks is not None and jnp.shape(grad)[0] not in (1, num_tasks):
             raise ValueError(
-                f"gradient leaf {leaf_path(path)!r} has {jnp.shape(grad)[0]} tasks, expected {num_tasks} "
+                f"gradient leaf {path!r} has {jnp.shape(grad)[0]} tasks, expected {num_tasks} "
                 "(num_tasks) or 1 where already merged"
             )

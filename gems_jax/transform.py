@@ -10,7 +10,7 @@ import optax
 from gems_jax.extra_arguments import check_extras
 from gems_jax.gates import Gate
 from gems_jax.initial import initial_state
-from gems_jax.leaf_path import leaf_path
+from gems_jax.leaf_path import named_leaves
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.matrix_dims import MatrixRule
 from gems_jax.null_space import NullSpace
@@ -236,14 +236,14 @@ def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
 
 
 def _shared_leaves(shared_grads: PyTree, params: PyTree) -> list[jax.Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(shared_grads)
+    leaves = named_leaves(shared_grads)
     shapes = [jnp.shape(p) for p in jax.tree.leaves(params)]
     if len(leaves) != len(shapes):
         raise ValueError(f"shared_grads has {len(leaves)} leaves, the parameters {len(shapes)}; pass matching trees")
     for (path, leaf), shape in zip(leaves, shapes, strict=True):
         if jnp.shape(leaf) != shape:
             raise ValueError(
-                f"shared_grads leaf {leaf_path(path)!r} has shape {list(jnp.shape(leaf))}, expected {list(shape)}: "
+                f"shared_grads leaf {path!r} has shape {list(jnp.shape(leaf))}, expected {list(shape)}: "
                 "the parameter's own shape, without a task axis"
             )
     return [leaf for _, leaf in leaves]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.boxes import unboxed
 from gems_jax.extra_arguments import check_extras
 from gems_jax.plan import recorded_plans
 from gems_jax.state import work_dtype
@@ -23,7 +24,7 @@ class AccumulateState(NamedTuple):
 
     Attributes:
       micro_step: ``[]`` int32, micro-batches gathered since the last update.
-      gradients: ``[T, *shape]`` float32 sums of count times gradient.
+      gradients: ``[T, *shape]`` float32 sums of count times gradient, in a tree like the unboxed parameters.
       losses: ``[T]`` sums of count times loss.
       counts: ``[T]`` sums of counts.
       inner: state of the wrapped transform.
@@ -92,7 +93,7 @@ def accumulate(
             raise ValueError("the wrapped transform contains no gems: give accumulate(tx, k, num_tasks=...)")
         return AccumulateState(
             micro_step=jnp.zeros((), jnp.int32),
-            gradients=jax.tree.map(lambda p: jnp.zeros((tasks, *p.shape), work_dtype(p.dtype)), params),
+            gradients=jax.tree.map(lambda p: jnp.zeros((tasks, *p.shape), work_dtype(p.dtype)), unboxed(params)),
             losses=jnp.zeros((tasks,), jnp.float32),
             counts=jnp.zeros((tasks,), jnp.float32),
             inner=inner,
@@ -124,7 +125,9 @@ def accumulate(
             weights = counts.astype(total.dtype).reshape(-1, *(1,) * (gradient.ndim - 1))
             return total + jnp.where(weights > 0, weights * gradient, 0)
 
-        gradients = jax.tree.map(add, state.gradients, updates)
+        given = jax.tree.leaves(updates)
+        totals = [add(*pair) for pair in zip(jax.tree.leaves(state.gradients), given, strict=True)]
+        gradients = jax.tree.unflatten(jax.tree.structure(state.gradients), totals)
         counted = state.counts + counts
         losses = state.losses
         if task_losses is not None:
@@ -142,7 +145,7 @@ def accumulate(
             extra["task_counts"] = counted
         if task_losses is not None:
             extra["task_losses"] = losses / jnp.where(counted > 0, counted, 1)
-        means = jax.tree.map(mean, gradients, updates)
+        means = jax.tree.unflatten(jax.tree.structure(updates), list(map(mean, totals, given)))
         shapes = _update_shapes(tx, means, state.inner, params, extra)
 
         def emit(_: None) -> tuple[PyTree, AccumulateState]:

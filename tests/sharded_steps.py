@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +49,11 @@ def place(mesh):
     return {name: NamedSharding(mesh, PartitionSpec(*spec)) for name, spec in SPECS.items()}
 
 
+def named(tree):
+    """In the boxes that Linen puts around parameters to name their mesh axes."""
+    return {name: nn.Partitioned(x, SPECS[name]) for name, x in tree.items()}
+
+
 def difference(found, expected):
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     return max(float(np.max(np.abs(np.asarray(a) - np.asarray(b)), initial=0)) for a, b in pairs)
@@ -80,14 +86,18 @@ def main():
     found = {}
     for name, sizes in MESHES.items():
         mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-        where = place(mesh)
         task = "task" if "task" in sizes else None
-        placed = jax.device_put(params, where)
+        boxed = named if task else dict  # the same programs, see test_boxes
+        where = boxed(place(mesh))
+        placed = jax.device_put(boxed(params), where)
         of_state = gj.state_sharding(tx, placed, task_axis=task)
         stacked = {n: NamedSharding(mesh, PartitionSpec(task, *spec)) for n, spec in SPECS.items()}
         sharded = jax.jit(step, out_shardings=(where, of_state), compiler_options=QUICK)
         init = jax.jit(tx.init, out_shardings=of_state)
-        seen, compiled = train(init, sharded, placed, lambda i: jax.device_put(grads_of(i), stacked))  # noqa: B023
+        grads = lambda i: boxed(jax.device_put(grads_of(i), stacked))  # noqa: B023, E731
+        seen, compiled = train(init, sharded, placed, grads)
+        by_name = nn.get_sharding(jax.eval_shape(tx.init, placed), mesh)
+        lying = jax.jit(tx.init, out_shardings=by_name, compiler_options=QUICK)(placed)
         lies = lambda state: all(  # noqa: E731
             x.sharding.is_equivalent_to(s, x.ndim)
             for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(of_state), strict=True)  # noqa: B023
@@ -100,6 +110,7 @@ def main():
             "as asked": [lies(state) for _, state in seen],
             "compiled": compiled,
             "moved": difference(seen[-1][0], params),
+            "bias's moments by name": str(jax.tree.leaves(lying[0][0].fallback.mu)[0].addressable_shards[0].data.shape),
             "abstract is the same": gj.state_sharding(tx, abstract, task_axis=task) == of_state,
             "held of a task basis": basis.addressable_shards[0].data.size / basis.size,
         }

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import jax
 import optax
 import optax.contrib
 
 from gems_jax.baselines.joint import joint
 from gems_jax.baselines.weighting import PyTree
+from gems_jax.boxes import unboxed
 
 
 def galore(
@@ -57,9 +59,22 @@ def galore(
         update_proj_gap=refresh_every,
         scale=scale,
         base_optimizer=_without_params(inner_tx),
-        weight_dimension_numbers=weight_dimension_numbers,
+        weight_dimension_numbers=unboxed(weight_dimension_numbers),
     )
-    return joint(low_rank, num_tasks=num_tasks)
+    return joint(_without_boxes(low_rank), num_tasks=num_tasks)
+
+
+def _without_boxes(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """For a transform whose state mirrors the parameters with arrays of other shapes, which lie in no box of theirs."""
+
+    def init_fn(params: PyTree) -> PyTree:
+        return tx.init(unboxed(params))
+
+    def update_fn(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
+        steps, state = tx.update(unboxed(updates), state, unboxed(params))
+        return jax.tree.unflatten(jax.tree.structure(updates), jax.tree.leaves(steps)), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 def _without_params(inner_tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.extra_arguments import check_extras
-from gems_jax.leaf_path import leaf_path
+from gems_jax.leaf_path import named_leaves
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.task_grads import check_task_axis, gramian, weighted_sum
 
@@ -154,18 +154,18 @@ def _wide(x: jax.Array) -> jax.Array:
 def _checked_num_tasks(grads: PyTree, params: PyTree | None, num_tasks: int | None) -> int:
     if params is not None:
         check_task_axis(grads, params, num_tasks)
-    leaves = jax.tree_util.tree_leaves_with_path(grads)
+    leaves = named_leaves(grads)
     for path, leaf in leaves:
         if jnp.ndim(leaf) < 1:
             raise ValueError(
-                f"gradient leaf {leaf_path(path)!r} is a scalar, expected a leading task axis [T, ...], as "
+                f"gradient leaf {path!r} is a scalar, expected a leading task axis [T, ...], as "
                 "gems_jax.task_value_and_grad returns it"
             )
     largest = num_tasks or max((leaf.shape[0] for _, leaf in leaves), default=1)
     for path, leaf in leaves:
         if leaf.shape[0] not in (1, largest):
             raise ValueError(
-                f"gradient leaf {leaf_path(path)!r} has shape {list(leaf.shape)}, expected {largest} tasks (or 1 "
+                f"gradient leaf {path!r} has shape {list(leaf.shape)}, expected {largest} tasks (or 1 "
                 "where already merged) in its leading axis"
             )
     return largest

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gems_jax.checksums import damage, write_checksums
-from gems_jax.leaf_path import leaf_path
+from gems_jax.leaf_path import named_leaves
 from gems_jax.staging import is_remote, remove_folder
 from gems_jax.training.cluster import is_lost
 
@@ -22,13 +22,12 @@ PyTree = Any
 
 def as_dict(tree: PyTree) -> dict[str, Any]:
     """A tree's leaves by path: plain containers, whatever the tree is made of."""
-    return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return dict(named_leaves(tree))
 
 
 def from_dict(values: dict[str, Any], like: PyTree) -> PyTree:
     """The inverse of `as_dict`, in the structure of ``like``."""
-    paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
-    return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path in paths])
+    return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path, _ in named_leaves(like)])
 
 
 @jax.jit
