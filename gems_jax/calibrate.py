@@ -1,5 +1,6 @@
 """The null space of a model, from general text."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from gems_jax.capture import Inputs, PyTree, kernel_inputs
 from gems_jax.directions import Directions, Rule, principal_directions, stack_directions, warn_if_little_is_kept
 from gems_jax.matrix_dims import MatrixRule
 from gems_jax.moment_groups import moment_groups
-from gems_jax.moment_pass import Batch, as_function, masks_of, moment_pass
+from gems_jax.moment_pass import Batch, as_function, check_masks, masks_of, moment_pass
 from gems_jax.null_space import NullSpace, Side, weights_fingerprint
 from gems_jax.observed_roles import observe_roles
 from gems_jax.replay import mask_fits
@@ -69,8 +70,8 @@ def estimate_null_space(
       tables and heads.
 
     Raises:
-      ValueError: no batches, no kernels seen, a ``memory_limit`` below a single moment, or one that needs several
-        passes over batches that can be read once.
+      ValueError: no batches, no kernels seen, a mask that is added to scores, a ``memory_limit`` below a single moment,
+        or one that needs several passes over batches that can be read once.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -110,6 +111,7 @@ def estimate_null_space(
         start, add = moment_pass(function, specs, side, found.inputs, group, mesh)
         moments, seen = start(), 0
         for batch in _progress(read(), progress, label):
+            check_masks(batch)
             moments = add(function.params, {key: _placed(value, mesh) for key, value in batch.items()}, moments)
             seen += 1
         if num_batches not in (None, seen):
@@ -205,6 +207,12 @@ def _warn(found: Inputs, remarks: Mapping[str, str], batch: Batch) -> None:
     if remarks:
         warnings.warn(f"not all uses of {len(remarks)} kernels are in the null space: {_listed(remarks)}", stacklevel=3)
     masks = masks_of(batch)
+    if masks == (None, None) and (named := [name for name in batch if re.search("mask|padding", name, re.IGNORECASE)]):
+        warnings.warn(
+            f"all positions count: {', '.join(map(repr, named))} of the batch is not read under that name; call what "
+            "says which are padding 'attention_mask' ([rows, positions], 0: padding) or 'decoder_attention_mask'",
+            stacklevel=3,
+        )
     for entry in found.inputs:
         if (use := found.unplaced.get(entry.name)) is None:
             continue

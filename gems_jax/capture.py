@@ -49,7 +49,7 @@ class KernelInput:
     @property
     def is_divisible(self) -> bool:
         """Whether the moments of some layers can be taken without the others'."""
-        return bool(self.stack) and all(not isinstance(use.places[0], str) for use in self.uses)
+        return bool(self.stack) and all(isinstance(use.places[0], int | tuple) for use in self.uses)
 
     @property
     def bytes_of_layer(self) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from gems_jax.kernel_tags import Kernel, Place, Scope, Tag
+from gems_jax.kernel_tags import Kernel, Place, Scope, Step, Tag
 from gems_jax.matrix_dims import MatrixDims, MatrixSpec
 
 
@@ -78,15 +78,20 @@ class Search:
             self.missed.setdefault(tag.kernel.leaf, {})[how] = None
 
 
-def find_product(eqn: Any, operands: list[Tag], scope: Scope, search: Search) -> None:
-    """Records the input (or output) of a product of an activation with a kernel."""
+def find_product(eqn: Any, operands: list[Tag], scope: Scope, search: Search) -> frozenset[tuple[int, str]]:
+    """Records the input (or output) of a product of an activation with a kernel.
+
+    Returns:
+      The kernel that the result is an entry of, see `Tag.made_of`: picked from a stack by ones and zeros.
+    """
+    nothing: frozenset[tuple[int, str]] = frozenset()
     for i in (0, 1):
         if operands[i].made_of and operands[1 - i].is_data and not operands[1 - i].made_of:
             search.miss(operands[i])
     sides = [i for i in (0, 1) if operands[i].kernel is not None]
     if len(sides) != 1 or (operands[1 - sides[0]].made_of and not operands[1 - sides[0]].is_data):
         search.note(operands, "is multiplied with another kernel")
-        return
+        return nothing
     at = sides[0]
     kernel, activation = operands[at].kernel, operands[1 - at]
     assert kernel is not None
@@ -95,15 +100,36 @@ def find_product(eqn: Any, operands: list[Tag], scope: Scope, search: Search) ->
     batched = [kernel.axes[a] for a in batching[at]]
     free = [a for i, a in enumerate(kernel.axes) if i not in (*contracting[at], *batching[at]) and a is not None]
     spec = search.specs[kernel.leaf]
+    shape = eqn.invars[at].aval.shape
+    if activation.is_one_hot and any(shape[a] > 1 for a in contracting[at]):
+        # Ones and zeros take out rows, or whole matrices, as a look-up does.
+        kept = [n for a, n in enumerate(shape) if a not in (*contracting[at], *batching[at]) and n > 1]
+        if len(kept) > 1:
+            return frozenset({(kernel.leaf, "one-hot dot_general")})
+        search.tables[kernel.leaf] = None
+        return nothing
+    if eqn.outvars[0].aval.dtype.kind == "c":
+        search.miss(operands[at], "is multiplied with activations as complex numbers")
+        return nothing
+    partial = {axis for axis, _ in kernel.parts}
+    if partial & {*contracted, *batched}:
+        search.miss(operands[at], "is multiplied with activations in parts of its inputs or of its stack")
+        return nothing
+    if any(kernel.axes[a] is None and shape[a] > 1 for a in contracting[at]):
+        search.miss(operands[at], "is multiplied with activations after it was copied along an axis that is summed")
+        return nothing
     used = tuple(sorted(a for a in contracted if a is not None))
     observed = MatrixDims(used, tuple(sorted(a for a in free if spec is None or a not in _batch_axes(spec))))
     search.roles.setdefault(kernel.leaf, observed)
     if spec is None:
-        return
+        return nothing
+    if partial & set(_batch_axes(spec)):
+        search.miss(operands[at], "is multiplied with activations in parts of its stack")
+        return nothing
     in_axes, out_axes = _matrix_axes(spec)
-    if not _is_role(spec, contracted, batched, in_axes) or (search.side == "out" and not kernel.is_whole):
+    if not _is_role(spec, contracted, batched, in_axes) or (search.side == "out" and partial):
         search.note(operands, f"is used as {observed}, not in the role that matrix_dims gives it")
-        return
+        return nothing
     numbers = contracting[1 - at], batching[1 - at]
     places: dict[int, Place] = dict(kernel.places)
     places |= {a: "each" for a in batched if a is not None} | {a: "all" for a in free if a in _batch_axes(spec)}
@@ -112,6 +138,9 @@ def find_product(eqn: Any, operands: list[Tag], scope: Scope, search: Search) ->
         order = [numbers[0][contracted.index(a)] for a in in_axes if a in contracted]
         lead = [numbers[1][batched.index(a)] for a in _batch_axes(spec) if a in batched]
         site = _site(scope, eqn.invars[1 - at], activation, order, lead, search)
+        if any(isinstance(place, Step) for place in places.values()):
+            # Where it is used: outside of the loop it would count for the whole stack.
+            site = (scope, eqn.invars[1 - at], tuple(order), tuple(lead))
     else:
         result = _result_axes(eqn, at, kernel)
         lead = [result[a] for a in _batch_axes(spec) if a in batched or places.get(a) == "all"]
@@ -122,6 +151,7 @@ def find_product(eqn: Any, operands: list[Tag], scope: Scope, search: Search) ->
     at_places = tuple(_constant_outside(places.get(a, "all"), where) for a in _batch_axes(spec))
     use = Use(where, var, axes, leading, at_places, activation.is_decoder)
     search.uses.setdefault(kernel.leaf, {})[use] = None
+    return nothing
 
 
 def _constant_outside(place: Place, scope: Scope) -> Place:

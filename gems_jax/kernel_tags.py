@@ -8,18 +8,32 @@ from gems_jax.primitives import MOVEMENTS
 
 # Where an inner jaxpr stands: the numbers of the equations that lead to it, each with the number of its branch.
 Scope = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The position in a stack that the step of a loop over a part of it has."""
+
+    loop: Scope
+    start: int
+
+
 # Position in a stack of layers: the step of a loop, a number, each entry of an axis of the activation, or all.
-Place = Scope | int | Literal["each", "all"]
+Place = Scope | Step | int | Literal["each", "all"]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A value that is a parameter or a slice of it: the leaf, the leaf's axis of each axis, fixed batch axes."""
+    """A value that is a parameter or a part of it.
+
+    ``axes``: the leaf's axis of each axis, ``None`` for one that the leaf does not have. ``places``: of axes that are
+    gone, the entry that was taken. ``parts``: of axes of which several entries were taken, the first.
+    """
 
     leaf: int
     axes: tuple[int | None, ...]
     places: tuple[tuple[int, Place], ...] = ()
-    is_whole: bool = True
+    parts: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,8 @@ class Tag:
 
     ``view``: for each axis of the value the axes of that variable that it runs over. ``is_data``: whether it depends
     on the batch. ``made_of``: kernels that it is computed from (and the primitive through which each is no longer
-    followed), as long as it is made of weights alone, or is picked from them by the batch.
+    followed), as long as it is made of weights alone, or is picked from them by the batch. ``is_one_hot``: whether it
+    compares numbers with a list, as the positions of ones are found.
     """
 
     scope: Scope
@@ -38,6 +53,7 @@ class Tag:
     is_decoder: bool = False
     is_data: bool = False
     made_of: frozenset[tuple[int, str]] = frozenset()
+    is_one_hot: bool = False
 
 
 def fresh(
@@ -54,7 +70,8 @@ def fresh(
 
 def enter(operand: Tag, scope: Scope, var: Any, is_decoder: bool) -> Tag:
     """A value inside of a branch or loop, where it is a value of its own."""
-    return replace(fresh(scope, var, is_decoder, operand.is_data, operand.made_of), kernel=operand.kernel)
+    found = fresh(scope, var, is_decoder, operand.is_data, operand.made_of)
+    return replace(found, kernel=operand.kernel, is_one_hot=operand.is_one_hot)
 
 
 def made_of(tags: Sequence[Tag], primitive: str) -> frozenset[tuple[int, str]]:
@@ -76,8 +93,48 @@ def made_of(tags: Sequence[Tag], primitive: str) -> frozenset[tuple[int, str]]:
 
 def layer_of(kernel: Kernel, loop: Scope) -> Kernel:
     axis, *axes = kernel.axes
-    places = kernel.places if axis is None else (*kernel.places, (axis, loop))
-    return replace(kernel, axes=tuple(axes), places=places)
+    if axis is None:
+        return replace(kernel, axes=tuple(axes))
+    starts = dict(kernel.parts)
+    place: Place = Step(loop, starts.pop(axis)) if axis in starts else loop
+    return Kernel(kernel.leaf, tuple(axes), (*kernel.places, (axis, place)), tuple(starts.items()))
+
+
+def _part(kernel: Kernel, a: int, start: int, size: int) -> Kernel:
+    """Some entries of an axis."""
+    axis = kernel.axes[a]
+    if axis is None:
+        return kernel
+    starts = dict(kernel.parts)
+    start += starts.pop(axis, 0)
+    if size > 1:
+        return replace(kernel, parts=(*starts.items(), (axis, start)))
+    axes = (*kernel.axes[:a], None, *kernel.axes[a + 1 :])
+    return Kernel(kernel.leaf, axes, (*kernel.places, (axis, start)), tuple(starts.items()))
+
+
+def split_kernel(eqn: Any, kernel: Kernel) -> list[Kernel]:
+    """The parts of a kernel that is split along an axis."""
+    start, found = 0, []
+    for size in eqn.params["sizes"]:
+        found.append(_part(kernel, eqn.params["axis"], start, size))
+        start += size
+    return found
+
+
+def scaled_kernel(eqn: Any, operands: Sequence[Tag]) -> Kernel | None:
+    """A kernel times a number, or divided by one, that does not depend on the batch: its inputs are the same."""
+    if eqn.primitive.name not in ("mul", "div", "neg"):
+        return None
+    shapes = [getattr(atom.aval, "shape", ()) for atom in eqn.invars]
+    for i, other in ((0, 1), (1, 0)):
+        if eqn.primitive.name == "mul" and operands[i].kernel is None:
+            continue
+        if len(operands) == 1 or (shapes[other] == () and not operands[other].is_data):
+            return operands[i].kernel
+        if eqn.primitive.name != "mul":
+            return None
+    return None
 
 
 def _transposed_kernel(eqn: Any, kernel: Kernel) -> Kernel | None:
@@ -89,17 +146,23 @@ def _sliced_kernel(eqn: Any, kernel: Kernel) -> Kernel | None:
     starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
     if eqn.params["strides"] is not None and any(s != 1 for s in eqn.params["strides"]):
         return None
-    axes, places, is_whole = list(kernel.axes), list(kernel.places), kernel.is_whole
     for a, (start, limit) in enumerate(zip(starts, limits, strict=True)):
-        axis = kernel.axes[a]
-        if limit - start == shape[a] or axis is None:
-            continue
-        if limit - start == 1:
-            axes[a] = None
-            places.append((axis, start))
-        else:
-            is_whole = False
-    return Kernel(kernel.leaf, tuple(axes), tuple(places), is_whole)
+        if limit - start != shape[a]:
+            kernel = _part(kernel, a, start, limit - start)
+    return kernel
+
+
+def _broadcast_kernel(eqn: Any, kernel: Kernel) -> Kernel | None:
+    """Copies along axes of their own."""
+    old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    axes: list[int | None] = [None for _ in new]
+    places = list(kernel.places)
+    for axis, n, a in zip(kernel.axes, old, eqn.params["broadcast_dimensions"], strict=True):
+        if n == new[a]:
+            axes[a] = axis
+        elif axis is not None:
+            places.append((axis, 0))
+    return replace(kernel, axes=tuple(axes), places=tuple(places))
 
 
 def _reshaped_kernel(eqn: Any, kernel: Kernel) -> Kernel | None:
@@ -125,6 +188,7 @@ def _reshaped_kernel(eqn: Any, kernel: Kernel) -> Kernel | None:
 KERNEL_VIEWS: dict[str, Callable[[Any, Kernel], Kernel | None]] = {
     "transpose": _transposed_kernel,
     "slice": _sliced_kernel,
+    "broadcast_in_dim": _broadcast_kernel,
     "squeeze": _reshaped_kernel,
     "reshape": _reshaped_kernel,
 }

@@ -12,7 +12,19 @@ from typing import Any, NamedTuple
 from jax.extend import core
 
 from gems_jax.kernel_products import Search, Use, find_product
-from gems_jax.kernel_tags import KERNEL_VIEWS, Kernel, Scope, Tag, activation_view, enter, fresh, layer_of, made_of
+from gems_jax.kernel_tags import (
+    KERNEL_VIEWS,
+    Kernel,
+    Scope,
+    Tag,
+    activation_view,
+    enter,
+    fresh,
+    layer_of,
+    made_of,
+    scaled_kernel,
+    split_kernel,
+)
 from gems_jax.matrix_dims import MatrixDims, MatrixSpec
 from gems_jax.primitives import ALIASES, CALLS, CUMULATIVE, ELEMENTWISE, MOVEMENTS, REDUCTIONS
 
@@ -118,16 +130,31 @@ def _equation(eqn: Any, operands: list[Tag], scope: Scope, number: int, search: 
                 return results
             return [replace(results[0], kernel=kernel, made_of=frozenset())]
         view = activation_view(eqn, operands[0])
-        return results if view is None else [replace(operands[0], view=view)]
+        if view is None:
+            return [replace(results[0], is_one_hot=operands[0].is_one_hot)]
+        return [replace(operands[0], view=view)]
+    if name == "split" and operands[0].kernel is not None:
+        parts_of = split_kernel(eqn, operands[0].kernel)
+        return [replace(r, kernel=k, made_of=frozenset()) for r, k in zip(results, parts_of, strict=True)]
+    if (kernel := scaled_kernel(eqn, operands)) is not None:
+        return [replace(results[0], kernel=kernel, made_of=frozenset())]
     if name == "dot_general":
-        find_product(eqn, operands, scope, search)
-        return results
+        picked = find_product(eqn, operands, scope, search)
+        return [replace(results[0], made_of=picked)] if picked else results
+    if name == "eq" and _is_one_hot(eqn, operands):
+        return [replace(results[0], is_one_hot=True)]
     search.note(operands, f"goes into {name!r}, which calibration does not look into")
     if data and name not in _NO_PRODUCT:
         for operand in operands:
             if not operand.is_data or operand.made_of:
                 search.miss(operand, f"goes into {name!r} with activations, which calibration does not look into")
     return results
+
+
+def _is_one_hot(eqn: Any, operands: list[Tag]) -> bool:
+    """Whether numbers are compared with a list of them that does not depend on the batch."""
+    lists = all(getattr(atom.aval, "shape", ()) for atom in eqn.invars)
+    return lists and not all(operand.is_data for operand in operands)
 
 
 def _looks_up(eqn: Any, operands: list[Tag], search: Search) -> bool:
@@ -159,6 +186,7 @@ def _scan(eqn: Any, operands: list[Tag], results: list[Tag], scope: Scope, numbe
     first = num_consts + num_carry
     for operand, var in zip(operands[first:], body.invars[first:], strict=True):
         tag = fresh(inner, var, operand.is_decoder, operand.is_data, operand.made_of)
+        tag = replace(tag, is_one_hot=operand.is_one_hot)
         if operand.kernel is not None:
             tag = replace(tag, kernel=layer_of(operand.kernel, inner))
         tags.append(tag)

@@ -124,15 +124,14 @@ def is_named_like_no_kernel(path: str) -> bool:
     return bool(_GAIN.fullmatch(leaf)) or (leaf != "kernel" and bool(_GAIN.fullmatch(owner)))
 
 
-def is_named_like_vocabulary(path: str) -> bool:
-    """Whether a leaf is by its name a table of embeddings or a head over the vocabulary, which a product cannot show.
+def is_named_like_vocabulary_head(path: str) -> bool:
+    """Whether a leaf is by its name a head over the vocabulary, which a product cannot show.
 
     Example:
-      >>> [is_named_like_vocabulary(path) for path in ("lm_head/kernel", "shared/embedding", "embedding/kernel")]
-      [True, True, False]
+      >>> [is_named_like_vocabulary_head(path) for path in ("lm_head/kernel", "shared/embedding", "embedding/kernel")]
+      [True, False, False]
     """
-    owner, leaf = _last_names(path)
-    return bool(_TABLE.fullmatch(leaf) or _VOCABULARY_HEAD.fullmatch(leaf) or _VOCABULARY_HEAD.fullmatch(owner))
+    return any(_VOCABULARY_HEAD.fullmatch(name) for name in _last_names(path))
 
 
 def _last_names(path: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gems_jax.capture import Apply, KernelInput, PyTree, add_moments
 from gems_jax.leaf_path import named_leaves
@@ -111,7 +112,7 @@ def as_function(model: Any, params: PyTree | None = None) -> Model:
     graphdef, weights, *others = nnx.split(model, nnx.Param, ...)
     (rest,) = others
     names = _keywords(type(model).__call__)
-    return Model(lambda params, batch: nnx.merge(graphdef, params, rest)(**batch), weights, names)
+    return Model(lambda params, batch: nnx.merge(graphdef, params, rest, copy=True)(**batch), weights, names)
 
 
 def _keywords(function: Callable[..., Any]) -> set[str] | None:
@@ -124,6 +125,20 @@ def masks_of(batch: Batch) -> Masks:
     decoder = batch.get("decoder_attention_mask", batch.get("label_mask"))
     as_array = lambda mask: None if mask is None else jnp.asarray(mask)  # noqa: E731
     return Masks(as_array(batch.get("attention_mask")), as_array(decoder))
+
+
+def check_masks(batch: Batch) -> None:
+    """Raises ``ValueError`` where a mask is one that is added to scores: 0 means the opposite there.
+
+    Example:
+      >>> check_masks({"attention_mask": jnp.array([[1, 0]]), "x": jnp.array([[-1.0, 2.0]])})
+    """
+    for name in ("attention_mask", "decoder_attention_mask", "label_mask"):
+        if name in batch and not np.all(np.asarray(batch[name]) >= 0):
+            raise ValueError(
+                f"{name} has entries below 0 or nan, as masks have that are added to scores: it must be 0 where there "
+                "is padding, and 1 elsewhere"
+            )
 
 
 def _moment_sharding(entry: KernelInput, mesh: jax.sharding.Mesh) -> SecondMoment:

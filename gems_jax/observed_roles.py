@@ -10,13 +10,13 @@ from gems_jax.matrix_dims import (
     MatrixRule,
     MatrixSpec,
     is_guess,
-    is_named_like_vocabulary,
+    is_named_like_vocabulary_head,
     resolve,
     stacked_matrix_dims,
 )
 from gems_jax.moment_pass import Model, kernel_specs
 
-_BY_NAME = "a table or head over the vocabulary by name"
+_BY_NAME = "a head over the vocabulary by name"
 
 
 class Observed(NamedTuple):
@@ -38,8 +38,8 @@ class Observed(NamedTuple):
 def observe_roles(model: Model, batch: Mapping[str, Any], rule: MatrixRule | None = None) -> Observed:
     """The roles of a model's leaves as its forward pass uses them; nothing is computed.
 
-    A leaf that is multiplied with activations is a kernel, whatever its name, unless its rows are looked up, too, or it
-    is named as a table or a head over the vocabulary. A rule that is no guess decides alone.
+    A leaf that is multiplied with activations is a kernel, whatever its name, unless its rows are looked up, too (by
+    index, or by ones and zeros), or it is named as a head over the vocabulary. A rule that is no guess decides alone.
 
     Args:
       model: see `gems_jax.moment_pass.as_function`.
@@ -70,7 +70,7 @@ def observe_roles(model: Model, batch: Mapping[str, Any], rule: MatrixRule | Non
     found = Observed({}, {}, {}, {})
     for path, leaf in candidates.items():
         guess, role = (rule or stacked_matrix_dims)(path, leaf), seen.roles.get(path)
-        if path in seen.tables or (role is not None and is_named_like_vocabulary(path)):
+        if path in seen.tables or (role is not None and is_named_like_vocabulary_head(path)):
             found.roles[path] = None
             looked_up = path in seen.tables
             found.left_out[path] = "its rows are looked up: a table" if looked_up else _BY_NAME

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from gems_jax.kernel_products import Use
-from gems_jax.kernel_tags import Scope
+from gems_jax.kernel_tags import Scope, Step
 from gems_jax.kernel_uses import inner_jaxpr, scan_counts
 from gems_jax.position_masks import Masks, Unknown, position_mask
 from gems_jax.primitives import CALLS
@@ -111,7 +111,11 @@ def _add(name: str, use: Use, value: jax.Array, run: Run) -> None:
         if isinstance(place, str):
             index.append(None)
             continue
-        position = run.steps[place] if isinstance(place, tuple) else place
+        position: Any = place
+        if isinstance(place, Step):
+            position = place.start + run.steps[place.loop]
+        elif isinstance(place, tuple):
+            position = run.steps[place]
         first, end = run.layers.get(name, (0, stack[0])) if axis == 0 else (0, stack[axis])
         if isinstance(position, int) and not first <= position < end:
             return

@@ -75,9 +75,11 @@ def whole(axis: int, size: int) -> Axis:
 def entry(shape: Sequence[int], mask: Sequence[int] | None, positions: int) -> Value:
     """An entry of a batch, whose first axes are those of its mask where they have its sizes."""
     axes = list(plain(shape).axes)
-    if mask is not None and tuple(shape[:2]) == tuple(mask):
+    if mask is None or len(mask) != 2:
+        return Value(tuple(axes), is_data=True)
+    if tuple(shape[:2]) == tuple(mask):
         axes[:2] = whole(ROWS, mask[0]), whole(positions, mask[1])
-    elif mask is not None and shape and shape[0] == mask[0]:
+    elif shape and shape[0] == mask[0]:
         axes[0] = whole(ROWS, mask[0])
     return Value(tuple(axes), is_data=True)
 
@@ -140,7 +142,7 @@ def _size(axis: Axis) -> int:
 
 def _join_axis(a: Axis, b: Axis) -> Axis:
     if a == b or _is_none(b):
-        return a
+        return a or b  # an axis of size one is broadcast
     return b if _is_none(a) else _axis([Digit(LOST, _size(a))])
 
 

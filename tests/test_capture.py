@@ -255,19 +255,54 @@ def test_blocks_above_the_diagonal_are_left_out_of_wide_moments():
     ("apply", "reason"),
     [
         (lambda p, x: x, "the pass does not use it"),
-        (lambda p, x: x @ (p["w"] * 2), "it goes into 'mul', which calibration does not look into"),
+        (lambda p, x: x @ (p["w"] * p["w"]), "it goes into 'mul', which calibration does not look into"),
         (lambda p, x: x @ p["w"].T, r"it is used as MatrixDims\(in_axes=\(1,\), out_axes=\(0,\)\), not in the role"),
         (lambda p, x: jax.lax.scan(lambda w, x: (w * x[0], x @ w), p["w"], x), "it is changed in the carry of a scan"),
         (lambda p, x: x @ (p["w"] @ p["w"]), "it is multiplied with another kernel"),
         (lambda p, x: x @ p["w"].reshape(2, 8).reshape(4, 4), "it goes through 'reshape' in a way that is not"),
+        (lambda p, x: x[:, :2] @ p["w"][:2] + x[:, 2:] @ p["w"][2:], "it is multiplied with activations in parts"),
+        (lambda p, x: (x * 1j) @ p["w"], "it is multiplied with activations as complex numbers"),
+        (lambda p, x: jnp.einsum("nd,nde->e", x, jnp.broadcast_to(p["w"], (2, 4, 4))), "it is .* after it was copied"),
     ],
-    ids=["unused", "scaled", "transposed", "carried", "joined", "reshaped"],
+    ids=["unused", "times w", "transposed", "carried", "joined", "reshaped", "in parts", "complex", "copies summed"],
 )
 def test_uses_that_are_not_seen_are_told(apply, reason):
     specs = {"w": resolve(MatrixDims(), (4, 4))}
     found = kernel_inputs(apply, {"w": array(4, 4)}, array(2, 4), specs)
     assert not found.inputs
     assert re.match(reason, found.remarks["w"])
+
+
+def test_parts_of_a_stack_in_loops_of_their_own_count_for_their_own_layers():
+    params, x = {"w": array(5, 4, 4)}, array(3, 2, 4)
+
+    def apply(p, x):
+        layer = lambda h, w: (jnp.tanh(h @ w), None)  # noqa: E731
+        first, _ = jax.lax.scan(layer, x, p["w"][:2])
+        then, _ = jax.lax.scan(layer, first, p["w"][2:4], reverse=True)
+        return then @ p["w"][4]
+
+    _, moments = find(apply, params, x)
+    h = np.asarray(x, float)
+    for layer in (0, 1, 3, 2, 4):
+        found = symmetric(np.asarray(moments["w"].matrix()[layer]))
+        np.testing.assert_allclose(found, second_moment(h), rtol=2e-5, atol=1e-5)
+        h = np.tanh(h @ np.asarray(params["w"][layer]))
+
+
+def test_kernels_that_are_split_scaled_or_copied_keep_their_inputs():
+    params, x = {name: array(4, 4, seed=n) for n, name in enumerate("abc")}, array(2, 6, 4)
+
+    def apply(p, x):
+        left, right = jnp.split(p["a"], 2, axis=1)
+        x = jnp.concatenate([x @ left, x @ right], -1)
+        return jnp.matmul(jnp.tanh(x @ (-p["b"] * 2 / 3)), jnp.broadcast_to(p["c"], (2, 4, 4)))
+
+    _, moments = find(apply, params, x)
+    h = np.asarray(x, float)
+    for name, after in (("a", lambda h: h), ("b", lambda h: np.tanh(-h * 2 / 3)), ("c", None)):
+        assert_moment(moments[name], second_moment(h))
+        h = None if after is None else after(h @ np.asarray(params[name]))
 
 
 def test_batches_of_another_kind_are_refused():

@@ -98,7 +98,7 @@ def test_attention_of_flax_does_not_move_on_general_text(kind):
         state = after
 
 
-NAMES = ("multi_head_attention/query", "pos_ffn/w1", "classification_head/dense", "scale_1", "norm_mlp")
+NAMES = ("multi_head_attention/query", "pos_ffn/w1", "classification_head/dense", "scale_1", "norm_mlp", "wpe")
 
 
 def test_kernels_are_what_is_multiplied_with_activations_whatever_their_names():
@@ -118,11 +118,30 @@ def test_kernels_are_what_is_multiplied_with_activations_whatever_their_names():
     assert ns.roles["lm_head/kernel"] is None
     summary = ns.summary()
     assert "'item_rows': its rows are looked up: a table" in summary
-    assert "'lm_head/kernel': a table or head over the vocabulary by name" in summary
+    assert "'lm_head/kernel': a head over the vocabulary by name" in summary
     # What the program shows is no kernel has no subspaces either, though it has two axes and a name that says nothing.
     rows = {row.path: row for row in gj.state_bytes(gj.gems(1e-3, num_tasks=2, rank=2, null_space=ns), params).rows}
     assert rows["item_rows"].treatment == "fallback"
     assert rows["scale_1/kernel"].treatment == "subspaces"
+
+
+def test_a_leaf_named_as_a_table_is_one_where_rows_are_looked_up_by_index_or_by_ones():
+    names = ("embed", "pos", "relative_bias")
+    params = {name: array(4, 4, seed=n) for n, name in enumerate(names)}
+    params |= {"features": array(9, 4), "experts": array(9, 4, 4)}
+
+    def model(params, ids):
+        ones = jax.nn.one_hot(ids, 9)
+        x = ones @ params["features"]
+        for name in names:
+            x = jnp.tanh(x @ params[name])
+        return jnp.einsum("bsd,bsdf->bsf", x, jnp.einsum("bse,edf->bsdf", ones, params["experts"]))
+
+    batch = {"ids": np.arange(6).reshape(2, 3)}
+    with pytest.warns(UserWarning, match="'experts': it is multiplied with activations after 'one-hot dot_general'"):
+        ns = gj.estimate_null_space(model, [batch], rank=2, params=params, progress=False)
+    assert set(ns.inputs) == set(names)
+    assert ns.left_out["features"] == "its rows are looked up: a table"
 
 
 def equinox():

@@ -156,6 +156,12 @@ def dispatched(w, x):
     return jnp.einsum("ecn,nd->ecd", slots, x.reshape(-1, D)) @ w
 
 
+def dispatched_by_rank(w, x):
+    """Buffers of every row and expert, filled by a product of two lists of ones."""
+    expert, slot = jax.nn.one_hot(jnp.arange(S) % 2, 2), jax.nn.one_hot(jnp.argsort(x[..., 0], 1), 3)
+    return jnp.einsum("bsec,bsd->ebcd", slot[:, :, None] * expert[..., None], x) @ w
+
+
 def over_buffers(w, x):
     """The same, expert by expert."""
     order = jnp.argsort(x[..., 0].reshape(-1))[:4].reshape(2, 2)
@@ -176,7 +182,7 @@ def convolved(w, x):
     return jax.lax.conv_general_dilated(x, jnp.ones((3, D, D)), (1,), "SAME", dimension_numbers=numbers) @ w
 
 
-UNKNOWN = [dispatched, over_buffers, looped, sorted_by_length, convolved]
+UNKNOWN = [dispatched, dispatched_by_rank, over_buffers, looped, sorted_by_length, convolved]
 
 
 @pytest.mark.parametrize("model", UNKNOWN)
@@ -189,6 +195,24 @@ def test_where_padding_cannot_be_told_the_kernel_is_named(model):
         gj.estimate_null_space(
             lambda params, x: model(params["experts"]["kernel"], x), [batch], rank=1, params=params, progress=False
         )
+
+
+@pytest.mark.parametrize("mask", [MASK.reshape(-1), MASK[:, None, None], MASK[0, 0]], ids=["flat", "scores", "one"])
+def test_masks_of_another_shape_are_never_taken_in_silence(mask):
+    assert moment_of(SAME["plain"][0], X, mask)[-1]
+
+
+def test_masks_under_other_names_and_masks_that_are_added_are_refused_or_named():
+    import gems_jax as gj
+
+    def estimate(**batch):
+        model = lambda params, x: x @ params["w"]  # noqa: E731
+        return gj.estimate_null_space(model, [{"x": X, **batch}], rank=1, params={"w": W}, progress=False)
+
+    with pytest.warns(UserWarning, match="'padding_mask' of the batch is not read under that name"):
+        estimate(padding_mask=MASK)
+    with pytest.raises(ValueError, match="attention_mask has entries below 0 or nan.*must be 0 where"):
+        estimate(attention_mask=np.where(MASK, 0.0, -1e9))
 
 
 def test_a_kernel_whose_input_is_no_text_has_no_padding():
