@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from gems_jax.training.config import Config, check
 from gems_jax.training.config_file import checked_node, compose, read_config, section_of, wrong_leaf
+from gems_jax.training.paths import PATHS, beside, is_path
 from gems_jax.training.ranges import hints_of, refuse, wrong_value
 
 # They work on a finished run, and without --config with its own.
@@ -45,10 +46,13 @@ def parse_options(argv: list[str], commands: Mapping[str, str]) -> tuple[str, An
                 parsed = parser.parse_args([argv[0], "--config", str(kept), *argv[1:]])
         made = parser.instantiate(parsed)[parsed.command]
     except (argparse.ArgumentError, ValueError) as error:
-        raise ValueError(_explained(str(error), known)) from None
+        raise ValueError(_explained(str(error), known, argv[0] if argv else "", commands)) from None
     except RecursionError:
         raise ValueError("a value on the command line is nested too deeply") from None
     made.given = argv
+    for name in ("workdir", "out", "page", "results"):
+        if made.get(name):
+            made[name] = beside(made[name], "")
     return parsed.command, made
 
 
@@ -76,7 +80,21 @@ def config_of(options: Any) -> Config:
     """
     config = Config(**{entry.name: options[entry.name] for entry in dataclasses.fields(Config)})
     check(config)
-    return config
+    return _with_paths(config, "")
+
+
+def _with_paths(section: Any, prefix: str) -> Any:
+    """A section whose paths do not begin with ``~`` any more: of ``--data.dir=~/data`` the shell leaves it."""
+    found: dict[str, Any] = {}
+    for entry in dataclasses.fields(section):
+        name, value = prefix + entry.name, getattr(section, entry.name)
+        if dataclasses.is_dataclass(value):
+            found[entry.name] = _with_paths(value, name + ".")
+        elif is_path(name) and isinstance(value, str):
+            found[entry.name] = beside(value, "")
+        elif isinstance(value, dict) and name in PATHS:
+            found[entry.name] = {key: beside(each, "") for key, each in value.items()}
+    return dataclasses.replace(section, **found)
 
 
 def _parser(argv: list[str], commands: Mapping[str, str]) -> tuple[ArgumentParser, dict[str, Any]]:
@@ -183,12 +201,20 @@ def _type_of(name: str, known: Mapping[str, Any]) -> Any:
     return _type_of(rest, hints_of(section)) if section is not None else None
 
 
-def _explained(text: str, known: Mapping[str, Any]) -> str:
+def _explained(text: str, known: Mapping[str, Any], command: str = "", commands: Iterable[str] = ()) -> str:
     """An error of the parser in this command's words; an unknown option or field with the nearest valid one."""
+    nested = re.search(r'Parser key "([\w.]+)":\s.*NestedArg\(key=\'([^\']*)\'', text, re.DOTALL)
+    if nested:
+        return f"{nested.group(1)} has no field {nested.group(2)!r}"
+    if text.startswith('expected "command" to be one of'):
+        return f"a command is needed: {', '.join(commands)}; gems-jax --help says what each does"
     needed = re.search(r"arguments are required: (\w+)\.(\w+)", text)
     if needed:
         command, name = needed.groups()
         return f"{command} needs a {name}" if name == "query" else f"{command} needs --{name}"
+    words = re.fullmatch(r"unrecognized arguments: ((?!-).*)", text, re.DOTALL)
+    if words and command == "search":
+        return f"the query must be one word to the shell: put it in quotation marks ({words.group(1)!r} is left over)"
     # Of a section that may be null, the parser tells why it is neither.
     reasons = re.findall(r"^  - (?!Expected a <class 'NoneType'>)(.+)$", text, re.MULTILINE)
     if text.startswith("Does not validate against any of the Union subtypes") and len(reasons) == 1:
@@ -198,6 +224,8 @@ def _explained(text: str, known: Mapping[str, Any]) -> str:
         name = unknown.group(1) or unknown.group(2)
         near = difflib.get_close_matches(name, _dotted(known), n=1, cutoff=0.5)
         text += f"; did you mean {near[0]!r}?" if near else "; --help lists the fields"
+    if command == "search" and text.startswith("unrecognized arguments: -"):
+        text += "; a query that begins with - stands at the end, behind --"
     return text
 
 

@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
         os.execv(sys.executable, [sys.executable, "-m", "gems_jax.cli", *argv])
     try:
+        if argv == ["--version"]:
+            print(f"gems-jax {version('gems-jax')}")
+            return 0
         command, options = parse(argv)
         return command(options)
     except Exception as error:
@@ -99,30 +103,37 @@ def _prepare(options: Any) -> int:
 
 
 def _pretrain(options: Any) -> int:
+    from gems_jax.staging import check_writable
     from gems_jax.training.pretrain import pretrain
 
     config = _config(options)
-    out = Path(options.out or config.model.path)
+    place = options.out or config.model.path
+    check_writable(place, "--out" if options.out else "model.path")
+    out = Path(place)
     if (out / "config.json").is_file():
         print(f"pretrain: there is a model in {out} already; remove the folder to make another")
         return 0
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} holds files but no model (config.json): it would be replaced; give another folder")
     pretrain(config, out)
     return 0
 
 
 def _calibrate(options: Any) -> int:
+    from gems_jax.staging import check_writable
     from gems_jax.training.stages import calibrate, ensure_base
 
     config = _config(options)
+    check_writable(config.null_space.path, "null_space.path")
     ensure_base(config)
     calibrate(config)
     return 0
 
 
-def _material(config: Any, workdir: Path | None = None) -> tuple[Any, Any, Any, Any]:
+def _material(config: Any, workdir: Path | None = None, tuned: bool = False) -> tuple[Any, Any, Any, Any]:
     """Base model, material for tuning, null space; made where missing (by one process).
 
-    Items have the numbers that a run in ``workdir`` has given them.
+    Items have the numbers that a run in ``workdir`` has given them. What is ``tuned`` needs no null space any more.
     """
     import jax
 
@@ -144,14 +155,14 @@ def _material(config: Any, workdir: Path | None = None) -> tuple[Any, Any, Any, 
             )
     dataset = ensure_data(config)
     if workdir is not None:
-        dataset = in_run_order(dataset, workdir)
+        dataset = in_run_order(dataset, workdir, config.data.dir)
     mesh = None
     if config.mesh.fsdp * config.mesh.tensor > 1:
         # One axis over all devices that share the parameters: each then holds its part of every large leaf.
         devices = make_mesh(config.mesh).devices.flatten()
         mesh = jax.sharding.Mesh(devices, ("shard",), axis_types=(jax.sharding.AxisType.Auto,))
     base, tokenizer = load(ensure_base(config), config.model.dtype, mesh)
-    null_space = ensure_null_space(config, base, tokenizer) if needs_null_space(config) else None
+    null_space = ensure_null_space(config, base, tokenizer) if needs_null_space(config) and not tuned else None
     return base, assemble(config, dataset, (base, tokenizer)), null_space, dataset
 
 
@@ -160,7 +171,7 @@ def _train(options: Any) -> int:
 
     join(options.distributed)
     _quiet()
-    from gems_jax.staging import as_path, check_workdir
+    from gems_jax.staging import as_path, check_workdir, check_writable, is_remote
     from gems_jax.training.tune import Stopped, tune
     from gems_jax.training.workdir import check_config, check_processes
 
@@ -169,6 +180,8 @@ def _train(options: Any) -> int:
     check_processes(config, workdir)
     with failing_together():
         check_config(config, workdir)
+        if not is_remote(workdir):
+            check_writable(workdir, "--workdir")
     _, material, null_space, _ = _material(config, workdir)
     try:
         tune(config, material, null_space, workdir)
@@ -191,20 +204,28 @@ def _check_tuned(workdir: Path) -> None:
 
 def _tuned_run(options: Any, check: Callable[[Any, Path], None]) -> tuple[Any, Path]:
     """Configuration and work directory of a run that has been tuned; ``check`` sees whether they belong together."""
+    from gems_jax.staging import is_remote
+    from gems_jax.training.places import check_places
+
+    if is_remote(options.workdir):
+        raise ValueError(f"--workdir {options.workdir} is on an object store: copy it here and name the copy")
     config, workdir = _config(options), Path(options.workdir)
     _check_tuned(workdir)
     check(config, workdir)
+    check_places(config, workdir)
     return config, workdir
 
 
 def _evaluate(options: Any) -> int:
     _quiet()
+    from gems_jax.staging import check_writable
     from gems_jax.training.evaluate import evaluate, table_of
     from gems_jax.training.tune import load_tuned
     from gems_jax.training.workdir import check_config, keep_config
 
     config, workdir = _tuned_run(options, check_config)
-    base, material, _, _ = _material(config, workdir)
+    check_writable(workdir, "--workdir")  # before the ranking
+    base, material, _, _ = _material(config, workdir, tuned=True)
     results = evaluate(config, material, base, load_tuned(config, material, workdir), workdir)
     # An evaluation that was refused leaves no trace: the next one takes the run's own options again.
     keep_config(config, workdir)
@@ -221,8 +242,9 @@ def _export(options: Any) -> int:
     from gems_jax.training.workdir import check_config
 
     config, workdir = _tuned_run(options, check_config)
-    check_folder(options.out, workdir, config.model.path)
-    _, material, _, _ = _material(config, workdir)
+    inputs = {"the dataset (data.dir)": config.data.dir, "the null space (null_space.path)": config.null_space.path}
+    check_folder(options.out, workdir, config.model.path, inputs)
+    _, material, _, _ = _material(config, workdir, tuned=True)
     agreement = export(config, material, load_tuned(config, material, workdir), options.out, workdir)
     print(f"export: {agreement.alike} of {agreement.tried} prompts tried have the tokens of training in transformers")
     if agreement.other:
@@ -234,15 +256,17 @@ def _export(options: Any) -> int:
 def _find(options: Any) -> int:
     """Both ``recommend`` and, where there is a query, ``search``."""
     _quiet()
-    from gems_jax.ranking.interactive import as_lines, check_task, top_items
+    from gems_jax.ranking.interactive import as_lines, check_query, check_task, top_items
     from gems_jax.training.tune import load_tuned
     from gems_jax.training.workdir import check_config
 
     if options.k < 1:
         raise ValueError(f"--k must be at least 1, got {options.k}")
     config, workdir = _tuned_run(options, check_config)
-    _, material, _, dataset = _material(config, workdir)
     query = options.get("query")
+    if query is not None:
+        check_query(query)
+    _, material, _, dataset = _material(config, workdir, tuned=True)
     task = "rec" if query is None else "src"
     check_task(dataset, task)
     if task not in config.items.prompts:
@@ -267,10 +291,11 @@ def _find(options: Any) -> int:
 
 def _demo(options: Any) -> int:
     _quiet()
-    from gems_jax.staging import check_workdir
+    from gems_jax.staging import check_workdir, check_writable
     from gems_jax.training.demo import demo
 
     check_workdir(options.workdir, "--workdir")
+    check_writable(options.workdir, "--workdir")
     report = demo(_config(options), Path(options.workdir))
     print(f"report: {report.resolve()}")
     return 0

@@ -85,6 +85,34 @@ def check_workdir(path: str | os.PathLike[str], what: str) -> None:
         )
 
 
+def check_writable(path: str | os.PathLike[str], what: str) -> None:
+    """Checks, before any work, that a folder can be made or written in on this machine.
+
+    Args:
+      path: of the folder, which may not exist.
+      what: the option that it is of, for the message.
+
+    Raises:
+      ValueError: it is on an object store.
+      OSError: there is a file in its way, or nothing may be written there.
+
+    Example:
+      >>> check_writable("/dev/null/run", "--workdir")
+      Traceback (most recent call last):
+      ...
+      OSError: --workdir /dev/null/run cannot be written (/dev/null: Not a directory): choose another folder
+    """
+    if is_remote(path):
+        raise ValueError(f"{what} {path} is on an object store: give a folder on this machine, and copy it from there")
+    place = Path(os.path.realpath(path))
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        fresh_folder(place / "try").rmdir()
+    except OSError as error:
+        raise OSError(f"{what} {path} cannot be written ({place}: {error.strerror}): choose another folder") from None
+
+
 def files_in(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
     """All files of a folder and those within it: names relative to it, and paths. In order of their names."""
     for entry in sorted(folder.iterdir(), key=lambda entry: str(entry.name)):

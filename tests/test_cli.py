@@ -1,6 +1,7 @@
 """What the command line says about bad input: one message, exit code 2, nothing half-written."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -32,7 +33,17 @@ from gems_jax.training.config import Config
         (["prepare", "--data.name", "books"], "books"),
         (["prepare", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["tune"], "tune"),
-        ([], "command"),
+        ([], "a command is needed: demo, prepare, "),
+        (["search", "red", "lamp", "--workdir", "w", "--user", "u"], "put it in quotation marks ('lamp' is left over)"),
+        (["search", "--lamp", "--workdir", "w", "--user", "u"], "that begins with - stands at the end, behind --"),
+        (["recommend", "--workdir", "gs://w/run", "--user", "u"], "gs://w/run is on an object store: copy it"),
+        (["train", "--workdir", "w", "--train.steps.x", "3"], "train.steps has no field 'x'"),
+        (["evaluate", "--workdir", "w", "--evaluate.batch_size", "9" * 12], "number from 1 to 2147483647, got 99"),
+        (["prepare", "--model.path", "gs://a/base"], "model.path gs://a/base is no path on this machine"),
+        (["pretrain", "--out", "gs://a/base"], "--out gs://a/base is on an object store"),
+        (["pretrain", "--out", "/dev/null/base"], "/dev/null/base cannot be written (/dev/null: Not a directory)"),
+        (["train", "--workdir", "/dev/null"], "--workdir /dev/null cannot be written"),
+        (["calibrate", "--null_space.path", "/dev/null"], "null_space.path /dev/null cannot be written"),
         (["train"], "train needs --workdir"),
         (["train", "--workdir", "run[1]"], "run[1] has a bracket in its name, and checkpoints written there could not"),
         (["export", "--workdir", "w"], "export needs --out"),
@@ -212,6 +223,18 @@ def test_a_platform_that_is_not_here_is_one_message():
         assert done.returncode == cli.EXIT_BAD_INPUT
         assert f"JAX has no devices of the platform '{name}' here" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_told(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gems-jax {importlib.metadata.version('gems-jax')}\n"
+
+
+def test_queries_may_begin_with_a_dash_and_paths_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = cli.parse(["search", "--workdir=~/run", "--user", "u", "--data.dir=~/data", "--", "--lamp"])[1]
+    assert (options.query, options.workdir) == ("--lamp", str(tmp_path / "run"))
+    assert cli._config(options).data.dir == str(tmp_path / "data")
 
 
 def test_help_lists_every_command():

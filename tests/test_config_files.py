@@ -134,7 +134,7 @@ PLACES = {
     "text": {"train": "text.txt", "heldout": "pydoc"},
     "pretrain": {"tokenizer": "tok"},
     "model": {"path": "/models/base"},
-    "null_space": {"path": "gs://bucket/null"},
+    "null_space": {"path": "/null_spaces/base"},
     "items": {"identifiers": "ids.json"},
     "evaluate": {"compare": {"other": "../runs/other"}},
 }
@@ -153,7 +153,7 @@ def test_paths_in_a_file_begin_in_its_folder_and_those_typed_in_the_working_dire
         "text": {"train": folder / "text.txt", "heldout": "pydoc"},
         "pretrain": {"tokenizer": folder / "tok"},
         "model": {"path": "/models/base"},
-        "null_space": {"path": "gs://bucket/null"},
+        "null_space": {"path": "/null_spaces/base"},
         "items": {"identifiers": folder / "ids.json"},
         "evaluate": {"compare": {"other": here / "shop/runs/other"}},
     }
@@ -189,7 +189,7 @@ def test_a_kept_configuration_says_the_same_from_any_folder(here, monkeypatch):
     keep_config(config, here / "run")
     kept = yaml.safe_load((here / "run" / "config.yaml").read_text())
     assert kept["data"]["dir"] == str((here / "../out/data").resolve())
-    assert (kept["text"]["heldout"], kept["null_space"]["path"]) == ("pydoc", "gs://bucket/null")
+    assert (kept["text"]["heldout"], kept["null_space"]["path"]) == ("pydoc", "/null_spaces/base")
     (here / "run" / "checkpoints").mkdir()
     monkeypatch.chdir("/")
     again = read("evaluate", "--workdir", here / "run")

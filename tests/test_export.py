@@ -99,6 +99,33 @@ def test_only_an_export_of_the_same_run_is_replaced(tmp_path):
             check_folder(place, run, base)
     with pytest.raises(ValueError, match="is a file"):
         check_folder(out / "config.json", run, base)
+    (out / "model-00001-of-00002.safetensors").touch()
+    check_folder(out, run, base)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"what no export wrote, beside an export \(notes.txt\): it would be lost"):
+        check_folder(out, run, base)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("base/new", r"lies in the folder of the base model \(model.path\)"),
+        ("link/new", r"lies in the folder of the base model \(model.path\)"),
+        ("run/checkpoints/7", "lies in the folder of the run's checkpoints"),
+        ("data/a/b", r"lies in the folder of the dataset"),
+        ("file/new", r"cannot be written \(.*file: Not a directory\): choose another folder"),
+        ("gs://bucket/new", "is on an object store: give a folder on this machine"),
+    ],
+)
+def test_an_export_is_put_nowhere_where_it_is_read_as_something_else_or_cannot_be(place, message, tmp_path):
+    for name in ("base", "run/checkpoints", "data"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    out = place if "://" in place else tmp_path / place
+    with pytest.raises((ValueError, OSError), match=message):
+        check_folder(out, tmp_path / "run", tmp_path / "base", {"the dataset": tmp_path / "data"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "data", "file", "link", "run"]
 
 
 def test_a_saved_model_has_the_permissions_that_files_have(tmp_path):
@@ -106,10 +133,14 @@ def test_a_saved_model_has_the_permissions_that_files_have(tmp_path):
     tokenizer = own()
     model = from_config({"model_type": "t5", "vocab_size": len(tokenizer), **sizes}, jax.random.key(0))
     before = os.umask(0o027)
+    (tmp_path / "link").symlink_to(tmp_path / "out")
     try:
-        save(model, tokenizer, tmp_path / "out")
+        for place in ("out", "link", "out/."):  # a new one, and over an earlier one
+            save(model, tokenizer, tmp_path / place)
     finally:
         os.umask(before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+    assert (tmp_path / "link").is_symlink()
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
     assert modes["model.safetensors"] == 0o640
     assert set(modes.values()) == {0o640}

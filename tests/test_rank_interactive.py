@@ -116,7 +116,9 @@ def test_bought_again_counts_again() -> None:
     assert history_of(shop_of(rows, True), "ann") == [4, 1, 4, 4]
 
 
-def test_a_prompt_holds_the_newest_events_and_no_known_item_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_holds_the_newest_events_and_no_known_item_is_recommended(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = shop_of(windows(50, 5), True)
     prompts = []
 
@@ -133,7 +135,7 @@ def test_a_prompt_holds_the_newest_events_and_no_known_item_is_recommended(monke
     found = top_items(None, None, dataset, items, "{history}", 20, user="ann", k=4)
     assert prompts == [[44, 45, 46, 47, 48, 49]]
     assert [one.item_id for one in found] == ["B50", "B51", "B52", "B53"]
-    searched = top_items(None, None, dataset, items, "{query}", 20, user="ann", query="thing", k=2)
+    searched = top_items(None, tokenizer, dataset, items, "{query}", 20, user="ann", query="shoe", k=2)
     assert [(one.item_id, one.known) for one in searched] == [("B0", True), ("B1", True)]
 
 
@@ -167,10 +169,13 @@ def test_a_query_whose_end_is_cut_off_is_told(
 ) -> None:
     monkeypatch.setattr(interactive, "rank_items", lambda *_, k, **__: (np.arange(9)[None, :k], np.zeros((1, k))))
     said: list[str] = []
-    for query in ("red shoe", "red shoe " * 20):
+    for query in ("red shoe", "red shoe " * 20, "\U0001f389"):
         items = (tokenizer, dataset, ITEMS, TEMPLATES["red shoe"], 20)
         top_items(None, *items, user="ann", query=query, k=2, say=said.append)
-    assert said == ["the query is too long for items.max_length 20: its end is cut off and not searched for"]
+    assert said == [
+        "the query is too long for items.max_length 20: its end is cut off and not searched for",
+        "the model's tokenizer knows none of the characters of '\U0001f389': all such queries are one to it",
+    ]
 
 
 def test_fewer_items_than_asked_for_are_all_there_are(dataset: Dataset, tokenizer: Any) -> None:
@@ -179,7 +184,8 @@ def test_fewer_items_than_asked_for_are_all_there_are(dataset: Dataset, tokenize
 
 
 def test_an_empty_query_and_a_k_of_nothing_are_named(dataset: Dataset, tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="query is empty"):
-        top_items(None, tokenizer, dataset, ITEMS, TEMPLATES["red shoe"], 20, user="ann", query=" ")
+    for query in (" ", "\u00a0\u200b"):
+        with pytest.raises(ValueError, match="query is empty"):
+            top_items(None, tokenizer, dataset, ITEMS, TEMPLATES["red shoe"], 20, user="ann", query=query)
     with pytest.raises(ValueError, match="at least 1"):
         top_items(None, tokenizer, dataset, ITEMS, TEMPLATES[None], 20, user="ann", k=0)

@@ -13,7 +13,8 @@ from gems_jax.data.tables import Dataset, Item, Row, Table
 from gems_jax.items import ItemIndex
 from gems_jax.training.assets import assets_of, check_assets, in_run_order, read_assets, write_assets
 from gems_jax.training.build import check_beams
-from gems_jax.training.config import Config, EvaluateConfig, ItemsConfig, ModelConfig
+from gems_jax.training.config import Config, DataConfig, EvaluateConfig, ItemsConfig, ModelConfig
+from gems_jax.training.places import check_places
 from gems_jax.training.stages import Material, ensure_base
 from gems_jax.training.workdir import check_config, keep_config, read_config
 
@@ -75,11 +76,27 @@ def test_a_catalogue_in_another_order_keeps_the_runs_numbers(run, config, capsys
     for key, table in shop().tables.items():
         for name in ("history", "target", "offsets", "negatives"):
             np.testing.assert_array_equal(getattr(found.tables[key], name), getattr(table, name))
+    # Lines that were sorted by hand leave the rows with the numbers of others.
+    with pytest.raises(ValueError, match="another order .* without checksums.json nothing says whether its rows"):
+        in_run_order(other, run, run.parent)
+    (run.parent / "checksums.json").touch()
+    assert in_run_order(other, run, str(run.parent)).items == shop().items
     check_assets(assets_of(config, material(found), NULL_SPACE), run, training=True)
     with pytest.raises(ValueError, match="the catalogue is in another order"):
         check_assets(assets_of(config, material(other)), run)
     with pytest.raises(ValueError, match="has 3 items, not these 2"):
         other.in_order(["i0", "i1"])
+
+
+def test_a_tuned_run_makes_no_other_base_model_or_data_where_its_own_are_gone(run, config, tmp_path):
+    gone = dataclasses.replace(config, data=DataConfig("table", path=str(tmp_path / "raw"), dir=str(tmp_path / "data")))
+    with pytest.raises(FileNotFoundError, match="with data.dir .*data, where there is nothing.*--data.dir FOLDER"):
+        check_places(gone, run)
+    (tmp_path / "raw").mkdir()
+    check_places(gone, run)  # prepared again
+    (tmp_path / "base" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="tuned with model.path .*base, where .*: --model.path FOLDER"):
+        check_places(gone, run)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def save(
       >>> load(folder)[0].config.num_layers
       1
     """
-    target = Path(folder)
+    target = Path(os.path.realpath(folder))  # a link stays, and the current folder has a name
     config = model.config
     family = FAMILIES[config.model_type]
     if is_unstacked(model):
@@ -288,6 +288,9 @@ def _replace_folder(fresh: Path, target: Path) -> None:
             f"{target} holds folders beside a model ({others[0]}): they would be lost; give another folder"
         )
     old = fresh_folder(target)
-    os.replace(target, old)
-    os.replace(fresh, target)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        os.replace(target, old)
+        os.replace(fresh, target)
+    finally:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)

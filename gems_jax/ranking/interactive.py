@@ -8,6 +8,7 @@ import numpy as np
 
 from gems_jax.data.blank import is_blank
 from gems_jax.data.encoded_table import Family
+from gems_jax.data.plain_text import plain_ids
 from gems_jax.data.prompts import encode_table
 from gems_jax.data.tables import Dataset, Row, Table
 from gems_jax.data.user_history import history_of, longest_input
@@ -63,7 +64,8 @@ def top_items(
       k: number of items.
       beams: width of the search; wider where the history asks for it.
       vocabulary: as in `rank_items`: what training normalised over.
-      say: takes a line where the end of the query does not fit into ``max_length``, and is not searched for.
+      say: takes a line where the end of the query does not fit into ``max_length``, and is not searched for, and where
+        the tokenizer knows nothing of it.
 
     Returns:
       At most k items, best first.
@@ -72,8 +74,10 @@ def top_items(
       ValueError: if the user is not in the dataset, the query is empty, or an argument is wrong (see `rank_items`
         and `encode_table`).
     """
-    if query is not None and is_blank(query):
-        raise ValueError("the query is empty: write what to search for, or ask for a recommendation")
+    if query is not None:
+        check_query(query)
+        if not _is_read(query, tokenizer):
+            say(f"the model's tokenizer knows none of the characters of {query!r}: all such queries are one to it")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     taken = history_of(dataset, user)
@@ -101,6 +105,22 @@ def top_items(
         if item >= 0 and (query is not None or item not in known)
     ]
     return found[:k]
+
+
+def check_query(query: str) -> None:
+    """Raises ``ValueError`` where there is nothing to search for.
+
+    Example:
+      >>> check_query("kettle")
+    """
+    if is_blank(query):
+        raise ValueError("the query is empty: write what to search for, or ask for a recommendation")
+
+
+def _is_read(text: str, tokenizer: Any) -> bool:
+    """Whether a tokenizer knows anything of a text."""
+    known = [token for token in plain_ids([text], tokenizer)[0] if token != tokenizer.unk_token_id]
+    return not is_blank(tokenizer.decode(known))
 
 
 def check_task(dataset: Dataset, task: str) -> None:

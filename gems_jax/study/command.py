@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gems_jax.staging import check_writable
 from gems_jax.study.config import StudyConfig
 from gems_jax.training.config import Config
 
@@ -46,6 +47,7 @@ def run(options: Any, config: Config) -> int:
         raise ValueError("compare needs --workdir, a folder for the study, or --results and --page")
     results = options.results
     if results is None:
+        check_writable(options.workdir, "--workdir")
         workdir = Path(options.workdir)
         if not options.summarise:
             check_workdir(workdir, "--workdir")

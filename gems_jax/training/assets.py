@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from gems_jax.checksums import NAME as SUMS
 from gems_jax.checksums import sums_of, unique
+from gems_jax.data.remote import local_path
 from gems_jax.data.tables import Dataset, Table
 from gems_jax.null_space import NullSpace
-from gems_jax.staging import write_text
+from gems_jax.staging import is_remote, write_text
 from gems_jax.training.config import Config
 from gems_jax.training.stages import Material
 
@@ -142,15 +144,17 @@ def check_assets(assets: Assets, workdir: Path, training: bool = False) -> None:
     _refuse(_differences(kept, assets, training), workdir)
 
 
-def in_run_order(dataset: Dataset, workdir: Path) -> Dataset:
+def in_run_order(dataset: Dataset, workdir: Path, folder: str | None = None) -> Dataset:
     """A dataset with the item numbers that a run was tuned with, whatever order its catalogue is in now.
 
     Args:
       dataset: as it is now.
       workdir: of the run, which may not have begun.
+      folder: of the dataset.
 
     Raises:
-      ValueError: the catalogue has other items, or others of their titles or texts.
+      ValueError: the catalogue has other items, or others of their titles or texts; it is in another order, and nothing
+        says that the rows belong to it.
     """
     kept = read_assets(workdir)
     if kept is None:
@@ -159,6 +163,12 @@ def in_run_order(dataset: Dataset, workdir: Path) -> Dataset:
     _refuse(_catalogue_differences(kept.items, now), workdir)
     if list(kept.items) == list(now):
         return dataset
+    if folder is not None and not ((local_path(folder) if is_remote(folder) else Path(folder)) / SUMS).is_file():
+        # Rows hold item numbers: those of a catalogue that was sorted by hand are another's.
+        raise ValueError(
+            f"the catalogue in {folder} is in another order than when {workdir} was tuned, and without {SUMS} "
+            "nothing says whether its rows still belong to it: remove the folder to have it prepared again"
+        )
     print(f"data: the catalogue is in another order than when {workdir} was tuned; items keep the run's numbers")
     return dataset.in_order(list(kept.items))
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from gems_jax.data.options import Steps, TableFiles
 from gems_jax.data.prompts import parse_template
+from gems_jax.staging import is_remote
 from gems_jax.training.early_stopping import check_metric
 from gems_jax.training.ranges import refuse, wrong_fields
 
@@ -376,6 +377,13 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"exactly one of null_space.energy, null_space.rank and null_space.threshold must be given, got "
             f"{' and '.join(given) or 'none'}; set the others to null"
         )
+    local: dict[str, str | None] = {"model.path": config.model.path}
+    local |= {"null_space.path": config.null_space.path}
+    local |= {"pretrain.tokenizer": config.pretrain.tokenizer, "items.identifiers": config.items.identifiers}
+    local |= {f"evaluate.compare.{name}": place for name, place in config.evaluate.compare.items()}
+    for field_name, place in local.items():
+        if place is not None and is_remote(place):
+            yield f"{field_name} {place} is no path on this machine: name a copy here"
     for task, template in config.items.prompts.items():
         try:
             parse_template(template)

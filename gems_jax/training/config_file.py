@@ -117,7 +117,9 @@ def compose(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{where}{at}: {' '.join(filter(None, (error.context, error.problem)))}") from None
+        said = " ".join(filter(None, (error.context, error.problem)))
+        hint = ": indent by spaces" if "'\\t'" in said else ""
+        raise ValueError(f"{where}{at}: {said}{hint}") from None
     except yaml.YAMLError as error:  # characters that YAML has not
         raise ValueError(f"{where} is no YAML: {str(error).splitlines()[0]}") from None
     if _size(node, {}) > MOST_VALUES:

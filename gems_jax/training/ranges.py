@@ -54,10 +54,10 @@ class Range:
 
         Example:
           >>> str(Range(0, below=1)), str(whole(1)), str(Range(above=0))
-          ('from 0 on and below 1', 'from 1 on', 'above 0')
+          ('from 0 on and below 1', 'from 1 to 2147483647', 'above 0')
         """
         words = []
-        if self.least is not None and self.most not in (None, MOST):
+        if self.least is not None and self.most is not None:
             words.append(f"from {self.least:.10g} to {self.most:.10g}")
         elif self.least is not None:
             words.append(f"from {self.least:g} on")
@@ -66,6 +66,13 @@ class Range:
         words += [f"above {self.above:g}"] if self.above is not None else []
         words += [f"below {self.below:g}"] if self.below is not None else []
         return " and ".join(words) + (", or a share above 0 and at most 1" if self.share else "")
+
+
+def _shown_range(limit: Range, value: Any) -> Range:
+    """The range without the end of int32, where that is not what is wrong."""
+    if limit.most == MOST and not (isinstance(value, int | float) and value > MOST):
+        return dataclasses.replace(limit, most=None)
+    return limit
 
 
 def whole(least: int, most: int = MOST) -> Range:
@@ -197,6 +204,7 @@ def wrong_value(name: str, hint: Any, value: Any) -> str | None:
     shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
     near = difflib.get_close_matches(str(value)[:_SHOWN], _choices(hint), n=1, cutoff=0.5)
     hint_at = f"; did you mean {near[0]!r}?" if near else ""
+    limit = limit and _shown_range(limit, value)
     return f"{name} must be {_words(hint, limit)}, got {shown}{hint_at}"
 
 
