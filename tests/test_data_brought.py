@@ -108,7 +108,7 @@ def test_ids_are_one_however_their_accents_are_written_and_others_that_are_alike
 
     known = Catalogue(["007", "Ab", "12"])
     assert [known.find(name) for name in ("7", "aB", "12.0")] == [None, None, "12"]
-    assert [known.near(name) for name in ("7", "aB", "8")] == ["007", "Ab", None]
+    assert [known.near(name) for name in ("7", "aB", "\uff41b", "8")] == ["007", "Ab", "Ab", None]
     rows = [row | {"target": row["target"].upper(), "user_id": row["user_id"].upper() if n % 2 else row["user_id"]}
             for n, row in enumerate(log())]  # fmt: skip
     said = []
@@ -145,9 +145,12 @@ def test_an_item_twice_in_a_cell_is_one_event_and_too_few_rows_are_counted_as_ro
 
 
 def test_no_row_that_can_be_used_is_said_with_the_reasons(tmp_path):
-    files = ready(tmp_path, rows=[row | {"target": "x" + row["target"]} for row in log()])
+    files = ready(tmp_path, rows=[row | {"target": "#" + row["target"]} for row in log()])
+    said = []
     with pytest.raises(ValueError, match="no row can be used: 60 times target: the item is not in the catalogue"):
-        load(tmp_path, files, max_bad_fraction=1.0)
+        load(tmp_path, files, max_bad_fraction=1.0, progress=said.append)
+    shown = "25 of 25 items are not in the catalogue, whose ids are such as 'i0', 'i1', 'i10'; the first: '#i24'"
+    assert f"data: {shown}" in said
 
 
 AFTERNOON = float(np.datetime64("2023-11-14T22:13:20", "s").astype(np.int64))

@@ -145,7 +145,7 @@ def _spellings(names: Sequence[str], quarantine: Quarantine, what: str) -> Seque
 
 
 def _folded(name: str) -> str:
-    return name.casefold().lstrip("0")
+    return (name if name.isascii() else unicodedata.normalize("NFKC", name)).casefold().lstrip("0")
 
 
 def _remark_alike(names: Sequence[str], quarantine: Quarantine, what: str) -> None:
@@ -161,9 +161,16 @@ def _remark_alike(names: Sequence[str], quarantine: Quarantine, what: str) -> No
 
 
 def _remark_near(names: Sequence[str], catalogue: Catalogue, quarantine: Quarantine) -> None:
-    """Counts items that are not in the catalogue but for other case or zeros."""
+    """Counts items that are not in the catalogue but for other case or zeros; shows its ids where most are not."""
     unknown = dict.fromkeys(name for name in names if name not in catalogue.ids)
     near = [(name, found) for name in unknown if (found := catalogue.near(name)) is not None]
+    if len(unknown) > len(near) and len(unknown) >= len(names) / 2:
+        shown = ", ".join(repr(known[:40]) for known in sorted(catalogue.ids)[:3])
+        quarantine.remark(
+            f"{{n}} of {len(names):,} items are not in the catalogue, whose ids are such as {shown}",
+            len(unknown),
+            repr(next(iter(unknown))[:40]),
+        )
     if near:
         quarantine.remark(
             "{n} items are not in the catalogue, which has them in other case or with other leading zeros; spell them "
