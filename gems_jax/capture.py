@@ -21,6 +21,7 @@ from gems_jax.leaf_path import named_leaves
 from gems_jax.matrix_dims import MatrixDims, MatrixSpec
 from gems_jax.position_masks import Masks, Unknown, places_of, position_mask
 from gems_jax.replay import Layers, Run, evaluate
+from gems_jax.scales import real_dtype
 from gems_jax.second_moment import SecondMoment
 from gems_jax.token_axes import Places
 
@@ -55,12 +56,17 @@ class KernelInput:
     def bytes_of_layer(self) -> int:
         """Size of the moments of one layer, or of all if they are not divisible."""
         matrices = math.prod(self.stack[1:]) if self.is_divisible else math.prod(self.stack)
-        return 4 * self.dim**2 * matrices
+        return self.dtype.itemsize * self.dim**2 * matrices
+
+    @property
+    def dtype(self) -> Any:
+        """Of the moments."""
+        return real_dtype(use.var.aval.dtype for use in self.uses)
 
     def zeros(self, layers: Layers | None = None) -> SecondMoment:
         """Empty moments of these layers."""
         stack = self.stack if layers is None else (layers[1] - layers[0], *self.stack[1:])
-        return SecondMoment.zeros(self.dim, stack)
+        return SecondMoment.zeros(self.dim, stack, self.dtype)
 
 
 class Inputs(NamedTuple):

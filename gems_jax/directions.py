@@ -1,6 +1,7 @@
 """Principal directions of second moments, one matrix at a time, and the rules that say how many are protected."""
 
 import math
+import numbers
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Rule:
 
     Args:
       energy: fewest directions that hold at least this share of the trace.
-      rank: this many directions; a float in (0, 1) is a share of the dimension.
+      rank: this many directions (1: one); a float in (0, 1) is a share of the dimension.
       threshold: eigenvalues at least this large; where none is smaller, the smallest ``max(1, d // 20)``
         directions are the null space (the released rule, 2e-2).
       max_directions: the leading ones of these; what is given up shows in the residual.
@@ -66,6 +67,8 @@ class Rule:
     min_share: float | None = None
 
     def __post_init__(self) -> None:
+        if self.rank is not None and (isinstance(self.rank, bool) or not isinstance(self.rank, numbers.Real)):
+            raise ValueError(f"rank={self.rank!r}: give an int (directions) or a float (of the input's dimension)")
         given = {k: v for k, v in self.given().items() if k not in ("max_directions", "min_share")}
         if len(given) != 1:
             raise ValueError(f"give exactly one of energy, rank and threshold, got {given or 'none'}")
@@ -73,12 +76,19 @@ class Rule:
             raise ValueError(f"energy is a share of the trace between 0 and 1, got {self.energy}")
         if self.rank is not None and self.rank < 0:
             raise ValueError(f"rank is a number of directions, at least 0, got {self.rank}")
-        if isinstance(self.rank, float) and not 0 < self.rank < 1:
-            raise ValueError(f"rank={self.rank}: a float is a share of the input's dimension, in (0, 1)")
+        if self.rank is not None and self.is_share and not 0 < self.rank < 1:
+            raise ValueError(
+                f"rank={self.rank}: a float is a share of the input's dimension, in (0, 1); 1, an int, is one direction"
+            )
         if self.max_directions is not None and self.max_directions < 1:
             raise ValueError(f"max_directions is a number of directions, at least 1, got {self.max_directions}")
         if self.min_share is not None and (self.energy is None or not 0 < self.min_share < 1):
             raise ValueError(f"min_share is a share of the dimension in (0, 1) beside energy, got {self.given()}")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether ``rank`` is a share of the dimension."""
+        return self.rank is not None and not isinstance(self.rank, numbers.Integral)
 
     def given(self) -> dict[str, float]:
         """What is not ``None``, as numbers."""
@@ -92,7 +102,7 @@ class Rule:
             kept = int(np.sum(self.energy * trace * (1 - 1e-12) > before)) if trace > 0 else 0
             kept = max(kept, round((self.min_share or 0) * d))
         elif self.rank is not None:
-            kept = round(self.rank * d) if isinstance(self.rank, float) else min(self.rank, d)
+            kept = round(float(self.rank) * d) if self.is_share else min(int(self.rank), d)
         else:
             kept = int(np.sum(values >= self.threshold))
             kept = d - max(1, d // 20) if kept == d else kept
@@ -117,7 +127,7 @@ def principal_directions(path: str, matrix: np.ndarray, rule: Rule) -> Direction
       rule: how many. Where ``max_directions`` is at most half of ``d``, no others are computed.
 
     Returns:
-      `Directions`, the basis in float32.
+      `Directions`, the basis in float32, or float64 where jax has it (``jax_enable_x64``).
 
     Raises:
       ValueError: the matrix is not finite.
@@ -146,7 +156,8 @@ def principal_directions(path: str, matrix: np.ndarray, rule: Rule) -> Direction
     complement = d - kept < kept
     basis = vectors[:, kept:] if complement else vectors[:, :kept]
     inside = float(np.cumsum(values)[kept - 1]) if kept else 0.0
-    return Directions(basis.astype(np.float32), complement, kept, 1 - inside / trace if trace > 0 else 1.0)
+    basis = basis.astype(jax.dtypes.canonicalize_dtype(np.float64))
+    return Directions(basis, complement, kept, 1 - inside / trace if trace > 0 else 1.0)
 
 
 def stack_directions(found: Sequence[Directions], stack: Sequence[int]) -> Factor:
@@ -162,7 +173,7 @@ def stack_directions(found: Sequence[Directions], stack: Sequence[int]) -> Facto
     kept = np.array([one.kept for one in found])
     complement = bool((d - kept).max() < kept.max())
     width = int((d - kept).max() if complement else kept.max())
-    basis = np.zeros((len(found), d, width), np.float32)
+    basis = np.zeros((len(found), d, width), found[0].basis.dtype)
     for columns, one in zip(basis, found, strict=True):
         chosen = one.basis if one.complement == complement else _orthogonal_complement(one.basis)
         columns[:, : chosen.shape[1]] = chosen
@@ -177,8 +188,8 @@ def stack_directions(found: Sequence[Directions], stack: Sequence[int]) -> Facto
 def _orthogonal_complement(basis: np.ndarray) -> np.ndarray:
     d, columns = basis.shape
     if columns == 0:
-        return np.eye(d, dtype=np.float32)
-    return np.linalg.qr(basis.astype(np.float64), mode="complete")[0][:, columns:].astype(np.float32)
+        return np.eye(d, dtype=basis.dtype)
+    return np.linalg.qr(basis.astype(np.float64), mode="complete")[0][:, columns:].astype(basis.dtype)
 
 
 def factor_of(path: str, moments: np.ndarray | jax.Array, rule: Rule) -> Factor:

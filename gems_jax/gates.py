@@ -11,7 +11,7 @@ State = Any
 
 
 class Signals(NamedTuple):
-    """What a gate may look at in a step, ``[T]`` float32 each.
+    """What a gate may look at in a step, ``[T]`` each, float32 or, of float64 gradients, float64.
 
     Attributes:
       losses: mean loss per task (ones where not given).
@@ -44,6 +44,15 @@ class Gate(NamedTuple):
     needs: tuple[str, ...] = ()
     needs_progress: bool = False
     norms: Literal["full", "projected"] = "full"
+
+
+def fresh_state(gate: Gate, num_tasks: int, dtype: Any) -> State:
+    """A gate's first state, its numbers at least as precise as ``dtype``."""
+
+    def widened(x: jax.Array) -> jax.Array:
+        return x.astype(jnp.promote_types(x.dtype, dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(widened, gate.init(num_tasks))
 
 
 def share(x: jax.Array, floor: float = 1e-8) -> jax.Array:
@@ -139,8 +148,8 @@ def constant(weights: Sequence[float]) -> Gate:
         return ()
 
     def update(signals: Signals, state: State) -> tuple[jax.Array, State]:
-        del signals
-        return jnp.asarray(weights, jnp.float32) / sum(weights), state
+        dtype = jnp.float32 if signals is None else signals.grad_norms.dtype
+        return jnp.asarray(weights, dtype) / sum(weights), state
 
     return Gate(init=init, update=update)
 
@@ -253,7 +262,7 @@ def learned(
         steps, moments = optimiser.update(grads, state.optimiser, state.params)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(known, a, b), new, old)  # noqa: E731
         params = keep(optax.apply_updates(state.params, steps), state.params)
-        features = jnp.concatenate(shares(signals)).astype(jnp.float32)
+        features = jnp.concatenate(shares(signals)).astype(state.features.dtype)
         now = jnp.where(state.count > 0, jnp.maximum(state.temperature * decay, min_temperature), state.temperature)
         gates = network(params, features, now)
         return gates, LearnedState(params, keep(moments, state.optimiser), features, now, state.count + 1)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from gems_jax.boxes import drop_unfit_boxes, open_if_alone, unboxed
 from gems_jax.branches import lift_inner
+from gems_jax.gates import fresh_state
 from gems_jax.null_space import factor_arrays
 from gems_jax.plan import Plan
+from gems_jax.scales import real_dtype
 from gems_jax.settings import Settings
 from gems_jax.state import Diagnostics, GemsState, join_inner, mirror, work_dtype
 
@@ -27,7 +29,7 @@ def initial_state(params: PyTree, plan: Plan, settings: Settings) -> GemsState:
       A `GemsState`, statistics in float32 (float64 for float64 parameters).
     """
     leaves, bare = jax.tree.leaves(params), unboxed(params)
-    num_tasks = settings.num_tasks
+    num_tasks, widest = settings.num_tasks, real_dtype(leaf.dtype for leaf in leaves)
     shared_basis, task_basis, shared_inner, task_inner, pending, previous = {}, {}, {}, {}, {}, {}
     for k in plan.kernels:
         if k.rank == 0:
@@ -58,9 +60,9 @@ def initial_state(params: PyTree, plan: Plan, settings: Settings) -> GemsState:
         pending=mirror(bare, pending),
         previous=mirror(bare, previous),
         fallback=_initial_fallback(params, others, settings),
-        gate=settings.gate.init(num_tasks),
-        null_space={} if null_space is None else factor_arrays(null_space),
-        diagnostics=_no_diagnostics(num_tasks),
+        gate=fresh_state(settings.gate, num_tasks, widest),
+        null_space={} if null_space is None else factor_arrays(null_space, params),
+        diagnostics=_no_diagnostics(num_tasks, widest),
     )
 
 
@@ -72,15 +74,15 @@ def _initial_fallback(params: PyTree, others: dict[int, jax.Array], settings: Se
     return drop_unfit_boxes(settings.fallback.init(mirror(params, others)), params)
 
 
-def _no_diagnostics(num_tasks: int) -> Diagnostics:
+def _no_diagnostics(num_tasks: int, dtype: Any) -> Diagnostics:
     # A buffer each: states are donated.
     return Diagnostics(
-        gates=jnp.full((num_tasks,), 1 / num_tasks, jnp.float32),
-        weights=jnp.zeros((num_tasks,), jnp.float32),
-        grad_norms=jnp.zeros((num_tasks,), jnp.float32),
-        cosines=jnp.zeros((num_tasks, num_tasks), jnp.float32),
-        captured=jnp.zeros((1 + num_tasks,), jnp.float32),
-        update_norm=jnp.zeros((), jnp.float32),
+        gates=jnp.full((num_tasks,), 1 / num_tasks, dtype),
+        weights=jnp.zeros((num_tasks,), dtype),
+        grad_norms=jnp.zeros((num_tasks,), dtype),
+        cosines=jnp.zeros((num_tasks, num_tasks), dtype),
+        captured=jnp.zeros((1 + num_tasks,), dtype),
+        update_norm=jnp.zeros((), dtype),
         refreshed=jnp.zeros((), jnp.int32),
         failed=jnp.zeros((), jnp.int32),
         waiting=jnp.zeros((), jnp.int32),

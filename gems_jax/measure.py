@@ -111,14 +111,14 @@ def diagnose(
     tasks = measured.present.tasks
     low, full = captured
     known = (full > 0) & jnp.isfinite(full)
-    zero = jnp.zeros((), jnp.int32)
+    zero, dtype = jnp.zeros((), jnp.int32), old.gates.dtype
     return Diagnostics(
-        gates=gates.astype(jnp.float32),
-        weights=measured.weights.astype(jnp.float32),
-        grad_norms=measured.norms.astype(jnp.float32),
-        cosines=measured.cosines.astype(jnp.float32),
-        captured=jnp.where(known, low / jnp.where(known, full, 1), 0).astype(jnp.float32),
-        update_norm=global_norm(emitted).astype(jnp.float32),
+        gates=gates.astype(dtype),
+        weights=measured.weights.astype(dtype),
+        grad_norms=measured.norms.astype(dtype),
+        cosines=measured.cosines.astype(dtype),
+        captured=jnp.where(known, low / jnp.where(known, full, 1), 0).astype(dtype),
+        update_norm=global_norm(emitted).astype(dtype),
         refreshed=sum((steps.refreshed for steps, _ in branches), zero),
         failed=old.failed + sum((steps.failed for steps, _ in branches), zero),
         waiting=sum((jnp.sum(branch.pending, dtype=jnp.int32) for _, branch in branches), zero),

@@ -23,6 +23,7 @@ from gems_jax.fingerprint import weights_fingerprint
 from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, check_role, is_guess, resolve
 from gems_jax.projection import kept_side_first, project_stack, project_update
+from gems_jax.scales import real_dtype
 from gems_jax.second_moment import SecondMoment
 from gems_jax.staging import fresh_folder
 from gems_jax.subspace import matmul
@@ -352,7 +353,7 @@ def constrain_to_null_space(
         for name, leaf in named_leaves(params):
             if name in null_space.inputs:
                 spec_of(name, leaf)
-        return ConstrainToNullSpaceState(factor_arrays(null_space))
+        return ConstrainToNullSpaceState(factor_arrays(null_space, params))
 
     def update_fn(
         updates: PyTree, state: ConstrainToNullSpaceState, params: PyTree | None = None, **extra_args: Any
@@ -371,9 +372,18 @@ def constrain_to_null_space(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def factor_arrays(null_space: NullSpace) -> dict[str, jax.Array]:
-    """The factors' arrays by input name, as they lie in optimiser states: copies, since states are donated."""
-    return {name: jnp.array(f.basis, copy=True) for name, f in null_space.factors.items()}
+def factor_arrays(null_space: NullSpace, params: PyTree) -> dict[str, jax.Array]:
+    """The factors' arrays by input name, as they lie in optimiser states: copies, since states are donated.
+
+    In float32, or float64 where a kernel of that input is.
+    """
+    dtypes: dict[str, Any] = {}
+    for path, leaf in named_leaves(params):
+        name = null_space.inputs.get(path)
+        if name is not None:
+            dtypes[name] = real_dtype([dtypes.get(name, jnp.float32), leaf.dtype])
+    factors = null_space.factors.items()
+    return {name: jnp.array(f.basis, dtypes.get(name, jnp.float32), copy=True) for name, f in factors}
 
 
 def check_paths(params: PyTree, null_space: NullSpace) -> None:

@@ -25,6 +25,21 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def whole(name: str, value: Any) -> int:
+    """An argument as Python's own int.
+
+    Raises:
+      TypeError: no whole number.
+
+    Example:
+      >>> whole("rank", np.int64(4))
+      4
+    """
+    if not is_whole(value):
+        raise TypeError(f"{name}={value!r}: give a whole number of columns; fractions are for gems_jax.gems")
+    return int(value)
+
+
 @dataclass(frozen=True)
 class Options:
     """The static options of `gems_jax.scale_by_gems` that decide what happens to each parameter."""
@@ -56,7 +71,9 @@ class Options:
             elif not isinstance(value, float | np.floating):
                 raise ValueError(f"{name}={value!r}: give an int (columns) or a float (of the smaller side)")
             elif not 0 < value <= 1:
-                raise ValueError(f"{name}={value}: a float is a fraction of the smaller side, in (0, 1]")
+                raise ValueError(
+                    f"{name}={value}: a float is a fraction of the smaller side, in (0, 1]; an int is columns"
+                )
 
 
 @dataclass(frozen=True)

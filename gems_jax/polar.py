@@ -5,10 +5,11 @@ import jax.numpy as jnp
 
 from gems_jax.orthonormal import matmul, orthonormal_columns
 
-# Each pass multiplies small singular values by 1.5: as many as bring what rounding adds to those of zero near 1.
-_PASSES = 64
+# By bytes of a number. Each pass multiplies small singular values by 1.5: as many as bring what rounding adds to those
+# of zero near 1.
+_PASSES = {4: 64, 8: 128}
 # Distance of ``X^T X`` from ``I`` with which the pass that finds it is the last: it leaves the square.
-_NEAR = 1e-3
+_NEAR = {4: 1e-3, 8: 1e-8}
 
 
 def nearest_orthogonal(matrix: jax.Array, there: jax.Array) -> jax.Array:
@@ -30,7 +31,7 @@ def nearest_orthogonal(matrix: jax.Array, there: jax.Array) -> jax.Array:
       >>> bool(jnp.allclose(found, jnp.array([[0.0, 1.0], [-1.0, 0.0]]), atol=1e-4))
       True
     """
-    size = matrix.shape[-1]
+    size, width = matrix.shape[-1], matrix.dtype.itemsize
     one = jnp.eye(size, dtype=matrix.dtype)
     both = there & there.mT
     rounding = float(jnp.finfo(matrix.dtype).eps) * jax.random.normal(jax.random.key(0), (size, size), matrix.dtype)
@@ -38,7 +39,7 @@ def nearest_orthogonal(matrix: jax.Array, there: jax.Array) -> jax.Array:
 
     def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         _, distance, passes = state
-        return (distance > _NEAR) & (passes < _PASSES)
+        return (distance > _NEAR[width]) & (passes < _PASSES[width])
 
     def one_pass(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         x, _, passes = state

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.extra_arguments import check_extras
-from gems_jax.gates import Gate, Signals, heuristic
+from gems_jax.gates import Gate, Signals, fresh_state, heuristic
 from gems_jax.leaf_path import named_leaves
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
 from gems_jax.null_space import NullSpace
+from gems_jax.plan import whole
 from gems_jax.projection import kept_side_first
+from gems_jax.scales import real_dtype
 from gems_jax.state import work_dtype
 from gems_jax.subspace import canonical_signs, matmul
 from gems_jax.task_grads import check_task_axis, task_weights, weighted_sum
@@ -92,7 +94,7 @@ def released(
     Args:
       learning_rate: number or schedule (of the count from 0).
       num_tasks: ``T``.
-      rank: of the shared subspace.
+      rank: of the shared subspace; a whole number of columns, no fraction.
       gap: steps between refreshes.
       scale: of the subspace updates.
       weight_decay: see 5.
@@ -119,6 +121,7 @@ def released(
       >>> updates["kernel"].shape, int(state.count)
       ((4, 4), 1)
     """
+    rank = whole("rank", rank)
     if num_tasks < 1 or rank < 1 or gap < 1:
         raise ValueError(f"num_tasks, rank and gap are at least 1, got {num_tasks}, {rank}, {gap}")
     if signs not in ("canonical", "lapack"):
@@ -155,8 +158,8 @@ def released(
         return ReleasedState(
             count=jnp.zeros((), jnp.int32),
             leaves=leaves,
-            projectors=_projectors(null_space),
-            gate=gate_fn.init(num_tasks),
+            projectors=_projectors(null_space, params),
+            gate=fresh_state(gate_fn, num_tasks, real_dtype(leaf.dtype for leaf in jax.tree.leaves(params))),
             gates=jnp.full((num_tasks,), 1 / num_tasks, jnp.float32),
         )
 
@@ -260,18 +263,19 @@ def _zero_moments(shape: tuple[int, ...], dtype: Any) -> Moments:
     return Moments(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def _projectors(null_space: NullSpace | Mapping[str, Any] | None) -> dict[str, jax.Array]:
+def _projectors(null_space: NullSpace | Mapping[str, Any] | None, params: PyTree) -> dict[str, jax.Array]:
     """``P = N: [out, out]`` by kernel path."""
     if null_space is None:
         return {}
     if not isinstance(null_space, NullSpace):
         return {path: jnp.asarray(p) for path, p in null_space.items()}
+    dtypes = {path: work_dtype(leaf.dtype) for path, leaf in named_leaves(params)}
     projectors = {}
     # At once, in a compiled `init` too: there the compiler would work out these products of constants, for seconds.
     with jax.ensure_compile_time_eval():
         for path in null_space.inputs:
             factor = null_space.factor(path)
-            basis = jnp.asarray(factor.basis)
+            basis = jnp.asarray(factor.basis, dtypes.get(path, jnp.float32))
             inside = matmul(basis, basis.mT)
             projectors[path] = inside if factor.complement else jnp.eye(factor.dim, dtype=inside.dtype) - inside
     return projectors

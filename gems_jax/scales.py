@@ -4,11 +4,21 @@ A power of two changes the exponent alone, so that a sum of squares has the digi
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+
+def real_dtype(dtypes: Iterable[Any]) -> Any:
+    """What statistics of arrays of these dtypes are kept in: float32, or float64 where one of them is as precise.
+
+    Example:
+      >>> [str(real_dtype([d])) for d in (jnp.bfloat16, jnp.complex64)]
+      ['float32', 'float32']
+    """
+    return functools.reduce(jnp.promote_types, [jnp.zeros((), d).real.dtype for d in dtypes], jnp.dtype(jnp.float32))
 
 
 def largest(x: jax.Array, axes: int) -> jax.Array:

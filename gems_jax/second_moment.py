@@ -15,7 +15,7 @@ class SecondMoment(NamedTuple):
     """Running uncentred second moment ``E[x x^T]`` of a layer's inputs (or outputs).
 
     Attributes:
-      total: ``[..., d, d]`` float32 sum of ``x x^T``.
+      total: ``[..., d, d]`` sum of ``x x^T``, float32 or, of float64 vectors, float64.
       count: ``[...]`` int32 number of vectors.
 
     Example:
@@ -29,9 +29,9 @@ class SecondMoment(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
 
     @classmethod
-    def zeros(cls, d: int, stack: Sequence[int] = ()) -> "SecondMoment":
+    def zeros(cls, d: int, stack: Sequence[int] = (), dtype: Any = jnp.float32) -> "SecondMoment":
         """An empty moment of dimension ``d``, or a stack of them."""
-        return cls(jnp.zeros((*stack, d, d), jnp.float32), jnp.zeros(stack, jnp.int32))
+        return cls(jnp.zeros((*stack, d, d), dtype), jnp.zeros(stack, jnp.int32))
 
     def update(self, x: jax.Array, mask: jax.Array | None = None) -> "SecondMoment":
         """Adds vectors ``x: [..., d]``, those where ``mask: [...]`` is not 0.
@@ -44,7 +44,8 @@ class SecondMoment(NamedTuple):
         if mask is not None and mask.shape != x.shape[:-1]:
             raise ValueError(f"mask has shape {list(mask.shape)}, expected {list(x.shape[:-1])}, one a vector")
         vectors, count = _present(x.reshape(-1, x.shape[-1]), None if mask is None else mask.reshape(-1))
-        return self.merge(SecondMoment(_products(vectors, vectors), count))
+        dtype = jnp.promote_types(self.total.dtype, vectors.dtype)
+        return self.merge(SecondMoment(_products(vectors, vectors, dtype), count))
 
     def merge(self, other: "SecondMoment") -> "SecondMoment":
         """The moment of both samples together."""
@@ -95,7 +96,7 @@ def add_lower(
     rows = d if whole_rows else max(_NARROWEST, d // 8)
     for top in range(0, d, rows):
         end = min(top + rows, d)
-        block = _products(vectors[..., top:end], vectors[..., :end])
+        block = _products(vectors[..., top:end], vectors[..., :end], total.dtype)
         block = block.reshape(*shape, *block.shape[-2:])
         total = add(total, block, [*starts, top, 0], [*sizes, end - top, end])
     return SecondMoment(total, add(moment.count, count, starts, sizes))
@@ -116,8 +117,6 @@ def _present(vectors: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax
     return jnp.where(present[:, None], vectors, 0), jnp.sum(present, dtype=jnp.int32)
 
 
-def _products(a: jax.Array, b: jax.Array) -> jax.Array:
-    """``a^T b`` over the vectors ``[..., N, d]``, float32: bfloat16 products are exact there."""
-    return jnp.einsum(
-        "...na,...nb->...ab", a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-    )
+def _products(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+    """``a^T b`` over the vectors ``[..., N, d]``, in float32 or wider: bfloat16 products are exact there."""
+    return jnp.einsum("...na,...nb->...ab", a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=dtype)

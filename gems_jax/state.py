@@ -16,6 +16,8 @@ PyTree = Any
 class Diagnostics(NamedTuple):
     """What happened in the last step, and counters; read with `diagnostics`.
 
+    Numbers are float32, or float64 where a parameter is.
+
     Attributes:
       gates: ``[T]``.
       weights: ``[T]`` of the tasks in the shared gradient.

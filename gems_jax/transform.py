@@ -123,8 +123,8 @@ def gems(
     Args:
       learning_rate: number or schedule.
       num_tasks: ``T``.
-      rank: of the shared subspace; an int, or a float in (0, 1]: a fraction of the kernel's smaller side.
-        Capped at the smaller side and at the null space's dimension.
+      rank: of the shared subspace; an int, or a float in (0, 1]: a fraction of the kernel's smaller side (``1``
+        is one column, ``1.0`` the whole side). Capped at the smaller side and at the null space's dimension.
       task_rank: of each task's subspace; ``None``: half of ``rank``; 0: no task subspaces.
       side: of the bases: ``"in"`` ``U: [m, r]``, ``"out"`` ``V: [n, r]``; ``"auto"``: that of the null space,
         otherwise the smaller one.

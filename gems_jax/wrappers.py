@@ -13,6 +13,7 @@ import optax
 from gems_jax.boxes import unboxed
 from gems_jax.extra_arguments import check_extras
 from gems_jax.plan import recorded_plans
+from gems_jax.scales import real_dtype
 from gems_jax.state import work_dtype
 from gems_jax.task_grads import check_task_axis
 
@@ -91,11 +92,12 @@ def accumulate(
         tasks = num_tasks or next((entry.options.num_tasks for entry in plans), None)
         if tasks is None:
             raise ValueError("the wrapped transform contains no gems: give accumulate(tx, k, num_tasks=...)")
+        dtype = real_dtype(leaf.dtype for leaf in jax.tree.leaves(params))
         return AccumulateState(
             micro_step=jnp.zeros((), jnp.int32),
             gradients=jax.tree.map(lambda p: jnp.zeros((tasks, *p.shape), work_dtype(p.dtype)), unboxed(params)),
-            losses=jnp.zeros((tasks,), jnp.float32),
-            counts=jnp.zeros((tasks,), jnp.float32),
+            losses=jnp.zeros((tasks,), dtype),
+            counts=jnp.zeros((tasks,), dtype),
             inner=inner,
         )
 
@@ -114,9 +116,9 @@ def accumulate(
         check_extras(extra_args)
         if shared_grads is not None:
             raise ValueError("shared_grads cannot be accumulated; leave it out, or accumulate it before the call")
-        tasks = state.counts.shape[0]
+        tasks, dtype = state.counts.shape[0], state.counts.dtype
         check_task_axis(updates, params, tasks)
-        counts = jnp.ones((tasks,), jnp.float32) if task_counts is None else jnp.asarray(task_counts, jnp.float32)
+        counts = jnp.ones((tasks,), dtype) if task_counts is None else jnp.asarray(task_counts, dtype)
 
         def add(total: jax.Array, gradient: jax.Array) -> jax.Array:
             gradient = gradient.astype(total.dtype)
@@ -131,7 +133,7 @@ def accumulate(
         counted = state.counts + counts
         losses = state.losses
         if task_losses is not None:
-            losses = losses + jnp.where(counts > 0, counts * jnp.asarray(task_losses, jnp.float32), 0)
+            losses = losses + jnp.where(counts > 0, counts * jnp.asarray(task_losses, dtype), 0)
 
         def mean(total: jax.Array, given: jax.Array) -> jax.Array:
             weights = counted.astype(total.dtype)

@@ -111,6 +111,8 @@ def test_galore_says_that_its_inner_transform_cannot_see_parameters():
     tx = baselines.galore(optax.adamw(1e-3), rank=2)
     with pytest.raises(ValueError, match="cannot look at parameters, as weight decay.*add_decayed_weights"):
         jax.eval_shape(lambda g: tx.update(g, tx.init(PARAMS), PARAMS), as_tree(jacobian(2)))
+    with pytest.raises(TypeError, match="rank=1.0: give a whole number of columns"):
+        baselines.galore(optax.sgd(1.0), rank=1.0)
     with pytest.raises(ValueError, match="refresh_every is a number of steps, at least 1, got 0"):
         baselines.galore(optax.sgd(1.0), refresh_every=0)
 

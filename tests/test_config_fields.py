@@ -113,6 +113,7 @@ def test_evaluation_needs_as_many_beams_as_its_longest_ranking():
         (["--train.metric", "eval/buy/hit@10", "--train.eval_every", "5"], "did you mean 'eval/"),
         (["--evaluate.checkpoint", "best"], "evaluate.checkpoint best needs train.metric"),
         (["--train.temperature", "2"], "no effect on train.sampling equal"),
+        (["--null_space.energy", "null", "--null_space.rank", "1.0"], "null_space.rank 1.0 is all directions"),
         (["--train.method", "released"], "needs a whole number as gems.rank, got 0.25"),
         (["--items.prompts", '{"rec": "{histroy}"}'], "items.prompts.rec: "),
         (["--data.files.delimiter", ";;"], "error: files.delimiter must be one character (or tab), got ';;'\n"),

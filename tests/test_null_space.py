@@ -146,13 +146,15 @@ def test_a_few_outliers_that_hold_the_trace_are_warned_about():
         ({"w": np.eye(3)}, {"energy": 0.5, "rank": 1}, "exactly one"),
         ({"w": np.eye(3)}, {"energy": 1.5}, "between 0 and 1"),
         ({"w": np.eye(3)}, {"rank": -1}, "at least 0"),
+        ({"w": np.eye(3)}, {"rank": np.float32(1.0)}, "rank=1.0: a float is a share .* 1, an int, is one direction"),
+        ({"w": np.eye(3)}, {"rank": np.array([1])}, "give an int"),
         ({"w": np.eye(3)}, {"rank": 1, "min_share": 0.5}, "min_share is a share of the dimension .* beside energy"),
         ({"w": np.eye(3)}, {"energy": 0.5, "min_share": 1.5}, "min_share"),
         ({"w": np.eye(3)}, {"rank": 1, "side": "left"}, "side is 'left'"),
         ({"w": np.ones((3, 4))}, {"rank": 1}, r"moment of 'w' has shape \[3, 4\]"),
         ({"w": np.full((3, 3), np.nan)}, {"rank": 1}, "moment of 'w' is not finite"),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_rules_and_moments_that_make_no_sense_are_refused(moments, rule, message):
     with pytest.raises(ValueError, match=message):

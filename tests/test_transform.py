@@ -28,9 +28,10 @@ import gems_jax as gj
 KERNEL = {"w": (8, 6)}
 
 
-def reference_case(constrained, names, decomposition, **options):
+def reference_case(constrained, names, decomposition, dtype=np.float32, **options):
     shapes = {n: SHAPES[n] for n in names}
-    params = make_params(shapes)
+    params = make_params(shapes, dtype=dtype)
+    tolerance, of_gates = (3e-3, 1e-5) if dtype == np.float32 else (1e-12, 1e-14)
     null_space, protected = None, {}
     if constrained:
         null_space, protected = make_null_space({n: SHAPES[n][0] for n in names if SIDES.get(n) == "in"}, kept=2)
@@ -42,13 +43,14 @@ def reference_case(constrained, names, decomposition, **options):
         0.01, num_tasks=2, rank=3, refresh_every=3, decomposition=decomposition, null_space=null_space, **options
     )
     expected = {k: v.astype(float) for k, v in params.items()}
-    grads_of = lambda i: make_grads(i, shapes=shapes)  # noqa: E731
+    grads_of = lambda i: make_grads(i, shapes=shapes, dtype=dtype)  # noqa: E731
     found, state, _ = run(tx, params, grads_of, 7, task_losses=LOSSES, task_counts=COUNTS)
     for i in range(7):
         expected = reference.step(expected, grads_of(i), np.asarray(LOSSES(i)), np.asarray(COUNTS(i)))
     moved = {k: np.asarray(found[k]) - params[k] for k in params}
-    assert difference(moved, {k: expected[k] - params[k] for k in params}) < 3e-3
-    np.testing.assert_allclose(gj.diagnostics(state)["gates"], reference.gates, rtol=1e-5)
+    assert difference(moved, {k: expected[k] - params[k] for k in params}) < tolerance
+    np.testing.assert_allclose(gj.diagnostics(state)["gates"], reference.gates, rtol=of_gates)
+    assert {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)} == {np.dtype(dtype)}
 
 
 @pytest.mark.parametrize("constrained", [False, True])
@@ -68,6 +70,11 @@ def test_follows_the_numpy_reference_over_refreshes(constrained):
 )
 def test_eigh_and_each_option_follow_the_numpy_reference(constrained, options):
     reference_case(constrained, ["square", "out_bias"] if constrained else ["tall", "out_bias"], "eigh", **options)
+
+
+def test_in_float64_it_follows_the_numpy_reference_to_float64_s_accuracy():
+    with jax.enable_x64(True):
+        reference_case(True, ["square", "out_bias"], "svd", np.float64, signs="align", weight_decay=0.1)
 
 
 @pytest.mark.parametrize(("shape", "side"), [((12, 6), "in"), ((6, 10), "out")])
@@ -263,6 +270,15 @@ def test_ranks_as_fractions_capped_and_without_task_branches():
     assert shapes_of_state(rank=4, task_rank=4, complementary=True).task_basis["w"].shape == (2, 1, 6, 2)
     ns, _ = make_null_space({"w": 8}, kept=6)
     assert shapes_of_state(rank=4, null_space=ns).shared_basis["w"].shape == (1, 8, 2)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64], ids=str)
+def test_rank_one_is_one_column_and_rank_one_point_nought_the_whole_side(kind):
+    assert shapes_of_state(rank=kind(1)).shared_basis["w"].shape == (1, 6, 1)
+    for share in (1.0, np.float32(1)):
+        assert shapes_of_state(rank=share).shared_basis["w"].shape == (1, 6, 6)
+    with pytest.raises(TypeError, match="rank=1.0: give a whole number of columns"):
+        gj.presets.released(1e-3, num_tasks=2, rank=1.0)
 
 
 def test_scale_multiplies_subspace_updates_and_nothing_else():

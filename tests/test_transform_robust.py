@@ -251,13 +251,33 @@ def test_bfloat16_parameters_and_gradients_keep_float32_state_and_updates():
     assert difference(seen[0], expected[0]) < 1e-5
 
 
-def test_float64_parameters_are_computed_in_float64():
+def test_what_surrounds_it_follows_float64_and_float32_parameters_keep_float32_state_beside_it():
     with jax.enable_x64(True):
         ns, protected = make_null_space({"w": 8})
         params = make_params(SHAPES, dtype=np.float64)
-        tx = gj.scale_by_gems(num_tasks=2, rank=3, null_space=ns)
-        _, state, seen = run(tx, params, lambda i: make_grads(i, shapes=SHAPES, dtype=np.float64), 2)
-        assert seen[0]["w"].dtype == np.float64
-        assert state.shared_basis["w"].dtype == jnp.float64
-        k = np.asarray(ns.factor("w").basis, np.float64)
-        assert np.linalg.norm(k.T @ seen[1]["w"]) < 1e-12 * np.linalg.norm(seen[1]["w"])
+        tx = gj.accumulate(gj.scale_by_gems(num_tasks=2, rank=3, null_space=ns, gate=gj.gates.learned(hidden=4)), 1)
+        state = jax.eval_shape(tx.init, params)
+        assert {str(x.dtype) for x in jax.tree.leaves(state)} == {"float64", "int32", "bool"}
+        single = jax.eval_shape(tx.init, make_params(SHAPES))
+        assert {str(x.dtype) for x in jax.tree.leaves(single)} == {"float32", "int32", "bool"}
+        grads, counts = make_grads(0, shapes=SHAPES, dtype=np.float64), np.array([1.0, 2.0])
+        for merging in (gj.merge_tasks(), gj.baselines.joint(optax.identity())):
+            merged, _ = merging.update(grads, merging.init(params), params, task_counts=counts)
+            np.testing.assert_allclose(merged["w"], np.tensordot(counts / 3, grads["w"], 1), rtol=1e-13, atol=1e-14)
+        projected, _ = gj.constrain_to_null_space(ns).update(params, gj.constrain_to_null_space(ns).init(params))
+        exact = params["w"] - protected["w"] @ (protected["w"].T @ params["w"])
+        np.testing.assert_allclose(projected["w"], exact, atol=1e-13)
+
+
+def test_a_null_space_estimated_in_float64_is_that_of_the_float64_moments():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x, w = rng.normal(size=(64, 6)) * np.arange(1, 7), jnp.asarray(rng.normal(size=(6, 4)))
+        model = lambda params, x: x @ params["w"]  # noqa: E731
+        ns = gj.estimate_null_space(model, [{"x": jnp.asarray(x)}], rank=3, params={"w": w}, progress=False)
+        k, exact = ns.factor("w").basis, np.linalg.eigh(x.T @ x)[1][:, 3:]
+        assert k.dtype == np.float64
+        np.testing.assert_allclose(k @ k.T, exact @ exact.T, atol=1e-13)
+        moment = gj.SecondMoment.zeros(6).update(jnp.asarray(x)).matrix()
+        np.testing.assert_allclose(moment, x.T @ x / 64, rtol=1e-13)
+        assert gj.SecondMoment.zeros(6).update(jnp.asarray(x, jnp.bfloat16)).total.dtype == jnp.float32

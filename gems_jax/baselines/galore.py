@@ -1,5 +1,6 @@
 """GaLore: the joint gradient in one low-rank subspace a matrix."""
 
+import numbers
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ def galore(
       inner_tx: optimiser of the low-rank gradients, which cannot look at parameters. For decoupled weight decay
         chain it behind: ``optax.chain(galore(optax.scale_by_adam()), optax.add_decayed_weights(0.1),
         optax.scale_by_learning_rate(1e-3))``.
-      rank: of the subspaces, capped at the smaller side.
+      rank: of the subspaces, a whole number of columns, capped at the smaller side.
       refresh_every: steps between new subspaces.
       scale: factor on the updates of matrices.
       weight_dimension_numbers: as in ``optax.contrib.scale_by_galore``; ``None``: leaves of two axes.
@@ -52,10 +53,12 @@ def galore(
       >>> updates["w"].round(3).tolist()                      # a gradient of rank one stays whole
       [[-2.0, -2.0], [-2.0, -2.0], [-2.0, -2.0]]
     """
+    if not isinstance(rank, numbers.Integral):
+        raise TypeError(f"rank={rank!r}: give a whole number of columns; fractions are for gems_jax.gems")
     if refresh_every < 1:
         raise ValueError(f"refresh_every is a number of steps, at least 1, got {refresh_every}")
     low_rank = optax.contrib.scale_by_galore(
-        rank=rank,
+        rank=int(rank),
         update_proj_gap=refresh_every,
         scale=scale,
         base_optimizer=_without_params(inner_tx),

@@ -10,7 +10,8 @@ from gems_jax.task_grads import task_weights
 
 def weights_by_counts(tasks: Tasks, state: PyTree) -> tuple[jax.Array, PyTree]:
     """``w_t = count_t / sum(count)`` over the tasks whose gradients are finite."""
-    weights = task_weights(jnp.where(tasks.finite, tasks.counts, 0), tasks.counts.shape[0])
+    dtype = tasks.counts.dtype
+    weights = task_weights(jnp.where(tasks.finite, tasks.counts, 0), tasks.counts.shape[0], dtype)
     return weights, state
 
 

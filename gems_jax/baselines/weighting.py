@@ -10,6 +10,7 @@ import optax
 from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
+from gems_jax.scales import real_dtype
 from gems_jax.task_grads import check_task_axis, gramian, weighted_sum
 
 PyTree = Any
@@ -24,7 +25,7 @@ class Tasks(NamedTuple):
       present: ``[T]`` bool, tasks with tokens and a finite gradient other than 0.
       finite: ``[T]`` bool, tasks whose gradient is finite (its squared norm, in float32).
       losses: ``[T]`` float32, or ``None`` where not given.
-      counts: ``[T]`` float32, ones where not given.
+      counts: ``[T]``, ones where not given; float32, or float64 where a gradient is.
     """
 
     gramian: jax.Array
@@ -132,14 +133,15 @@ def weighted(
             raise ValueError(f"{name} needs task_losses: call update(..., task_losses=array of [{tasks_in}])")
         if shared_grads is not None and not takes_shared:
             raise ValueError(f"{name} weighs the tasks' gradients itself: leave shared_grads out")
+        dtype = real_dtype(leaf.dtype for leaf in jax.tree.leaves(updates))
         tasks = _look(
             jax.tree.leaves(updates),
             tasks_in,
-            _per_task("task_losses", task_losses, tasks_in),
-            _per_task("task_counts", task_counts, tasks_in),
+            _per_task("task_losses", task_losses, tasks_in, jnp.float32),
+            _per_task("task_counts", task_counts, tasks_in, dtype),
         )
         weights, method = weigh(tasks, state.method)
-        weights = jnp.where(tasks.finite & jnp.isfinite(weights), weights, 0).astype(jnp.float32)
+        weights = jnp.where(tasks.finite & jnp.isfinite(weights), weights, 0).astype(dtype)
         merged = merge(updates, weights) if shared_grads is None else shared_grads
         steps, inner_state = inner.update(merged, state.inner, params, **extra_args)
         return steps, WeightedState(method, inner_state)
@@ -171,12 +173,12 @@ def _checked_num_tasks(grads: PyTree, params: PyTree | None, num_tasks: int | No
     return largest
 
 
-def _per_task(name: str, value: jax.Array | None, num_tasks: int) -> jax.Array | None:
+def _per_task(name: str, value: jax.Array | None, num_tasks: int, dtype: Any) -> jax.Array | None:
     if value is None:
         return None
     if jnp.shape(value) != (num_tasks,):
         raise ValueError(f"{name} has shape {list(jnp.shape(value))}, expected [{num_tasks}], one a task")
-    return jnp.asarray(value, jnp.float32)
+    return jnp.asarray(value, dtype)
 
 
 def _look(leaves: list[jax.Array], num_tasks: int, losses: jax.Array | None, counts: jax.Array | None) -> Tasks:

@@ -175,6 +175,7 @@ class GemsConfig:
     Attributes:
       null_space: whether updates are constrained.
       gate: ``heuristic``, ``learned`` or ``equal``.
+      rank, task_rank: a whole number of columns, or with a decimal point a share: ``1`` is one column, ``1.0`` all.
       others: see `gems_jax.gems`.
     """
 
@@ -397,6 +398,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "train.stochastic_rounding has an effect on model.dtype bfloat16 alone; leave it out"
     if train.method == "released" and isinstance(config.gems.rank, float):
         yield f"train.method released needs a whole number as gems.rank, got {config.gems.rank}"
+    if isinstance(rule.rank, float) and rule.rank == 1:
+        yield "null_space.rank 1.0 is all directions, so that no kernel could move; 1 is one direction, 0.5 are half"
     if train.profile is not None and train.profile[0] > train.profile[1]:
         yield f"train.profile is the first and the last step to profile; got {list(train.profile)}"
     if config.evaluate.checkpoint == "best" and train.metric is None:
