@@ -25,6 +25,9 @@ _LESS_MEMORY = {
     "search": _EVALUATE,
 }
 
+# What the system, safetensors, Arrow and TensorStore say of a disk or a quota that is full.
+_FULL = re.compile("No space left on device|Disk quota exceeded|File too large")
+
 
 def explained(error: Exception, command: str) -> str | None:
     """What a person is told of an error; ``None`` where it is a fault of this program.
@@ -38,8 +41,12 @@ def explained(error: Exception, command: str) -> str | None:
       ('no such file', None)
       >>> explained(MemoryError("Unable to allocate 74 GiB"), "calibrate")
       'out of memory (Unable to allocate 74 GiB): lower null_space.batch_size or text.input_length'
+      >>> explained(OSError("No space left on device"), "train")[:44]
+      'no room to write (No space left on device): '
     """
     text = str(error)
+    if _FULL.search(text):  # before memory: TensorStore says RESOURCE_EXHAUSTED of both
+        return f"no room to write ({text.splitlines()[0]}): make some, or choose another disk, and start again"
     if isinstance(error, MemoryError) or _is_exhausted(error):
         what = f" ({text.splitlines()[0]})" if text else ""
         return f"out of memory{what}: {_LESS_MEMORY.get(command, 'give it a machine with more memory')}"

@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import everything_in, fails, gems_jax, options, write_raw
 
 from gems_jax import cli
+from gems_jax.failures import explained
 from gems_jax.training.config import Config
 
 
@@ -223,6 +225,30 @@ def test_a_platform_that_is_not_here_is_one_message():
         assert done.returncode == cli.EXIT_BAD_INPUT
         assert f"JAX has no devices of the platform '{name}' here" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_not_taken_for_a_fault_of_the_program_or_for_too_little_memory(tmp_path):
+    said = run_with_files_of_at_most(1000, f"save_file({{'a': np.zeros(1000)}}, {str(tmp_path / 'a.safetensors')!r})")
+    assert re.match(r"no room to write \(.*File too large", said)
+    full = ValueError("RESOURCE_EXHAUSTED: Error writing local file: No space left on device")
+    assert explained(full, "train").startswith("no room to write (RESOURCE_EXHAUSTED: ")
+
+
+def run_with_files_of_at_most(size, program):
+    """What a command says of the error that a program ends with which may write files of so many bytes."""
+    whole = f"""
+import resource, signal
+import numpy as np
+from safetensors.numpy import save_file
+from gems_jax.failures import explained
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+try:
+    {program}
+except Exception as error:
+    print(explained(error, "export"))
+"""
+    return subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, check=True).stdout
 
 
 def test_the_version_is_told(capsys):

@@ -25,6 +25,7 @@ from gems_jax.models import T5, T5Config
 from gems_jax.models.params import params_of
 from gems_jax.training import evaluate as measuring
 from gems_jax.training.config import Config, EvaluateConfig
+from gems_jax.training.evaluate import read_evaluation
 
 V, N = 20, 30
 
@@ -292,3 +293,12 @@ def test_bad_input_is_named(model: T5, items: ItemIndex) -> None:
         evaluate_scores(table, np.zeros((11, 12)))
     with pytest.raises(ValueError, match="row 2 has a score"):
         evaluate_scores(table, np.where(np.arange(11)[:, None] == 2, np.nan, np.zeros((11, 13))))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000, b"\xff"])
+def test_a_damaged_evaluation_of_another_run_is_named(text, tmp_path):
+    with pytest.raises(FileNotFoundError, match="evaluate that run before comparing"):
+        read_evaluation(tmp_path)
+    (tmp_path / "eval.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"eval.json is damaged \(.*\): evaluate that run again"):
+        read_evaluation(tmp_path)

@@ -92,11 +92,22 @@ def _write(workdir: Path, results: dict[str, Any]) -> None:
 
 
 def read_evaluation(workdir: Path) -> dict[str, Any]:
-    """Another run's ``eval.json``."""
+    """Another run's ``eval.json``.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged.
+    """
     path = workdir / "eval.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: evaluate that run before comparing with it")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "method" not in found:
+            raise ValueError("it is not what evaluate writes")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): evaluate that run again before comparing with it") from None
+    return found
 
 
 def table_of(results: dict[str, Any]) -> str:
