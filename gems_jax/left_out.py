@@ -35,6 +35,8 @@ def reasons(
     if null_space is not None:
         outside = sorted(set(kernels) - set(null_space.inputs))
         found |= {path: f"not in the null space: {known.get(path, 'it was not seen in the pass')}" for path in outside}
+        inside = sorted(set(kernels) & set(null_space.inputs) & set(known))
+        found |= {path: f"protected in some of its uses: {known[path]}" for path in inside}
     return found
 
 

@@ -125,6 +125,15 @@ def test_kernels_are_what_is_multiplied_with_activations_whatever_their_names():
     assert rows["scale_1/kernel"].treatment == "subspaces"
 
 
+def test_a_kernel_that_is_protected_in_one_of_its_two_uses_is_listed():
+    params = {"tied": array(4, 4)}
+    model = lambda params, x: jnp.tanh(x @ params["tied"]) @ params["tied"].T  # noqa: E731
+    with pytest.warns(UserWarning, match="not all uses of 1 kernels"):
+        ns = gj.estimate_null_space(model, [{"x": array(5, 4)}], rank=2, params=params, progress=False)
+    told = gj.state_bytes(gj.gems(1e-3, num_tasks=2, rank=2, null_space=ns), params).left_out
+    assert told["tied"].startswith("protected in some of its uses: it is used as MatrixDims(in_axes=(1,)")
+
+
 def test_a_leaf_named_as_a_table_is_one_where_rows_are_looked_up_by_index_or_by_ones():
     names = ("embed", "pos", "relative_bias")
     params = {name: array(4, 4, seed=n) for n, name in enumerate(names)}
