@@ -41,11 +41,13 @@ def explained(error: Exception, command: str) -> str | None:
       ('no such file', None)
       >>> explained(MemoryError("Unable to allocate 74 GiB"), "calibrate")
       'out of memory (Unable to allocate 74 GiB): lower null_space.batch_size or text.input_length'
-      >>> explained(OSError("No space left on device"), "train")[:44]
+      >>> explained(ValueError("No space left on device"), "train")[:44]
       'no room to write (No space left on device): '
     """
     text = str(error)
     if _FULL.search(text):  # before memory: TensorStore says RESOURCE_EXHAUSTED of both
+        if isinstance(error, OSError) and error.errno is None:  # in our words already
+            return text
         return f"no room to write ({text.splitlines()[0]}): make some, or choose another disk, and start again"
     if isinstance(error, MemoryError) or _is_exhausted(error):
         what = f" ({text.splitlines()[0]})" if text else ""

@@ -232,6 +232,8 @@ def test_a_full_disk_is_not_taken_for_a_fault_of_the_program_or_for_too_little_m
     assert re.match(r"no room to write \(.*File too large", said)
     full = ValueError("RESOURCE_EXHAUSTED: Error writing local file: No space left on device")
     assert explained(full, "train").startswith("no room to write (RESOURCE_EXHAUSTED: ")
+    ours = OSError(f"the checkpoint of step 2 could not be written ({full}): make room and run again")
+    assert explained(ours, "train") == str(ours)
 
 
 def run_with_files_of_at_most(size, program):
