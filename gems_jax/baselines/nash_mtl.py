@@ -74,6 +74,6 @@ def nash_mtl(
         cosine, norms = cosines(tasks)
         # A task not present bargains alone: its own 1 on the diagonal, nothing beside it.
         alone = jnp.diag(jnp.where(tasks.present, _RIDGE, 1.0))
-        return jnp.where(tasks.present, bargain(cosine + alone) / norms, 0), state
+        return jnp.where(tasks.present, bargain(cosine + alone) / norms * tasks.scale, 0), state
 
     return weighted("nash_mtl", inner_tx, weigh, num_tasks=num_tasks)

@@ -10,7 +10,7 @@ import optax
 from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
-from gems_jax.scales import real_dtype
+from gems_jax.scales import largest, real_dtype, squares, to_one
 from gems_jax.task_grads import check_task_axis, gramian, weighted_sum
 
 PyTree = Any
@@ -20,15 +20,17 @@ class Tasks(NamedTuple):
     """What a method may look at in a step.
 
     Attributes:
-      gramian: ``[T, T]`` float32 inner products of the tasks' gradients over all leaves with a full task axis,
-        zero in rows and columns of tasks that are not present.
+      gramian: ``[T, T]`` float32 inner products of the tasks' gradients times ``scale``, over all leaves with a full
+        task axis, zero in rows and columns of tasks that are not present.
+      scale: ``[]`` the power of two that brings the largest gradient near 1: squares neither overflow nor vanish.
       present: ``[T]`` bool, tasks with tokens and a finite gradient other than 0.
-      finite: ``[T]`` bool, tasks whose gradient is finite (its squared norm, in float32).
+      finite: ``[T]`` bool, tasks whose gradient is finite.
       losses: ``[T]`` float32, or ``None`` where not given.
       counts: ``[T]``, ones where not given; float32, or float64 where a gradient is.
     """
 
     gramian: jax.Array
+    scale: jax.Array
     present: jax.Array
     finite: jax.Array
     losses: jax.Array | None
@@ -186,14 +188,18 @@ def _look(leaves: list[jax.Array], num_tasks: int, losses: jax.Array | None, cou
     if not stacked:  # everything was merged before: one gradient for all tasks
         stacked = [jnp.broadcast_to(g, (num_tasks, *g.shape[1:])) for g in leaves]
     # Not the Gramian's diagonal: methods that do not look at the Gramian should not pay for it.
-    sizes = jnp.zeros((num_tasks,), jnp.float32)
+    peaks = jnp.zeros((num_tasks,), jnp.float32)
     for g in stacked:
-        sizes += jnp.sum(_wide(g) ** 2, axis=tuple(range(1, g.ndim))).astype(jnp.float32)
+        peaks = jnp.maximum(peaks, largest(_wide(g), g.ndim - 1))
     counts = jnp.ones((num_tasks,), jnp.float32) if counts is None else counts
-    finite = jnp.isfinite(sizes)
+    finite = jnp.isfinite(peaks)
+    scale = to_one(jnp.max(jnp.where(finite, peaks, 0)))
+    scaled = [_wide(g) * scale.astype(_wide(g).dtype) for g in stacked]
+    sizes = sum((squares(g, g.ndim - 1) for g in scaled), jnp.zeros((num_tasks,), peaks.dtype))
+    # Beside a gradient of 1e20 times its size one has no square: it cannot be weighed, only left out.
     present = finite & (sizes > 0) & (counts > 0)
-    products = gramian(stacked, num_tasks)
-    return Tasks(jnp.where(present[:, None] & present, products, 0), present, finite, losses, counts)
+    products = jnp.where(present[:, None] & present, gramian(scaled, num_tasks), 0)
+    return Tasks(products, scale.astype(jnp.float32), present, finite, losses, counts)
 
 
 def share_of_present(present: jax.Array) -> jax.Array:
@@ -209,7 +215,7 @@ def relative_gramian(tasks: Tasks) -> tuple[jax.Array, jax.Array]:
 
 
 def cosines(tasks: Tasks) -> tuple[jax.Array, jax.Array]:
-    """Cosines ``[T, T]`` between the tasks' gradients, 0 for tasks not present, and norms ``[T]`` (then 1)."""
+    """Cosines ``[T, T]`` between the tasks' gradients, 0 for tasks not present, and norms ``[T]`` times the scale (then 1)."""
     norms = jnp.sqrt(jnp.where(tasks.present, jnp.diagonal(tasks.gramian), 1))
     return tasks.gramian / norms / norms[:, None], norms
 
