@@ -215,7 +215,7 @@ def relative_gramian(tasks: Tasks) -> tuple[jax.Array, jax.Array]:
 
 
 def cosines(tasks: Tasks) -> tuple[jax.Array, jax.Array]:
-    """Cosines ``[T, T]`` between the tasks' gradients, 0 for tasks not present, and norms ``[T]`` times the scale (then 1)."""
+    """Cosines ``[T, T]`` of the tasks' gradients, 0 for tasks not present; and their norms times the scale (1 there)."""
     norms = jnp.sqrt(jnp.where(tasks.present, jnp.diagonal(tasks.gramian), 1))
     return tasks.gramian / norms / norms[:, None], norms
 
