@@ -215,7 +215,7 @@ def relative_gramian(tasks: Tasks) -> tuple[jax.Array, jax.Array]:
 
 
 def cosines(tasks: Tasks) -> tuple[jax.Array, jax.Array]:
-    """Cosines ``[T, T]`` of the tasks' gradients, 0 for tasks not present; and their norms times the scale (1 there)."""
+    """Cosines ``[T, T]`` of the tasks' gradients, and their norms times the scale; 0 and 1 for tasks not present."""
     norms = jnp.sqrt(jnp.where(tasks.present, jnp.diagonal(tasks.gramian), 1))
     return tasks.gramian / norms / norms[:, None], norms
 
