@@ -69,11 +69,11 @@ def parse(argv: list[str]) -> tuple[Callable[[Any], int], Any]:
 
 def _check_utf8(word: str) -> None:
     """A word of the command line must be text: paths and queries go into files and messages."""
-    try:
-        word.encode("utf-8")
-    except UnicodeEncodeError:
-        shown = word.encode("utf-8", "backslashreplace").decode()
-        raise ValueError(f"{shown!r} on the command line is no UTF-8: write it anew, or rename the folder") from None
+    from gems_jax.staging import escaped
+
+    shown = escaped(word)
+    if shown != word:
+        raise ValueError(f"{shown!r} on the command line is no UTF-8: write it anew, or rename the folder")
 
 
 def _config(options: Any) -> Any:

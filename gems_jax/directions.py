@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gems_jax.subspace import Frame
+from gems_jax.whole_number import is_whole
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Rule:
     @property
     def is_share(self) -> bool:
         """Whether ``rank`` is a share of the dimension."""
-        return self.rank is not None and not isinstance(self.rank, numbers.Integral)
+        return self.rank is not None and not is_whole(self.rank)
 
     def given(self) -> dict[str, float]:
         """What is not ``None``, as numbers."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.branches import BranchState, Presence, Steps
-from gems_jax.scales import global_norm, is_normal, largest, to_one
+from gems_jax.scales import global_norm, is_normal, largest, task_peaks, to_one
 from gems_jax.state import Diagnostics, work_dtype
 from gems_jax.task_grads import inner_products, task_weights
 
@@ -53,7 +53,7 @@ def measure(
     stacked = [g for g in gradients if g.shape[0] == num_tasks]
     common = [g for g in gradients if g.shape[0] != num_tasks]
     common += [g.astype(work_dtype(g.dtype)) for g in shared or []]
-    peaks = _peaks(stacked, num_tasks)
+    peaks = task_peaks(stacked, num_tasks)
     finite = jnp.isfinite(peaks)
     tasks = is_normal(peaks) if stacked else jnp.ones((num_tasks,), bool)
     tokens = jnp.ones((num_tasks,), jnp.float32) if counts is None else jnp.asarray(counts)
@@ -77,13 +77,6 @@ def measure(
         weights=weights,
         scales=jnp.concatenate([to_one(most)[None], scales]),
     )
-
-
-def _peaks(stacked: Sequence[jax.Array], num_tasks: int) -> jax.Array:
-    """``[T]``: each task's entry of largest magnitude."""
-    # By way of each kernel's, which are needed elsewhere too.
-    sizes = [largest(largest(g, 2), g.ndim - 3) if g.ndim > 3 else largest(g, g.ndim - 1) for g in stacked]
-    return functools.reduce(jnp.maximum, sizes, jnp.zeros((num_tasks,), jnp.float32))
 
 
 def _scaled(gradient: jax.Array, scales: jax.Array) -> jax.Array:

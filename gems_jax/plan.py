@@ -16,28 +16,9 @@ from gems_jax.leaf_path import named_leaves
 from gems_jax.left_out import reasons, unprotected
 from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
 from gems_jax.null_space import NullSpace, check_factor, check_paths, constrained_spec
+from gems_jax.whole_number import is_whole
 
 PyTree = Any
-
-
-def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number, Python's or numpy's; ``True`` and ``2.0`` are none."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def whole(name: str, value: Any) -> int:
-    """An argument as Python's own int.
-
-    Raises:
-      TypeError: no whole number.
-
-    Example:
-      >>> whole("rank", np.int64(4))
-      4
-    """
-    if not is_whole(value):
-        raise TypeError(f"{name}={value!r}: give a whole number of columns; fractions are for gems_jax.gems")
-    return int(value)
 
 
 @dataclass(frozen=True)

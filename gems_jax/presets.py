@@ -14,12 +14,12 @@ from gems_jax.leaf_path import named_leaves
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
 from gems_jax.null_space import NullSpace
-from gems_jax.plan import whole
 from gems_jax.projection import kept_side_first
 from gems_jax.scales import real_dtype
 from gems_jax.state import work_dtype
 from gems_jax.subspace import canonical_signs, matmul
 from gems_jax.task_grads import check_task_axis, task_weights, weighted_sum
+from gems_jax.whole_number import whole
 
 PyTree = Any
 Bases = Callable[[jax.Array], Mapping[str, tuple[jax.Array, jax.Array]]]

@@ -26,6 +26,13 @@ def largest(x: jax.Array, axes: int) -> jax.Array:
     return jnp.max(jnp.abs(x), axis=tuple(range(x.ndim - axes, x.ndim)), initial=0)
 
 
+def task_peaks(stacked: Sequence[jax.Array], num_tasks: int) -> jax.Array:
+    """``[T]``: each task's entry of largest magnitude."""
+    # By way of each kernel's, which are needed elsewhere too.
+    sizes = [largest(largest(g, 2), g.ndim - 3) if g.ndim > 3 else largest(g, g.ndim - 1) for g in stacked]
+    return functools.reduce(jnp.maximum, sizes, jnp.zeros((num_tasks,), jnp.float32))
+
+
 def is_normal(size: jax.Array) -> jax.Array:
     """Whether a size is finite and one that arithmetic keeps: processors flush smaller ones to 0."""
     return jnp.isfinite(size) & (size >= jnp.finfo(size.dtype).tiny)

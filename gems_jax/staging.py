@@ -36,6 +36,16 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     return found
 
 
+def escaped(text: str) -> str:
+    """A text as it is, or with what is no UTF-8 in it written out.
+
+    Example:
+      >>> escaped("café"), escaped("caf\\udce9")
+      ('café', 'caf\\\\udce9')
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def check_utf8(path: str | os.PathLike[str], what: str) -> None:
     """Checks that a path, followed to its end, has a name that all can read: checkpoints and reports hold it.
 
@@ -50,11 +60,9 @@ def check_utf8(path: str | os.PathLike[str], what: str) -> None:
       >>> check_utf8("runs/café", "--workdir")
     """
     full = str(path) if is_remote(path) else os.path.realpath(path)
-    try:
-        full.encode("utf-8")
-    except UnicodeEncodeError:
-        shown = full.encode("utf-8", "backslashreplace").decode()
-        raise ValueError(f"{what} {shown} is no UTF-8: rename the folder, or choose another") from None
+    shown = escaped(full)
+    if shown != full:
+        raise ValueError(f"{what} {shown} is no UTF-8: rename the folder, or choose another")
 
 
 def check_workdir(path: str | os.PathLike[str], what: str) -> None:

@@ -125,22 +125,27 @@ def test_one_process_goes_on_with_the_run_of_two_inside_the_null_space(ran, prep
     assert max(line["null_space/leak"] for line in found) <= 1e-5
 
 
-def test_processes_that_are_started_with_other_configurations_all_end_with_a_message(tmp_path):
+def pair_of(command, **variables):
+    """Two processes of one cluster, ``command(number)`` each."""
     with socket.socket() as s:
         s.bind(("", 0))
         address = f"localhost:{s.getsockname()[1]}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": "2", "OPENBLAS_NUM_THREADS": "1",
+        "JAX_NUM_PROCESSES": "2", "OPENBLAS_NUM_THREADS": "1", **variables,
     }  # fmt: skip
-    command = [sys.executable, "-m", "gems_jax.cli", "train", "--workdir", tmp_path / "run", "--data.threads"]
-    members = [
+    return [
         subprocess.Popen(
-            [*map(str, command), str(1 + n), "--train.seed", str(n)], env=environment | {"JAX_PROCESS_ID": str(n)},
-            cwd=HERE.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, *map(str, command(n))], env=environment | {"JAX_PROCESS_ID": str(n)}, cwd=HERE.parent,
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for n in range(2)
     ]  # fmt: skip
+
+
+def test_processes_that_are_started_with_other_configurations_all_end_with_a_message(tmp_path):
+    train = ["-m", "gems_jax.cli", "train", "--workdir", tmp_path / "run", "--data.threads"]
+    members = pair_of(lambda n: [*train, 1 + n, "--train.seed", n])
     for member in members:
         said = member.communicate(timeout=120)[1]
         assert member.returncode == 2, said
@@ -180,23 +185,9 @@ for number in range(10_000):
 
 def test_a_process_that_stands_still_ends_the_other_within_the_heartbeats_timeout():
     """No connection breaks here, as where a machine loses its network: only signs of life are missing."""
-    with socket.socket() as s:
-        s.bind(("", 0))
-        address = f"localhost:{s.getsockname()[1]}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": "2", "GEMS_JAX_HEARTBEAT_TIMEOUT": "5",
-    }  # fmt: skip
     with contextlib.ExitStack() as stack:
-        first, second = (
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", MEMBER], env=environment | {"JAX_PROCESS_ID": str(n)}, cwd=HERE.parent,
-                    text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                )
-            )
-            for n in range(2)
-        )  # fmt: skip
+        members = pair_of(lambda n: ["-c", MEMBER], GEMS_JAX_HEARTBEAT_TIMEOUT="5")
+        first, second = map(stack.enter_context, members)
         stack.callback(second.kill)
         since = next(float(line.split()[1]) for line in second.stdout if line.startswith("still"))
         message = first.communicate(timeout=120)[1]

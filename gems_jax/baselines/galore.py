@@ -1,6 +1,5 @@
 """GaLore: the joint gradient in one low-rank subspace a matrix."""
 
-import numbers
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import optax.contrib
 from gems_jax.baselines.joint import joint
 from gems_jax.baselines.weighting import PyTree
 from gems_jax.boxes import unboxed
+from gems_jax.whole_number import whole
 
 
 def galore(
@@ -53,12 +53,11 @@ def galore(
       >>> updates["w"].round(3).tolist()                      # a gradient of rank one stays whole
       [[-2.0, -2.0], [-2.0, -2.0], [-2.0, -2.0]]
     """
-    if not isinstance(rank, numbers.Integral):
-        raise TypeError(f"rank={rank!r}: give a whole number of columns; fractions are for gems_jax.gems")
+    rank = whole("rank", rank)
     if refresh_every < 1:
         raise ValueError(f"refresh_every is a number of steps, at least 1, got {refresh_every}")
     low_rank = optax.contrib.scale_by_galore(
-        rank=int(rank),
+        rank=rank,
         update_proj_gap=refresh_every,
         scale=scale,
         base_optimizer=_without_params(inner_tx),

@@ -10,7 +10,7 @@ import optax
 from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
-from gems_jax.scales import largest, real_dtype, squares, to_one
+from gems_jax.scales import real_dtype, squares, task_peaks, to_one
 from gems_jax.task_grads import check_task_axis, gramian, weighted_sum
 
 PyTree = Any
@@ -188,13 +188,12 @@ def _look(leaves: list[jax.Array], num_tasks: int, losses: jax.Array | None, cou
     if not stacked:  # everything was merged before: one gradient for all tasks
         stacked = [jnp.broadcast_to(g, (num_tasks, *g.shape[1:])) for g in leaves]
     # Not the Gramian's diagonal: methods that do not look at the Gramian should not pay for it.
-    peaks = jnp.zeros((num_tasks,), jnp.float32)
-    for g in stacked:
-        peaks = jnp.maximum(peaks, largest(_wide(g), g.ndim - 1))
+    stacked = [_wide(g) for g in stacked]
+    peaks = task_peaks(stacked, num_tasks)
     counts = jnp.ones((num_tasks,), jnp.float32) if counts is None else counts
     finite = jnp.isfinite(peaks)
     scale = to_one(jnp.max(jnp.where(finite, peaks, 0)))
-    scaled = [_wide(g) * scale.astype(_wide(g).dtype) for g in stacked]
+    scaled = [g * scale.astype(g.dtype) for g in stacked]
     sizes = sum((squares(g, g.ndim - 1) for g in scaled), jnp.zeros((num_tasks,), peaks.dtype))
     # Beside a gradient of 1e20 times its size one has no square: it cannot be weighed, only left out.
     present = finite & (sizes > 0) & (counts > 0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gems_jax.staging import check_writable
+from gems_jax.staging import check_workdir, check_writable
 from gems_jax.study.config import StudyConfig
 from gems_jax.training.config import Config
 
@@ -35,7 +35,6 @@ def run(options: Any, config: Config) -> int:
     Raises:
       ValueError: options that do not go together.
     """
-    from gems_jax.staging import check_workdir
     from gems_jax.study.compare import compare
     from gems_jax.study.page import read_summary, task_names, write_page
     from gems_jax.study.tables import results_table

@@ -62,7 +62,7 @@ class Assets:
         return {names[name]: value for name, value in (whole | lists).items() if name in names}
 
 
-def assets_of(config: Config, material: Material, null_space: NullSpace | None = None) -> Assets:
+def assets_of(config: Config, material: Material, null_space: NullSpace | None = None, training: bool = True) -> Assets:
     """What a run would be tuned on now.
 
     The files of the base model are read by the first process, about a second a gigabyte.
@@ -71,6 +71,7 @@ def assets_of(config: Config, material: Material, null_space: NullSpace | None =
       config: of the run.
       material: of the run.
       null_space: that updates are kept in, or ``None``.
+      training: whether the run is to go on; a tuned one needs no digest of its training rows.
     """
     dataset, tokens = material.dataset, material.items.token_ids
     identifiers = {}
@@ -85,7 +86,7 @@ def assets_of(config: Config, material: Material, null_space: NullSpace | None =
         prompts=dict(config.items.prompts),
         vocabulary=_digest([json.dumps(sorted(material.tokenizer.get_vocab().items()))]),
         files=_base_files(Path(config.model.path)) if jax.process_index() == 0 else {},
-        rows={task: _rows(dataset.table("train", task)) for task in dataset.tasks},
+        rows={task: _rows(dataset.table("train", task)) for task in dataset.tasks} if training else {},
         null_space=None if null_space is None else _null_space(null_space),
     )
 
