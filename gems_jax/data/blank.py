@@ -41,9 +41,12 @@ def trimmed(text: str) -> str:
         'query'
     """
     bare = text.strip()
-    while bare and not (_is_visible(bare[0]) and _is_visible(bare[-1])):
-        bare = bare[not _is_visible(bare[0]) : len(bare) - (not _is_visible(bare[-1]))]
-    return bare
+    first, end = 0, len(bare)
+    while first < end and not _is_visible(bare[first]):
+        first += 1
+    while first < end and not _is_visible(bare[end - 1]):
+        end -= 1
+    return bare[first:end]
 
 
 def without_blanks(texts: Any) -> Any:

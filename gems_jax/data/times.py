@@ -101,7 +101,8 @@ def read_times(column: Any, form: str | None = None, missing: tuple[str, ...] = 
         values = np.asarray([*map(reader, distinct.dictionary.to_pylist()), math.nan], np.float64)
         index = pc.fill_null(distinct.indices, len(values) - 1).to_numpy(zero_copy_only=False)
         zones = [*map(_has_zone, distinct.dictionary.to_pylist()), None]
-        zoneless = np.asarray([zone is False and True in zones for zone in zones], bool)
+        some_have = True in zones
+        zoneless = np.asarray([some_have and zone is False for zone in zones], bool)
         return _checked(values[index], empty, bad)._replace(zoneless=zoneless[index])
     return _checked(_of_numbers(numbers, form), empty, bad)
 
