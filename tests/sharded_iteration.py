@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from fake_devices import fake_devices
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 # A stack of two wide kernels and a stack of two tall ones, whose whole members are more than a device's share.
@@ -139,6 +140,6 @@ def main():
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-    jax.config.update("jax_num_cpu_devices", 8)
+    fake_devices(8)
     jax.config.update("jax_platforms", "cpu")
     main()

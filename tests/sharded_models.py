@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from fake_devices import fake_devices
 from flax import nnx
 
 from gems_jax.items import add_item_tokens, grow
@@ -15,7 +16,7 @@ from gems_jax.models import hugging_face, load, save
 
 def main(folder: Path) -> None:
     """Works on the model in ``folder / "model"``."""
-    jax.config.update("jax_num_cpu_devices", 8)
+    fake_devices(8)
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     most_read = 0
     opened = hugging_face.open_tensors

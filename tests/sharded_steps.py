@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from fake_devices import fake_devices
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 SHAPES = {"a": (8, 16), "b": (8, 16), "wide": (16, 8), "stack": (2, 16, 8), "heads": (8, 4, 4), "bias": (16,)}
@@ -119,6 +120,6 @@ def main():
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-    jax.config.update("jax_num_cpu_devices", 8)
+    fake_devices(8)
     jax.config.update("jax_platforms", "cpu")
     main()

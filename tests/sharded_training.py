@@ -16,6 +16,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+from fake_devices import fake_devices
 from jax.sharding import AxisType, Mesh
 
 STEPS = 3  # refreshes at the first and the third
@@ -337,7 +338,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_num_cpu_devices", 4 if len(sys.argv) > 2 else 8)
+    fake_devices(4 if len(sys.argv) > 2 else 8)
     if len(sys.argv) > 2:
         together(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     else:

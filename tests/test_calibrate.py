@@ -305,7 +305,8 @@ def test_kernels_whose_use_is_not_seen_are_named_with_the_reason():
 ON_A_MESH = """
 import json
 import jax
-jax.config.update("jax_num_cpu_devices", 4)
+from fake_devices import fake_devices
+fake_devices(4)
 import numpy as np
 import test_calibrate as t
 mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)

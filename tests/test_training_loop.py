@@ -171,6 +171,7 @@ sys.exit(cli.main({["train", *argv, "--workdir", str(run), "--mesh.fsdp", "2", "
 """
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": "4",
+        "NPROC": "16",  # threads for collectives, see `fake_devices`
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
