@@ -14,11 +14,14 @@ import jax.numpy as jnp
 def real_dtype(dtypes: Iterable[Any]) -> Any:
     """What statistics of arrays of these dtypes are kept in: float32, or float64 where one of them is as precise.
 
+    NumPy's float64 counts as what JAX makes of it, so without ``jax_enable_x64`` as float32.
+
     Example:
       >>> [str(real_dtype([d])) for d in (jnp.bfloat16, jnp.complex64)]
       ['float32', 'float32']
     """
-    return functools.reduce(jnp.promote_types, [jnp.zeros((), d).real.dtype for d in dtypes], jnp.dtype(jnp.float32))
+    parts = [jnp.zeros((), jax.dtypes.canonicalize_dtype(dtype)).real.dtype for dtype in dtypes]
+    return functools.reduce(jnp.promote_types, parts, jnp.dtype(jnp.float32))
 
 
 def largest(x: jax.Array, axes: int) -> jax.Array:

@@ -82,8 +82,8 @@ class GemsState(NamedTuple):
 
 
 def work_dtype(dtype: Any) -> Any:
-    """What is computed with: float32, or wider (and complex) where the array is."""
-    return jnp.promote_types(dtype, jnp.float32)
+    """What is computed with: float32, or wider (and complex) where the array is as JAX holds it."""
+    return jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
 
 
 def mirror(params: PyTree, values: dict[int, Any]) -> PyTree:

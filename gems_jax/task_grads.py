@@ -231,6 +231,7 @@ def merge_tasks() -> optax.GradientTransformationExtraArgs:
         warn_of_stacked_leaves(updates, "merge_tasks")
         if params is not None:
             check_task_axis(updates, params)
+        updates = jax.tree.map(jnp.asarray, updates)
         num_tasks = max((leaf.shape[0] for leaf in jax.tree.leaves(updates)), default=1)
         widest = jnp.result_type(jnp.float32, *(leaf.real.dtype for leaf in jax.tree.leaves(updates)))
         weights = task_weights(task_counts, num_tasks, widest)

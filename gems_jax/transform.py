@@ -223,8 +223,8 @@ def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
         check_task_axis(updates, params, num_tasks)
         warn_of_stacked_leaves(updates, "gems")
         call = Call(
-            grads=jax.tree.leaves(updates),
-            weights=jax.tree.leaves(params),
+            grads=[jnp.asarray(g) for g in jax.tree.leaves(updates)],
+            weights=[jnp.asarray(w) for w in jax.tree.leaves(params)],
             shared=None if shared_grads is None else _shared_leaves(shared_grads, params),
             losses=task_losses,
             counts=task_counts,
@@ -246,4 +246,4 @@ def _shared_leaves(shared_grads: PyTree, params: PyTree) -> list[jax.Array]:
                 f"shared_grads leaf {path!r} has shape {list(jnp.shape(leaf))}, expected {list(shape)}: "
                 "the parameter's own shape, without a task axis"
             )
-    return [leaf for _, leaf in leaves]
+    return [jnp.asarray(leaf) for _, leaf in leaves]

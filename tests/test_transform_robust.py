@@ -281,3 +281,20 @@ def test_a_null_space_estimated_in_float64_is_that_of_the_float64_moments():
         moment = gj.SecondMoment.zeros(6).update(jnp.asarray(x)).matrix()
         np.testing.assert_allclose(moment, x.T @ x / 64, rtol=1e-13)
         assert gj.SecondMoment.zeros(6).update(jnp.asarray(x, jnp.bfloat16)).total.dtype == jnp.float32
+
+
+def test_numpys_float64_is_taken_as_the_float32_that_jax_makes_of_it():
+    params, grads = make_params(SHAPES), make_grads(0, shapes=SHAPES)
+    wide, wide_grads = (jax.tree.map(lambda x: np.asarray(x, np.float64), tree) for tree in (params, grads))
+    ns, _ = make_null_space({"w": 8})
+    steps = [
+        gj.gems(1e-3, num_tasks=2, rank=3, null_space=ns, weight_decay=0.1),
+        optax.chain(gj.merge_tasks(), optax.adam(1e-3), gj.constrain_to_null_space(ns)),
+        gj.baselines.pcgrad(optax.adam(1e-3)),
+    ]
+    for tx in steps:
+        (updates, state), (expected, _) = (
+            tx.update(gradient, tx.init(given), given) for gradient, given in ((wide_grads, wide), (grads, params))
+        )
+        assert not any(x.dtype == np.float64 for x in jax.tree.leaves((updates, state)))
+        assert difference(updates, expected) < 1e-6

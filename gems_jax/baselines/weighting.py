@@ -135,6 +135,7 @@ def weighted(
             raise ValueError(f"{name} needs task_losses: call update(..., task_losses=array of [{tasks_in}])")
         if shared_grads is not None and not takes_shared:
             raise ValueError(f"{name} weighs the tasks' gradients itself: leave shared_grads out")
+        updates = jax.tree.map(jnp.asarray, updates)
         dtype = real_dtype(leaf.dtype for leaf in jax.tree.leaves(updates))
         tasks = _look(
             jax.tree.leaves(updates),
