@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 import gems_jax as gj
-from gems_jax.matrix_dims import stacked_matrix_dims
+from gems_jax.linalg.matrix_dims import stacked_matrix_dims
 from gems_jax.models import from_config
 
 T5: dict[str, Any] = {

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gems_jax.orthonormal import matmul, norms
+from gems_jax.linalg.orthonormal import matmul, norms
+from gems_jax.linalg.projection import kept_side_first, project_stack
+from gems_jax.linalg.scales import Size, limited, squares
+from gems_jax.linalg.subspace import Frame
 from gems_jax.plan import Kernel
-from gems_jax.projection import kept_side_first, project_stack
 from gems_jax.refresh import (
     Bases,
     Gradients,
@@ -23,8 +25,6 @@ from gems_jax.refresh import (
     room,
     where_leading,
 )
-from gems_jax.scales import Size, limited, squares
-from gems_jax.subspace import Frame
 
 PyTree = Any
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gems_jax.capture import Inputs, PyTree, kernel_inputs
 from gems_jax.directions import Directions, Rule, principal_directions, stack_directions, warn_if_little_is_kept
-from gems_jax.matrix_dims import MatrixRule
+from gems_jax.linalg.matrix_dims import MatrixRule
 from gems_jax.moment_groups import moment_groups
 from gems_jax.moment_pass import Batch, as_function, check_masks, masks_of, moment_pass
 from gems_jax.null_space import NullSpace, Side, weights_fingerprint

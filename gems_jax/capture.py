@@ -18,10 +18,10 @@ from gems_jax.kernel_products import Use
 from gems_jax.kernel_tags import Scope
 from gems_jax.kernel_uses import find_uses
 from gems_jax.leaf_path import named_leaves
-from gems_jax.matrix_dims import MatrixDims, MatrixSpec
+from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec
+from gems_jax.linalg.scales import real_dtype
 from gems_jax.position_masks import Masks, Unknown, places_of, position_mask
 from gems_jax.replay import Layers, Run, evaluate
-from gems_jax.scales import real_dtype
 from gems_jax.second_moment import SecondMoment
 from gems_jax.token_axes import Places
 
@@ -116,7 +116,7 @@ def kernel_inputs(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from gems_jax.matrix_dims import MatrixDims, resolve
+      >>> from gems_jax.linalg.matrix_dims import MatrixDims, resolve
       >>> params = {"q": jnp.ones((2, 3)), "k": jnp.ones((2, 3))}
       >>> apply = lambda p, x: (x @ p["q"]) * (x @ p["k"])
       >>> specs = {name: resolve(MatrixDims(), (2, 3)) for name in params}
@@ -154,7 +154,7 @@ def add_moments(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from gems_jax.matrix_dims import MatrixDims, resolve
+      >>> from gems_jax.linalg.matrix_dims import MatrixDims, resolve
       >>> params, specs = {"w": jnp.ones((2, 3))}, {"w": resolve(MatrixDims(), (2, 3))}
       >>> x = jnp.array([[1.0, 2.0]])
       >>> sums = add_moments(lambda p, x: x @ p["w"], params, x, {"w": SecondMoment.zeros(2)}, specs)

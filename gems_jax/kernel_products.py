@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gems_jax.kernel_tags import Kernel, Place, Scope, Step, Tag
-from gems_jax.matrix_dims import MatrixDims, MatrixSpec
+from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec
 
 
 class Use(NamedTuple):

@@ -25,7 +25,7 @@ from gems_jax.kernel_tags import (
     scaled_kernel,
     split_kernel,
 )
-from gems_jax.matrix_dims import MatrixDims, MatrixSpec
+from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec
 from gems_jax.primitives import ALIASES, CALLS, CUMULATIVE, ELEMENTWISE, MOVEMENTS, REDUCTIONS
 
 # Through these a kernel may meet activations without being multiplied with them.
@@ -63,7 +63,7 @@ def find_uses(jaxpr: Any, specs: Mapping[int, MatrixSpec | None], side: str, is_
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from gems_jax.matrix_dims import resolve
+      >>> from gems_jax.linalg.matrix_dims import resolve
       >>> jaxpr = jax.make_jaxpr(lambda w, x: jnp.tanh(x) @ w)(jnp.ones((2, 3)), jnp.ones((5, 2))).jaxpr
       >>> found = find_uses(jaxpr, {0: resolve(MatrixDims(), (2, 3))}, "in", [False])
       >>> found.uses[0][0].positions, found.roles[0]

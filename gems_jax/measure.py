@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.branches import BranchState, Presence, Steps
-from gems_jax.scales import global_norm, is_normal, largest, task_peaks, to_one
+from gems_jax.linalg.scales import global_norm, is_normal, largest, task_peaks, to_one
 from gems_jax.state import Diagnostics, work_dtype
 from gems_jax.task_grads import inner_products, task_weights
 

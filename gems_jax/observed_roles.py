@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from gems_jax.capture import kernel_inputs
 from gems_jax.leaf_path import named_leaves
-from gems_jax.matrix_dims import (
+from gems_jax.linalg.matrix_dims import (
     MatrixDims,
     MatrixRule,
     MatrixSpec,

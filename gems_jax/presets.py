@@ -11,13 +11,13 @@ import optax
 from gems_jax.extra_arguments import check_extras
 from gems_jax.gates import Gate, Signals, fresh_state, heuristic
 from gems_jax.leaf_path import named_leaves
+from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
+from gems_jax.linalg.projection import kept_side_first
+from gems_jax.linalg.scales import real_dtype
+from gems_jax.linalg.subspace import canonical_signs, matmul
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
-from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
 from gems_jax.null_space import NullSpace
-from gems_jax.projection import kept_side_first
-from gems_jax.scales import real_dtype
 from gems_jax.state import work_dtype
-from gems_jax.subspace import canonical_signs, matmul
 from gems_jax.task_grads import check_task_axis, task_weights, weighted_sum
 from gems_jax.whole_number import whole
 

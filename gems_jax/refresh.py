@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gems_jax.scales import Size
-from gems_jax.stacks import map_stack, mesh_of_devices
-from gems_jax.subspace import Decomposition, Frame, make_basis
+from gems_jax.linalg.scales import Size
+from gems_jax.linalg.stacks import map_stack, mesh_of_devices
+from gems_jax.linalg.subspace import Decomposition, Frame, make_basis
 
 PyTree = Any
 

@@ -12,7 +12,7 @@ import gems_jax as gj
 from gems_jax.calibrate import observed_matrix_dims
 from gems_jax.capture import add_moments, kernel_inputs
 from gems_jax.leaf_path import leaf_path
-from gems_jax.matrix_dims import MatrixDims, matrix_specs, resolve
+from gems_jax.linalg.matrix_dims import MatrixDims, matrix_specs, resolve
 from gems_jax.position_masks import Masks
 from gems_jax.second_moment import symmetric
 

@@ -9,7 +9,7 @@ from flax import nnx
 from problems import QUICK
 
 from gems_jax.leaf_path import leaf_path
-from gems_jax.matrix_dims import MatrixDims
+from gems_jax.linalg.matrix_dims import MatrixDims
 from gems_jax.models import T5, T5Config, lora
 
 RANK, ALPHA = 2, 6.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gems_jax as gj
-from gems_jax.matrix_dims import MatrixDims, resolve
+from gems_jax.linalg.matrix_dims import MatrixDims, resolve
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import planned_steps
 import pytest
 
-from gems_jax.orthonormal import orthonormal_columns
+from gems_jax.linalg.orthonormal import orthonormal_columns
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gems_jax.polar import nearest_orthogonal
-from gems_jax.subspace import align
+from gems_jax.linalg.polar import nearest_orthogonal
+from gems_jax.linalg.subspace import align
 
 SIZE = 12
 nearest = jax.jit(nearest_orthogonal)

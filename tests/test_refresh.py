@@ -7,9 +7,9 @@ import pytest
 from problems import QUICK, make_grads, make_null_space, make_params
 
 import gems_jax as gj
-from gems_jax.orthonormal import orthonormal_inside
+from gems_jax.linalg.orthonormal import orthonormal_inside
+from gems_jax.linalg.subspace import Frame, make_basis
 from gems_jax.plan import Options, make_plan
-from gems_jax.subspace import Frame, make_basis
 
 pytestmark = pytest.mark.usefixtures("cheap_programs")
 RULE = lambda path, leaf: gj.MatrixDims() if len(leaf.shape) > 1 else None  # noqa: E731
@@ -170,7 +170,7 @@ def test_a_decomposition_that_fails_never_becomes_a_basis(decomposition, monkeyp
     if decomposition != "svd":
         monkeypatch.setattr(jnp.linalg, "eigh", lambda x, **k: (eigh(x, **k)[0], eigh(x, **k)[1] * jnp.nan))
     if decomposition == "subspace":
-        monkeypatch.setattr("gems_jax.subspace.orthonormal_inside", lambda *a: passes(*a) * jnp.nan)
+        monkeypatch.setattr("gems_jax.linalg.subspace.orthonormal_inside", lambda *a: passes(*a) * jnp.nan)
     gradient = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     for wide in (gradient, gradient.T):
         old = jnp.eye(len(wide), 2)

@@ -11,8 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import QUICK, orthonormal
 
-from gems_jax.orthonormal import inverse_cholesky, orthonormal_columns, orthonormal_inside, times, transposed_times
-from gems_jax.subspace import COLD_SWEEPS, Frame, align, canonical_signs, leading_vectors, make_basis
+from gems_jax.linalg.orthonormal import (
+    inverse_cholesky,
+    orthonormal_columns,
+    orthonormal_inside,
+    times,
+    transposed_times,
+)
+from gems_jax.linalg.subspace import COLD_SWEEPS, Frame, align, canonical_signs, leading_vectors, make_basis
 
 FEW = settings(max_examples=12, derandomize=True)
 P, Q, KEPT, RANK = 10, 7, 4, 3

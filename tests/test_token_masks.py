@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gems_jax.capture import add_moments, kernel_inputs
-from gems_jax.matrix_dims import MatrixDims, resolve
+from gems_jax.linalg.matrix_dims import MatrixDims, resolve
 from gems_jax.moment_pass import masks_of
 from gems_jax.second_moment import SecondMoment, symmetric
 

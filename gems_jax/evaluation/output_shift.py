@@ -9,7 +9,7 @@ import numpy as np
 
 from gems_jax.capture import PyTree, kernel_inputs
 from gems_jax.leaf_path import leaf_path
-from gems_jax.matrix_dims import MatrixRule, MatrixSpec
+from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec
 from gems_jax.moment_groups import moment_groups
 from gems_jax.moment_pass import Batch, MomentPass, as_function, kernel_specs, moment_pass
 from gems_jax.replay import Layers
@@ -34,7 +34,7 @@ class OutputShift:
       base: the model before tuning, a Flax NNX module such as a ``gems_jax.models.T5`` or ``Decoder``.
       batch: one batch of the text, of the kind and shapes of all.
       memory_limit: bytes that second moments may take at a time; the text is then read ``passes`` times.
-      matrix_dims: which leaves are kernels; default `gems_jax.matrix_dims.stacked_matrix_dims`.
+      matrix_dims: which leaves are kernels; default `gems_jax.linalg.matrix_dims.stacked_matrix_dims`.
 
     Example:
       >>> import jax

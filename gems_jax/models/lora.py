@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gems_jax.leaf_path import leaf_path
-from gems_jax.matrix_dims import MatrixRule, MatrixSpec, matrix_specs, stacked_matrix_dims
-from gems_jax.stacks import placed_like
+from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec, matrix_specs, stacked_matrix_dims
+from gems_jax.linalg.stacks import placed_like
 
 PyTree = Any
 Adapters = dict[str, dict[str, jax.Array]]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gems_jax.leaf_path import leaf_path
-from gems_jax.matrix_dims import matrix_specs, stacked_matrix_dims
+from gems_jax.linalg.matrix_dims import matrix_specs, stacked_matrix_dims
 from gems_jax.study.methods import changed
 from gems_jax.task_grads import task_value_and_grad
 from gems_jax.training.config import Config

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gems_jax.orthonormal import matmul, orthonormal_columns
+from gems_jax.linalg.orthonormal import matmul, orthonormal_columns
 
 # By bytes of a number. Each pass multiplies small singular values by 1.5: as many as bring what rounding adds to those
 # of zero near 1.

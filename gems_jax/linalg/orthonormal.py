@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gems_jax.stacks import by_member, map_stack, mesh_of_devices, whole, whole_columns
+from gems_jax.linalg.stacks import by_member, map_stack, mesh_of_devices, whole, whole_columns
 
 Project = Callable[[jax.Array], jax.Array]
 

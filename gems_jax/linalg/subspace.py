@@ -9,9 +9,25 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gems_jax.orthonormal import Project, matmul, norms, orthonormal_inside, there_and_back, times, transposed_times
-from gems_jax.polar import nearest_orthogonal
-from gems_jax.stacks import by_member, map_stack, mesh_of_devices, placed_like, split_columns, whole, whole_columns
+from gems_jax.linalg.orthonormal import (
+    Project,
+    matmul,
+    norms,
+    orthonormal_inside,
+    there_and_back,
+    times,
+    transposed_times,
+)
+from gems_jax.linalg.polar import nearest_orthogonal
+from gems_jax.linalg.stacks import (
+    by_member,
+    map_stack,
+    mesh_of_devices,
+    placed_like,
+    split_columns,
+    whole,
+    whole_columns,
+)
 
 Decomposition = Literal["svd", "eigh", "subspace"]
 

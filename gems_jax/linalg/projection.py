@@ -5,8 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from gems_jax.matrix_dims import MatrixSpec
-from gems_jax.subspace import Frame
+from gems_jax.linalg.matrix_dims import MatrixSpec
+from gems_jax.linalg.subspace import Frame
 
 
 def kept_side_first(x: jax.Array, side: str) -> jax.Array:

@@ -1,0 +1,1 @@
+"""linalg: see the modules."""
