@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from gems_jax import gates
 from gems_jax.leaf_path import leaf_path
 from gems_jax.linalg.matrix_dims import MatrixDims, default_matrix_dims, stacked_matrix_dims
-from gems_jax.null_space import NullSpace, SecondMoment, constrain_to_null_space, null_space_leak
+from gems_jax.null_space.space import NullSpace, SecondMoment, constrain_to_null_space, null_space_leak
 from gems_jax.task_grads import merge_tasks, task_value_and_grad, task_weights, token_mean
 from gems_jax.transform import STATIC_ARGS, GemsState, gems, scale_by_gems
 
 if TYPE_CHECKING:
     from gems_jax import baselines, items, models, presets
-    from gems_jax.calibrate import estimate_null_space
     from gems_jax.items import ItemIndex
+    from gems_jax.null_space.estimate import estimate_null_space
     from gems_jax.ranking import metrics, rank_items
     from gems_jax.reports import diagnostics, state_bytes
     from gems_jax.sharding import state_sharding
@@ -32,8 +32,8 @@ _LAZY = {
     "metrics": ("gems_jax.ranking.metrics", None),
     "rank_items": ("gems_jax.ranking.rank_items", "rank_items"),
     "ItemIndex": ("gems_jax.items", "ItemIndex"),
-    "estimate_null_space": ("gems_jax.calibrate", "estimate_null_space"),
-    "observed_matrix_dims": ("gems_jax.calibrate", "observed_matrix_dims"),
+    "estimate_null_space": ("gems_jax.null_space.estimate", "estimate_null_space"),
+    "observed_matrix_dims": ("gems_jax.null_space.estimate", "observed_matrix_dims"),
     "diagnostics": ("gems_jax.reports", "diagnostics"),
     "state_bytes": ("gems_jax.reports", "state_bytes"),
     "state_sharding": ("gems_jax.sharding", "state_sharding"),

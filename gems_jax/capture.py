@@ -20,9 +20,9 @@ from gems_jax.kernel_uses import find_uses
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec
 from gems_jax.linalg.scales import real_dtype
+from gems_jax.null_space.second_moment import SecondMoment
 from gems_jax.position_masks import Masks, Unknown, places_of, position_mask
 from gems_jax.replay import Layers, Run, evaluate
-from gems_jax.second_moment import SecondMoment
 from gems_jax.token_axes import Places
 
 PyTree = Any

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gems_jax.linalg.matrix_dims import is_guess, is_named_like_no_kernel
-from gems_jax.null_space import NullSpace
+from gems_jax.null_space.space import NullSpace
 
 _NO_ROLE = "three or more axes and no matrix role"
 

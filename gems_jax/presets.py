@@ -16,7 +16,7 @@ from gems_jax.linalg.projection import kept_side_first
 from gems_jax.linalg.scales import real_dtype
 from gems_jax.linalg.subspace import canonical_signs, matmul
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
-from gems_jax.null_space import NullSpace
+from gems_jax.null_space.space import NullSpace
 from gems_jax.state import work_dtype
 from gems_jax.task_grads import check_task_axis, task_weights, weighted_sum
 from gems_jax.whole_number import whole

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from gems_jax.boxes import map_with_path
 from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec, resolve
-from gems_jax.null_space import ConstrainToNullSpaceState
+from gems_jax.null_space.space import ConstrainToNullSpaceState
 from gems_jax.plan import Recorded, recorded_plans
 from gems_jax.state import GemsState
 

@@ -14,7 +14,7 @@ from gems_jax.linalg.projection import kept_side_first, project_stack, project_u
 from gems_jax.linalg.scales import Size, largest, limited, size_of
 from gems_jax.linalg.subspace import Frame
 from gems_jax.measure import Measured, diagnose, measure
-from gems_jax.null_space import NullSpace
+from gems_jax.null_space.space import NullSpace
 from gems_jax.plan import Kernel, Plan
 from gems_jax.refresh import Gradients, Refresh, Request, refresh_groups
 from gems_jax.settings import Mask, Settings

@@ -13,7 +13,7 @@ from gems_jax.initial import initial_state
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixRule
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
-from gems_jax.null_space import NullSpace
+from gems_jax.null_space.space import NullSpace
 from gems_jax.plan import Options, make_plan, record
 from gems_jax.settings import Settings, make_settings
 from gems_jax.state import GemsState

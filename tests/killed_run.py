@@ -35,7 +35,7 @@ def arrange(moment):
 
     name, _, number = moment.partition("@")
     if name == "calibration":
-        before("gems_jax.calibrate", "_decompose")
+        before("gems_jax.null_space.estimate", "_decompose")
     elif name == "step":  # mid-epoch: this step's line was never read
         before(journal.Journal, "push", lambda _, sent: sent.step == int(number))
     elif name == "evaluation":

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from problems import QUICK, make_grads, make_params, orthonormal, run
 
 import gems_jax as gj
-from gems_jax.directions import Rule, factor_of
+from gems_jax.null_space.directions import Rule, factor_of
 
 FEW = settings(max_examples=12, derandomize=True)
 
@@ -233,7 +233,7 @@ def test_bfloat16_parameters_get_float32_updates_from_the_constraint():
 def test_files_come_back_as_they_were_and_replace_only_their_own(tmp_path):
     matrix, _ = moment([5.0, 3.0, 1.0, 1.0, 0.0, 0.0])
     params = make_params({"w": (6, 4)})
-    from gems_jax.fingerprint import weights_fingerprint
+    from gems_jax.null_space.fingerprint import weights_fingerprint
 
     ns = gj.NullSpace.from_moments({"w": matrix, "v": matrix}, energy=0.9, fingerprint=weights_fingerprint(params))
     for _ in range(2):
@@ -303,7 +303,7 @@ def test_kernels_and_factors_of_a_file_belong_together(tmp_path, change, message
 
 
 def test_the_weights_it_came_from_are_recognised():
-    from gems_jax.fingerprint import weights_fingerprint
+    from gems_jax.null_space.fingerprint import weights_fingerprint
 
     params = make_params({"w": (6, 4), "v": (6, 4)})
     inputs = {"w": 0, "v": 0}

@@ -12,8 +12,8 @@ from flax import nnx
 from problems import QUICK
 
 import gems_jax as gj
-from gems_jax.moment_pass import as_function
-from gems_jax.observed_roles import observe_roles
+from gems_jax.null_space.moment_pass import as_function
+from gems_jax.null_space.observed_roles import observe_roles
 
 D, HEADS = 16, 2
 

@@ -9,8 +9,8 @@ import pytest
 
 from gems_jax.capture import add_moments, kernel_inputs
 from gems_jax.linalg.matrix_dims import MatrixDims, resolve
-from gems_jax.moment_pass import masks_of
-from gems_jax.second_moment import SecondMoment, symmetric
+from gems_jax.null_space.moment_pass import masks_of
+from gems_jax.null_space.second_moment import SecondMoment, symmetric
 
 B, S, D = 3, 8, 4
 SPECS = {"w": resolve(MatrixDims(), (D, D))}

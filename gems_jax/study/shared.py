@@ -16,7 +16,7 @@ from gems_jax.evaluation.drift import general_loss, read_shift
 from gems_jax.evaluation.output_shift import OutputShift
 from gems_jax.evaluation.simple_rankers import simple_rankers
 from gems_jax.models import load
-from gems_jax.null_space import NullSpace
+from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import write_json
 from gems_jax.study.claims import claim_waiting
 from gems_jax.study.config import StudyConfig

@@ -14,7 +14,7 @@ from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.data.pipeline import task_batches
 from gems_jax.evaluation.evaluate import RANKED
 from gems_jax.models.params import params_of
-from gems_jax.null_space import NullSpace
+from gems_jax.null_space.space import NullSpace
 from gems_jax.training.compiled import Programs, compile_step
 from gems_jax.training.config import Config, check
 from gems_jax.training.early_stopping import check_metric

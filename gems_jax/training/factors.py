@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gems_jax.null_space import ConstrainToNullSpaceState, NullSpace
+from gems_jax.null_space.space import ConstrainToNullSpaceState, NullSpace
 from gems_jax.state import GemsState
 
 PyTree = Any

@@ -8,7 +8,7 @@ import optax
 
 from gems_jax import baselines, gates
 from gems_jax.linalg.matrix_dims import stacked_matrix_dims
-from gems_jax.null_space import NullSpace, constrain_to_null_space
+from gems_jax.null_space.space import NullSpace, constrain_to_null_space
 from gems_jax.presets import released
 from gems_jax.task_grads import merge_tasks
 from gems_jax.training.clipping import clip_tasks

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gems_jax.calibrate import estimate_null_space
 from gems_jax.checksums import NAME, damage
 from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.data.general_text import read_lines, token_stream
@@ -17,7 +16,8 @@ from gems_jax.data.prepare import prepare
 from gems_jax.data.tables import Dataset, Table
 from gems_jax.items import ItemIndex, add_identifier_tokens, add_item_tokens, grow, load_item_identifiers
 from gems_jax.models import load
-from gems_jax.null_space import NullSpace
+from gems_jax.null_space.estimate import estimate_null_space
+from gems_jax.null_space.space import NullSpace
 from gems_jax.training.config import Config
 from gems_jax.training.losses import family_of
 from gems_jax.training.pretrain import pretrain
@@ -95,7 +95,7 @@ def ensure_null_space(config: Config, model: Any = None, tokenizer: Any = None) 
 
 
 def _rule(config: Config) -> dict[str, Any]:
-    """What says how many directions are protected, by the names of `gems_jax.directions.Rule`."""
+    """What says how many directions are protected, by the names of `gems_jax.null_space.directions.Rule`."""
     options = config.null_space
     least = options.min_share if options.energy is not None else None
     return {"energy": options.energy, "rank": options.rank, "threshold": options.threshold, "min_share": least}

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gems_jax.leaf_path import leaf_path
-from gems_jax.null_space import NullSpace, null_space_leak
+from gems_jax.null_space.space import NullSpace, null_space_leak
 from gems_jax.reports import diagnostics
 from gems_jax.task_grads import gramian, task_value_and_grad
 from gems_jax.training.config import TrainConfig

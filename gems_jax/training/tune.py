@@ -21,7 +21,7 @@ import numpy as np
 
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.evaluation.evaluate import evaluate_ranking
-from gems_jax.null_space import NullSpace
+from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import check_workdir, is_remote
 from gems_jax.training.assets import assets_of, check_assets, read_assets, write_assets
 from gems_jax.training.build import Run, build, check_beams

@@ -14,7 +14,7 @@ from gems_jax.linalg.matrix_dims import (
     resolve,
     stacked_matrix_dims,
 )
-from gems_jax.moment_pass import Model, kernel_specs
+from gems_jax.null_space.moment_pass import Model, kernel_specs
 
 _BY_NAME = "a head over the vocabulary by name"
 
@@ -42,7 +42,7 @@ def observe_roles(model: Model, batch: Mapping[str, Any], rule: MatrixRule | Non
     index, or by ones and zeros), or it is named as a head over the vocabulary. A rule that is no guess decides alone.
 
     Args:
-      model: see `gems_jax.moment_pass.as_function`.
+      model: see `gems_jax.null_space.moment_pass.as_function`.
       batch: that it is called with.
       rule: ``(path, leaf) -> MatrixDims | None``; default `stacked_matrix_dims`, a guess (see `is_guess`).
 
@@ -54,7 +54,7 @@ def observe_roles(model: Model, batch: Mapping[str, Any], rule: MatrixRule | Non
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from gems_jax.moment_pass import as_function
+      >>> from gems_jax.null_space.moment_pass import as_function
       >>> model = as_function(lambda params, x: x @ params["w"].T, {"w": jnp.ones((3, 2))})
       >>> observe_roles(model, {"x": jnp.ones((5, 2))}).roles
       {'w': MatrixDims(in_axes=(1,), out_axes=(0,))}

@@ -10,14 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from gems_jax.capture import Inputs, PyTree, kernel_inputs
-from gems_jax.directions import Directions, Rule, principal_directions, stack_directions, warn_if_little_is_kept
 from gems_jax.linalg.matrix_dims import MatrixRule
-from gems_jax.moment_groups import moment_groups
-from gems_jax.moment_pass import Batch, as_function, check_masks, masks_of, moment_pass
-from gems_jax.null_space import NullSpace, Side, weights_fingerprint
-from gems_jax.observed_roles import observe_roles
+from gems_jax.null_space.directions import (
+    Directions,
+    Rule,
+    principal_directions,
+    stack_directions,
+    warn_if_little_is_kept,
+)
+from gems_jax.null_space.moment_groups import moment_groups
+from gems_jax.null_space.moment_pass import Batch, as_function, check_masks, masks_of, moment_pass
+from gems_jax.null_space.observed_roles import observe_roles
+from gems_jax.null_space.second_moment import SecondMoment, symmetric
+from gems_jax.null_space.space import NullSpace, Side, weights_fingerprint
 from gems_jax.replay import mask_fits
-from gems_jax.second_moment import SecondMoment, symmetric
 from gems_jax.sharding import check_auto
 
 Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]

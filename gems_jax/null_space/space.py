@@ -18,14 +18,14 @@ import optax
 
 from gems_jax.boxes import map_with_path
 from gems_jax.checksums import check_written, unique, write_checksums
-from gems_jax.directions import Factor, Rule, factor_of, warn_if_little_is_kept
-from gems_jax.fingerprint import weights_fingerprint
 from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, check_role, is_guess, resolve
 from gems_jax.linalg.projection import kept_side_first, project_stack, project_update
 from gems_jax.linalg.scales import real_dtype
 from gems_jax.linalg.subspace import matmul
-from gems_jax.second_moment import SecondMoment
+from gems_jax.null_space.directions import Factor, Rule, factor_of, warn_if_little_is_kept
+from gems_jax.null_space.fingerprint import weights_fingerprint
+from gems_jax.null_space.second_moment import SecondMoment
 from gems_jax.staging import fresh_folder
 
 PyTree = Any
