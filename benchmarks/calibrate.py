@@ -28,9 +28,9 @@ import transformers
 from result_file import circumstances, write
 
 import gems_jax as gj
-from gems_jax.capture import KernelInput, kernel_inputs
 from gems_jax.null_space.moment_groups import moment_groups
 from gems_jax.null_space.moment_pass import as_function, kernel_specs, moment_pass
+from gems_jax.null_space.tracing.kernel_inputs import KernelInput, kernel_inputs
 
 
 def our_pass(args: argparse.Namespace, batch: dict[str, np.ndarray]) -> tuple[Callable[[], Any], list[KernelInput]]:

@@ -13,12 +13,12 @@ import pytest
 from problems import QUICK
 
 import gems_jax as gj
-from gems_jax.capture import kernel_inputs
 from gems_jax.models import T5, Decoder, DecoderConfig, T5Config
 from gems_jax.null_space.directions import Rule, principal_directions, stack_directions
 from gems_jax.null_space.estimate import estimate_null_space, observed_matrix_dims
 from gems_jax.null_space.moment_groups import bytes_per_device, moment_groups
 from gems_jax.null_space.moment_pass import as_function, kernel_specs, moment_pass
+from gems_jax.null_space.tracing.kernel_inputs import kernel_inputs
 
 LAYERS, WIDTH, HIDDEN = 3, 8, 16
 RULE = {"rank": 0.25, "progress": False}

@@ -9,12 +9,12 @@ import pytest
 from problems import QUICK
 
 import gems_jax as gj
-from gems_jax.capture import add_moments, kernel_inputs
 from gems_jax.leaf_path import leaf_path
 from gems_jax.linalg.matrix_dims import MatrixDims, matrix_specs, resolve
 from gems_jax.null_space.estimate import observed_matrix_dims
 from gems_jax.null_space.second_moment import symmetric
-from gems_jax.position_masks import Masks
+from gems_jax.null_space.tracing.kernel_inputs import add_moments, kernel_inputs
+from gems_jax.null_space.tracing.position_masks import Masks
 
 
 def second_moment(x, mask=None):

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gems_jax.capture import add_moments, kernel_inputs
 from gems_jax.linalg.matrix_dims import MatrixDims, resolve
 from gems_jax.null_space.moment_pass import masks_of
 from gems_jax.null_space.second_moment import SecondMoment, symmetric
+from gems_jax.null_space.tracing.kernel_inputs import add_moments, kernel_inputs
 
 B, S, D = 3, 8, 4
 SPECS = {"w": resolve(MatrixDims(), (D, D))}

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gems_jax.capture import PyTree, kernel_inputs
 from gems_jax.leaf_path import leaf_path
 from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec
 from gems_jax.null_space.moment_groups import moment_groups
 from gems_jax.null_space.moment_pass import Batch, MomentPass, as_function, kernel_specs, moment_pass
 from gems_jax.null_space.second_moment import SecondMoment
-from gems_jax.replay import Layers
+from gems_jax.null_space.tracing.interpreter import Layers
+from gems_jax.null_space.tracing.kernel_inputs import PyTree, kernel_inputs
 
 # Kernel's path to one number, or one a layer (experts within a layer, nested).
 Shifts = dict[str, Any]

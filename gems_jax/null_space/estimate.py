@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gems_jax.capture import Inputs, PyTree, kernel_inputs
 from gems_jax.linalg.matrix_dims import MatrixRule
 from gems_jax.null_space.directions import (
     Directions,
@@ -23,7 +22,8 @@ from gems_jax.null_space.moment_pass import Batch, as_function, check_masks, mas
 from gems_jax.null_space.observed_roles import observe_roles
 from gems_jax.null_space.second_moment import SecondMoment, symmetric
 from gems_jax.null_space.space import NullSpace, Side, weights_fingerprint
-from gems_jax.replay import mask_fits
+from gems_jax.null_space.tracing.interpreter import mask_fits
+from gems_jax.null_space.tracing.kernel_inputs import Inputs, PyTree, kernel_inputs
 from gems_jax.sharding import check_auto
 
 Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]

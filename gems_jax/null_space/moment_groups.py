@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from gems_jax.capture import KernelInput
-from gems_jax.replay import Layers
+from gems_jax.null_space.tracing.interpreter import Layers
+from gems_jax.null_space.tracing.kernel_inputs import KernelInput
 
 
 class _Unit(NamedTuple):

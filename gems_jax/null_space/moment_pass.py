@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gems_jax.capture import Apply, KernelInput, PyTree, add_moments
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec, matrix_specs, stacked_matrix_dims
 from gems_jax.null_space.second_moment import SecondMoment
 from gems_jax.null_space.space import Side
-from gems_jax.position_masks import Masks
-from gems_jax.replay import Layers
+from gems_jax.null_space.tracing.interpreter import Layers
+from gems_jax.null_space.tracing.kernel_inputs import Apply, KernelInput, PyTree, add_moments
+from gems_jax.null_space.tracing.position_masks import Masks
 
 Batch = Mapping[str, Any]
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gems_jax.capture import kernel_inputs
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import (
     MatrixDims,
@@ -15,6 +14,7 @@ from gems_jax.linalg.matrix_dims import (
     stacked_matrix_dims,
 )
 from gems_jax.null_space.moment_pass import Model, kernel_specs
+from gems_jax.null_space.tracing.kernel_inputs import kernel_inputs
 
 _BY_NAME = "a head over the vocabulary by name"
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from gems_jax.capture import kernel_inputs
 from gems_jax.models import DecoderConfig
 from gems_jax.null_space.directions import Factor
 from gems_jax.null_space.moment_pass import kernel_specs
 from gems_jax.null_space.space import NullSpace, Side
+from gems_jax.null_space.tracing.kernel_inputs import kernel_inputs
 from gems_jax.training.layout import param_sharding
 
 PyTree = Any

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from gems_jax.primitives import MOVEMENTS
+from gems_jax.null_space.tracing.primitives import MOVEMENTS
 
 # Where an inner jaxpr stands: the numbers of the equations that lead to it, each with the number of its branch.
 Scope = tuple[tuple[int, int], ...]

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gems_jax.kernel_products import Use
-from gems_jax.kernel_tags import Scope
-from gems_jax.token_axes import (
+from gems_jax.null_space.tracing.kernel_products import Use
+from gems_jax.null_space.tracing.kernel_tags import Scope
+from gems_jax.null_space.tracing.token_axes import (
     DECODER_TOKENS,
     LOST,
     NONE,

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from gems_jax.kernel_tags import Scope
-from gems_jax.kernel_uses import inner_jaxpr, scan_counts
-from gems_jax.primitives import CALLS, CUMULATIVE, ELEMENTWISE, REDUCTIONS
+from gems_jax.null_space.tracing.kernel_tags import Scope
+from gems_jax.null_space.tracing.kernel_uses import inner_jaxpr, scan_counts
+from gems_jax.null_space.tracing.primitives import CALLS, CUMULATIVE, ELEMENTWISE, REDUCTIONS
 
 # Axes of the masks: rows, positions, the decoder's positions; then: along none, and no longer known.
 ROWS, TOKENS, DECODER_TOKENS, NONE, LOST = 0, 1, 2, -1, -2

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from gems_jax.kernel_products import Search, Use, find_product
-from gems_jax.kernel_tags import (
+from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec
+from gems_jax.null_space.tracing.kernel_products import Search, Use, find_product
+from gems_jax.null_space.tracing.kernel_tags import (
     KERNEL_VIEWS,
     Kernel,
     Scope,
@@ -25,8 +26,7 @@ from gems_jax.kernel_tags import (
     scaled_kernel,
     split_kernel,
 )
-from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec
-from gems_jax.primitives import ALIASES, CALLS, CUMULATIVE, ELEMENTWISE, MOVEMENTS, REDUCTIONS
+from gems_jax.null_space.tracing.primitives import ALIASES, CALLS, CUMULATIVE, ELEMENTWISE, MOVEMENTS, REDUCTIONS
 
 # Through these a kernel may meet activations without being multiplied with them.
 _NO_PRODUCT = ELEMENTWISE | CUMULATIVE | REDUCTIONS | MOVEMENTS | {"dot_general"}

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from gems_jax.kernel_products import Use
-from gems_jax.kernel_tags import Scope, Step
-from gems_jax.kernel_uses import inner_jaxpr, scan_counts
 from gems_jax.null_space.second_moment import SecondMoment, add_lower
-from gems_jax.position_masks import Masks, Unknown, position_mask
-from gems_jax.primitives import CALLS
-from gems_jax.token_axes import Places
+from gems_jax.null_space.tracing.kernel_products import Use
+from gems_jax.null_space.tracing.kernel_tags import Scope, Step
+from gems_jax.null_space.tracing.kernel_uses import inner_jaxpr, scan_counts
+from gems_jax.null_space.tracing.position_masks import Masks, Unknown, position_mask
+from gems_jax.null_space.tracing.primitives import CALLS
+from gems_jax.null_space.tracing.token_axes import Places
 
 # Layers of a stack whose moments are taken: the first, and the one behind the last.
 Layers = tuple[int, int]

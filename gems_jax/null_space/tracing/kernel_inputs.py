@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gems_jax.kernel_products import Use
-from gems_jax.kernel_tags import Scope
-from gems_jax.kernel_uses import find_uses
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec
 from gems_jax.linalg.scales import real_dtype
 from gems_jax.null_space.second_moment import SecondMoment
-from gems_jax.position_masks import Masks, Unknown, places_of, position_mask
-from gems_jax.replay import Layers, Run, evaluate
-from gems_jax.token_axes import Places
+from gems_jax.null_space.tracing.interpreter import Layers, Run, evaluate
+from gems_jax.null_space.tracing.kernel_products import Use
+from gems_jax.null_space.tracing.kernel_tags import Scope
+from gems_jax.null_space.tracing.kernel_uses import find_uses
+from gems_jax.null_space.tracing.position_masks import Masks, Unknown, places_of, position_mask
+from gems_jax.null_space.tracing.token_axes import Places
 
 PyTree = Any
 Apply = Callable[[PyTree, PyTree], Any]

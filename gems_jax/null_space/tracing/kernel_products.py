@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from gems_jax.kernel_tags import Kernel, Place, Scope, Step, Tag
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec
+from gems_jax.null_space.tracing.kernel_tags import Kernel, Place, Scope, Step, Tag
 
 
 class Use(NamedTuple):
@@ -38,7 +38,7 @@ class Search:
     """What is looked for in a program, and what is found on the way, by number of the kernel's leaf.
 
     Attributes:
-      specs, side: see `gems_jax.kernel_uses.find_uses`.
+      specs, side: see `gems_jax.null_space.tracing.kernel_uses.find_uses`.
       barriers: scopes of scans, loops and branches, whose equations do not run as often as those around them.
       sites: where the moment of an activation is taken.
       uses, roles: products with activations, and the roles that these show.

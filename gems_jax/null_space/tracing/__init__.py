@@ -1,0 +1,1 @@
+"""tracing: see the modules."""
