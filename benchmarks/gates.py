@@ -25,7 +25,7 @@ import optax
 from result_file import circumstances, write
 
 import gems_jax as gj
-from gems_jax.gates import Gate
+from gems_jax.transform.gates import Gate
 
 # Share of noise in the labels of each task, and the share of the rows that it has.
 PROBLEMS = {

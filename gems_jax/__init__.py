@@ -7,38 +7,39 @@ optax alone; models, items and ranking are imported when first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gems_jax import gates
 from gems_jax.leaf_path import leaf_path
 from gems_jax.linalg.matrix_dims import MatrixDims, default_matrix_dims, stacked_matrix_dims
 from gems_jax.null_space.space import NullSpace, SecondMoment, constrain_to_null_space, null_space_leak
 from gems_jax.task_grads import merge_tasks, task_value_and_grad, task_weights, token_mean
-from gems_jax.transform import STATIC_ARGS, GemsState, gems, scale_by_gems
+from gems_jax.transform import gates
+from gems_jax.transform.gems import STATIC_ARGS, GemsState, gems, scale_by_gems
 
 if TYPE_CHECKING:
-    from gems_jax import baselines, items, models, presets
+    from gems_jax import baselines, items, models
     from gems_jax.items import ItemIndex
     from gems_jax.null_space.estimate import estimate_null_space
     from gems_jax.ranking import metrics, rank_items
-    from gems_jax.reports import diagnostics, state_bytes
-    from gems_jax.sharding import state_sharding
-    from gems_jax.wrappers import accumulate, apply_if_finite
+    from gems_jax.transform import presets
+    from gems_jax.transform.reports import diagnostics, state_bytes
+    from gems_jax.transform.sharding import state_sharding
+    from gems_jax.transform.wrappers import accumulate, apply_if_finite
 
 # Name -> module (and attribute, where the name is not the module itself); imported at first use.
 _LAZY = {
     "baselines": ("gems_jax.baselines", None),
     "models": ("gems_jax.models", None),
     "items": ("gems_jax.items", None),
-    "presets": ("gems_jax.presets", None),
+    "presets": ("gems_jax.transform.presets", None),
     "metrics": ("gems_jax.ranking.metrics", None),
     "rank_items": ("gems_jax.ranking.rank_items", "rank_items"),
     "ItemIndex": ("gems_jax.items", "ItemIndex"),
     "estimate_null_space": ("gems_jax.null_space.estimate", "estimate_null_space"),
     "observed_matrix_dims": ("gems_jax.null_space.estimate", "observed_matrix_dims"),
-    "diagnostics": ("gems_jax.reports", "diagnostics"),
-    "state_bytes": ("gems_jax.reports", "state_bytes"),
-    "state_sharding": ("gems_jax.sharding", "state_sharding"),
-    "accumulate": ("gems_jax.wrappers", "accumulate"),
-    "apply_if_finite": ("gems_jax.wrappers", "apply_if_finite"),
+    "diagnostics": ("gems_jax.transform.reports", "diagnostics"),
+    "state_bytes": ("gems_jax.transform.reports", "state_bytes"),
+    "state_sharding": ("gems_jax.transform.sharding", "state_sharding"),
+    "accumulate": ("gems_jax.transform.wrappers", "accumulate"),
+    "apply_if_finite": ("gems_jax.transform.wrappers", "apply_if_finite"),
 }
 
 __all__ = [

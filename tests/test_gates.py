@@ -13,7 +13,7 @@ from problems import QUICK, make_grads, make_params, run
 from reference import heuristic_gates
 
 import gems_jax as gj
-from gems_jax.gates import Signals, constant, heuristic, learned, network, share
+from gems_jax.transform.gates import Signals, constant, heuristic, learned, network, share
 
 FEW = settings(max_examples=25, derandomize=True)
 numbers = st.lists(st.sampled_from([0.0, 1e-12, 1e-3, 0.7, 1.0, 50.0, 1e20]), min_size=3, max_size=3)

@@ -9,7 +9,7 @@ from problems import QUICK, make_grads, make_null_space, make_params
 import gems_jax as gj
 from gems_jax.linalg.orthonormal import orthonormal_inside
 from gems_jax.linalg.subspace import Frame, make_basis
-from gems_jax.plan import Options, make_plan
+from gems_jax.transform.plan import Options, make_plan
 
 pytestmark = pytest.mark.usefixtures("cheap_programs")
 RULE = lambda path, leaf: gj.MatrixDims() if len(leaf.shape) > 1 else None  # noqa: E731
@@ -129,7 +129,7 @@ def dead(kind):
 def test_a_branch_that_gets_no_basis_is_not_asked_again_before_the_next_refresh(decomposition, monkeypatch):
     """It would have all kernels of its shape decomposed again in every step."""
     decomposed = []
-    monkeypatch.setattr("gems_jax.refresh.make_basis", spy(decomposed))
+    monkeypatch.setattr("gems_jax.transform.refresh.make_basis", spy(decomposed))
     for kind, failed in (("always", [3, 3, 3, 6, 6]), ("later", [0, 0, 0, 3, 3])):
         ns, shapes, grads_of = dead(kind)
         tx = gj.gems(1.0, num_tasks=2, rank=2, refresh_every=3, null_space=ns, decomposition=decomposition)

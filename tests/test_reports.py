@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import gems_jax as gj
-from gems_jax.reports import diagnostics, state_bytes
+from gems_jax.transform.reports import diagnostics, state_bytes
 
 PARAMS = {
     "embedding": jnp.zeros((50, 16)),

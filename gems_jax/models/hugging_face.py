@@ -30,8 +30,8 @@ from gems_jax.models.weights import (
     stored_shape,
     write_params,
 )
-from gems_jax.sharding import check_auto
 from gems_jax.staging import fresh_folder
+from gems_jax.transform.sharding import check_auto
 
 _CONFIG = "config.json"
 # Our key in config.json: rows from here on are added items, kept apart from the pretrained ones.

@@ -24,7 +24,7 @@ from gems_jax.null_space.second_moment import SecondMoment, symmetric
 from gems_jax.null_space.space import NullSpace, Side, weights_fingerprint
 from gems_jax.null_space.tracing.interpreter import mask_fits
 from gems_jax.null_space.tracing.kernel_inputs import Inputs, PyTree, kernel_inputs
-from gems_jax.sharding import check_auto
+from gems_jax.transform.sharding import check_auto
 
 Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
 

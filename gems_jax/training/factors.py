@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gems_jax.null_space.space import ConstrainToNullSpaceState, NullSpace
-from gems_jax.state import GemsState
+from gems_jax.transform.state import GemsState
 
 PyTree = Any
 _HOLDERS = (GemsState, ConstrainToNullSpaceState)
@@ -46,7 +46,7 @@ def initial_state(tx: Any, params: PyTree, places: PyTree, null_space: NullSpace
     Args:
       tx: the optimiser.
       params: on the mesh.
-      places: of the state, see `gems_jax.sharding.state_sharding`.
+      places: of the state, see `gems_jax.transform.sharding.state_sharding`.
       null_space: that ``tx`` was made with, or ``None``.
     """
     state_places = held_factors(places)

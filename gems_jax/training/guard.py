@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.state import work_dtype
+from gems_jax.transform.state import work_dtype
 
 PyTree = Any
 

@@ -12,8 +12,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models.mesh_rules import ROW_AXES
-from gems_jax.sharding import state_sharding
 from gems_jax.training.config import MeshConfig
+from gems_jax.transform.sharding import state_sharding
 
 PyTree = Any
 Axis = str | tuple[str, ...] | None

@@ -7,8 +7,8 @@ import jax
 
 from gems_jax.data.encoded_table import EncodedTable
 from gems_jax.null_space.space import NullSpace
-from gems_jax.reports import state_bytes
 from gems_jax.training.config import Config
+from gems_jax.transform.reports import state_bytes
 
 PyTree = Any
 

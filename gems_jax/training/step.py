@@ -10,7 +10,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gems_jax.leaf_path import leaf_path
 from gems_jax.null_space.space import NullSpace, null_space_leak
-from gems_jax.reports import diagnostics
 from gems_jax.task_grads import gramian, task_value_and_grad
 from gems_jax.training.config import TrainConfig
 from gems_jax.training.factors import from_state
@@ -18,6 +17,7 @@ from gems_jax.training.guard import last_finite
 from gems_jax.training.optimiser import scales_itself
 from gems_jax.training.rates import scaled, schedule
 from gems_jax.training.rounding import apply_updates
+from gems_jax.transform.reports import diagnostics
 
 PyTree = Any
 Metrics = dict[str, jax.Array]

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gems_jax.branches import BranchState, Presence, Steps
 from gems_jax.linalg.scales import global_norm, is_normal, largest, task_peaks, to_one
-from gems_jax.state import Diagnostics, work_dtype
 from gems_jax.task_grads import inner_products, task_weights
+from gems_jax.transform.branches import BranchState, Presence, Steps
+from gems_jax.transform.state import Diagnostics, work_dtype
 
 PyTree = Any
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.boxes import drop_unfit_boxes, open_if_alone, unboxed
-from gems_jax.branches import lift_inner
-from gems_jax.gates import fresh_state
 from gems_jax.linalg.scales import real_dtype
 from gems_jax.null_space.space import factor_arrays
-from gems_jax.plan import Plan
-from gems_jax.settings import Settings
-from gems_jax.state import Diagnostics, GemsState, join_inner, mirror, work_dtype
+from gems_jax.transform.branches import lift_inner
+from gems_jax.transform.gates import fresh_state
+from gems_jax.transform.plan import Plan
+from gems_jax.transform.settings import Settings
+from gems_jax.transform.state import Diagnostics, GemsState, join_inner, mirror, work_dtype
 
 PyTree = Any
 

@@ -8,8 +8,8 @@ import jax
 import optax
 
 from gems_jax.boxes import is_like, unboxed
-from gems_jax.plan import Kernel, Recorded, recorded_plans
-from gems_jax.state import GemsState, entries
+from gems_jax.transform.plan import Kernel, Recorded, recorded_plans
+from gems_jax.transform.state import GemsState, entries
 
 PyTree = Any
 
@@ -21,7 +21,7 @@ def diagnostics(state: PyTree) -> dict[str, jax.Array]:
       state: of `gems`, or of a chain, partition, wrapper around it.
 
     Returns:
-      The fields of `gems_jax.state.Diagnostics` by name: gates, weights, grad_norms, cosines, captured,
+      The fields of `gems_jax.transform.state.Diagnostics` by name: gates, weights, grad_norms, cosines, captured,
       update_norm, refreshed, failed, waiting, absent, skipped.
 
     Raises:

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.extra_arguments import check_extras
-from gems_jax.gates import Gate
-from gems_jax.initial import initial_state
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixRule
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.null_space.space import NullSpace
-from gems_jax.plan import Options, make_plan, record
-from gems_jax.settings import Settings, make_settings
-from gems_jax.state import GemsState
-from gems_jax.step import Call, take_step
 from gems_jax.task_grads import check_task_axis
+from gems_jax.transform.gates import Gate
+from gems_jax.transform.initial import initial_state
+from gems_jax.transform.plan import Options, make_plan, record
+from gems_jax.transform.settings import Settings, make_settings
+from gems_jax.transform.state import GemsState
+from gems_jax.transform.step import Call, take_step
 
 PyTree = Any
 
@@ -139,7 +139,7 @@ def gems(
       inner: transform of the low-rank gradients (each kernel's on its own), default ``optax.scale_by_adam()``.
         One that looks at parameters sees ``U^T W``.
       fallback: transform of all other leaves' merged gradients, default ``optax.scale_by_adam()``.
-      gate: see `gems_jax.gates`; default ``gates.heuristic()``.
+      gate: see `gems_jax.transform.gates`; default ``gates.heuristic()``.
       null_space: see `NullSpace`; ``None``: no constraint.
       constraint: ``"update"``: exact on every update; ``"gradient"``: gradients are projected before the
         inner transform, as released, which guarantees nothing.

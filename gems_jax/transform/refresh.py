@@ -104,7 +104,7 @@ class Request(NamedTuple):
       frame: factor ``[k, p, c]``, or none.
       masks: of the columns there is room for.
       turns: of each of the ``k``, the step of an interval in which it is refreshed where refreshes are staggered,
-        in order: see `gems_jax.plan.Plan.turns`.
+        in order: see `gems_jax.transform.plan.Plan.turns`.
     """
 
     old: Bases

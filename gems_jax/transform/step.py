@@ -8,17 +8,18 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.boxes import drop_unfit_boxes, open_if_alone, restore_boxes, unboxed
-from gems_jax.branches import BranchState, Presence, Steps, fuse, request_refresh, step_group
-from gems_jax.gates import Signals
 from gems_jax.linalg.projection import kept_side_first, project_stack, project_update, stacked
 from gems_jax.linalg.scales import Size, largest, limited, size_of
 from gems_jax.linalg.subspace import Frame
-from gems_jax.measure import Measured, diagnose, measure
 from gems_jax.null_space.space import NullSpace
-from gems_jax.plan import Kernel, Plan
-from gems_jax.refresh import Gradients, Refresh, Request, refresh_groups
-from gems_jax.settings import Mask, Settings
-from gems_jax.state import (
+from gems_jax.task_grads import weighted_sum
+from gems_jax.transform.branches import BranchState, Presence, Steps, fuse, request_refresh, step_group
+from gems_jax.transform.diagnostics import Measured, diagnose, measure
+from gems_jax.transform.gates import Signals
+from gems_jax.transform.plan import Kernel, Plan
+from gems_jax.transform.refresh import Gradients, Refresh, Request, refresh_groups
+from gems_jax.transform.settings import Mask, Settings
+from gems_jax.transform.state import (
     GemsState,
     entries,
     gather,
@@ -30,7 +31,6 @@ from gems_jax.state import (
     to_matrices,
     work_dtype,
 )
-from gems_jax.task_grads import weighted_sum
 
 PyTree = Any
 Group = tuple[Kernel, ...]

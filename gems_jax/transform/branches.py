@@ -12,8 +12,8 @@ from gems_jax.linalg.orthonormal import matmul, norms
 from gems_jax.linalg.projection import kept_side_first, project_stack
 from gems_jax.linalg.scales import Size, limited, squares
 from gems_jax.linalg.subspace import Frame
-from gems_jax.plan import Kernel
-from gems_jax.refresh import (
+from gems_jax.transform.plan import Kernel
+from gems_jax.transform.refresh import (
     Bases,
     Gradients,
     Masks,
@@ -62,7 +62,7 @@ class Steps(NamedTuple):
     Attributes:
       shared, tasks: low-rank updates ``[k, r, q]`` and ``[T, k, r_t, q]`` (or ``None``).
       energy: ``[1 + T]`` squared norms of the low-rank gradients, brought near 1 (`Measured.scales`).
-      progress: ``[T]``, see `gems_jax.gates.Signals`.
+      progress: ``[T]``, see `gems_jax.transform.gates.Signals`.
       refreshed, failed: ``[]`` int32 number of bases replaced, and of those that should have been.
     """
 

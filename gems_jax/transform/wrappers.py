@@ -13,9 +13,9 @@ import optax
 from gems_jax.boxes import unboxed
 from gems_jax.extra_arguments import check_extras
 from gems_jax.linalg.scales import real_dtype
-from gems_jax.plan import recorded_plans
-from gems_jax.state import work_dtype
 from gems_jax.task_grads import check_task_axis
+from gems_jax.transform.plan import recorded_plans
+from gems_jax.transform.state import work_dtype
 
 PyTree = Any
 

@@ -11,8 +11,8 @@ from gems_jax.boxes import map_with_path
 from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec, resolve
 from gems_jax.null_space.space import ConstrainToNullSpaceState
-from gems_jax.plan import Recorded, recorded_plans
-from gems_jax.state import GemsState
+from gems_jax.transform.plan import Recorded, recorded_plans
+from gems_jax.transform.state import GemsState
 
 PyTree = Any
 Axes = tuple[str, ...]  # mesh axes over which one array axis is split

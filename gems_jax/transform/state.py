@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.linalg.projection import kept_side_first
-from gems_jax.plan import Kernel
+from gems_jax.transform.plan import Kernel
 
 PyTree = Any
 

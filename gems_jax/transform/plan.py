@@ -13,9 +13,9 @@ import numpy as np
 
 from gems_jax.boxes import unboxed
 from gems_jax.leaf_path import named_leaves
-from gems_jax.left_out import reasons, unprotected
 from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
 from gems_jax.null_space.space import NullSpace, check_factor, check_paths, constrained_spec
+from gems_jax.transform.left_out import reasons, unprotected
 from gems_jax.whole_number import is_whole
 
 PyTree = Any

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.gates import Gate, heuristic
 from gems_jax.linalg.subspace import Decomposition
-from gems_jax.plan import Options
-from gems_jax.refresh import Refresh
+from gems_jax.transform.gates import Gate, heuristic
+from gems_jax.transform.plan import Options
+from gems_jax.transform.refresh import Refresh
 from gems_jax.whole_number import is_whole
 
 PyTree = Any

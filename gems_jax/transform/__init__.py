@@ -1,0 +1,1 @@
+"""transform: see the modules."""
