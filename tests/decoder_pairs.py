@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import transformers
 
-from gems_jax.models.decoder import Decoder
-from gems_jax.models.decoder_folder import read_config
+from gems_jax.models.decoder.hf import read_config
+from gems_jax.models.decoder.model import Decoder
 from gems_jax.models.hugging_face import FAMILIES
 from gems_jax.models.params import param_shapes
 

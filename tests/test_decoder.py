@@ -13,7 +13,7 @@ from decoder_pairs import VARIANTS, leaves, ours, ragged_batch, random_decoder, 
 from flax import nnx
 
 from gems_jax.leaf_path import leaf_path
-from gems_jax.models.decoder import Decoder, DecoderConfig
+from gems_jax.models.decoder.model import Decoder, DecoderConfig
 from gems_jax.models.params import params_of
 from gems_jax.models.remat import REMAT
 
@@ -138,7 +138,7 @@ def test_attention_compiles_to_flash_kernels_on_cuda(monkeypatch):
 
 
 def test_flash_kernels_are_chosen_only_where_they_serve(monkeypatch):
-    from gems_jax.models import decoder_attention
+    from gems_jax.models.decoder import attention as decoder_attention
 
     class Device:
         platform = "gpu"

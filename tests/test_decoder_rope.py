@@ -7,8 +7,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from gems_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling, rotate, rotation
-from gems_jax.models.rope_folder import read_rope, rope_values
+from gems_jax.models.decoder.hf_rope import read_rope, rope_values
+from gems_jax.models.decoder.rope import LinearScaling, Llama3Scaling, YarnScaling, rotate, rotation
 
 _LLAMA31 = {
     "rope_type": "llama3",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from shared import SHARED, needs_shared
 
-from gems_jax.models.decoder import Decoder, DecoderConfig
+from gems_jax.models.decoder.model import Decoder, DecoderConfig
 from gems_jax.models.generate import greedy
 
 _FOLDER = SHARED / "data" / "stories260K"

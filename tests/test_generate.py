@@ -10,7 +10,7 @@ import pytest
 import torch
 from decoder_pairs import ours, ragged_batch, random_decoder, torch_decoder, torch_t5
 
-from gems_jax.models.decoder import Decoder, DecoderConfig
+from gems_jax.models.decoder.model import Decoder, DecoderConfig
 from gems_jax.models.generate import greedy
 from gems_jax.models.params import params_of
 

@@ -1,7 +1,7 @@
 """Models in Flax NNX, and their way to and from Hugging Face folders."""
 
-from gems_jax.models.decoder import Decoder
-from gems_jax.models.decoder_config import DecoderConfig
+from gems_jax.models.decoder.config import DecoderConfig
+from gems_jax.models.decoder.model import Decoder
 from gems_jax.models.generate import greedy
 from gems_jax.models.hugging_face import from_config, load, save
 from gems_jax.models.layer_stack import unstacked

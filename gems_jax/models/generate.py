@@ -29,7 +29,7 @@ def greedy(
       ValueError: if ``max_new_tokens`` is below 1.
 
     Example:
-      >>> from gems_jax.models.decoder import Decoder, DecoderConfig
+      >>> from gems_jax.models.decoder.model import Decoder, DecoderConfig
       >>> config = DecoderConfig(vocab_size=20, d_model=8, d_ff=16, num_layers=1, num_heads=2, num_kv_heads=1,
       ...                        head_dim=4)
       >>> model = Decoder.create(config, jax.random.key(0))

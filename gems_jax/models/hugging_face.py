@@ -14,9 +14,10 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from gems_jax.models import decoder_folder, t5_folder
+from gems_jax.models import t5_folder
 from gems_jax.models.config_checks import MAX_CONFIG_BYTES, MAX_PARAMETERS, shown
 from gems_jax.models.config_options import as_whole
+from gems_jax.models.decoder import hf as decoder_folder
 from gems_jax.models.family import ITEM_TABLES, Family
 from gems_jax.models.layer_stack import is_unstacked
 from gems_jax.models.params import param_shapes, params_of

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.models.cache import DecoderCache
-from gems_jax.models.decoder import Decoder
+from gems_jax.models.decoder.model import Decoder
 
 
 class DecoderBeams(NamedTuple):

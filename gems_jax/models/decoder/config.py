@@ -4,9 +4,9 @@ import dataclasses
 import math
 
 from gems_jax.models import config_checks as checks
-from gems_jax.models.decoder_attention import IMPLEMENTATIONS
+from gems_jax.models.decoder.attention import IMPLEMENTATIONS
+from gems_jax.models.decoder.rope import LinearScaling, Llama3Scaling, YarnScaling
 from gems_jax.models.remat import check_remat
-from gems_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -24,7 +24,7 @@ class DecoderConfig:
       num_added_tokens: N, rows added for items behind the pretrained ones (see `gems_jax.items.grow`).
       attention_bias: biases of q, k, v and o (Llama, Qwen3).
       mlp_bias: biases of the feed-forward layer (Llama).
-      rope_theta, rope_scaling: see `gems_jax.models.rope.rotation`.
+      rope_theta, rope_scaling: see `gems_jax.models.decoder.rope.rotation`.
       max_positions: longest text the model is meant for; written for those who serve it.
       sliding_window: how many tokens a token sees, itself included; ``None``: all before it.
       sliding_layers: one truth value a layer, whether ``sliding_window`` holds in it; ``None``: in all.
@@ -36,7 +36,7 @@ class DecoderConfig:
       pad_token_id, bos_token_id, eos_token_id: token ids with a role; ``None``: the model has no such token.
       more_stop_ids: tokens that end a text as ``eos_token_id`` does.
       remat: what the backward pass computes again, see `gems_jax.models.remat.checkpointed`.
-      attention: see ``implementation`` of `gems_jax.models.decoder_attention.causal_attention`.
+      attention: see ``implementation`` of `gems_jax.models.decoder.attention.causal_attention`.
     """
 
     vocab_size: int

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gems_jax.models.config_checks import is_number, shown
-from gems_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
+from gems_jax.models.decoder.rope import LinearScaling, Llama3Scaling, YarnScaling
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
 

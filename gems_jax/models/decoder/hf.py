@@ -19,10 +19,10 @@ from gems_jax.models.config_options import (
     truth,
     whole,
 )
-from gems_jax.models.decoder import Decoder
-from gems_jax.models.decoder_config import DecoderConfig
+from gems_jax.models.decoder.config import DecoderConfig
+from gems_jax.models.decoder.hf_rope import read_rope, rope_values
+from gems_jax.models.decoder.model import Decoder
 from gems_jax.models.family import Family, Weight
-from gems_jax.models.rope_folder import read_rope, rope_values
 
 _CLASSES = {
     "llama": "LlamaForCausalLM",

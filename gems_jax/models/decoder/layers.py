@@ -5,9 +5,9 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
-from gems_jax.models.decoder_config import DecoderConfig
+from gems_jax.models.decoder.config import DecoderConfig
+from gems_jax.models.decoder.rope import rotate
 from gems_jax.models.layers import Linear, RMSNorm, rows
-from gems_jax.models.rope import rotate
 
 # Mixes values [B, S, kv_heads, head_dim] by queries [B, S, heads, head_dim] and keys.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

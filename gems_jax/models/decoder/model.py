@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.models.cache import DecoderCache
-from gems_jax.models.decoder_attention import cached_attention, causal_attention
-from gems_jax.models.decoder_config import DecoderConfig
-from gems_jax.models.decoder_layers import Block
+from gems_jax.models.decoder.attention import cached_attention, causal_attention
+from gems_jax.models.decoder.config import DecoderConfig
+from gems_jax.models.decoder.layers import Block
+from gems_jax.models.decoder.rope import rotation
 from gems_jax.models.layer_stack import apply_layers
 from gems_jax.models.layers import Embedding, RMSNorm
-from gems_jax.models.rope import rotation
 from gems_jax.models.vocabulary import VocabularyModel
 
 Window = int | jax.Array | None

@@ -1,0 +1,1 @@
+"""decoder: see the modules."""
