@@ -10,7 +10,7 @@ import transformers
 
 from gems_jax.models.decoder.hf import read_config
 from gems_jax.models.decoder.model import Decoder
-from gems_jax.models.hugging_face import FAMILIES
+from gems_jax.models.hf.load_save import FAMILIES
 from gems_jax.models.params import param_shapes
 
 _SIZES = {

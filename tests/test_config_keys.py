@@ -17,7 +17,7 @@ from tiny import cheap_compilation
 
 from gems_jax.models import T5, T5Config, from_config, load, save
 from gems_jax.models.config_options import NO_EFFECT
-from gems_jax.models.hugging_face import FAMILIES
+from gems_jax.models.hf.load_save import FAMILIES
 from gems_jax.models.params import param_shapes
 
 V = 40

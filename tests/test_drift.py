@@ -17,7 +17,7 @@ from tiny import cheap_compilation
 from gems_jax.evaluation.drift import general_drift, general_loss, read_shift
 from gems_jax.evaluation.output_shift import OutputShift
 from gems_jax.models import T5, T5Config
-from gems_jax.models.hugging_face import FAMILIES
+from gems_jax.models.hf.load_save import FAMILIES
 from gems_jax.models.params import params_of
 
 V, N = 20, 7

@@ -15,7 +15,7 @@ from gems_jax.data.tables import Dataset, Item, Row, Table
 from gems_jax.data.tokenizer import train_tokenizer
 from gems_jax.items import add_identifier_tokens
 from gems_jax.models import from_config, save
-from gems_jax.models.tokenizer_folder import load_tokenizer
+from gems_jax.models.hf.tokenizer import load_tokenizer
 from gems_jax.training.config import Config
 from gems_jax.training.export import asking_tokenizer, compare_prompts
 from gems_jax.training.export_folder import MARK, check_folder, mark_of

@@ -23,7 +23,7 @@ from gems_jax.items import (
     load_item_identifiers,
 )
 from gems_jax.models import T5, T5Config, from_config, load, save
-from gems_jax.models.tokenizer_folder import load_tokenizer
+from gems_jax.models.hf.tokenizer import load_tokenizer
 from gems_jax.ranking.trie import build_trie
 
 TEXT = "cheap garden lamps and red garden chairs for a small balcony"

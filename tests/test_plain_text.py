@@ -13,7 +13,7 @@ from gems_jax.data.prompts import encode_table
 from gems_jax.data.tables import Row, Table
 from gems_jax.data.tokenizer import train_tokenizer
 from gems_jax.items import add_item_tokens
-from gems_jax.models.tokenizer_folder import load_tokenizer
+from gems_jax.models.hf.tokenizer import load_tokenizer
 
 LINES = ["a red kettle, a <pot> / [lamp] s_11 </x> item; the user's extra id of 0 unk pad"] * 4
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}

@@ -3,7 +3,7 @@
 from gems_jax.models.decoder.config import DecoderConfig
 from gems_jax.models.decoder.model import Decoder
 from gems_jax.models.generate import greedy
-from gems_jax.models.hugging_face import from_config, load, save
+from gems_jax.models.hf.load_save import from_config, load, save
 from gems_jax.models.layer_stack import unstacked
 from gems_jax.models.losses import chunked_token_losses, token_losses
 from gems_jax.models.positions import position_buckets

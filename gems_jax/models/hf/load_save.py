@@ -19,10 +19,8 @@ from gems_jax.models.config_checks import MAX_CONFIG_BYTES, MAX_PARAMETERS, show
 from gems_jax.models.config_options import as_whole
 from gems_jax.models.decoder import hf as decoder_folder
 from gems_jax.models.family import ITEM_TABLES, Family
-from gems_jax.models.layer_stack import is_unstacked
-from gems_jax.models.params import param_shapes, params_of
-from gems_jax.models.tokenizer_folder import check_tokenizer, load_tokenizer
-from gems_jax.models.weights import (
+from gems_jax.models.hf.tokenizer import check_tokenizer, load_tokenizer
+from gems_jax.models.hf.weights import (
     StoredTensor,
     common_dtype,
     open_tensors,
@@ -31,6 +29,8 @@ from gems_jax.models.weights import (
     stored_shape,
     write_params,
 )
+from gems_jax.models.layer_stack import is_unstacked
+from gems_jax.models.params import param_shapes, params_of
 from gems_jax.staging import fresh_folder
 from gems_jax.transform.sharding import check_auto
 
