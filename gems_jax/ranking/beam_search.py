@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from gems_jax.models.t5 import T5
+from gems_jax.models.t5.model import T5
 from gems_jax.models.vocabulary import Vocabulary
 from gems_jax.ranking.decoder_beams import DecoderBeams
 from gems_jax.ranking.t5_beams import T5Beams

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gems_jax.models.t5 import T5
-from gems_jax.models.t5_cache import T5Cache
-from gems_jax.models.t5_stack import key_mask
+from gems_jax.models.t5.cache import T5Cache
+from gems_jax.models.t5.model import T5
+from gems_jax.models.t5.stack import key_mask
 
 
 class T5Beams(NamedTuple):

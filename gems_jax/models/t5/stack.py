@@ -11,9 +11,9 @@ from flax import nnx
 from gems_jax.models.attention import dropout
 from gems_jax.models.layer_stack import apply_layers
 from gems_jax.models.layers import Embedding, RMSNorm, rows
-from gems_jax.models.positions import position_bias, position_buckets
-from gems_jax.models.t5_config import T5Config
-from gems_jax.models.t5_layers import MLP, Attention, site_key
+from gems_jax.models.t5.config import T5Config
+from gems_jax.models.t5.layers import MLP, Attention, site_key
+from gems_jax.models.t5.relative_positions import position_bias, position_buckets
 
 
 class EncoderBlock(nnx.Module):

@@ -5,7 +5,7 @@ from flax import nnx
 
 from gems_jax.models.attention import attend, dropout
 from gems_jax.models.layers import Linear
-from gems_jax.models.t5_config import T5Config
+from gems_jax.models.t5.config import T5Config
 
 
 def site_key(key: jax.Array | None, site: int) -> jax.Array | None:

@@ -18,8 +18,8 @@ from gems_jax.models.config_options import (
     whole,
 )
 from gems_jax.models.family import Family, Weight
-from gems_jax.models.t5 import T5
-from gems_jax.models.t5_config import MODEL_TYPES, T5Config
+from gems_jax.models.t5.config import MODEL_TYPES, T5Config
+from gems_jax.models.t5.model import T5
 
 _CLASSES = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration"}
 _CLASSES["umt5"] = "UMT5ForConditionalGeneration"

@@ -9,9 +9,9 @@ import numpy as np
 
 from gems_jax.models.layer_stack import apply_layers
 from gems_jax.models.layers import Embedding, rows
-from gems_jax.models.t5_cache import T5Cache
-from gems_jax.models.t5_config import T5Config
-from gems_jax.models.t5_stack import DecoderBlock, EncoderBlock, Stack, key_mask
+from gems_jax.models.t5.cache import T5Cache
+from gems_jax.models.t5.config import T5Config
+from gems_jax.models.t5.stack import DecoderBlock, EncoderBlock, Stack, key_mask
 from gems_jax.models.vocabulary import Vocabulary, VocabularyModel
 
 
