@@ -29,7 +29,7 @@ from gems_jax.data.pipeline import Batch, TaskBatchSource, task_batches
 from gems_jax.data.prepare import prepare
 from gems_jax.data.tables import Dataset
 from gems_jax.data.tokenizer import train_tokenizer
-from gems_jax.items import add_item_tokens
+from gems_jax.items.tokens import add_item_tokens
 
 PROMPTS = {"rec": "history: {history} next:", "src": "search: {query} history: {history} found:"}
 MAX_LENGTH = 64

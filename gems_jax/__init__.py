@@ -15,8 +15,9 @@ from gems_jax.transform import gates
 from gems_jax.transform.gems import STATIC_ARGS, GemsState, gems, scale_by_gems
 
 if TYPE_CHECKING:
-    from gems_jax import baselines, items, models
-    from gems_jax.items import ItemIndex
+    from gems_jax import baselines, models
+    from gems_jax.items import tokens as items
+    from gems_jax.items.tokens import ItemIndex
     from gems_jax.null_space.estimate import estimate_null_space
     from gems_jax.ranking import metrics, rank_items
     from gems_jax.transform import presets
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 _LAZY = {
     "baselines": ("gems_jax.baselines", None),
     "models": ("gems_jax.models", None),
-    "items": ("gems_jax.items", None),
+    "items": ("gems_jax.items.tokens", None),
     "presets": ("gems_jax.transform.presets", None),
     "metrics": ("gems_jax.ranking.metrics", None),
     "rank_items": ("gems_jax.ranking.rank_items", "rank_items"),
-    "ItemIndex": ("gems_jax.items", "ItemIndex"),
+    "ItemIndex": ("gems_jax.items.tokens", "ItemIndex"),
     "estimate_null_space": ("gems_jax.null_space.estimate", "estimate_null_space"),
     "observed_matrix_dims": ("gems_jax.null_space.estimate", "observed_matrix_dims"),
     "diagnostics": ("gems_jax.transform.reports", "diagnostics"),

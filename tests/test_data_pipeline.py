@@ -23,7 +23,7 @@ from gems_jax.data.prompts import encode_table
 from gems_jax.data.sampling import CYCLE, RowPlan, task_weights
 from gems_jax.data.tables import Row, Table
 from gems_jax.data.tokenizer import train_tokenizer
-from gems_jax.items import ItemIndex
+from gems_jax.items.tokens import ItemIndex
 
 # Items of three, two and one tokens.
 ITEMS = np.array([[40, 50, 60], [40, 51, 60], [41, 50, -1], [42, -1, -1]])

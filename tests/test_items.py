@@ -13,7 +13,7 @@ from tiny import cheap_compilation
 
 from gems_jax.data.prompts import item_rows
 from gems_jax.data.tokenizer import train_tokenizer
-from gems_jax.items import (
+from gems_jax.items.tokens import (
     ItemIndex,
     add_identifier_tokens,
     add_item_tokens,

@@ -12,7 +12,7 @@ from gems_jax.data.plain_text import check_unicode, plain_ids
 from gems_jax.data.prompts import encode_table
 from gems_jax.data.tables import Row, Table
 from gems_jax.data.tokenizer import train_tokenizer
-from gems_jax.items import add_item_tokens
+from gems_jax.items.tokens import add_item_tokens
 from gems_jax.models.hf.tokenizer import load_tokenizer
 
 LINES = ["a red kettle, a <pot> / [lamp] s_11 </x> item; the user's extra id of 0 unk pad"] * 4

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import cheap_compilation
 
-from gems_jax.items import ItemIndex
+from gems_jax.items.tokens import ItemIndex
 from gems_jax.models.params import params_of
 from gems_jax.ranking import beam_search as beam_search_module
 from gems_jax.ranking import candidate_tries

@@ -13,7 +13,7 @@ from tiny import cheap_compilation
 from transformers import T5Config as TorchConfig
 from transformers import T5ForConditionalGeneration
 
-from gems_jax.items import ItemIndex
+from gems_jax.items.tokens import ItemIndex
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models import T5, T5Config
 from gems_jax.ranking.rank_items import rank_items

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gems_jax.items import ItemIndex
+from gems_jax.items.tokens import ItemIndex
 from gems_jax.ranking.candidate_tries import build_candidate_tries
 from gems_jax.ranking.token_logits import TokenLogits
 from gems_jax.ranking.trie import Trie, build_trie, catalogue_of

@@ -8,7 +8,7 @@ import pytest
 from decoder_pairs import ours, ragged_batch, torch_decoder, torch_t5
 from tiny import cheap_compilation
 
-from gems_jax.items import ItemIndex
+from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import T5, T5Config, greedy, save, unstacked
 from gems_jax.models.params import params_of
 from gems_jax.ranking.beam_search import beam_search

@@ -14,7 +14,7 @@ from gems_jax.data.tables import Table
 from gems_jax.data.wording import HISTORY, Pieces, words_around
 
 if TYPE_CHECKING:
-    from gems_jax.items import ItemIndex
+    from gems_jax.items.tokens import ItemIndex
 
 __all__ = ["EncodedTable", "encode_table", "item_rows", "parse_template"]
 

@@ -12,7 +12,7 @@ from gems_jax.data.pipeline import gather_inputs
 from gems_jax.data.prompts import EncodedTable
 from gems_jax.data.tables import Table
 from gems_jax.evaluation.summary import shuffled_candidates, summarise
-from gems_jax.items import ItemIndex
+from gems_jax.items.tokens import ItemIndex
 from gems_jax.ranking.rank_items import rank_items
 
 # Items of each row that are kept: the deepest cut-off of the metrics.

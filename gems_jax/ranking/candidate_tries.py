@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gems_jax.items import ItemIndex
+from gems_jax.items.tokens import ItemIndex
 from gems_jax.ranking.token_logits import TokenLogits
 from gems_jax.ranking.trie import Pick, Rest
 

@@ -12,7 +12,7 @@ from gems_jax.data.plain_text import plain_ids
 from gems_jax.data.prompts import encode_table
 from gems_jax.data.tables import Dataset, Row, Table
 from gems_jax.data.user_history import history_of, longest_input
-from gems_jax.items import ItemIndex
+from gems_jax.items.tokens import ItemIndex
 from gems_jax.models.t5.model import T5
 from gems_jax.ranking.rank_items import rank_items
 

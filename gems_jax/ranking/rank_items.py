@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from gems_jax.items import ItemIndex
+from gems_jax.items.tokens import ItemIndex
 from gems_jax.ranking.beam_search import beam_search
 from gems_jax.ranking.candidate_tries import CandidateTries, build_candidate_tries
 from gems_jax.ranking.trie import Trie, catalogue_of
@@ -59,7 +59,7 @@ def rank_items(
 
     Example:
       >>> import jax, numpy as np
-      >>> from gems_jax.items import ItemIndex
+      >>> from gems_jax.items.tokens import ItemIndex
       >>> from gems_jax.models import T5, T5Config
       >>> config = T5Config(vocab_size=12, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1,
       ...                   num_heads=2)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gems_jax.items import ItemIndex
+from gems_jax.items.tokens import ItemIndex
 from gems_jax.ranking.token_logits import TokenLogits
 
 # From places among an expansion's scores to the beam, node and token that each stands for, int32 [n] each.

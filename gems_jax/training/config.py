@@ -146,7 +146,7 @@ class ItemsConfig:
 
     Attributes:
       init: of their rows: the mean of the ``title`` tokens' rows, or ``random``.
-      identifiers: JSON file of items that share tokens, see `gems_jax.items.load_item_identifiers`; ``None``: each item
+      identifiers: JSON file of items that share tokens, see `gems_jax.items.tokens.load_item_identifiers`; ``None``: each item
         has a token of its own.
       prompts: a template a task, of ``{history}`` and, for searches, ``{query}``.
       max_length: tokens of an input; the oldest items are dropped.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from gems_jax.items import max_unused_rows
+from gems_jax.items.tokens import max_unused_rows
 
 # What a tokenizer of its own class is built from, where there is no tokenizer.json.
 _SOURCES = (("spiece.model",), ("tokenizer.model",), ("vocab.json", "merges.txt"))

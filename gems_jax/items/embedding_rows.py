@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
-    from gems_jax.items import ItemIndex
+    from gems_jax.items.tokens import ItemIndex
 
 # Title tokens whose rows are gathered at once.
 _TITLE_TOKENS = 16384
@@ -37,7 +37,7 @@ def grow(
       init: where the new rows start from.
       key: PRNG key, for ``"random"`` only.
       identifiers: the tokens of each of the N items, those added one after the other from ``vocab_size`` on (see
-        `gems_jax.items.add_identifier_tokens`); ``None``: one token an item, in order.
+        `gems_jax.items.tokens.add_identifier_tokens`); ``None``: one token an item, in order.
 
     Returns:
       A new model with ``item_embedding`` and, if the output layer is a table of its own, ``item_head``.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.grow import grow
+from gems_jax.items.embedding_rows import grow
 
 __all__ = [
     "ItemIndex",

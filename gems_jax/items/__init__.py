@@ -1,0 +1,1 @@
+"""items: see the modules."""
