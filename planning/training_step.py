@@ -107,7 +107,7 @@ def for_platform(platform: str) -> Iterator[None]:
 
 
 def _batch(model_config: Any, shape: tuple[int, int, int], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of `gems_jax.data.batches.make_batch`, tasks stacked: ``[tasks, rows, tokens]``."""
+    """A batch of `gems_jax.data.batching.batches.make_batch`, tasks stacked: ``[tasks, rows, tokens]``."""
     *lead, inputs = shape
     where = batch_sharding(mesh)
     return {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import cheap_compilation, options
 
-import gems_jax.data.encoded_store as encoded_store
+import gems_jax.data.batching.token_cache as encoded_store
 from gems_jax import cli
 from gems_jax.models import load
 from gems_jax.training.build import build

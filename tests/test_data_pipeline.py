@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from tokenizers import AddedToken
 
-import gems_jax.data.encoded_store as encoded_store
-from gems_jax.data.batches import make_batch
-from gems_jax.data.device_batches import DeviceBatches
-from gems_jax.data.encoded_store import encode_once, map_encoded, open_encoded
-from gems_jax.data.encoded_table import EncodedTable
-from gems_jax.data.pipeline import TaskBatchSource, task_batches
-from gems_jax.data.prompts import encode_table
-from gems_jax.data.sampling import CYCLE, RowPlan, task_weights
+import gems_jax.data.batching.token_cache as encoded_store
+from gems_jax.data.batching.batches import make_batch
+from gems_jax.data.batching.device_batches import DeviceBatches
+from gems_jax.data.batching.encoded_table import EncodedTable
+from gems_jax.data.batching.pipeline import TaskBatchSource, task_batches
+from gems_jax.data.batching.prompts import encode_table
+from gems_jax.data.batching.sampling import CYCLE, RowPlan, task_weights
+from gems_jax.data.batching.token_cache import encode_once, map_encoded, open_encoded
 from gems_jax.data.tables import Row, Table
 from gems_jax.data.tokenizer import train_tokenizer
 from gems_jax.items.tokens import ItemIndex

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny import cheap_compilation
 
-from gems_jax.data.prompts import EncodedTable
+from gems_jax.data.batching.prompts import EncodedTable
 from gems_jax.data.tables import Dataset, Item, Row, Table
 from gems_jax.evaluation import non_neural
 from gems_jax.evaluation.bootstrap import bootstrap_interval

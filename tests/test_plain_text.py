@@ -8,8 +8,8 @@ from shared import SHARED, needs_shared
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from gems_jax.data.batching.prompts import encode_table
 from gems_jax.data.plain_text import check_unicode, plain_ids
-from gems_jax.data.prompts import encode_table
 from gems_jax.data.tables import Row, Table
 from gems_jax.data.tokenizer import train_tokenizer
 from gems_jax.items.tokens import add_item_tokens

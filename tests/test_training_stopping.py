@@ -10,7 +10,7 @@ from test_training_resume import contents, timeless
 from tiny import gems_jax, metrics, options
 
 from gems_jax import cli
-from gems_jax.data.device_batches import DeviceBatches
+from gems_jax.data.batching.device_batches import DeviceBatches
 from gems_jax.training.workdir import Log
 
 # The quickest to compile.

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from gems_jax.data.pipeline import gather_inputs
-from gems_jax.data.prompts import EncodedTable
+from gems_jax.data.batching.pipeline import gather_inputs
+from gems_jax.data.batching.prompts import EncodedTable
 from gems_jax.data.tables import Table
 from gems_jax.evaluation.summary import shuffled_candidates, summarise
 from gems_jax.items.tokens import ItemIndex

@@ -6,10 +6,10 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from gems_jax.data.batching.encoded_table import Family
+from gems_jax.data.batching.prompts import encode_table
 from gems_jax.data.blank import is_blank
-from gems_jax.data.encoded_table import Family
 from gems_jax.data.plain_text import plain_ids
-from gems_jax.data.prompts import encode_table
 from gems_jax.data.tables import Dataset, Row, Table
 from gems_jax.data.user_history import history_of, longest_input
 from gems_jax.items.tokens import ItemIndex

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from gems_jax.data.pipeline import task_batches
+from gems_jax.data.batching.pipeline import task_batches
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking
 from gems_jax.study.curves import curves

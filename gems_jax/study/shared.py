@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data import storage
-from gems_jax.data.encoded_table import EncodedTable
+from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.general_text import read_lines, token_stream
 from gems_jax.data.tables import Dataset, Table
 from gems_jax.evaluation.drift import general_loss, read_shift

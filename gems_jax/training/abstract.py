@@ -59,7 +59,7 @@ def device_bytes(tree: PyTree) -> int:
 
 
 def batch_lengths(model_config: Any, length: int) -> dict[str, int]:
-    """Tokens of a row in each array of a batch of `gems_jax.data.batches.make_batch`.
+    """Tokens of a row in each array of a batch of `gems_jax.data.batching.batches.make_batch`.
 
     Args:
       model_config: a `T5Config` or `DecoderConfig`.

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gems_jax.data.device_batches import DeviceBatches
-from gems_jax.data.encoded_table import EncodedTable
-from gems_jax.data.pipeline import task_batches
+from gems_jax.data.batching.device_batches import DeviceBatches
+from gems_jax.data.batching.encoded_table import EncodedTable
+from gems_jax.data.batching.pipeline import task_batches
 from gems_jax.evaluation.evaluate import RANKED
 from gems_jax.models.params import params_of
 from gems_jax.null_space.space import NullSpace

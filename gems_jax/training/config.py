@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gems_jax.data.batching.prompts import parse_template
 from gems_jax.data.options import Steps, TableFiles
-from gems_jax.data.prompts import parse_template
 from gems_jax.staging import is_remote
 from gems_jax.training.early_stopping import check_metric
 from gems_jax.training.ranges import refuse, wrong_fields
@@ -28,9 +28,9 @@ class DataConfig:
       files: names and columns of a ``table``.
       category: of an ``amazon`` dataset.
       tokens: folder where training tables are kept as tokens: each is encoded once, by whatever run comes first, and
-        mapped into memory from then on, see `gems_jax.data.encoded_store.encode_once`; ``None``: encoded at every
+        mapped into memory from then on, see `gems_jax.data.batching.token_cache.encode_once`; ``None``: encoded at every
         start, in memory.
-      prefetch: training batches made ahead, see `gems_jax.data.pipeline.task_batches`; 0: each when it is needed.
+      prefetch: training batches made ahead, see `gems_jax.data.batching.pipeline.task_batches`; 0: each when it is needed.
       threads: that make them.
     """
 
@@ -234,7 +234,7 @@ class TrainConfig:
       batch_size: most rows of each task an update, over all processes.
       accumulate: parts that the rows of an update are worked through in, one after the other; needs less memory.
       sampling: rows of each task a step: ``equal``, ``ratio`` to the tables' sizes or by ``temperature``; see
-        `gems_jax.data.pipeline.task_batches`.
+        `gems_jax.data.batching.pipeline.task_batches`.
       temperature: of the sampling of that name.
       learning_rate: of kernels.
       item_learning_rate: of the added item rows.

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gems_jax.data.encoded_table import Family
+from gems_jax.data.batching.encoded_table import Family
 from gems_jax.models import T5, Decoder
 from gems_jax.task_grads import token_mean
 from gems_jax.training.parts import join
@@ -41,7 +41,7 @@ def answer_hidden(
 
     Args:
       model: a T5 or a Decoder.
-      batch: of `gems_jax.data.batches.make_batch`.
+      batch: of `gems_jax.data.batching.batches.make_batch`.
       dropout_key: of a T5.
       answer_length: most label tokens a row has; decoders then leave all other positions out of the output layer.
 

@@ -13,7 +13,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from gems_jax.checksums import write_checksums
-from gems_jax.data.encoded_table import Family
+from gems_jax.data.batching.encoded_table import Family
 from gems_jax.data.general_text import read_lines, shared_text, token_stream
 from gems_jax.data.span_corruption import span_corruption_batch
 from gems_jax.data.tokenizer import sentinel_ids, train_tokenizer

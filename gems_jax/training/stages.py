@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from gems_jax.checksums import NAME, damage
-from gems_jax.data.encoded_table import EncodedTable
+from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.general_text import read_lines, token_stream
 from gems_jax.data.plain_text import plain_ids
 from gems_jax.data.prepare import prepare

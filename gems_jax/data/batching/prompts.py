@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gems_jax.data.encoded_table import FAMILIES, EncodedTable, Family
+from gems_jax.data.batching.encoded_table import FAMILIES, EncodedTable, Family
+from gems_jax.data.batching.wording import HISTORY, Pieces, words_around
 from gems_jax.data.ragged import Ragged
 from gems_jax.data.tables import Table
-from gems_jax.data.wording import HISTORY, Pieces, words_around
 
 if TYPE_CHECKING:
     from gems_jax.items.tokens import ItemIndex
@@ -100,7 +100,7 @@ def encode_table(
     An encoder's input ends with the end token. A decoder's prompt begins with what the tokenizer puts before a text
     (often a token that marks the beginning) and ends where its answer, the item's tokens and the end token, goes on.
 
-    The tokens are those that the tokenizer makes of the whole text, `gems_jax.data.wording.prompt_text`. A template may
+    The tokens are those that the tokenizer makes of the whole text, `gems_jax.data.batching.wording.prompt_text`. A template may
     name special tokens; in a query their names are letters like others (`gems_jax.data.plain_text.plain_ids`). Where an
     input would be longer than `max_length`, the oldest items of the history are dropped; a query that leaves no room
     for the newest item is clipped at its end.

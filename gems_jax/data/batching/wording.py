@@ -10,7 +10,7 @@ import numpy as np
 from gems_jax.data.plain_text import check_unicode, plain_ids
 from gems_jax.data.ragged import Ragged
 
-# Of a template, as `gems_jax.data.prompts.parse_template` gives them.
+# Of a template, as `gems_jax.data.batching.prompts.parse_template` gives them.
 Pieces = Sequence[str | tuple[str]]
 HISTORY, QUERY = ("history",), ("query",)
 # Stands before words whose tokens are those behind another word.

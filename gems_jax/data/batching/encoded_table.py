@@ -56,7 +56,7 @@ class EncodedTable:
     def __reduce__(self) -> Any:
         if self.folder is None:
             return super().__reduce__()
-        from gems_jax.data.encoded_store import map_encoded
+        from gems_jax.data.batching.token_cache import map_encoded
 
         return map_encoded, (self.folder,)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.pipeline import Batch, BatchIterator
+from gems_jax.data.batching.pipeline import Batch, BatchIterator
 
 
 class DeviceBatches(Iterator[Mapping[str, Any]]):

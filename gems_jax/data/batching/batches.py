@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gems_jax.data.encoded_table import EncodedTable
+from gems_jax.data.batching.encoded_table import EncodedTable
 
 Batch = dict[str, np.ndarray]
 
