@@ -32,8 +32,8 @@ import numpy as np
 from result_file import circumstances, write
 
 from gems_jax import NullSpace
-from gems_jax.data import storage
 from gems_jax.data.batching.token_cache import open_encoded
+from gems_jax.data.dataset import storage
 from gems_jax.models import load
 from gems_jax.models.params import params_of
 from gems_jax.staging import files_in

@@ -26,8 +26,8 @@ from result_file import circumstances, write
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.batching.pipeline import Batch, TaskBatchSource, task_batches
 from gems_jax.data.batching.token_cache import encode_once
+from gems_jax.data.dataset.tables import Dataset
 from gems_jax.data.prepare import prepare
-from gems_jax.data.tables import Dataset
 from gems_jax.data.tokenizer import train_tokenizer
 from gems_jax.items.tokens import add_item_tokens
 

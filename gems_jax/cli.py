@@ -137,7 +137,7 @@ def _material(config: Any, workdir: Path | None = None, tuned: bool = False) -> 
     """
     import jax
 
-    from gems_jax.data.remote import exists
+    from gems_jax.data.dataset.remote import exists
     from gems_jax.models import load
     from gems_jax.training.assets import in_run_order
     from gems_jax.training.layout import make_mesh

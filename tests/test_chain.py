@@ -19,8 +19,8 @@ from tiny import Made, documented_program, everything_in, fails, gems_jax, metri
 
 import gems_jax as gj
 from gems_jax import cli
-from gems_jax.data import storage
-from gems_jax.data.tables import Item
+from gems_jax.data.dataset import storage
+from gems_jax.data.dataset.tables import Item
 from gems_jax.training import tune as loop
 from gems_jax.training.stages import assemble, ensure_data
 

@@ -4,8 +4,8 @@ import pytest
 from etils import epath
 
 from gems_jax.data import prepare as prepare_module
-from gems_jax.data import remote
 from gems_jax.data.batching.token_cache import encode_once
+from gems_jax.data.dataset import remote
 from gems_jax.data.prepare import prepare
 
 URL = "gs://bucket/data"

@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from gems_jax.data import array_records, named_columns, storage, user_parts
+from gems_jax.data import named_columns, user_parts
+from gems_jax.data.dataset import array_records, storage
+from gems_jax.data.dataset.tables import Row, Table
 from gems_jax.data.item_sets import ItemSets
 from gems_jax.data.prepare import prepare
-from gems_jax.data.tables import Row, Table
 from gems_jax.data.unfinished import Pace
 
 FILES = 4

@@ -16,8 +16,9 @@ from pyarrow import parquet
 from raw_tables import rows_of
 from shared import SHARED, needs_shared
 
-from gems_jax.data import amazon_scientific, qilin, storage
+from gems_jax.data import amazon_scientific, qilin
 from gems_jax.data.category_query import category_query
+from gems_jax.data.dataset import storage
 from gems_jax.data.prepare import prepare
 
 SCIENTIFIC = SHARED / "data" / "amazon_scientific"

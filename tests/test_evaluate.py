@@ -14,7 +14,7 @@ import pytest
 from tiny import cheap_compilation
 
 from gems_jax.data.batching.prompts import EncodedTable
-from gems_jax.data.tables import Dataset, Item, Row, Table
+from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.evaluation import non_neural
 from gems_jax.evaluation.bootstrap import bootstrap_interval
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings, rank_table, save_rankings

@@ -11,7 +11,7 @@ from shared import SHARED, needs_shared
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from gems_jax.data.tables import Dataset, Item, Row, Table
+from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.data.tokenizer import train_tokenizer
 from gems_jax.items.tokens import add_identifier_tokens
 from gems_jax.models import from_config, save

@@ -11,8 +11,8 @@ from tiny import options
 from transformers import AutoTokenizer
 
 from gems_jax import cli
-from gems_jax.data import storage
 from gems_jax.data.batching.token_cache import encode_once
+from gems_jax.data.dataset import storage
 from gems_jax.training.assets import Assets, write_assets
 from gems_jax.training.checkpoints import Checkpoints
 from gems_jax.training.workdir import keep_config

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gems_jax.data.tables import Row, Table
+from gems_jax.data.dataset.tables import Row, Table
 from gems_jax.evaluation.compare_runs import as_lines, compare_runs, compare_with_each, main
 from gems_jax.evaluation.evaluate import load_rankings, save_rankings
 from gems_jax.evaluation.paired import compare_rankings, metric_of_rows, paired_test

@@ -12,7 +12,7 @@ from tiny import cheap_compilation
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gems_jax.data.tables import Dataset, Item, Row, Table
+from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.items.tokens import ItemIndex, add_item_tokens
 from gems_jax.models import T5, Decoder, DecoderConfig, T5Config
 from gems_jax.ranking import interactive

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import gems_jax as gj
-from gems_jax.data.tables import Dataset, Item, Row, Table
+from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.training.assets import assets_of, check_assets, in_run_order, read_assets, write_assets
 from gems_jax.training.build import check_beams

@@ -15,6 +15,7 @@ from gems_jax.data.blank import is_blank
 from gems_jax.data.catalogue_file import add_item
 from gems_jax.data.category_query import category_query
 from gems_jax.data.columns import as_text, as_words
+from gems_jax.data.dataset.tables import Item
 from gems_jax.data.examples import Examples, Names
 from gems_jax.data.options import Steps
 from gems_jax.data.plain_text import is_unicode
@@ -22,7 +23,6 @@ from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.ragged import Ragged
 from gems_jax.data.raw_batch import Batch
 from gems_jax.data.raw_table import read_batches
-from gems_jax.data.tables import Item
 from gems_jax.data.times import as_times
 
 DEFAULTS = {"core": 5, "max_history": 20, "min_history": 1}

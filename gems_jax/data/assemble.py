@@ -11,6 +11,7 @@ import numpy as np
 
 from gems_jax.data.copies import without_copies
 from gems_jax.data.core import to_core
+from gems_jax.data.dataset.tables import SPLITS, Item, Table
 from gems_jax.data.examples import UNKNOWN, Examples
 from gems_jax.data.histories import keep_tasks, make_histories
 from gems_jax.data.holdout import (
@@ -28,7 +29,6 @@ from gems_jax.data.quarantine import Quarantine, Unusable
 from gems_jax.data.ragged import Ragged
 from gems_jax.data.ranked_against import EvaluationNegatives, items_by_query, items_touched
 from gems_jax.data.row_checks import check_rows
-from gems_jax.data.tables import SPLITS, Item, Table
 
 
 @dataclass(frozen=True)

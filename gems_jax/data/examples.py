@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.data.dataset.tables import SPLITS
 from gems_jax.data.ragged import Ragged
-from gems_jax.data.tables import SPLITS
 
 UNKNOWN = -1
 

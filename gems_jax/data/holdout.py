@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gems_jax.data.dataset.tables import SPLITS
 from gems_jax.data.examples import Examples
 from gems_jax.data.ragged import Ragged, pair_keys, place_of, row_blocks
-from gems_jax.data.tables import SPLITS
 
 TRAIN, VALID, TEST = range(len(SPLITS))
 # Rows of a user of which two can be held out.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.data.dataset.tables import SPLITS, Item, Table
 from gems_jax.data.holdout import TEST, VALID
-from gems_jax.data.tables import SPLITS, Item, Table
 
 
 class ItemSets:

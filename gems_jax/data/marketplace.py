@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gems_jax.data.dataset.tables import SPLITS, Dataset, Row, Table
 from gems_jax.data.marketplace_catalogue import (
     BRANDS,
     DEPARTMENTS,
@@ -21,7 +22,6 @@ from gems_jax.data.marketplace_catalogue import (
 )
 from gems_jax.data.negatives import NUM_NEGATIVES, NegativeSampler
 from gems_jax.data.splits import Event
-from gems_jax.data.tables import SPLITS, Dataset, Row, Table
 from gems_jax.data.typed_queries import type_query
 
 NUM_USERS = 800

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gems_jax.data.tables import Item
+from gems_jax.data.dataset.tables import Item
 
 STYLES = ("blue", "green", "red", "black", "white", "striped", "vintage", "colorful")
 BRANDS = (

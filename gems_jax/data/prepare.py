@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gems_jax.data import amazon, amazon_scientific, marketplace, qilin, released, remote, storage, table, user_parts
+from gems_jax.data import amazon, amazon_scientific, marketplace, qilin, released, table, user_parts
 from gems_jax.data.assemble import Source, get_ready
+from gems_jax.data.dataset import remote, storage
+from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.empty_tables import check_tables
 from gems_jax.data.few_candidates import few_candidates
 from gems_jax.data.leaks import check_leaks
@@ -22,7 +24,6 @@ from gems_jax.data.quarantine import Quarantine, Unusable, write_rows
 from gems_jax.data.raw_files import find_files, local_name
 from gems_jax.data.raw_sums import summed, with_sums
 from gems_jax.data.read_parts import ReadParts
-from gems_jax.data.tables import Dataset, Table
 from gems_jax.data.unfinished import unfinished_folder
 from gems_jax.staging import is_remote
 
@@ -53,7 +54,7 @@ def prepare(
             category's reviews and metadata), `qilin`, `released` (the authors' six pickled tables), `table` (anyone's
             rows).
         out_dir: folder of the prepared dataset; on an object store (`gs://...`) a copy on this machine is worked with,
-            see `gems_jax.data.remote`.
+            see `gems_jax.data.dataset.remote`.
         path: folder of the raw files, on this machine (`file://` is).
         seed: of negatives and of the marketplace.
         num_negatives: per row of valid and test.

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gems_jax.data.dataset.tables import SPLITS, Item
 from gems_jax.data.examples import Examples
 from gems_jax.data.holdout import TRAIN
 from gems_jax.data.negatives import NegativeSampler
 from gems_jax.data.ragged import Ragged, distinct_pairs, pair_keys
-from gems_jax.data.tables import SPLITS, Item
 
 # Rows at a time: bounds the memory, changes nothing.
 _ROWS = 65_536

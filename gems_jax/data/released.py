@@ -10,6 +10,7 @@ import numpy as np
 
 from gems_jax.data.assemble import Source
 from gems_jax.data.catalogue_file import read_items
+from gems_jax.data.dataset.tables import SPLITS
 from gems_jax.data.examples import Examples, Names
 from gems_jax.data.ids import Catalogue, same_ids
 from gems_jax.data.options import Steps, TableFiles
@@ -17,7 +18,6 @@ from gems_jax.data.plain_pickle import load_plain
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.raw_batch import Batch
 from gems_jax.data.table import encode_batch
-from gems_jax.data.tables import SPLITS
 
 DEFAULTS = {"max_history": 20}
 TASKS = ("rec", "src")

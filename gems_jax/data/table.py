@@ -9,6 +9,7 @@ import numpy as np
 from gems_jax.data import reasons
 from gems_jax.data.assemble import Source
 from gems_jax.data.catalogue_file import read_items
+from gems_jax.data.dataset.tables import SPLITS
 from gems_jax.data.examples import UNKNOWN, Examples, Names
 from gems_jax.data.ids import Catalogue, same_ids
 from gems_jax.data.named_columns import NamedColumns
@@ -20,7 +21,6 @@ from gems_jax.data.raw_batch import Batch
 from gems_jax.data.raw_files import find_files
 from gems_jax.data.read_parts import ReadParts
 from gems_jax.data.row_columns import RowColumns
-from gems_jax.data.tables import SPLITS
 
 DEFAULTS = {"max_history": 20}
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.array_records import write_tables
 from gems_jax.data.assemble import Ready, finish
+from gems_jax.data.dataset.array_records import write_tables
+from gems_jax.data.dataset.tables import SPLITS, Dataset
 from gems_jax.data.item_sets import ItemSets
 from gems_jax.data.leaks import check_events
-from gems_jax.data.tables import SPLITS, Dataset
 from gems_jax.data.unfinished import Pace
 from gems_jax.staging import fresh_folder
 

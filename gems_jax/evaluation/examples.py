@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.tables import Table
+from gems_jax.data.dataset.tables import Table
 
 
 def readable_examples(
@@ -34,7 +34,7 @@ def readable_examples(
       ``"top"`` (each ``"title"``, ``"score"``, ``"hit"``) and ``"target"``; JSON values only.
 
     Example:
-      >>> from gems_jax.data.tables import Row
+      >>> from gems_jax.data.dataset.tables import Row
       >>> table = Table.from_rows("src", [Row("ann", [0], 1, query="red shoe")])
       >>> ids, scores = np.array([[1, 0]]), np.array([[-0.1, -2.0]])
       >>> (example,) = readable_examples(table, ids, scores, ["Sock", "Red shoe"])

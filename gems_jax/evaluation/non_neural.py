@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gems_jax.data.tables import Item, Table
+from gems_jax.data.dataset.tables import Item, Table
 from gems_jax.data.words import search_terms
 
 # Numbers held at a time beside what is returned.
@@ -165,7 +165,7 @@ def titles_and_queries(items: Sequence[Item], training: Table) -> list[str]:
     """Each item's title and text, and the queries that led to it in training: what a log of queries knows of it.
 
     Example:
-        >>> from gems_jax.data.tables import Row
+        >>> from gems_jax.data.dataset.tables import Row
         >>> log = Table.from_rows("src", [Row("ann", [], 0, "sofa"), Row("bob", [], 0, "bed"), Row("cy", [], 0, "bed")])
         >>> titles_and_queries([Item("a", "Couch"), Item("b", "Lamp")], log)
         ['Couch sofa bed bed', 'Lamp']

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gems_jax.data.tables import Dataset, Table
+from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.evaluation import non_neural
 from gems_jax.evaluation.non_neural import Scorer
 from gems_jax.evaluation.summary import evaluate_scorer

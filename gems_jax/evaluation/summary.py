@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.data.dataset.tables import Table
 from gems_jax.data.few_candidates import CUTOFFS
-from gems_jax.data.tables import Table
 from gems_jax.evaluation.bootstrap import bootstrap_intervals
 from gems_jax.evaluation.non_neural import Scorer, row_blocks
 from gems_jax.ranking import metrics
@@ -53,7 +53,7 @@ def summarise(
       ValueError: if there is not one ranking a row, or less than 5 results were kept of each.
 
     Example:
-      >>> from gems_jax.data.tables import Row
+      >>> from gems_jax.data.dataset.tables import Row
       >>> table = Table.from_rows("rec", [Row("ann", [0], 3)])
       >>> found = summarise(table, np.array([[1, 3, 2, 0, 4]]), samples=0)
       >>> found["mrr@5"], found["released_mrr@5"], "hit@10" in found
@@ -106,7 +106,7 @@ def evaluate_scores(
       ValueError: if the scores do not fit the table's candidates, or are not numbers.
 
     Example:
-      >>> from gems_jax.data.tables import Row, Table
+      >>> from gems_jax.data.dataset.tables import Row, Table
       >>> rows = [Row("ann", [0], 1, negatives=[2, 3]), Row("bob", [3], 0, negatives=[2, 1])]
       >>> table = Table.from_rows("rec", rows)
       >>> evaluate_scores(table, np.array([[0.9, 0.1, 0.2], [0.3, 0.2, 0.1]]), samples=0)["mrr@10"]
@@ -150,7 +150,7 @@ def evaluate_scorer(
       ValueError: if a score is not a number.
 
     Example:
-      >>> from gems_jax.data.tables import Row
+      >>> from gems_jax.data.dataset.tables import Row
       >>> table = Table.from_rows("rec", [Row("ann", [0], 2), Row("bob", [3], 1)])
       >>> same = lambda rows, candidates: np.tile(np.arange(8.0), (len(rows), 1))
       >>> evaluate_scorer(table, same, num_items=8, samples=0)["mrr@10"]

@@ -14,8 +14,8 @@ import numpy as np
 
 from gems_jax.checksums import NAME as SUMS
 from gems_jax.checksums import sums_of, unique
-from gems_jax.data.remote import local_path
-from gems_jax.data.tables import Dataset, Table
+from gems_jax.data.dataset.remote import local_path
+from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import is_remote, write_text
 from gems_jax.training.config import Config

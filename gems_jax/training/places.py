@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from gems_jax.data.dataset.remote import exists
 from gems_jax.data.raw_files import local_name
-from gems_jax.data.remote import exists
 from gems_jax.training.config import Config
 
 

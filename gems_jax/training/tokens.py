@@ -5,7 +5,7 @@ from typing import Any
 from gems_jax.data.batching.encoded_table import EncodedTable, Family
 from gems_jax.data.batching.prompts import encode_table
 from gems_jax.data.batching.token_cache import encode_once
-from gems_jax.data.tables import Table
+from gems_jax.data.dataset.tables import Table
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.training.config import Config
 

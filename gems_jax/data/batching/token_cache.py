@@ -16,7 +16,7 @@ import numpy as np
 from gems_jax.checksums import damage, write_checksums
 from gems_jax.data.batching.encoded_table import EncodedTable, Family
 from gems_jax.data.batching.prompts import encode_table, item_rows
-from gems_jax.data.tables import Table
+from gems_jax.data.dataset.tables import Table
 from gems_jax.staging import fresh_folder, is_remote
 
 FORMAT_VERSION = 4

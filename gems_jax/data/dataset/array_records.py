@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.tables import Table
+from gems_jax.data.dataset.tables import Table
 
 # Rows a record: decoding a record costs far more than the numbers in it.
 BLOCK = 1024

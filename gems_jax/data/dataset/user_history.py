@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gems_jax.data.tables import SPLITS, Dataset
+from gems_jax.data.dataset.tables import SPLITS, Dataset
 
 
 class _Event(NamedTuple):
@@ -38,7 +38,7 @@ def history_of(dataset: Dataset, user: str) -> list[int]:
         ValueError: if there is no such user; names the nearest.
 
     Example:
-        >>> from gems_jax.data.tables import Row, Table
+        >>> from gems_jax.data.dataset.tables import Row, Table
         >>> table = Table.from_rows("rec", [Row("ann", [3], 1), Row("ann", [1], 2)])
         >>> history_of(Dataset("shop", [], {("train", "rec"): table}), "ann")
         [3, 1, 2]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gems_jax.checksums import NAME, check_written, write_checksums
-from gems_jax.data.array_records import join_tables, read_tables, write_tables
-from gems_jax.data.tables import Dataset, Item
+from gems_jax.data.dataset.array_records import join_tables, read_tables, write_tables
+from gems_jax.data.dataset.tables import Dataset, Item
 from gems_jax.staging import fresh_folder
 
 FORMAT_VERSION = 2
