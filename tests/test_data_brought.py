@@ -15,8 +15,8 @@ from gems_jax.checksums import write_checksums
 from gems_jax.data.general_text import read_lines, shared_text
 from gems_jax.data.id_lists import Division, read_lists
 from gems_jax.data.ids import Catalogue
-from gems_jax.data.negatives import NegativeSampler
 from gems_jax.data.pickle_scan import check_operations
+from gems_jax.data.preparation.negatives import NegativeSampler
 from gems_jax.data.times import read_times
 
 

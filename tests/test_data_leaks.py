@@ -10,8 +10,8 @@ from raw_tables import catalogue, rows_of, write_rows
 
 from gems_jax.data import marketplace
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
-from gems_jax.data.holdout import Events, leaking_history, leaking_targets
-from gems_jax.data.leaks import check_leaks
+from gems_jax.data.preparation.holdout import Events, leaking_history, leaking_targets
+from gems_jax.data.preparation.leaks import check_leaks
 from gems_jax.data.prepare import prepare
 from gems_jax.data.ragged import Ragged
 

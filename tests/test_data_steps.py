@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_tables import load, log, ready, rows_of, write_rows
 
-from gems_jax.data import leaks, negatives, ragged, ranked_against, raw_files
-from gems_jax.data.core import to_core
+from gems_jax.data import ragged, raw_files
 from gems_jax.data.examples import Examples, Names
-from gems_jax.data.histories import make_histories
-from gems_jax.data.holdout import leave_one_out_split
-from gems_jax.data.negatives import NegativeSampler
+from gems_jax.data.preparation import evaluation_negatives as ranked_against
+from gems_jax.data.preparation import leaks, negatives
+from gems_jax.data.preparation.histories import make_histories
+from gems_jax.data.preparation.holdout import leave_one_out_split
+from gems_jax.data.preparation.k_core import to_core
+from gems_jax.data.preparation.negatives import NegativeSampler
 from gems_jax.data.ragged import Ragged
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gems_jax.data import reasons
-from gems_jax.data.assemble import Source
 from gems_jax.data.blank import is_blank
 from gems_jax.data.catalogue_file import add_item
 from gems_jax.data.category_query import category_query
@@ -19,6 +18,7 @@ from gems_jax.data.dataset.tables import Item
 from gems_jax.data.examples import Examples, Names
 from gems_jax.data.options import Steps
 from gems_jax.data.plain_text import is_unicode
+from gems_jax.data.preparation.assemble import Source
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.ragged import Ragged
 from gems_jax.data.raw_batch import Batch

@@ -20,8 +20,8 @@ from gems_jax.data.marketplace_catalogue import (
     make_items,
     make_products,
 )
-from gems_jax.data.negatives import NUM_NEGATIVES, NegativeSampler
-from gems_jax.data.splits import Event
+from gems_jax.data.preparation.negatives import NUM_NEGATIVES, NegativeSampler
+from gems_jax.data.preparation.splits import Event
 from gems_jax.data.typed_queries import type_query
 
 NUM_USERS = 800

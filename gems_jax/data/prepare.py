@@ -10,21 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gems_jax.data import amazon, amazon_scientific, marketplace, qilin, released, table, user_parts
-from gems_jax.data.assemble import Source, get_ready
+from gems_jax.data import amazon, amazon_scientific, marketplace, qilin, released, table
 from gems_jax.data.dataset import remote, storage
 from gems_jax.data.dataset.tables import Dataset, Table
-from gems_jax.data.empty_tables import check_tables
-from gems_jax.data.few_candidates import few_candidates
-from gems_jax.data.leaks import check_leaks
-from gems_jax.data.negatives import NUM_NEGATIVES
 from gems_jax.data.options import Steps, TableFiles, options_of
-from gems_jax.data.other_dataset import OtherDataset, differences
+from gems_jax.data.preparation import shards as user_parts
+from gems_jax.data.preparation.assemble import Source, get_ready
+from gems_jax.data.preparation.empty_tables import check_tables
+from gems_jax.data.preparation.few_candidates import few_candidates
+from gems_jax.data.preparation.leaks import check_leaks
+from gems_jax.data.preparation.negatives import NUM_NEGATIVES
+from gems_jax.data.preparation.other_dataset import OtherDataset, differences
+from gems_jax.data.preparation.read_cache import ReadParts
+from gems_jax.data.preparation.resume import unfinished_folder
 from gems_jax.data.quarantine import Quarantine, Unusable, write_rows
 from gems_jax.data.raw_files import find_files, local_name
 from gems_jax.data.raw_sums import summed, with_sums
-from gems_jax.data.read_parts import ReadParts
-from gems_jax.data.unfinished import unfinished_folder
 from gems_jax.staging import is_remote
 
 SOURCES = ("marketplace", "amazon_scientific", "amazon", "qilin", "released", "table")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.dataset.tables import Table
-from gems_jax.data.few_candidates import CUTOFFS
+from gems_jax.data.preparation.few_candidates import CUTOFFS
 from gems_jax.evaluation.bootstrap import bootstrap_intervals
 from gems_jax.evaluation.non_neural import Scorer, row_blocks
 from gems_jax.ranking import metrics

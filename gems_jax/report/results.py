@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.few_candidates import few_candidates
+from gems_jax.data.preparation.few_candidates import few_candidates
 from gems_jax.evaluation.simple_rankers import missing_lines
 from gems_jax.report.records import Records
 

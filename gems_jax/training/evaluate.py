@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.dataset.tables import Dataset, Table
-from gems_jax.data.few_candidates import few_candidates
+from gems_jax.data.preparation.few_candidates import few_candidates
 from gems_jax.evaluation.compare_runs import compare_with_each
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings

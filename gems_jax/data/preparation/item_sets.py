@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS, Item, Table
-from gems_jax.data.holdout import TEST, VALID
+from gems_jax.data.preparation.holdout import TEST, VALID
 
 
 class ItemSets:

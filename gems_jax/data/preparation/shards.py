@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.assemble import Ready, finish
 from gems_jax.data.dataset.array_records import write_tables
 from gems_jax.data.dataset.tables import SPLITS, Dataset
-from gems_jax.data.item_sets import ItemSets
-from gems_jax.data.leaks import check_events
-from gems_jax.data.unfinished import Pace
+from gems_jax.data.preparation.assemble import Ready, finish
+from gems_jax.data.preparation.item_sets import ItemSets
+from gems_jax.data.preparation.leaks import check_events
+from gems_jax.data.preparation.resume import Pace
 from gems_jax.staging import fresh_folder
 
 # Rows of a part: what is in memory beside the columns of all rows.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS, Row, Table
-from gems_jax.data.negatives import NUM_NEGATIVES, NegativeSampler
+from gems_jax.data.preparation.negatives import NUM_NEGATIVES, NegativeSampler
 
 MIN_EVENTS = 3
 

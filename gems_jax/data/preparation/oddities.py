@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gems_jax.data.copies import same_moment
 from gems_jax.data.dataset.tables import Item
 from gems_jax.data.examples import Examples
+from gems_jax.data.preparation.copies import same_moment
 from gems_jax.data.quarantine import Quarantine
 from gems_jax.data.times import looks_like_days, of_dates, of_days
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gems_jax.data.examples import Examples
-from gems_jax.data.holdout import TEST
+from gems_jax.data.preparation.holdout import TEST
 from gems_jax.data.ragged import Ragged
 
 

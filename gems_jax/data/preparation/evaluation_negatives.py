@@ -9,8 +9,8 @@ import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS, Item
 from gems_jax.data.examples import Examples
-from gems_jax.data.holdout import TRAIN
-from gems_jax.data.negatives import NegativeSampler
+from gems_jax.data.preparation.holdout import TRAIN
+from gems_jax.data.preparation.negatives import NegativeSampler
 from gems_jax.data.ragged import Ragged, distinct_pairs, pair_keys
 
 # Rows at a time: bounds the memory, changes nothing.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gems_jax.data.assemble import Ready
-from gems_jax.data.holdout import MIN_ROWS
+from gems_jax.data.preparation.assemble import Ready
+from gems_jax.data.preparation.holdout import MIN_ROWS
 from gems_jax.data.quarantine import Quarantine, Unusable
 
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gems_jax.data.copies import without_copies
-from gems_jax.data.core import to_core
 from gems_jax.data.dataset.tables import SPLITS, Item, Table
 from gems_jax.data.examples import UNKNOWN, Examples
-from gems_jax.data.histories import keep_tasks, make_histories
-from gems_jax.data.holdout import (
+from gems_jax.data.options import Steps
+from gems_jax.data.preparation.copies import without_copies
+from gems_jax.data.preparation.evaluation_negatives import EvaluationNegatives, items_by_query, items_touched
+from gems_jax.data.preparation.histories import keep_tasks, make_histories
+from gems_jax.data.preparation.holdout import (
     TRAIN,
     Events,
     leaking_history,
@@ -22,13 +23,12 @@ from gems_jax.data.holdout import (
     leave_one_out_split,
     own_targets,
 )
-from gems_jax.data.negatives import NUM_NEGATIVES
-from gems_jax.data.oddities import remark_equal_times, remark_values
-from gems_jax.data.options import Steps
+from gems_jax.data.preparation.k_core import to_core
+from gems_jax.data.preparation.negatives import NUM_NEGATIVES
+from gems_jax.data.preparation.oddities import remark_equal_times, remark_values
+from gems_jax.data.preparation.row_checks import check_rows
 from gems_jax.data.quarantine import Quarantine, Unusable
 from gems_jax.data.ragged import Ragged
-from gems_jax.data.ranked_against import EvaluationNegatives, items_by_query, items_touched
-from gems_jax.data.row_checks import check_rows
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""preparation: see the modules."""
