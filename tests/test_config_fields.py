@@ -7,7 +7,7 @@ import typing
 import pytest
 from tiny import everything_in, fails
 
-from gems_jax.data.options import TableFiles
+from gems_jax.data.raw.options import TableFiles
 from gems_jax.evaluation.summary import CUTOFFS
 from gems_jax.study.config import StudyConfig
 from gems_jax.training.config import Config, check

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gems_jax.data.cells import parse_cell
-from gems_jax.data.plain_pickle import load_plain
+from gems_jax.data.raw.cells import parse_cell
+from gems_jax.data.raw.plain_pickle import load_plain
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False)

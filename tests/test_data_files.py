@@ -14,14 +14,14 @@ import pytest
 from pyarrow import parquet
 from raw_tables import load, log, ready, rows_of, write_rows
 
-from gems_jax.data import json_rows, raw_files
-from gems_jax.data.columns import as_text
-from gems_jax.data.id_lists import as_lists
-from gems_jax.data.options import Reading
 from gems_jax.data.prepare import prepare
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.raw_table import read_batches
-from gems_jax.data.times import as_times
+from gems_jax.data.raw import json_rows, raw_files
+from gems_jax.data.raw.columns import as_text
+from gems_jax.data.raw.id_lists import as_lists
+from gems_jax.data.raw.options import Reading
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.raw.raw_table import read_batches
+from gems_jax.data.raw.times import as_times
 
 ROLES = {"user": "user", "query": "query", "time": "time"}
 

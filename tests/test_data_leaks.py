@@ -13,7 +13,7 @@ from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.data.preparation.holdout import Events, leaking_history, leaking_targets
 from gems_jax.data.preparation.leaks import check_leaks
 from gems_jax.data.prepare import prepare
-from gems_jax.data.ragged import Ragged
+from gems_jax.data.raw.ragged import Ragged
 
 
 def dataset(times=None, **tables):

@@ -9,16 +9,16 @@ from raw_tables import catalogue, load, rows_of, write_rows
 
 from gems_jax.data import marketplace
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
-from gems_jax.data.examples import Examples, Names
 from gems_jax.data.preparation.evaluation_negatives import items_by_query
 from gems_jax.data.preparation.histories import make_histories
 from gems_jax.data.preparation.leaks import check_leaks
 from gems_jax.data.preparation.read_cache import ReadParts
 from gems_jax.data.preparation.splits import Event, leave_one_out
 from gems_jax.data.qilin import encode_batch
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.ragged import Ragged
-from gems_jax.data.raw_table import Batch
+from gems_jax.data.raw.examples import Examples, Names
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.raw.ragged import Ragged
+from gems_jax.data.raw.raw_table import Batch
 
 FILES = {"interactions": "rows.jsonl", "items": "items.jsonl"}
 

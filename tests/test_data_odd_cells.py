@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 from raw_tables import load, log, ready, rows_of
 
-from gems_jax.data.blank import is_blank, without_blanks
-from gems_jax.data.columns import as_text, as_words
 from gems_jax.data.dataset.tables import Item
-from gems_jax.data.id_lists import Division, read_lists
-from gems_jax.data.ids import Catalogue
-from gems_jax.data.times import read_times
+from gems_jax.data.raw.blank import is_blank, without_blanks
+from gems_jax.data.raw.columns import as_text, as_words
+from gems_jax.data.raw.id_lists import Division, read_lists
+from gems_jax.data.raw.ids import Catalogue
+from gems_jax.data.raw.times import read_times
 from gems_jax.training import stages
 
 ENDINGS = (".csv", ".jsonl", ".parquet")

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from gems_jax.data import named_columns
 from gems_jax.data.dataset import array_records, storage
 from gems_jax.data.dataset.tables import Row, Table
 from gems_jax.data.preparation import shards as user_parts
 from gems_jax.data.preparation.item_sets import ItemSets
 from gems_jax.data.preparation.resume import Pace
 from gems_jax.data.prepare import prepare
+from gems_jax.data.raw import named_columns
 
 FILES = 4
 

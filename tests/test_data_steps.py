@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_tables import load, log, ready, rows_of, write_rows
 
-from gems_jax.data import ragged, raw_files
-from gems_jax.data.examples import Examples, Names
 from gems_jax.data.preparation import evaluation_negatives as ranked_against
 from gems_jax.data.preparation import leaks, negatives
 from gems_jax.data.preparation.histories import make_histories
 from gems_jax.data.preparation.holdout import leave_one_out_split
 from gems_jax.data.preparation.k_core import to_core
 from gems_jax.data.preparation.negatives import NegativeSampler
-from gems_jax.data.ragged import Ragged
+from gems_jax.data.raw import ragged, raw_files
+from gems_jax.data.raw.examples import Examples, Names
+from gems_jax.data.raw.ragged import Ragged
 
 
 def examples(user, task, time, targets, split=None, history=None, shown=None):

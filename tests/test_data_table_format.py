@@ -14,9 +14,9 @@ from pyarrow import parquet
 from raw_tables import catalogue, load, log, ready, rows_of, write_rows
 
 from gems_jax.data.dataset import storage
-from gems_jax.data.options import Steps, TableFiles, options_of
 from gems_jax.data.preparation.other_dataset import differences
 from gems_jax.data.prepare import prepare
+from gems_jax.data.raw.options import Steps, TableFiles, options_of
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 

@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gems_jax.data import reasons
-from gems_jax.data.blank import is_blank
-from gems_jax.data.catalogue_file import add_item
 from gems_jax.data.category_query import category_query
-from gems_jax.data.columns import as_text, as_words
 from gems_jax.data.dataset.tables import Item
-from gems_jax.data.examples import Examples, Names
-from gems_jax.data.options import Steps
 from gems_jax.data.plain_text import is_unicode
 from gems_jax.data.preparation.assemble import Source
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.ragged import Ragged
-from gems_jax.data.raw_batch import Batch
-from gems_jax.data.raw_table import read_batches
-from gems_jax.data.times import as_times
+from gems_jax.data.raw import reasons
+from gems_jax.data.raw.blank import is_blank
+from gems_jax.data.raw.catalogue_file import add_item
+from gems_jax.data.raw.columns import as_text, as_words
+from gems_jax.data.raw.examples import Examples, Names
+from gems_jax.data.raw.options import Steps
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.raw.ragged import Ragged
+from gems_jax.data.raw.raw_batch import Batch
+from gems_jax.data.raw.raw_table import read_batches
+from gems_jax.data.raw.times import as_times
 
 DEFAULTS = {"core": 5, "max_history": 20, "min_history": 1}
 FETCH = (

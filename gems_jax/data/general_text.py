@@ -11,7 +11,7 @@ import numpy as np
 
 from gems_jax.checksums import sums_of
 from gems_jax.data.plain_text import plain_reader
-from gems_jax.data.raw_files import find_text
+from gems_jax.data.raw.raw_files import find_text
 from gems_jax.data.text_lines import lines_of
 
 PYDOC = "pydoc"

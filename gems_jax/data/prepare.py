@@ -13,7 +13,6 @@ from typing import Any
 from gems_jax.data import amazon, amazon_scientific, marketplace, qilin, released, table
 from gems_jax.data.dataset import remote, storage
 from gems_jax.data.dataset.tables import Dataset, Table
-from gems_jax.data.options import Steps, TableFiles, options_of
 from gems_jax.data.preparation import shards as user_parts
 from gems_jax.data.preparation.assemble import Source, get_ready
 from gems_jax.data.preparation.empty_tables import check_tables
@@ -23,9 +22,10 @@ from gems_jax.data.preparation.negatives import NUM_NEGATIVES
 from gems_jax.data.preparation.other_dataset import OtherDataset, differences
 from gems_jax.data.preparation.read_cache import ReadParts
 from gems_jax.data.preparation.resume import unfinished_folder
-from gems_jax.data.quarantine import Quarantine, Unusable, write_rows
-from gems_jax.data.raw_files import find_files, local_name
-from gems_jax.data.raw_sums import summed, with_sums
+from gems_jax.data.raw.options import Steps, TableFiles, options_of
+from gems_jax.data.raw.quarantine import Quarantine, Unusable, write_rows
+from gems_jax.data.raw.raw_files import find_files, local_name
+from gems_jax.data.raw.raw_sums import summed, with_sums
 from gems_jax.staging import is_remote
 
 SOURCES = ("marketplace", "amazon_scientific", "amazon", "qilin", "released", "table")

@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.cells import parse_cell
-from gems_jax.data.columns import as_text, id_text
 from gems_jax.data.dataset.tables import Item
-from gems_jax.data.examples import UNKNOWN, Examples, Names
-from gems_jax.data.id_lists import as_lists
-from gems_jax.data.ids import same_ids, whole
-from gems_jax.data.options import Steps
 from gems_jax.data.preparation.assemble import Source
 from gems_jax.data.preparation.read_cache import ReadParts
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.ragged import Ragged
-from gems_jax.data.raw_batch import Batch
-from gems_jax.data.raw_files import kind_of
-from gems_jax.data.raw_table import read_batches
-from gems_jax.data.times import as_times
+from gems_jax.data.raw.cells import parse_cell
+from gems_jax.data.raw.columns import as_text, id_text
+from gems_jax.data.raw.examples import UNKNOWN, Examples, Names
+from gems_jax.data.raw.id_lists import as_lists
+from gems_jax.data.raw.ids import same_ids, whole
+from gems_jax.data.raw.options import Steps
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.raw.ragged import Ragged
+from gems_jax.data.raw.raw_batch import Batch
+from gems_jax.data.raw.raw_files import kind_of
+from gems_jax.data.raw.raw_table import read_batches
+from gems_jax.data.raw.times import as_times
 
 DEFAULTS = {"core": 3, "min_rows": 3, "both_tasks": True, "max_history": 20}
 PARTS = ("recommendation_train", "recommendation_test", "search_train", "search_test")

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from gems_jax.data import reasons
-from gems_jax.data.catalogue_file import read_items
 from gems_jax.data.dataset.tables import SPLITS
-from gems_jax.data.examples import UNKNOWN, Examples, Names
-from gems_jax.data.ids import Catalogue, same_ids
-from gems_jax.data.named_columns import NamedColumns
-from gems_jax.data.options import Steps, TableFiles
 from gems_jax.data.preparation.assemble import Source
 from gems_jax.data.preparation.oddities import settle_times
 from gems_jax.data.preparation.read_cache import ReadParts
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.ragged import Ragged
-from gems_jax.data.raw_batch import Batch
-from gems_jax.data.raw_files import find_files
-from gems_jax.data.row_columns import RowColumns
+from gems_jax.data.raw import reasons
+from gems_jax.data.raw.catalogue_file import read_items
+from gems_jax.data.raw.examples import UNKNOWN, Examples, Names
+from gems_jax.data.raw.ids import Catalogue, same_ids
+from gems_jax.data.raw.named_columns import NamedColumns
+from gems_jax.data.raw.options import Steps, TableFiles
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.raw.ragged import Ragged
+from gems_jax.data.raw.raw_batch import Batch
+from gems_jax.data.raw.raw_files import find_files
+from gems_jax.data.raw.row_columns import RowColumns
 
 DEFAULTS = {"max_history": 20}
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gems_jax.data.blank import is_blank
-from gems_jax.data.options import Reading
 from gems_jax.data.plain_text import is_unicode
-from gems_jax.data.quarantine import Quarantine, shorten
-from gems_jax.data.raw_files import Limits, find_text, is_tab_separated, kind_of, read_blocks, split_lines
-from gems_jax.data.raw_table import read_batches
+from gems_jax.data.raw.blank import is_blank
+from gems_jax.data.raw.options import Reading
+from gems_jax.data.raw.quarantine import Quarantine, shorten
+from gems_jax.data.raw.raw_files import Limits, find_text, is_tab_separated, kind_of, read_blocks, split_lines
+from gems_jax.data.raw.raw_table import read_batches
 
 FIELD_OPTION = "text.field"
 # Rows of a file that may be no text.
@@ -29,7 +29,7 @@ def lines_of(source: str, field: str, say: Callable[[str], None]) -> Iterator[st
     """Lines of all files that a name stands for, without white space around them, empty ones left out.
 
     Args:
-        source: a file, a folder of files or a pattern; see `gems_jax.data.raw_files.find_text`.
+        source: a file, a folder of files or a pattern; see `gems_jax.data.raw.raw_files.find_text`.
         field: of rows of JSON, parquet and CSV, that holds their text.
         say: takes a line about each file of which something is left out.
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gems_jax.data.dataset.remote import exists
-from gems_jax.data.raw_files import local_name
+from gems_jax.data.raw.raw_files import local_name
 from gems_jax.training.config import Config
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from gems_jax.data.batching.encoded_table import FAMILIES, EncodedTable, Family
 from gems_jax.data.batching.wording import HISTORY, Pieces, words_around
 from gems_jax.data.dataset.tables import Table
-from gems_jax.data.ragged import Ragged
+from gems_jax.data.raw.ragged import Ragged
 
 if TYPE_CHECKING:
     from gems_jax.items.tokens import ItemIndex

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS, Item, Table
-from gems_jax.data.examples import UNKNOWN, Examples
-from gems_jax.data.options import Steps
 from gems_jax.data.preparation.copies import without_copies
 from gems_jax.data.preparation.evaluation_negatives import EvaluationNegatives, items_by_query, items_touched
 from gems_jax.data.preparation.histories import keep_tasks, make_histories
@@ -27,8 +25,10 @@ from gems_jax.data.preparation.k_core import to_core
 from gems_jax.data.preparation.negatives import NUM_NEGATIVES
 from gems_jax.data.preparation.oddities import remark_equal_times, remark_values
 from gems_jax.data.preparation.row_checks import check_rows
-from gems_jax.data.quarantine import Quarantine, Unusable
-from gems_jax.data.ragged import Ragged
+from gems_jax.data.raw.examples import UNKNOWN, Examples
+from gems_jax.data.raw.options import Steps
+from gems_jax.data.raw.quarantine import Quarantine, Unusable
+from gems_jax.data.raw.ragged import Ragged
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gems_jax.data.examples import Examples
-from gems_jax.data.ragged import Ragged
+from gems_jax.data.raw.examples import Examples
+from gems_jax.data.raw.ragged import Ragged
 
 _COLUMNS = ("user", "task", "query", "time", "split", "targets", "history", "history_task", "negatives", "shown")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gems_jax.data.preparation.assemble import Ready
 from gems_jax.data.preparation.holdout import MIN_ROWS
-from gems_jax.data.quarantine import Quarantine, Unusable
+from gems_jax.data.raw.quarantine import Quarantine, Unusable
 
 
 def check_tables(

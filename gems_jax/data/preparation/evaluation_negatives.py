@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS, Item
-from gems_jax.data.examples import Examples
 from gems_jax.data.preparation.holdout import TRAIN
 from gems_jax.data.preparation.negatives import NegativeSampler
-from gems_jax.data.ragged import Ragged, distinct_pairs, pair_keys
+from gems_jax.data.raw.examples import Examples
+from gems_jax.data.raw.ragged import Ragged, distinct_pairs, pair_keys
 
 # Rows at a time: bounds the memory, changes nothing.
 _ROWS = 65_536

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from gems_jax.data.examples import Examples
 from gems_jax.data.preparation.holdout import TEST
-from gems_jax.data.ragged import Ragged
+from gems_jax.data.raw.examples import Examples
+from gems_jax.data.raw.ragged import Ragged
 
 
 def make_histories(examples: Examples, max_history: int = 0, same_event: bool = False) -> Examples:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS
-from gems_jax.data.examples import Examples
-from gems_jax.data.ragged import Ragged, pair_keys, place_of, row_blocks
+from gems_jax.data.raw.examples import Examples
+from gems_jax.data.raw.ragged import Ragged, pair_keys, place_of, row_blocks
 
 TRAIN, VALID, TEST = range(len(SPLITS))
 # Rows of a user of which two can be held out.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gems_jax.data.examples import Examples
-from gems_jax.data.ragged import Ragged
+from gems_jax.data.raw.examples import Examples
+from gems_jax.data.raw.ragged import Ragged
 
 
 def to_core(examples: Examples, core: int, min_rows: int = 0, both_tasks: bool = False) -> tuple[Examples, int]:

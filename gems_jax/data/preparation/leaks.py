@@ -10,7 +10,7 @@ import numpy as np
 from gems_jax.data.dataset.tables import SPLITS, Dataset, Table
 from gems_jax.data.preparation.holdout import VALID, Events, leaking_history, leaking_targets, own_targets
 from gems_jax.data.preparation.item_sets import ItemSets
-from gems_jax.data.ragged import Ragged, distinct_pairs, pair_keys, place_of
+from gems_jax.data.raw.ragged import Ragged, distinct_pairs, pair_keys, place_of
 
 _REMEDY = "repair the data, or let prepare take them out and count them (data.steps.on_leak: remove)"
 

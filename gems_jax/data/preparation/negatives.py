@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gems_jax.data.ragged import Ragged, pair_keys
+from gems_jax.data.raw.ragged import Ragged, pair_keys
 
 NUM_NEGATIVES = 99
 # Rows drawn at a time: bounds the memory, changes nothing.

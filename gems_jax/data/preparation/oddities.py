@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from gems_jax.data.dataset.tables import Item
-from gems_jax.data.examples import Examples
 from gems_jax.data.preparation.copies import same_moment
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.times import looks_like_days, of_dates, of_days
+from gems_jax.data.raw.examples import Examples
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.raw.times import looks_like_days, of_dates, of_days
 
 # A value dominates a column of which it holds this share, and this many times what others usually have.
 SHARE, TIMES = 0.1, 5

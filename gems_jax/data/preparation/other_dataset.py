@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gems_jax.data.options import Steps, TableFiles
+from gems_jax.data.raw.options import Steps, TableFiles
 
 SHOWN = 6
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.examples import Examples, Names
 from gems_jax.data.preparation.resume import Pace
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.ragged import Ragged
+from gems_jax.data.raw.examples import Examples, Names
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.raw.ragged import Ragged
 from gems_jax.staging import fresh_folder
 
 COLUMNS, NEW = "columns.npz", "new.json"

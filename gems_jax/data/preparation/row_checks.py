@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gems_jax.data.examples import Examples
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.ragged import Ragged, pair_keys
-from gems_jax.data.reasons import DUPLICATE, IN_HISTORY, REPEATED, UNKNOWN_ITEM
+from gems_jax.data.raw.examples import Examples
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.raw.ragged import Ragged, pair_keys
+from gems_jax.data.raw.reasons import DUPLICATE, IN_HISTORY, REPEATED, UNKNOWN_ITEM
 
 
 def check_rows(examples: Examples, known: np.ndarray, repeats: bool, quarantine: Quarantine, path: str) -> Examples:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.arrow_types import byte_lengths, plain_column, plain_type
-from gems_jax.data.raw_batch import Batch, Request
-from gems_jax.data.raw_files import codec_of
+from gems_jax.data.raw.arrow_types import byte_lengths, plain_column, plain_type
+from gems_jax.data.raw.raw_batch import Batch, Request
+from gems_jax.data.raw.raw_files import codec_of
 
 BLOCK_ROWS = 8192
 # Of what a batch holds once dictionaries are decoded, about.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.blank import MISSING_WORDS, without_blanks, without_words
+from gems_jax.data.raw.blank import MISSING_WORDS, without_blanks, without_words
 
 # From here on floating-point numbers stand for several whole ones.
 _EXACT = 2.0**53

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS
-from gems_jax.data.ragged import Ragged
+from gems_jax.data.raw.ragged import Ragged
 
 UNKNOWN = -1
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gems_jax.data.blank import MISSING_WORDS, without_words
-from gems_jax.data.columns import as_text
+from gems_jax.data.raw.blank import MISSING_WORDS, without_words
+from gems_jax.data.raw.columns import as_text
 
 # 2100-01-01 in seconds: a later time is absurd.
 LATEST = 4_102_444_800.0

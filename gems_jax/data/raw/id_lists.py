@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gems_jax.data.blank import MISSING_WORDS, without_words
-from gems_jax.data.cells import parse_cell
-from gems_jax.data.columns import as_written, id_text, is_list, is_textual
-from gems_jax.data.ids import Catalogue
-from gems_jax.data.ragged import Ragged
+from gems_jax.data.raw.blank import MISSING_WORDS, without_words
+from gems_jax.data.raw.cells import parse_cell
+from gems_jax.data.raw.columns import as_written, id_text, is_list, is_textual
+from gems_jax.data.raw.ids import Catalogue
+from gems_jax.data.raw.ragged import Ragged
 
 _SEPARATORS = r"[\s,;|]+"
 # One of them alone, those first that ids hold less often.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gems_jax.data.quarantine import Quarantine
+from gems_jax.data.raw.quarantine import Quarantine
 
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[\s,]*")

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.json_rows import read_rows
-from gems_jax.data.options import Reading
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.raw_batch import Batch, Request
-from gems_jax.data.raw_csv import read_csv
-from gems_jax.data.raw_files import Limits, kind_of
-from gems_jax.data.raw_parquet import read_parquet
+from gems_jax.data.raw.json_rows import read_rows
+from gems_jax.data.raw.options import Reading
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.raw.raw_batch import Batch, Request
+from gems_jax.data.raw.raw_csv import read_csv
+from gems_jax.data.raw.raw_files import Limits, kind_of
+from gems_jax.data.raw.raw_parquet import read_parquet
 
 BLOCK_ROWS = 65_536
 
@@ -32,7 +32,7 @@ def read_batches(
     """The rows of one file, those columns only that have a role.
 
     Args:
-        path: `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`, see `gems_jax.data.raw_files.kind_of`.
+        path: `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`, see `gems_jax.data.raw.raw_files.kind_of`.
         roles: role to the column's name.
         needed: roles whose columns must be there.
         quarantine: takes rows that cannot be read.

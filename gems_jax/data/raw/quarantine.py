@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gems_jax.data.reasons import HINTS
+from gems_jax.data.raw.reasons import HINTS
 
 # Characters kept of a raw row: enough to find it again, whatever its size.
 RAW_LENGTH = 1000

@@ -9,8 +9,8 @@ import pickle
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gems_jax.data.pickle_scan import check_operations
-from gems_jax.data.raw_files import Limits
+from gems_jax.data.raw.pickle_scan import check_operations
+from gems_jax.data.raw.raw_files import Limits
 
 # Containers that a pickle must name to build; lists, tuples, dictionaries, text and numbers need no name.
 _PLAIN: dict[tuple[str, str], Any] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from gems_jax.data.options import Reading
+from gems_jax.data.raw.options import Reading
 
 BLOCK_BYTES = 16 * 2**20
 # However well it is compressed, this much is always read.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gems_jax.data.options import Reading
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.raw_batch import Batch, column_of, missing_column
-from gems_jax.data.raw_files import kind_of
-from gems_jax.data.raw_table import read_batches
+from gems_jax.data.raw.options import Reading
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.raw.raw_batch import Batch, column_of, missing_column
+from gems_jax.data.raw.raw_files import kind_of
+from gems_jax.data.raw.raw_table import read_batches
 
 ROLES = ("user_id", "target", "task", "history", "history_task", "query", "negatives", "timestamp", "split")
 ITEM_ROLES = ("item_id", "title", "text")

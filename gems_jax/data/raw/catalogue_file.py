@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data import reasons
-from gems_jax.data.blank import without_words
-from gems_jax.data.columns import as_words, as_written
 from gems_jax.data.dataset.tables import Item
-from gems_jax.data.ids import are_dotted, whole
-from gems_jax.data.named_columns import NamedColumns
-from gems_jax.data.options import TableFiles
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.raw_batch import Batch, plain_value
-from gems_jax.data.raw_files import find_files
+from gems_jax.data.raw import reasons
+from gems_jax.data.raw.blank import without_words
+from gems_jax.data.raw.columns import as_words, as_written
+from gems_jax.data.raw.ids import are_dotted, whole
+from gems_jax.data.raw.named_columns import NamedColumns
+from gems_jax.data.raw.options import TableFiles
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.raw.raw_batch import Batch, plain_value
+from gems_jax.data.raw.raw_files import find_files
 
 
 def read_items(folder: Path, files: TableFiles, quarantine: Quarantine, names: Sequence[str] = ()) -> list[Item]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.blank import trimmed
-from gems_jax.data.examples import Examples, Vocabulary
-from gems_jax.data.quarantine import Quarantine
+from gems_jax.data.raw.blank import trimmed
+from gems_jax.data.raw.examples import Examples, Vocabulary
+from gems_jax.data.raw.quarantine import Quarantine
 
 # Digits alone, without a zero before them: 007.0 and 1e5 are text.
 _WHOLE = re.compile(r"(-?[1-9]\d*|0)\.0+")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gems_jax.data.blank import trimmed
-from gems_jax.data.csv_records import line_ends
-from gems_jax.data.csv_rows import parse
-from gems_jax.data.options import Reading
-from gems_jax.data.raw_files import is_tab_separated
+from gems_jax.data.raw.blank import trimmed
+from gems_jax.data.raw.csv_records import line_ends
+from gems_jax.data.raw.csv_rows import parse
+from gems_jax.data.raw.options import Reading
+from gems_jax.data.raw.raw_files import is_tab_separated
 
 _DELIMITERS = (",", ";", "\t", "|")
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gems_jax.data.blank import trimmed
-from gems_jax.data.options import Reading
-from gems_jax.data.quarantine import Quarantine, shorten
-from gems_jax.data.raw_files import Limits, kind_of
+from gems_jax.data.raw.blank import trimmed
+from gems_jax.data.raw.options import Reading
+from gems_jax.data.raw.quarantine import Quarantine, shorten
+from gems_jax.data.raw.raw_files import Limits, kind_of
 
 # Rows of a file that are read however many of them are bad.
 HOPELESS_AFTER = 500_000

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gems_jax.data.csv_header import Header, read_header
-from gems_jax.data.csv_records import Records, SwallowedError, UnclosedError, line_ends, split_plain, split_quoted
-from gems_jax.data.csv_rows import RowShapes, parse
-from gems_jax.data.raw_batch import Batch, Request
-from gems_jax.data.raw_files import read_blocks
-from gems_jax.data.reasons import WIDTH
+from gems_jax.data.raw.csv_header import Header, read_header
+from gems_jax.data.raw.csv_records import Records, SwallowedError, UnclosedError, line_ends, split_plain, split_quoted
+from gems_jax.data.raw.csv_rows import RowShapes, parse
+from gems_jax.data.raw.raw_batch import Batch, Request
+from gems_jax.data.raw.raw_files import read_blocks
+from gems_jax.data.raw.reasons import WIDTH
 
 _AFTER_QUOTE = "text follows the quotation mark that closes a column"
 _LINE_BREAKS = (10, 13)

@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data import reasons
-from gems_jax.data.blank import without_words
-from gems_jax.data.columns import as_written, not_utf8
 from gems_jax.data.dataset.tables import SPLITS
-from gems_jax.data.examples import UNKNOWN, Names, Vocabulary
-from gems_jax.data.id_lists import Division, IdLists, read_lists
-from gems_jax.data.ids import Catalogue
-from gems_jax.data.options import TableFiles
-from gems_jax.data.quarantine import Quarantine
-from gems_jax.data.ragged import Ragged
-from gems_jax.data.raw_batch import Batch
-from gems_jax.data.times import read_times
+from gems_jax.data.raw import reasons
+from gems_jax.data.raw.blank import without_words
+from gems_jax.data.raw.columns import as_written, not_utf8
+from gems_jax.data.raw.examples import UNKNOWN, Names, Vocabulary
+from gems_jax.data.raw.id_lists import Division, IdLists, read_lists
+from gems_jax.data.raw.ids import Catalogue
+from gems_jax.data.raw.options import TableFiles
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.raw.ragged import Ragged
+from gems_jax.data.raw.raw_batch import Batch
+from gems_jax.data.raw.times import read_times
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"validation": "valid", "val": "valid", "dev": "valid", "eval": "test"}
 

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from gems_jax.data.cells import parse_cell
-from gems_jax.data.raw_batch import Request
-from gems_jax.data.raw_files import read_blocks, split_lines
-from gems_jax.data.reasons import MALFORMED, NO_OBJECT, NOT_UTF8
+from gems_jax.data.raw.cells import parse_cell
+from gems_jax.data.raw.raw_batch import Request
+from gems_jax.data.raw.raw_files import read_blocks, split_lines
+from gems_jax.data.raw.reasons import MALFORMED, NO_OBJECT, NOT_UTF8
 
 # Deeper values are no rows of anything, and Python's functions on them end in a RecursionError.
 MAX_DEPTH = 64

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from gems_jax.data.blank import MISSING_WORDS
+from gems_jax.data.raw.blank import MISSING_WORDS
 
 T = TypeVar("T")
 # Roles whose cells may hold several values.
@@ -126,7 +126,7 @@ class TableFiles(Reading):
       tasks: the file's names of tasks to the ones to use, say ``{search: src}``.
       query_tasks: tasks that need a query.
       missing: words that stand for nothing wherever a cell consists of one, in every format and column; as many
-        programs write them, see `gems_jax.data.blank.MISSING_WORDS`.
+        programs write them, see `gems_jax.data.raw.blank.MISSING_WORDS`.
       separators: role (``target``, ``history``, ``history_task``, ``negatives``) to the text between the ids of a cell;
         empty: such a cell is one id always. Where a role is not named, the catalogue tells what an id is, and without
         one a target is one id and a list is divided at spaces, commas, semicolons and bars.

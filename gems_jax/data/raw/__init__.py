@@ -1,0 +1,1 @@
+"""raw: see the modules."""
