@@ -14,11 +14,11 @@ from gems_jax.data.preparation.histories import make_histories
 from gems_jax.data.preparation.leaks import check_leaks
 from gems_jax.data.preparation.read_cache import ReadParts
 from gems_jax.data.preparation.splits import Event, leave_one_out
-from gems_jax.data.qilin import encode_batch
 from gems_jax.data.raw.examples import Examples, Names
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.raw.raw_table import Batch
+from gems_jax.data.sources.qilin import encode_batch
 
 FILES = {"interactions": "rows.jsonl", "items": "items.jsonl"}
 

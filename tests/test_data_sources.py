@@ -16,10 +16,10 @@ from pyarrow import parquet
 from raw_tables import rows_of
 from shared import SHARED, needs_shared
 
-from gems_jax.data import amazon_scientific, qilin
-from gems_jax.data.category_query import category_query
 from gems_jax.data.dataset import storage
 from gems_jax.data.prepare import prepare
+from gems_jax.data.sources import amazon_scientific, qilin
+from gems_jax.data.sources.category_query import category_query
 
 SCIENTIFIC = SHARED / "data" / "amazon_scientific"
 NOTES = 60

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from shared import SHARED, needs_shared
 
-from gems_jax.data import amazon_scientific
 from gems_jax.data.dataset import array_records, storage
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.data.preparation.leaks import check_leaks
 from gems_jax.data.preparation.negatives import NegativeSampler
 from gems_jax.data.preparation.splits import Event, leave_one_out
 from gems_jax.data.prepare import prepare
+from gems_jax.data.sources import amazon_scientific
 from gems_jax.evaluation.simple_rankers import simple_rankers
 
 RAW = SHARED / "data" / "amazon_scientific"

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gems_jax.data.category_query import category_query
 from gems_jax.data.dataset.tables import Item
 from gems_jax.data.plain_text import is_unicode
 from gems_jax.data.preparation.assemble import Source
@@ -24,6 +23,7 @@ from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.raw.raw_batch import Batch
 from gems_jax.data.raw.raw_table import read_batches
 from gems_jax.data.raw.times import as_times
+from gems_jax.data.sources.category_query import category_query
 
 DEFAULTS = {"core": 5, "max_history": 20, "min_history": 1}
 FETCH = (

@@ -17,7 +17,7 @@ from gems_jax.data.raw.options import Steps, TableFiles
 from gems_jax.data.raw.plain_pickle import load_plain
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.raw_batch import Batch
-from gems_jax.data.table import encode_batch
+from gems_jax.data.sources.table import encode_batch
 
 DEFAULTS = {"max_history": 20}
 TASKS = ("rec", "src")
