@@ -27,9 +27,9 @@ from flax import nnx
 from result_file import circumstances, write
 
 import gems_jax as gj
-from gems_jax.data import marketplace
 from gems_jax.data.batching.pipeline import task_batches
 from gems_jax.data.batching.prompts import encode_table
+from gems_jax.data.sources.synthetic import marketplace
 from gems_jax.data.tokenizer import train_tokenizer
 from gems_jax.items.tokens import add_item_tokens, grow
 from gems_jax.linalg import subspace

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_tables import catalogue, rows_of, write_rows
 
-from gems_jax.data import marketplace
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.data.preparation.holdout import Events, leaking_history, leaking_targets
 from gems_jax.data.preparation.leaks import check_leaks
 from gems_jax.data.prepare import prepare
 from gems_jax.data.raw.ragged import Ragged
+from gems_jax.data.sources.synthetic import marketplace
 
 
 def dataset(times=None, **tables):

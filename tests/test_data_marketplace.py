@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from gems_jax.data import marketplace
-from gems_jax.data.marketplace_catalogue import DEPARTMENTS, make_products
-from gems_jax.data.typed_queries import type_query
+from gems_jax.data.sources.synthetic import marketplace
+from gems_jax.data.sources.synthetic.marketplace_catalogue import DEPARTMENTS, make_products
+from gems_jax.data.sources.synthetic.typed_queries import type_query
 from gems_jax.evaluation.simple_rankers import simple_rankers
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from raw_tables import catalogue, load, rows_of, write_rows
 
-from gems_jax.data import marketplace
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.data.preparation.evaluation_negatives import items_by_query
 from gems_jax.data.preparation.histories import make_histories
@@ -19,6 +18,7 @@ from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.raw.raw_table import Batch
 from gems_jax.data.sources.qilin import encode_batch
+from gems_jax.data.sources.synthetic import marketplace
 
 FILES = {"interactions": "rows.jsonl", "items": "items.jsonl"}
 

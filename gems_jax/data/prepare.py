@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gems_jax.data import marketplace
 from gems_jax.data.dataset import remote, storage
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.preparation import shards as user_parts
@@ -27,6 +26,7 @@ from gems_jax.data.raw.quarantine import Quarantine, Unusable, write_rows
 from gems_jax.data.raw.raw_files import find_files, local_name
 from gems_jax.data.raw.raw_sums import summed, with_sums
 from gems_jax.data.sources import amazon, amazon_scientific, qilin, released, table
+from gems_jax.data.sources.synthetic import marketplace
 from gems_jax.staging import is_remote
 
 SOURCES = ("marketplace", "amazon_scientific", "amazon", "qilin", "released", "table")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gems_jax.data.marketplace_catalogue import DEPARTMENTS, Product
+from gems_jax.data.sources.synthetic.marketplace_catalogue import DEPARTMENTS, Product
 
 VAGUE_SHARE = 0.3
 GIFT_WORD_SHARE = 0.5

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS, Dataset, Row, Table
-from gems_jax.data.marketplace_catalogue import (
+from gems_jax.data.preparation.negatives import NUM_NEGATIVES, NegativeSampler
+from gems_jax.data.preparation.splits import Event
+from gems_jax.data.sources.synthetic.marketplace_catalogue import (
     BRANDS,
     DEPARTMENTS,
     STYLES,
@@ -20,9 +22,7 @@ from gems_jax.data.marketplace_catalogue import (
     make_items,
     make_products,
 )
-from gems_jax.data.preparation.negatives import NUM_NEGATIVES, NegativeSampler
-from gems_jax.data.preparation.splits import Event
-from gems_jax.data.typed_queries import type_query
+from gems_jax.data.sources.synthetic.typed_queries import type_query
 
 NUM_USERS = 800
 GIFT_SHARE = 0.45
