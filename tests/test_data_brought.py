@@ -12,12 +12,12 @@ from pyarrow import parquet
 from raw_tables import catalogue, load, log, ready, rows_of, write_rows
 
 from gems_jax.checksums import write_checksums
-from gems_jax.data.general_text import read_lines, shared_text
 from gems_jax.data.preparation.negatives import NegativeSampler
 from gems_jax.data.raw.id_lists import Division, read_lists
 from gems_jax.data.raw.ids import Catalogue
 from gems_jax.data.raw.pickle_scan import check_operations
 from gems_jax.data.raw.times import read_times
+from gems_jax.data.text.general_text import read_lines, shared_text
 
 
 def csv_of(names, rows=(), mark=","):

@@ -12,7 +12,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
-from gems_jax.data.tokenizer import train_tokenizer
+from gems_jax.data.text.tokenizer import train_tokenizer
 from gems_jax.items.tokens import add_identifier_tokens
 from gems_jax.models import from_config, save
 from gems_jax.models.hf.tokenizer import load_tokenizer

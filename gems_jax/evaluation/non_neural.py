@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gems_jax.data.dataset.tables import Item, Table
-from gems_jax.data.words import search_terms
+from gems_jax.data.text.words import search_terms
 
 # Numbers held at a time beside what is returned.
 BLOCK = 1 << 24

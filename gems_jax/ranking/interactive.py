@@ -10,8 +10,8 @@ from gems_jax.data.batching.encoded_table import Family
 from gems_jax.data.batching.prompts import encode_table
 from gems_jax.data.dataset.tables import Dataset, Row, Table
 from gems_jax.data.dataset.user_history import history_of, longest_input
-from gems_jax.data.plain_text import plain_ids
 from gems_jax.data.raw.blank import is_blank
+from gems_jax.data.text.plain_text import plain_ids
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.models.t5.model import T5
 from gems_jax.ranking.rank_items import rank_items

@@ -11,7 +11,7 @@ import numpy as np
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.dataset import storage
 from gems_jax.data.dataset.tables import Dataset, Table
-from gems_jax.data.general_text import read_lines, token_stream
+from gems_jax.data.text.general_text import read_lines, token_stream
 from gems_jax.evaluation.drift import general_loss, read_shift
 from gems_jax.evaluation.output_shift import OutputShift
 from gems_jax.evaluation.simple_rankers import simple_rankers

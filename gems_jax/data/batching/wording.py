@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gems_jax.data.plain_text import check_unicode, plain_ids
 from gems_jax.data.raw.ragged import Ragged
+from gems_jax.data.text.plain_text import check_unicode, plain_ids
 
 # Of a template, as `gems_jax.data.batching.prompts.parse_template` gives them.
 Pieces = Sequence[str | tuple[str]]

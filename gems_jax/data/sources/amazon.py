@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gems_jax.data.dataset.tables import Item
-from gems_jax.data.plain_text import is_unicode
 from gems_jax.data.preparation.assemble import Source
 from gems_jax.data.raw import reasons
 from gems_jax.data.raw.blank import is_blank
@@ -24,6 +23,7 @@ from gems_jax.data.raw.raw_batch import Batch
 from gems_jax.data.raw.raw_table import read_batches
 from gems_jax.data.raw.times import as_times
 from gems_jax.data.sources.category_query import category_query
+from gems_jax.data.text.plain_text import is_unicode
 
 DEFAULTS = {"core": 5, "max_history": 20, "min_history": 1}
 FETCH = (

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gems_jax.data.dataset.tables import Dataset, Item
-from gems_jax.data.plain_text import is_unicode
 from gems_jax.data.preparation.negatives import NUM_NEGATIVES
 from gems_jax.data.preparation.splits import MIN_EVENTS, Event, leave_one_out
 from gems_jax.data.raw.blank import is_blank
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.raw_json import read_object, read_text
+from gems_jax.data.text.plain_text import is_unicode
 
 ITEMS_FILE = "Scientific.item.json"
 INTERACTIONS_FILE = "Scientific.inter.json"

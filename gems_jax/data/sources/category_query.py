@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from gems_jax.data.words import split_words
+from gems_jax.data.text.words import split_words
 
 STOP_WORDS = frozenset(
     ["a", "amp", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"]

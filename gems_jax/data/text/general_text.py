@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from gems_jax.checksums import sums_of
-from gems_jax.data.plain_text import plain_reader
 from gems_jax.data.raw.raw_files import find_text
-from gems_jax.data.text_lines import lines_of
+from gems_jax.data.text.plain_text import plain_reader
+from gems_jax.data.text.text_lines import lines_of
 
 PYDOC = "pydoc"
 _HELDOUT_SHARE = 0.12
@@ -25,7 +25,7 @@ def read_lines(
 
     Args:
         source: `"pydoc"`, or a file, a folder of files or a pattern (which is one split: name other files for another).
-            Plain text in UTF-8, or rows of JSON, parquet or CSV; see `gems_jax.data.text_lines.lines_of`.
+            Plain text in UTF-8, or rows of JSON, parquet or CSV; see `gems_jax.data.text.text_lines.lines_of`.
         split: `"train"` or `"heldout"`, for `"pydoc"`: topics are split by their name, and a paragraph of a
             held-out topic never occurs in the training text.
         field: of rows, that holds their text.

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gems_jax.data.plain_text import is_unicode
 from gems_jax.data.raw.blank import is_blank
 from gems_jax.data.raw.options import Reading
 from gems_jax.data.raw.quarantine import Quarantine, shorten
 from gems_jax.data.raw.raw_files import Limits, find_text, is_tab_separated, kind_of, read_blocks, split_lines
 from gems_jax.data.raw.raw_table import read_batches
+from gems_jax.data.text.plain_text import is_unicode
 
 FIELD_OPTION = "text.field"
 # Rows of a file that may be no text.

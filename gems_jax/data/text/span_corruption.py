@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gems_jax.data.general_text import spread_chunks
+from gems_jax.data.text.general_text import spread_chunks
 
 Batch = dict[str, np.ndarray]
 
