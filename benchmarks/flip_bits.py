@@ -32,6 +32,7 @@ import numpy as np
 from result_file import circumstances, write
 
 from gems_jax import NullSpace
+from gems_jax.config.run import Config, ModelConfig
 from gems_jax.data.batching.token_cache import open_encoded
 from gems_jax.data.dataset import storage
 from gems_jax.models import load
@@ -39,7 +40,6 @@ from gems_jax.models.params import params_of
 from gems_jax.staging import files_in
 from gems_jax.training.assets import read_assets
 from gems_jax.training.checkpoints import Checkpoints
-from gems_jax.training.config import Config, ModelConfig
 from gems_jax.training.stages import ensure_base
 from gems_jax.training.workdir import read_config
 

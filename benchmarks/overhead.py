@@ -32,11 +32,7 @@ import jax
 import jax.numpy as jnp
 from result_file import circumstances, write
 
-from gems_jax.models import load
-from gems_jax.training import tune as loop
-from gems_jax.training.build import Run, build
-from gems_jax.training.checkpoints import Checkpoints
-from gems_jax.training.config import (
+from gems_jax.config.run import (
     Config,
     DataConfig,
     GemsConfig,
@@ -46,6 +42,10 @@ from gems_jax.training.config import (
     TextConfig,
     TrainConfig,
 )
+from gems_jax.models import load
+from gems_jax.training import tune as loop
+from gems_jax.training.build import Run, build
+from gems_jax.training.checkpoints import Checkpoints
 from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
 
 

@@ -11,10 +11,10 @@ from typing import Any, get_args
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from gems_jax.training.config import Config, check
-from gems_jax.training.config_file import checked_node, compose, read_config, section_of, wrong_leaf
-from gems_jax.training.paths import PATHS, beside, is_path
-from gems_jax.training.ranges import hints_of, refuse, wrong_value
+from gems_jax.config.files import checked_node, compose, read_config, section_of, wrong_leaf
+from gems_jax.config.paths import PATHS, beside, is_path
+from gems_jax.config.ranges import hints_of, refuse, wrong_value
+from gems_jax.config.run import Config, check
 
 # They work on a finished run, and without --config with its own.
 ON_A_RUN = ("evaluate", "export", "recommend", "search")
@@ -116,7 +116,7 @@ def _parser(argv: list[str], commands: Mapping[str, str]) -> tuple[ArgumentParse
 
 
 def add_config(parser: Any, known: Mapping[str, Any]) -> None:
-    """The option ``--config``: a file of fields, see `gems_jax.training.config_file.read_config`."""
+    """The option ``--config``: a file of fields, see `gems_jax.config.files.read_config`."""
 
     class ConfigFile(ActionConfigFile):
         def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:

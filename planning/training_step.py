@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gems_jax.config.run import Config
 from gems_jax.models import from_config
 from gems_jax.training.abstract import ANSWER, abstract_null_space, batch_lengths, place, placed
 from gems_jax.training.build import check_rows, training_model
-from gems_jax.training.config import Config
 from gems_jax.training.layout import batch_sharding, on_mesh, optimiser_sharding, replicated, task_axis
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser import is_constrained, make_optimiser

@@ -69,7 +69,7 @@ def batch_of(family, number):
 def config_of(method="gems"):
     import dataclasses
 
-    from gems_jax.training.config import Config
+    from gems_jax.config.run import Config
 
     config = Config()
     return dataclasses.replace(

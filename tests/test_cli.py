@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save_file
 from tiny import everything_in, fails, gems_jax, options, write_raw
 
 from gems_jax import cli
+from gems_jax.config.run import Config
 from gems_jax.failures import explained
-from gems_jax.training.config import Config
 
 
 @pytest.mark.parametrize(

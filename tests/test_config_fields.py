@@ -7,11 +7,11 @@ import typing
 import pytest
 from tiny import everything_in, fails
 
+from gems_jax.config.ranges import RANGES, hints_of
+from gems_jax.config.run import Config, check
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.evaluation.summary import CUTOFFS
 from gems_jax.study.config import StudyConfig
-from gems_jax.training.config import Config, check
-from gems_jax.training.ranges import RANGES, hints_of
 
 
 def leaves(kind, prefix=""):

@@ -10,9 +10,9 @@ import yaml
 from tiny import everything_in, fails, gems_jax
 
 from gems_jax import cli
-from gems_jax.training.config import Config
-from gems_jax.training.config_file import MOST_BYTES
-from gems_jax.training.paths import absolute
+from gems_jax.config.files import MOST_BYTES
+from gems_jax.config.paths import absolute
+from gems_jax.config.run import Config
 from gems_jax.training.workdir import check_config, keep_config, plain
 
 ROOT = Path(__file__).parents[1]

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from shared import SHARED
 from tokenizers import AddedToken
 
+from gems_jax.config.run import Config, ItemsConfig
 from gems_jax.data.batching.pipeline import TaskBatchSource, eval_batches, task_batches
 from gems_jax.data.batching.prompts import EncodedTable, encode_table, parse_template
 from gems_jax.data.dataset.tables import Row, Table
 from gems_jax.data.text.tokenizer import train_tokenizer
 from gems_jax.items.tokens import ItemIndex, add_item_tokens
 from gems_jax.models.hf.tokenizer import load_tokenizer
-from gems_jax.training.config import Config, ItemsConfig
 from gems_jax.training.tokens import encode
 
 SRC = "history: {history} the user searches for: {query}"

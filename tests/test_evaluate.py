@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tiny import cheap_compilation
 
+from gems_jax.config.run import Config, EvaluateConfig
 from gems_jax.data.batching.prompts import EncodedTable
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.evaluation import non_neural
@@ -24,7 +25,6 @@ from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import T5, T5Config
 from gems_jax.models.params import params_of
 from gems_jax.training import evaluate as measuring
-from gems_jax.training.config import Config, EvaluateConfig
 from gems_jax.training.evaluate import read_evaluation
 
 V, N = 20, 30

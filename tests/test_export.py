@@ -11,12 +11,12 @@ from shared import SHARED, needs_shared
 from tokenizers import processors
 from transformers import AutoTokenizer
 
+from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.data.text.tokenizer import train_tokenizer
 from gems_jax.items.tokens import add_identifier_tokens
 from gems_jax.models import from_config, save
 from gems_jax.models.hf.tokenizer import load_tokenizer
-from gems_jax.training.config import Config
 from gems_jax.training.export import asking_tokenizer, compare_prompts
 from gems_jax.training.export_folder import MARK, check_folder, mark_of
 

@@ -15,6 +15,7 @@ import pytest
 from tiny import cheap_compilation, gems_jax
 
 from gems_jax import NullSpace, baselines, cli
+from gems_jax.config.run import Config
 from gems_jax.study import compare as comparing
 from gems_jax.study import summary as summing
 from gems_jax.study.claims import claim
@@ -32,7 +33,6 @@ from gems_jax.study.rows import (
 )
 from gems_jax.study.spectra import captured
 from gems_jax.study.stopping import Stopping
-from gems_jax.training.config import Config
 from gems_jax.training.optimiser import make_method, scales_itself
 from gems_jax.training.rates import peak_rates, scaled
 from gems_jax.training.tune import Stopped

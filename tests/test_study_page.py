@@ -8,11 +8,11 @@ import pytest
 from tiny import gems_jax, options
 
 from gems_jax import cli
+from gems_jax.config.run import Config
 from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import metric_of_rows, paired_test
 from gems_jax.study.figures import figures
 from gems_jax.study.pictures import plane
-from gems_jax.training.config import Config
 from gems_jax.training.workdir import plain
 
 TASKS = ("rec", "src")

@@ -15,8 +15,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 import gems_jax as gj
 from gems_jax import cli
+from gems_jax.config.run import Config, MeshConfig
 from gems_jax.leaf_path import leaf_path
-from gems_jax.training.config import Config, MeshConfig
 from gems_jax.training.layout import AXES, spec_of
 from gems_jax.training.optimiser import make_optimiser
 from gems_jax.training.parts import split_model

@@ -17,11 +17,11 @@ from tiny import cheap_compilation, gems_jax, metrics, options
 
 import gems_jax as gj
 from gems_jax import cli
+from gems_jax.config.run import Config
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models import load
 from gems_jax.training import tune as loop
 from gems_jax.training.build import build, training_model
-from gems_jax.training.config import Config
 from gems_jax.training.journal import Journal
 from gems_jax.training.optimiser import make_optimiser
 from gems_jax.training.stages import assemble, ensure_data

@@ -16,9 +16,9 @@ import pytest
 from flax import nnx
 
 import gems_jax as gj
+from gems_jax.config.run import Config, MeshConfig, TrainConfig
 from gems_jax.training import progress as progress_module
 from gems_jax.training.clipping import clip_tasks
-from gems_jax.training.config import Config, MeshConfig, TrainConfig
 from gems_jax.training.early_stopping import Best, check_metric
 from gems_jax.training.flops import model_flops
 from gems_jax.training.guard import last_finite, refuse_not_finite

@@ -10,9 +10,9 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from gems_jax.checksums import damage, files_of, write_checksums
+from gems_jax.config.run import Config, ItemsConfig
 from gems_jax.staging import as_path, is_remote, remove_folder, write_json
 from gems_jax.training import remote_lock
-from gems_jax.training.config import Config, ItemsConfig
 from gems_jax.training.lock import WorkdirLock
 from gems_jax.training.tune import tune
 from gems_jax.training.workdir import Log, check_config, keep_config

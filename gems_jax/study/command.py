@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gems_jax.config.run import Config
 from gems_jax.staging import check_workdir, check_writable
 from gems_jax.study.config import StudyConfig
-from gems_jax.training.config import Config
 
 
 def add_options(parser: Any, add: Callable[..., None], known: dict[str, Any]) -> None:

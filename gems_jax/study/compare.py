@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from gems_jax.config.paths import absolute, is_path, same_place
+from gems_jax.config.run import Config
 from gems_jax.staging import write_json
 from gems_jax.study.claims import WAIT, claim, claim_waiting
 from gems_jax.study.config import StudyConfig
@@ -19,8 +21,6 @@ from gems_jax.study.run_row import result_line, run_row
 from gems_jax.study.shared import Shared
 from gems_jax.study.stopping import Stopping
 from gems_jax.study.summary import summarise_study
-from gems_jax.training.config import Config
-from gems_jax.training.paths import absolute, is_path, same_place
 from gems_jax.training.workdir import differences, flatten, plain
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gems_jax.config.ranges import refuse, wrong_fields
 from gems_jax.evaluation.summary import CUTOFFS, METRICS
 from gems_jax.study.methods import MAIN, METHODS, REFERENCE, Rates
-from gems_jax.training.ranges import refuse, wrong_fields
 
 
 @dataclass(frozen=True)

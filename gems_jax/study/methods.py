@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from gems_jax.training.config import Config
+from gems_jax.config.run import Config
 
 # Learning rates of kernels and of item rows; ``None``: that of the configuration.
 Rates = tuple[float, float | None]

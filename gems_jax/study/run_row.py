@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from gems_jax.config.run import Config
 from gems_jax.data.batching.pipeline import task_batches
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking
@@ -21,7 +22,6 @@ from gems_jax.study.rows import Row, write_result
 from gems_jax.study.shared import Shared
 from gems_jax.study.spectra import gradient_spectra
 from gems_jax.training.build import token_roles
-from gems_jax.training.config import Config
 from gems_jax.training.optimiser import make_optimiser
 from gems_jax.training.parts import split_model
 from gems_jax.training.stages import Material

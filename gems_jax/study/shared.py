@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.dataset import storage
 from gems_jax.data.dataset.tables import Dataset, Table
@@ -22,7 +23,6 @@ from gems_jax.study.claims import claim_waiting
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.spectra import gradient_spectra
 from gems_jax.training.compiled import Programs
-from gems_jax.training.config import Config
 from gems_jax.training.evaluate import evaluation_tables
 from gems_jax.training.losses import family_of
 from gems_jax.training.optimiser import needs_null_space

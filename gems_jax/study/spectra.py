@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gems_jax.config.run import Config
 from gems_jax.leaf_path import leaf_path
 from gems_jax.linalg.matrix_dims import matrix_specs, stacked_matrix_dims
 from gems_jax.study.methods import changed
 from gems_jax.task_grads import task_value_and_grad
-from gems_jax.training.config import Config
 from gems_jax.training.losses import task_loss
 from gems_jax.training.parts import split_model
 

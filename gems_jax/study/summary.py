@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.config.run import Config
 from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import metric_of_rows, paired_test
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import METHODS, Rates
 from gems_jax.study.rows import Row, affordable_rates, chosen_rates, rise_allowed, total_rows
-from gems_jax.training.config import Config
 from gems_jax.training.workdir import plain
 
 Results = Mapping[Row, Mapping[str, Any]]

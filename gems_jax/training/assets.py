@@ -14,11 +14,11 @@ import numpy as np
 
 from gems_jax.checksums import NAME as SUMS
 from gems_jax.checksums import sums_of, unique
+from gems_jax.config.run import Config
 from gems_jax.data.dataset.remote import local_path
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import is_remote, write_text
-from gems_jax.training.config import Config
 from gems_jax.training.stages import Material
 
 NAME = "assets.json"

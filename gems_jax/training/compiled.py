@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from gems_jax.config.run import Config, TrainConfig
 from gems_jax.null_space.space import NullSpace
-from gems_jax.training.config import Config, TrainConfig
 from gems_jax.training.factors import initial_state
 from gems_jax.training.layout import (
     on_mesh,

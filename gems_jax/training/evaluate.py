@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.preparation.few_candidates import few_candidates
 from gems_jax.evaluation.compare_runs import compare_with_each
@@ -15,7 +16,6 @@ from gems_jax.evaluation.examples import readable_examples
 from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, simple_rankers
 from gems_jax.report import write_report
 from gems_jax.staging import write_json
-from gems_jax.training.config import Config
 from gems_jax.training.losses import family_of
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.stages import Material

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import Family
 from gems_jax.data.batching.prompts import beginning_of, encode_table, parse_template
 from gems_jax.data.batching.wording import prompt_text
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import save
-from gems_jax.training.config import Config
 from gems_jax.training.export_folder import MARK, check_folder, mark_of
 from gems_jax.training.export_readme import readme
 from gems_jax.training.losses import family_of

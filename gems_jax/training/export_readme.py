@@ -1,7 +1,7 @@
 """The README.md of an exported folder: how to ask the model, with a program that ranks as the run does."""
 
+from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import Family
-from gems_jax.training.config import Config
 
 _TEXT = """\
 # A model for recommendation and search

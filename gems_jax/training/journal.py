@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gems_jax.training.config import TrainConfig
+from gems_jax.config.run import TrainConfig
 from gems_jax.training.progress import Progress
 from gems_jax.training.workdir import Log
 from gems_jax.training.writers import Writer

@@ -7,11 +7,11 @@ import jax
 import optax
 
 from gems_jax import baselines
+from gems_jax.config.run import Config, GemsConfig, TrainConfig
 from gems_jax.linalg.matrix_dims import stacked_matrix_dims
 from gems_jax.null_space.space import NullSpace, constrain_to_null_space
 from gems_jax.task_grads import merge_tasks
 from gems_jax.training.clipping import clip_tasks
-from gems_jax.training.config import Config, GemsConfig, TrainConfig
 from gems_jax.training.guard import refuse_not_finite
 from gems_jax.training.rates import GROUPS, groups, is_item_row, schedule
 from gems_jax.transform import gates

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from gems_jax.config.run import Config
 from gems_jax.models import lora
-from gems_jax.training.config import Config
 from gems_jax.training.optimiser import is_trained
 
 PyTree = Any

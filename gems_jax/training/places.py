@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from gems_jax.config.run import Config
 from gems_jax.data.dataset.remote import exists
 from gems_jax.data.raw.raw_files import local_name
-from gems_jax.training.config import Config
 
 
 def check_places(config: Config, workdir: Path) -> None:

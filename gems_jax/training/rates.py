@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import optax
 
+from gems_jax.config.run import TrainConfig
 from gems_jax.leaf_path import leaf_path
-from gems_jax.training.config import TrainConfig
 
 PyTree = Any
 GROUPS = ("kernels", "items", "others")

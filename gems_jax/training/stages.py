@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from gems_jax.checksums import NAME, damage
+from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.prepare import prepare
@@ -18,7 +19,6 @@ from gems_jax.items.tokens import ItemIndex, add_identifier_tokens, add_item_tok
 from gems_jax.models import load
 from gems_jax.null_space.estimate import estimate_null_space
 from gems_jax.null_space.space import NullSpace
-from gems_jax.training.config import Config
 from gems_jax.training.losses import family_of
 from gems_jax.training.pretrain import pretrain
 from gems_jax.training.text import text_batches

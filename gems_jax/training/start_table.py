@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
+from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.null_space.space import NullSpace
-from gems_jax.training.config import Config
 from gems_jax.transform.reports import state_bytes
 
 PyTree = Any

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gems_jax.config.run import TrainConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.null_space.space import NullSpace, null_space_leak
 from gems_jax.task_grads import gramian, task_value_and_grad
-from gems_jax.training.config import TrainConfig
 from gems_jax.training.factors import from_state
 from gems_jax.training.guard import last_finite
 from gems_jax.training.optimiser import scales_itself

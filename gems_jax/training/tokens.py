@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import EncodedTable, Family
 from gems_jax.data.batching.prompts import encode_table
 from gems_jax.data.batching.token_cache import encode_once
 from gems_jax.data.dataset.tables import Table
 from gems_jax.items.tokens import ItemIndex
-from gems_jax.training.config import Config
 
 
 def encode(config: Config, table: Table, tokenizer: Any, items: ItemIndex, family: Family) -> EncodedTable:

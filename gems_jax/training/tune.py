@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gems_jax.config.run import Config
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.evaluation.evaluate import evaluate_ranking
 from gems_jax.null_space.space import NullSpace
@@ -28,7 +29,6 @@ from gems_jax.training.build import Run, build, check_beams
 from gems_jax.training.checkpoints import Checkpoints
 from gems_jax.training.cluster import check_agreement, ending_together, failing_together
 from gems_jax.training.compiled import Programs
-from gems_jax.training.config import Config
 from gems_jax.training.early_stopping import Best, metric_names
 from gems_jax.training.flops import model_flops, peak_flops
 from gems_jax.training.journal import Journal, Sent

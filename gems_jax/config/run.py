@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gems_jax.config.ranges import refuse, wrong_fields
 from gems_jax.data.batching.prompts import parse_template
 from gems_jax.data.raw.options import Steps, TableFiles
 from gems_jax.staging import is_remote
 from gems_jax.training.early_stopping import check_metric
-from gems_jax.training.ranges import refuse, wrong_fields
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 import yaml
 
-from gems_jax.training.paths import begins_elsewhere, beside, is_path, is_relative
-from gems_jax.training.ranges import hints_of, wrong_value
+from gems_jax.config.paths import begins_elsewhere, beside, is_path, is_relative
+from gems_jax.config.ranges import hints_of, wrong_value
 
 # A configuration is written by hand: more than this is another file, or one that is meant to do harm.
 MOST_BYTES = 1 << 18
