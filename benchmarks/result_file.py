@@ -7,8 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from gems_jax.machine import machine
 from gems_jax.staging import write_json
+from gems_jax.study.machine import machine
 
 
 def circumstances(*packages: str, device: str = "") -> dict[str, Any]:

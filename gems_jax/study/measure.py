@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gems_jax.machine import machine
+from gems_jax.study.machine import machine
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "gems-jax")
