@@ -16,9 +16,9 @@ from gems_jax.training.build import check_rows, training_model
 from gems_jax.training.layout import batch_sharding, on_mesh, optimiser_sharding, replicated, task_axis
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser import is_constrained, make_optimiser
-from gems_jax.training.parts import split_model
 from gems_jax.training.rates import GROUPS
 from gems_jax.training.step import Control, make_step
+from gems_jax.training.trainable import split_model
 
 PyTree = Any
 
@@ -50,7 +50,7 @@ def abstract_step(
     model_config: Any, config: Config, mesh: Mesh, platform: str, tasks: tuple[str, ...] = ("rec", "src"),
     protected: float = 0.5,
 ) -> AbstractStep:  # fmt: skip
-    """The training step of `gems_jax.training.compiled.compile_step` on a mesh.
+    """The training step of `gems_jax.training.compile.compile_step` on a mesh.
 
     Args:
       model_config: a `T5Config` or `DecoderConfig`, item tokens included.

@@ -113,7 +113,7 @@ class Trained:
 
     def __init__(self, family, sizes):
         from gems_jax.training import optimiser
-        from gems_jax.training.compiled import compile_step
+        from gems_jax.training.compile import compile_step
         from gems_jax.training.layout import row_part
 
         model = model_of(family)
@@ -252,7 +252,7 @@ def sent_by_a_loss(kept):
     from gems_jax.models import vocabulary
     from gems_jax.training.layout import on_mesh, param_sharding
     from gems_jax.training.losses import task_loss
-    from gems_jax.training.parts import split_model
+    from gems_jax.training.trainable import split_model
 
     mesh = mesh_of(MESHES["fsdp 8"])
     graph, params, rest = split_model(model_of("decoder"), config_of())

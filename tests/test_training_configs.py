@@ -19,8 +19,8 @@ from gems_jax.config.run import Config, MeshConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.training.layout import AXES, spec_of
 from gems_jax.training.optimiser import make_optimiser
-from gems_jax.training.parts import split_model
 from gems_jax.training.resources import GIB, estimate
+from gems_jax.training.trainable import split_model
 from gems_jax.training.workdir import plain, with_defaults
 
 CONFIGS = Path(__file__).parents[1] / "configs"

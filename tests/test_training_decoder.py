@@ -17,8 +17,8 @@ from gems_jax.data.text.general_text import read_lines
 from gems_jax.data.text.tokenizer import train_tokenizer
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.training.losses import task_loss
-from gems_jax.training.parts import split_model
 from gems_jax.training.text import causal_batches
+from gems_jax.training.trainable import split_model
 
 QWEN3 = {
     "model_type": "qwen3",

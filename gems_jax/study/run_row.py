@@ -23,8 +23,8 @@ from gems_jax.study.shared import Shared
 from gems_jax.study.spectra import gradient_spectra
 from gems_jax.training.build import token_roles
 from gems_jax.training.optimiser import make_optimiser
-from gems_jax.training.parts import split_model
 from gems_jax.training.stages import Material
+from gems_jax.training.trainable import split_model
 from gems_jax.training.tune import tune
 from gems_jax.training.workdir import Log, plain
 

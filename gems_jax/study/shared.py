@@ -22,7 +22,7 @@ from gems_jax.staging import write_json
 from gems_jax.study.claims import claim_waiting
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.spectra import gradient_spectra
-from gems_jax.training.compiled import Programs
+from gems_jax.training.compile import Programs
 from gems_jax.training.evaluate import evaluation_tables
 from gems_jax.training.losses import family_of
 from gems_jax.training.optimiser import needs_null_space

@@ -14,7 +14,7 @@ from gems_jax.linalg.matrix_dims import matrix_specs, stacked_matrix_dims
 from gems_jax.study.methods import changed
 from gems_jax.task_grads import task_value_and_grad
 from gems_jax.training.losses import task_loss
-from gems_jax.training.parts import split_model
+from gems_jax.training.trainable import split_model
 
 PyTree = Any
 # Shares of a kernel's smaller side at which the energy is read.

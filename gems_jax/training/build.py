@@ -16,7 +16,7 @@ from gems_jax.data.batching.pipeline import task_batches
 from gems_jax.evaluation.evaluate import RANKED
 from gems_jax.models.params import params_of
 from gems_jax.null_space.space import NullSpace
-from gems_jax.training.compiled import Programs, compile_step
+from gems_jax.training.compile import Programs, compile_step
 from gems_jax.training.early_stopping import check_metric
 from gems_jax.training.layout import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part
 from gems_jax.training.losses import family_of
@@ -132,7 +132,7 @@ def build(config: Config, material: Material, null_space: NullSpace | None, prog
       config: of the run.
       material: model, data, items.
       null_space: of the base model, or ``None``.
-      programs: see `gems_jax.training.compiled.compile_step`.
+      programs: see `gems_jax.training.compile.compile_step`.
 
     Raises:
       ValueError: options that cannot be, or do not go together.

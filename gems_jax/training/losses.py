@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from gems_jax.data.batching.encoded_table import Family
 from gems_jax.models import T5, Decoder
 from gems_jax.task_grads import token_mean
-from gems_jax.training.parts import join
+from gems_jax.training.trainable import join
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]
@@ -69,7 +69,7 @@ def task_loss(
     """Loss of one task: the mean over its label tokens (those of the item, and the end token).
 
     Args:
-      graphdef: of `gems_jax.training.parts.split_model`.
+      graphdef: of `gems_jax.training.trainable.split_model`.
       vocabulary: what the softmax is over: ``"items"``: the end token and the added ones; ``"full"``: all tokens.
       answer_length: see `answer_hidden`.
       chunk_size: tokens whose logits are held at once, see `gems_jax.models.chunked_token_losses`.

@@ -14,7 +14,7 @@ from gems_jax.training.abstract import ANSWER, abstract_null_space, batch_length
 from gems_jax.training.layout import axis_sizes, task_axis
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser import make_optimiser, needs_null_space
-from gems_jax.training.parts import split_model
+from gems_jax.training.trainable import split_model
 from gems_jax.transform.sharding import state_sharding
 
 GIB = 2**30

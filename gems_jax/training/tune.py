@@ -28,20 +28,20 @@ from gems_jax.training.assets import assets_of, check_assets, read_assets, write
 from gems_jax.training.build import Run, build, check_beams
 from gems_jax.training.checkpoints import Checkpoints
 from gems_jax.training.cluster import check_agreement, ending_together, failing_together
-from gems_jax.training.compiled import Programs
+from gems_jax.training.compile import Programs
 from gems_jax.training.early_stopping import Best, metric_names
 from gems_jax.training.flops import model_flops, peak_flops
 from gems_jax.training.journal import Journal, Sent
 from gems_jax.training.layout import gathered
 from gems_jax.training.lock import WorkdirLock
 from gems_jax.training.losses import family_of
-from gems_jax.training.parts import join, split_model
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.profile import Profile
 from gems_jax.training.progress import Progress
 from gems_jax.training.signals import EXIT_CODES, Signals, preemption_notice
 from gems_jax.training.stages import Material
 from gems_jax.training.start_table import start_table
+from gems_jax.training.trainable import join, split_model
 from gems_jax.training.watchdog import Watchdog
 from gems_jax.training.workdir import Log, check_config, check_processes, keep_config
 from gems_jax.training.writers import open_writers
@@ -72,7 +72,7 @@ def tune(
       null_space: of the base model, or ``None``.
       workdir: takes ``config.yaml``, ``assets.json``, ``metrics.jsonl`` and ``checkpoints/``; here or on an object
         store (`gems_jax.staging.as_path`).
-      programs: of former runs of this process, see `gems_jax.training.compiled.compile_step`.
+      programs: of former runs of this process, see `gems_jax.training.compile.compile_step`.
 
     Returns:
       The tuned model.

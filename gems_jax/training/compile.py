@@ -20,8 +20,8 @@ from gems_jax.training.layout import (
 )
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser import is_constrained, make_optimiser, scales_itself
-from gems_jax.training.parts import split_model
 from gems_jax.training.step import make_step
+from gems_jax.training.trainable import split_model
 
 PyTree = Any
 
