@@ -140,7 +140,7 @@ def _material(config: Any, workdir: Path | None = None, tuned: bool = False) -> 
     from gems_jax.data.dataset.remote import exists
     from gems_jax.models import load
     from gems_jax.training.assets import in_run_order
-    from gems_jax.training.layout import make_mesh
+    from gems_jax.training.distributed.mesh import make_mesh
     from gems_jax.training.optimiser import needs_null_space
     from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
 
@@ -167,7 +167,7 @@ def _material(config: Any, workdir: Path | None = None, tuned: bool = False) -> 
 
 
 def _train(options: Any) -> int:
-    from gems_jax.training.cluster import failing_together, join
+    from gems_jax.training.distributed.cluster import failing_together, join
 
     join(options.distributed)
     _quiet()

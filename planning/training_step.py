@@ -13,7 +13,7 @@ from gems_jax.config.run import Config
 from gems_jax.models import from_config
 from gems_jax.training.abstract import ANSWER, abstract_null_space, batch_lengths, place, placed
 from gems_jax.training.build import check_rows, training_model
-from gems_jax.training.layout import batch_sharding, on_mesh, optimiser_sharding, replicated, task_axis
+from gems_jax.training.distributed.mesh import batch_sharding, on_mesh, optimiser_sharding, replicated, task_axis
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser import is_constrained, make_optimiser
 from gems_jax.training.rates import GROUPS
@@ -55,7 +55,7 @@ def abstract_step(
     Args:
       model_config: a `T5Config` or `DecoderConfig`, item tokens included.
       config: of the run; its sections ``train``, ``gems``, ``lora`` and ``items`` hold.
-      mesh: of `gems_jax.training.layout.make_mesh`; its devices need not exist.
+      mesh: of `gems_jax.training.distributed.mesh.make_mesh`; its devices need not exist.
       platform: ``"tpu"``, ``"gpu"`` or ``"cpu"``, whose choices are made.
       tasks: names.
       protected: share of each input's directions in the null space's factors.

@@ -60,7 +60,7 @@ def keep_programs():
 
 def member(number, port, folder, run, moment, command):
     from gems_jax import cli
-    from gems_jax.training import cluster
+    from gems_jax.training.distributed import cluster
 
     out = os.open(folder / f"{run}.{moment}.{number}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(out, 1)

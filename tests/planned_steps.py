@@ -64,7 +64,7 @@ def loops(folder):
     import plan
 
     from gems_jax.config.run import MeshConfig
-    from gems_jax.training.layout import make_mesh
+    from gems_jax.training.distributed.mesh import make_mesh
     from planning.costs import costs_of
     from planning.training_step import abstract_step
 
@@ -100,7 +100,7 @@ def adapters(folder):
 
     import plan
 
-    from gems_jax.training.layout import make_mesh
+    from gems_jax.training.distributed.mesh import make_mesh
     from planning.hlo import parse
     from planning.training_step import abstract_step
 

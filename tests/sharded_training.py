@@ -114,7 +114,7 @@ class Trained:
     def __init__(self, family, sizes):
         from gems_jax.training import optimiser
         from gems_jax.training.compile import compile_step
-        from gems_jax.training.layout import row_part
+        from gems_jax.training.distributed.mesh import row_part
 
         model = model_of(family)
         self.family = family
@@ -144,7 +144,7 @@ class Trained:
 
     def others(self, number):
         """What a step gets beside parameters and state."""
-        from gems_jax.training.layout import batch_sharding
+        from gems_jax.training.distributed.mesh import batch_sharding
 
         where = batch_sharding(self.mesh)
         batch = {
@@ -156,7 +156,7 @@ class Trained:
     def control(self, number):
         from jax.sharding import NamedSharding, PartitionSpec
 
-        from gems_jax.training.layout import on_every_device
+        from gems_jax.training.distributed.mesh import on_every_device
         from gems_jax.training.rates import peak_rates
         from gems_jax.training.step import Control
 
@@ -169,7 +169,7 @@ class Trained:
         return Control(put(np.int32(number)), put(np.int32(0)), put(np.bool_(True)), stop, rates, seed)
 
     def gathered(self, tree):
-        from gems_jax.training.layout import gathered
+        from gems_jax.training.distributed.mesh import gathered
 
         return jax.device_get(gathered(tree, self.mesh))
 
@@ -250,7 +250,7 @@ def collectives(trained):
 def sent_by_a_loss(kept):
     """Bytes sent for a decoder's loss and its gradient, of many tokens, with kernels and table split by ``fsdp``."""
     from gems_jax.models import vocabulary
-    from gems_jax.training.layout import on_mesh, param_sharding
+    from gems_jax.training.distributed.mesh import on_mesh, param_sharding
     from gems_jax.training.losses import task_loss
     from gems_jax.training.trainable import split_model
 

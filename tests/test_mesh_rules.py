@@ -19,8 +19,15 @@ from gems_jax.leaf_path import leaf_path
 from gems_jax.models import T5, Decoder, DecoderConfig, T5Config, load
 from gems_jax.models.mesh_rules import keep_rows
 from gems_jax.null_space.space import null_space_leak
+from gems_jax.training.distributed.mesh import (
+    make_mesh,
+    optimiser_sharding,
+    param_sharding,
+    row_part,
+    spec_of,
+    task_axis,
+)
 from gems_jax.training.factors import from_state, held_factors, initial_state, with_factors
-from gems_jax.training.layout import make_mesh, optimiser_sharding, param_sharding, row_part, spec_of, task_axis
 from gems_jax.training.step import leaks
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2}

@@ -15,7 +15,7 @@ import pytest
 from test_training_resume import assert_same_run
 from tiny import compiled_programs, gems_jax, metrics, options
 
-from gems_jax.training import cluster
+from gems_jax.training.distributed import cluster
 
 HERE = Path(__file__).parent
 STEPS, HEARTBEAT = 10, 20

@@ -19,19 +19,19 @@ import gems_jax as gj
 from gems_jax.config.run import Config, MeshConfig, TrainConfig
 from gems_jax.training import progress as progress_module
 from gems_jax.training.clipping import clip_tasks
+from gems_jax.training.distributed.mesh import make_mesh, spec_of
+from gems_jax.training.distributed.signals import Signals
+from gems_jax.training.distributed.watchdog import Watchdog
 from gems_jax.training.early_stopping import Best, check_metric
 from gems_jax.training.flops import model_flops
 from gems_jax.training.guard import last_finite, refuse_not_finite
 from gems_jax.training.journal import Journal, Sent
-from gems_jax.training.layout import make_mesh, spec_of
 from gems_jax.training.optimiser import make_optimiser
 from gems_jax.training.profile import Profile
 from gems_jax.training.progress import Progress
 from gems_jax.training.rates import schedule
 from gems_jax.training.rounding import apply_updates, round_stochastically
-from gems_jax.training.signals import Signals
 from gems_jax.training.text import causal_batches
-from gems_jax.training.watchdog import Watchdog
 from gems_jax.training.workdir import Log
 from gems_jax.training.writers import open_writers
 

@@ -2,7 +2,7 @@
 
 import signal
 
-from gems_jax.training.signals import EXIT_CODES, Handling
+from gems_jax.training.distributed.signals import EXIT_CODES, Handling
 from gems_jax.training.tune import Stopped
 
 

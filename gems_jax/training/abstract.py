@@ -15,7 +15,7 @@ from gems_jax.null_space.directions import Factor
 from gems_jax.null_space.moment_pass import kernel_specs
 from gems_jax.null_space.space import NullSpace, Side
 from gems_jax.null_space.tracing.kernel_inputs import kernel_inputs
-from gems_jax.training.layout import param_sharding
+from gems_jax.training.distributed.mesh import param_sharding
 
 PyTree = Any
 # A row's label tokens: an item, whose identifier is one token, and the end token.
@@ -39,7 +39,7 @@ def place(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 
 
 def placed(params: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
-    """Parameters where `gems_jax.training.layout.RULES` put them."""
+    """Parameters where `gems_jax.training.distributed.mesh.RULES` put them."""
     return jax.tree.map(place, params, param_sharding(params, mesh))
 
 

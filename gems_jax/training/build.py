@@ -17,8 +17,8 @@ from gems_jax.evaluation.evaluate import RANKED
 from gems_jax.models.params import params_of
 from gems_jax.null_space.space import NullSpace
 from gems_jax.training.compile import Programs, compile_step
+from gems_jax.training.distributed.mesh import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part
 from gems_jax.training.early_stopping import check_metric
-from gems_jax.training.layout import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part
 from gems_jax.training.losses import family_of
 from gems_jax.training.rates import peak_rates
 from gems_jax.training.stages import Material

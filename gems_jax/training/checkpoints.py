@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from gems_jax.checksums import damage, write_checksums
 from gems_jax.leaf_path import named_leaves
 from gems_jax.staging import is_remote, remove_folder
-from gems_jax.training.cluster import is_lost
+from gems_jax.training.distributed.cluster import is_lost
 
 PyTree = Any
 

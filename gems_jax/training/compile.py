@@ -10,14 +10,14 @@ from jax.sharding import Mesh
 
 from gems_jax.config.run import Config, TrainConfig
 from gems_jax.null_space.space import NullSpace
-from gems_jax.training.factors import initial_state
-from gems_jax.training.layout import (
+from gems_jax.training.distributed.mesh import (
     on_mesh,
     optimiser_sharding,
     param_sharding,
     replicated,
     task_axis,
 )
+from gems_jax.training.factors import initial_state
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser import is_constrained, make_optimiser, scales_itself
 from gems_jax.training.step import make_step
@@ -63,7 +63,7 @@ def compile_step(
     """Puts a model on a mesh and makes its training step.
 
     Args:
-      mesh: of `gems_jax.training.layout.make_mesh`, or one with its axes.
+      mesh: of `gems_jax.training.distributed.mesh.make_mesh`, or one with its axes.
       model: as it computes in training; it stays as it is.
       config: of the run.
       tasks: names, in the order of the task axis.

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 from gems_jax.config.run import Config
 from gems_jax.models import from_config
 from gems_jax.training.abstract import ANSWER, abstract_null_space, batch_lengths, device_bytes, place, placed
-from gems_jax.training.layout import axis_sizes, task_axis
+from gems_jax.training.distributed.mesh import axis_sizes, task_axis
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser import make_optimiser, needs_null_space
 from gems_jax.training.trainable import split_model

@@ -7,7 +7,7 @@ sums are rounded in another order (by about 1e-7): a run goes on with the same r
 agree to 1e-5. The difference grows with every step, the faster the larger the learning rate is.
 
 Of several processes each feeds its own devices; the first one writes and speaks. They save together and stop after the
-same step, whichever of them was told to. When one is gone the others end, see `gems_jax.training.cluster`; started
+same step, whichever of them was told to. When one is gone the others end, see `gems_jax.training.distributed.cluster`; started
 again, all go on from the newest checkpoint.
 """
 
@@ -27,22 +27,22 @@ from gems_jax.staging import check_workdir, is_remote
 from gems_jax.training.assets import assets_of, check_assets, read_assets, write_assets
 from gems_jax.training.build import Run, build, check_beams
 from gems_jax.training.checkpoints import Checkpoints
-from gems_jax.training.cluster import check_agreement, ending_together, failing_together
 from gems_jax.training.compile import Programs
+from gems_jax.training.distributed.cluster import check_agreement, ending_together, failing_together
+from gems_jax.training.distributed.mesh import gathered
+from gems_jax.training.distributed.signals import EXIT_CODES, Signals, preemption_notice
+from gems_jax.training.distributed.watchdog import Watchdog
 from gems_jax.training.early_stopping import Best, metric_names
 from gems_jax.training.flops import model_flops, peak_flops
 from gems_jax.training.journal import Journal, Sent
-from gems_jax.training.layout import gathered
 from gems_jax.training.lock import WorkdirLock
 from gems_jax.training.losses import family_of
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.profile import Profile
 from gems_jax.training.progress import Progress
-from gems_jax.training.signals import EXIT_CODES, Signals, preemption_notice
 from gems_jax.training.stages import Material
 from gems_jax.training.start_table import start_table
 from gems_jax.training.trainable import join, split_model
-from gems_jax.training.watchdog import Watchdog
 from gems_jax.training.workdir import Log, check_config, check_processes, keep_config
 from gems_jax.training.writers import open_writers
 

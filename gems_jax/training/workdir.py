@@ -13,7 +13,7 @@ import yaml
 from gems_jax.config.paths import absolute, is_path, same_place
 from gems_jax.config.run import Config
 from gems_jax.staging import is_remote, write_text
-from gems_jax.training.cluster import check_agreement
+from gems_jax.training.distributed.cluster import check_agreement
 from gems_jax.training.stages import as_plain
 
 # Between writings of a file that can only be written whole.
