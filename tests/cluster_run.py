@@ -22,7 +22,7 @@ SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 
 def arrange(moment, number, folder):
     """Sends this process the signal that is meant for it, once it has sent its step."""
-    from gems_jax.training import journal
+    from gems_jax.training.monitoring import metric_log as journal
 
     what, _, step = moment.partition("@")
     if what == "end" or int(what[-1]) != number:

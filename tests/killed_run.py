@@ -30,8 +30,9 @@ def before(module, name, condition=lambda *args: True):
 
 
 def arrange(moment):
-    from gems_jax.training import checkpoints, journal, tune
+    from gems_jax.training import checkpoints, tune
     from gems_jax.training import workdir as files
+    from gems_jax.training.monitoring import metric_log as journal
 
     name, _, number = moment.partition("@")
     if name == "calibration":

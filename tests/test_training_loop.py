@@ -22,10 +22,10 @@ from gems_jax.leaf_path import leaf_path
 from gems_jax.models import load
 from gems_jax.training import tune as loop
 from gems_jax.training.build import build, training_model
-from gems_jax.training.journal import Journal
+from gems_jax.training.monitoring.metric_log import Journal
+from gems_jax.training.monitoring.start_table import start_table
 from gems_jax.training.optimiser import make_optimiser
 from gems_jax.training.stages import assemble, ensure_data
-from gems_jax.training.start_table import start_table
 
 # The quickest to compile: what is tested here is around the optimiser.
 CHEAP = {"train__method": "adamw", "train__steps": 5, "train__warmup": 2}

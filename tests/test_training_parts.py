@@ -17,23 +17,23 @@ from flax import nnx
 
 import gems_jax as gj
 from gems_jax.config.run import Config, MeshConfig, TrainConfig
-from gems_jax.training import progress as progress_module
 from gems_jax.training.clipping import clip_tasks
 from gems_jax.training.distributed.mesh import make_mesh, spec_of
 from gems_jax.training.distributed.signals import Signals
 from gems_jax.training.distributed.watchdog import Watchdog
 from gems_jax.training.early_stopping import Best, check_metric
-from gems_jax.training.flops import model_flops
 from gems_jax.training.guard import last_finite, refuse_not_finite
-from gems_jax.training.journal import Journal, Sent
+from gems_jax.training.monitoring import progress as progress_module
+from gems_jax.training.monitoring.flops import model_flops
+from gems_jax.training.monitoring.metric_log import Journal, Sent
+from gems_jax.training.monitoring.profile import Profile
+from gems_jax.training.monitoring.progress import Progress
+from gems_jax.training.monitoring.writers import open_writers
 from gems_jax.training.optimiser import make_optimiser
-from gems_jax.training.profile import Profile
-from gems_jax.training.progress import Progress
 from gems_jax.training.rates import schedule
 from gems_jax.training.rounding import apply_updates, round_stochastically
 from gems_jax.training.text import causal_batches
 from gems_jax.training.workdir import Log
-from gems_jax.training.writers import open_writers
 
 GRADS = {"w": jnp.array([[3.0, 4.0], [0.6, 0.8]]), "b": jnp.array([[12.0], [0.0]])}
 
@@ -270,7 +270,7 @@ def test_losses_of_an_updates_parts_are_averaged_by_their_tokens(tmp_path):
 
 def test_a_lines_rate_is_of_the_steps_since_the_line_before(tmp_path, monkeypatch):
     now = [10.0]
-    monkeypatch.setattr("gems_jax.training.journal.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("gems_jax.training.monitoring.metric_log.time.perf_counter", lambda: now[0])
     one = journal(tmp_path)
     for step, later in enumerate((1, 3, 2), 1):
         now[0] += later
@@ -282,7 +282,7 @@ def test_a_lines_rate_is_of_the_steps_since_the_line_before(tmp_path, monkeypatc
 @pytest.mark.parametrize(("peak", "expected"), [(1e4, [0.25, 0.5]), (None, [None, None])])
 def test_the_share_of_the_devices_peak_is_there_where_it_is_known(peak, expected, tmp_path, monkeypatch):
     now = [10.0]
-    monkeypatch.setattr("gems_jax.training.journal.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("gems_jax.training.monitoring.metric_log.time.perf_counter", lambda: now[0])
     one = journal(tmp_path, peak=peak)
     for step, later in enumerate((2, 1), 1):
         now[0] += later

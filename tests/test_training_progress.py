@@ -1,6 +1,6 @@
 """What a run says of the time left."""
 
-from gems_jax.training import progress
+from gems_jax.training.monitoring import progress
 
 
 def test_the_time_left_does_not_count_compilation(monkeypatch, capsys):

@@ -33,18 +33,18 @@ from gems_jax.training.distributed.mesh import gathered
 from gems_jax.training.distributed.signals import EXIT_CODES, Signals, preemption_notice
 from gems_jax.training.distributed.watchdog import Watchdog
 from gems_jax.training.early_stopping import Best, metric_names
-from gems_jax.training.flops import model_flops, peak_flops
-from gems_jax.training.journal import Journal, Sent
 from gems_jax.training.lock import WorkdirLock
 from gems_jax.training.losses import family_of
+from gems_jax.training.monitoring.flops import model_flops, peak_flops
+from gems_jax.training.monitoring.metric_log import Journal, Sent
+from gems_jax.training.monitoring.profile import Profile
+from gems_jax.training.monitoring.progress import Progress
+from gems_jax.training.monitoring.start_table import start_table
+from gems_jax.training.monitoring.writers import open_writers
 from gems_jax.training.pretrain import heldout_text
-from gems_jax.training.profile import Profile
-from gems_jax.training.progress import Progress
 from gems_jax.training.stages import Material
-from gems_jax.training.start_table import start_table
 from gems_jax.training.trainable import join, split_model
 from gems_jax.training.workdir import Log, check_config, check_processes, keep_config
-from gems_jax.training.writers import open_writers
 
 PyTree = Any
 

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from gems_jax.config.run import TrainConfig
-from gems_jax.training.progress import Progress
+from gems_jax.training.monitoring.progress import Progress
+from gems_jax.training.monitoring.writers import Writer
 from gems_jax.training.workdir import Log
-from gems_jax.training.writers import Writer
 
 
 class Sent(NamedTuple):
