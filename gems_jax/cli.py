@@ -141,7 +141,7 @@ def _material(config: Any, workdir: Path | None = None, tuned: bool = False) -> 
     from gems_jax.models import load
     from gems_jax.training.assets import in_run_order
     from gems_jax.training.distributed.mesh import make_mesh
-    from gems_jax.training.optimiser import needs_null_space
+    from gems_jax.training.optimiser.build import needs_null_space
     from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
 
     if jax.process_count() > 1:

@@ -112,9 +112,9 @@ class Trained:
     """A few steps on a mesh."""
 
     def __init__(self, family, sizes):
-        from gems_jax.training import optimiser
         from gems_jax.training.compile import compile_step
         from gems_jax.training.distributed.mesh import row_part
+        from gems_jax.training.optimiser import build as optimiser
 
         model = model_of(family)
         self.family = family
@@ -157,7 +157,7 @@ class Trained:
         from jax.sharding import NamedSharding, PartitionSpec
 
         from gems_jax.training.distributed.mesh import on_every_device
-        from gems_jax.training.rates import peak_rates
+        from gems_jax.training.optimiser.rates import peak_rates
         from gems_jax.training.step import Control
 
         put = lambda x: on_every_device(x, self.mesh)  # noqa: E731

@@ -27,7 +27,7 @@ from gems_jax.training.distributed.mesh import (
     spec_of,
     task_axis,
 )
-from gems_jax.training.factors import from_state, held_factors, initial_state, with_factors
+from gems_jax.training.optimiser.factors import from_state, held_factors, initial_state, with_factors
 from gems_jax.training.step import leaks
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2}

@@ -33,8 +33,8 @@ from gems_jax.study.rows import (
 )
 from gems_jax.study.spectra import captured
 from gems_jax.study.stopping import Stopping
-from gems_jax.training.optimiser import make_method, scales_itself
-from gems_jax.training.rates import peak_rates, scaled
+from gems_jax.training.optimiser.build import make_method, scales_itself
+from gems_jax.training.optimiser.rates import peak_rates, scaled
 from gems_jax.training.tune import Stopped
 
 

@@ -24,7 +24,7 @@ from gems_jax.training import tune as loop
 from gems_jax.training.build import build, training_model
 from gems_jax.training.monitoring.metric_log import Journal
 from gems_jax.training.monitoring.start_table import start_table
-from gems_jax.training.optimiser import make_optimiser
+from gems_jax.training.optimiser.build import make_optimiser
 from gems_jax.training.stages import assemble, ensure_data
 
 # The quickest to compile: what is tested here is around the optimiser.

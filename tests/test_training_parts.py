@@ -17,21 +17,21 @@ from flax import nnx
 
 import gems_jax as gj
 from gems_jax.config.run import Config, MeshConfig, TrainConfig
-from gems_jax.training.clipping import clip_tasks
 from gems_jax.training.distributed.mesh import make_mesh, spec_of
 from gems_jax.training.distributed.signals import Signals
 from gems_jax.training.distributed.watchdog import Watchdog
 from gems_jax.training.early_stopping import Best, check_metric
-from gems_jax.training.guard import last_finite, refuse_not_finite
 from gems_jax.training.monitoring import progress as progress_module
 from gems_jax.training.monitoring.flops import model_flops
 from gems_jax.training.monitoring.metric_log import Journal, Sent
 from gems_jax.training.monitoring.profile import Profile
 from gems_jax.training.monitoring.progress import Progress
 from gems_jax.training.monitoring.writers import open_writers
-from gems_jax.training.optimiser import make_optimiser
-from gems_jax.training.rates import schedule
-from gems_jax.training.rounding import apply_updates, round_stochastically
+from gems_jax.training.optimiser.build import make_optimiser
+from gems_jax.training.optimiser.clipping import clip_tasks
+from gems_jax.training.optimiser.guard import last_finite, refuse_not_finite
+from gems_jax.training.optimiser.rates import schedule
+from gems_jax.training.optimiser.rounding import apply_updates, round_stochastically
 from gems_jax.training.text import causal_batches
 from gems_jax.training.workdir import Log
 

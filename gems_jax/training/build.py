@@ -20,7 +20,7 @@ from gems_jax.training.compile import Programs, compile_step
 from gems_jax.training.distributed.mesh import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part
 from gems_jax.training.early_stopping import check_metric
 from gems_jax.training.losses import family_of
-from gems_jax.training.rates import peak_rates
+from gems_jax.training.optimiser.rates import peak_rates
 from gems_jax.training.stages import Material
 from gems_jax.training.step import Control
 from gems_jax.training.tokens import encode

@@ -17,9 +17,9 @@ from gems_jax.training.distributed.mesh import (
     replicated,
     task_axis,
 )
-from gems_jax.training.factors import initial_state
 from gems_jax.training.losses import task_loss
-from gems_jax.training.optimiser import is_constrained, make_optimiser, scales_itself
+from gems_jax.training.optimiser.build import is_constrained, make_optimiser, scales_itself
+from gems_jax.training.optimiser.factors import initial_state
 from gems_jax.training.step import make_step
 from gems_jax.training.trainable import split_model
 

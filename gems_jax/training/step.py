@@ -12,11 +12,11 @@ from gems_jax.config.run import TrainConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.null_space.space import NullSpace, null_space_leak
 from gems_jax.task_grads import gramian, task_value_and_grad
-from gems_jax.training.factors import from_state
-from gems_jax.training.guard import last_finite
-from gems_jax.training.optimiser import scales_itself
-from gems_jax.training.rates import scaled, schedule
-from gems_jax.training.rounding import apply_updates
+from gems_jax.training.optimiser.build import scales_itself
+from gems_jax.training.optimiser.factors import from_state
+from gems_jax.training.optimiser.guard import last_finite
+from gems_jax.training.optimiser.rates import scaled, schedule
+from gems_jax.training.optimiser.rounding import apply_updates
 from gems_jax.transform.reports import diagnostics
 
 PyTree = Any
@@ -33,7 +33,7 @@ class Control(NamedTuple):
       part: ``[]`` int32 of the update's parts this is.
       measure: ``[]`` bool, whether the null space's leak is computed.
       stop: ``[devices]`` int32, exit code asked for on the process of each device; the largest comes back.
-      rates: ``[3]`` float32, the run's highest learning rates, see `gems_jax.training.rates.peak_rates`.
+      rates: ``[3]`` float32, the run's highest learning rates, see `gems_jax.training.optimiser.rates.peak_rates`.
       seed: ``[]`` uint32, of dropout and rounding.
     """
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from gems_jax.config.run import Config
 from gems_jax.models import lora
-from gems_jax.training.optimiser import is_trained
+from gems_jax.training.optimiser.build import is_trained
 
 PyTree = Any
 

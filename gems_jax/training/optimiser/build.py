@@ -11,9 +11,9 @@ from gems_jax.config.run import Config, GemsConfig, TrainConfig
 from gems_jax.linalg.matrix_dims import stacked_matrix_dims
 from gems_jax.null_space.space import NullSpace, constrain_to_null_space
 from gems_jax.task_grads import merge_tasks
-from gems_jax.training.clipping import clip_tasks
-from gems_jax.training.guard import refuse_not_finite
-from gems_jax.training.rates import GROUPS, groups, is_item_row, schedule
+from gems_jax.training.optimiser.clipping import clip_tasks
+from gems_jax.training.optimiser.guard import refuse_not_finite
+from gems_jax.training.optimiser.rates import GROUPS, groups, is_item_row, schedule
 from gems_jax.transform import gates
 from gems_jax.transform.gems import gems
 from gems_jax.transform.presets import released
@@ -58,7 +58,7 @@ def scales_itself(config: TrainConfig) -> bool:
     """Whether a method's updates have their learning rates in them.
 
     Those of the released optimiser do, since its decay works on what the update has made; all others are linear in the
-    rates, which the step multiplies in (`gems_jax.training.rates.scaled`).
+    rates, which the step multiplies in (`gems_jax.training.optimiser.rates.scaled`).
     """
     return config.method == "released"
 

@@ -1,0 +1,1 @@
+"""optimiser: see the modules."""
