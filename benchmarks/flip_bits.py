@@ -38,10 +38,10 @@ from gems_jax.data.dataset import storage
 from gems_jax.models import load
 from gems_jax.models.params import params_of
 from gems_jax.staging import files_in
-from gems_jax.training.assets import read_assets
-from gems_jax.training.checkpoints import Checkpoints
 from gems_jax.training.stages import ensure_base
-from gems_jax.training.workdir import read_config
+from gems_jax.training.workdir.assets import read_assets
+from gems_jax.training.workdir.checkpoints import Checkpoints
+from gems_jax.training.workdir.files import read_config
 
 
 class Artefact(NamedTuple):

@@ -45,8 +45,8 @@ from gems_jax.config.run import (
 from gems_jax.models import load
 from gems_jax.training import tune as loop
 from gems_jax.training.build import Run, build
-from gems_jax.training.checkpoints import Checkpoints
 from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
+from gems_jax.training.workdir.checkpoints import Checkpoints
 
 
 def configured(root: Path, args: argparse.Namespace) -> Config:

@@ -40,7 +40,7 @@ def parse_options(argv: list[str], commands: Mapping[str, str]) -> tuple[str, An
             # Without a configuration, the one the run was made with; overrides come after it.
             kept = Path(options.workdir) / "config.yaml"
             if kept.is_file():
-                from gems_jax.training.workdir import read_config as read_kept
+                from gems_jax.training.workdir.files import read_config as read_kept
 
                 read_kept(kept)
                 parsed = parser.parse_args([argv[0], "--config", str(kept), *argv[1:]])

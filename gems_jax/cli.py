@@ -139,10 +139,10 @@ def _material(config: Any, workdir: Path | None = None, tuned: bool = False) -> 
 
     from gems_jax.data.dataset.remote import exists
     from gems_jax.models import load
-    from gems_jax.training.assets import in_run_order
     from gems_jax.training.distributed.mesh import make_mesh
     from gems_jax.training.optimiser.build import needs_null_space
     from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
+    from gems_jax.training.workdir.assets import in_run_order
 
     if jax.process_count() > 1:
         missing = [] if exists(config.data.dir) else [config.data.dir]
@@ -173,7 +173,7 @@ def _train(options: Any) -> int:
     _quiet()
     from gems_jax.staging import as_path, check_workdir, check_writable, is_remote
     from gems_jax.training.tune import Stopped, tune
-    from gems_jax.training.workdir import check_config, check_processes
+    from gems_jax.training.workdir.files import check_config, check_processes
 
     config, workdir = _config(options), as_path(options.workdir)
     check_workdir(workdir, "--workdir")
@@ -221,7 +221,7 @@ def _evaluate(options: Any) -> int:
     from gems_jax.staging import check_writable
     from gems_jax.training.evaluate import evaluate, table_of
     from gems_jax.training.tune import load_tuned
-    from gems_jax.training.workdir import check_config, keep_config
+    from gems_jax.training.workdir.files import check_config, keep_config
 
     config, workdir = _tuned_run(options, check_config)
     check_writable(workdir, "--workdir")  # before the ranking
@@ -239,7 +239,7 @@ def _export(options: Any) -> int:
     from gems_jax.training.export import export
     from gems_jax.training.export_folder import check_folder
     from gems_jax.training.tune import load_tuned
-    from gems_jax.training.workdir import check_config
+    from gems_jax.training.workdir.files import check_config
 
     config, workdir = _tuned_run(options, check_config)
     inputs = {"the dataset (data.dir)": config.data.dir, "the null space (null_space.path)": config.null_space.path}
@@ -258,7 +258,7 @@ def _find(options: Any) -> int:
     _quiet()
     from gems_jax.ranking.interactive import as_lines, check_query, check_task, top_items
     from gems_jax.training.tune import load_tuned
-    from gems_jax.training.workdir import check_config
+    from gems_jax.training.workdir.files import check_config
 
     if options.k < 1:
         raise ValueError(f"--k must be at least 1, got {options.k}")

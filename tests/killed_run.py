@@ -30,9 +30,9 @@ def before(module, name, condition=lambda *args: True):
 
 
 def arrange(moment):
-    from gems_jax.training import checkpoints, tune
-    from gems_jax.training import workdir as files
+    from gems_jax.training import tune
     from gems_jax.training.monitoring import metric_log as journal
+    from gems_jax.training.workdir import checkpoints, files
 
     name, _, number = moment.partition("@")
     if name == "calibration":

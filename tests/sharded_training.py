@@ -192,7 +192,7 @@ def difference(found, expected):
 
 
 def checkpoints(folder):
-    from gems_jax.training.checkpoints import Checkpoints
+    from gems_jax.training.workdir.checkpoints import Checkpoints
 
     return Checkpoints(folder)
 

@@ -17,7 +17,7 @@ from problems import make_grads, make_null_space, make_params
 
 import gems_jax as gj
 from gems_jax.boxes import is_box
-from gems_jax.training.checkpoints import as_dict
+from gems_jax.training.workdir.checkpoints import as_dict
 
 P = PartitionSpec
 EIGHT = AbstractMesh((4, 2), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)

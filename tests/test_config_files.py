@@ -13,7 +13,7 @@ from gems_jax import cli
 from gems_jax.config.files import MOST_BYTES
 from gems_jax.config.paths import absolute
 from gems_jax.config.run import Config
-from gems_jax.training.workdir import check_config, keep_config, plain
+from gems_jax.training.workdir.files import check_config, keep_config, plain
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 from gems_jax import cli
 from gems_jax.data.batching.token_cache import encode_once
 from gems_jax.data.dataset import storage
-from gems_jax.training.assets import Assets, write_assets
-from gems_jax.training.checkpoints import Checkpoints
-from gems_jax.training.workdir import keep_config
+from gems_jax.training.workdir.assets import Assets, write_assets
+from gems_jax.training.workdir.checkpoints import Checkpoints
+from gems_jax.training.workdir.files import keep_config
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "benchmarks")]
 

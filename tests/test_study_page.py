@@ -13,7 +13,7 @@ from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import metric_of_rows, paired_test
 from gems_jax.study.figures import figures
 from gems_jax.study.pictures import plane
-from gems_jax.training.workdir import plain
+from gems_jax.training.workdir.files import plain
 
 TASKS = ("rec", "src")
 

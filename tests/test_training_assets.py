@@ -12,11 +12,11 @@ import gems_jax as gj
 from gems_jax.config.run import Config, DataConfig, EvaluateConfig, ItemsConfig, ModelConfig
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.items.tokens import ItemIndex
-from gems_jax.training.assets import assets_of, check_assets, in_run_order, read_assets, write_assets
 from gems_jax.training.build import check_beams
 from gems_jax.training.places import check_places
 from gems_jax.training.stages import Material, ensure_base
-from gems_jax.training.workdir import check_config, keep_config, read_config
+from gems_jax.training.workdir.assets import assets_of, check_assets, in_run_order, read_assets, write_assets
+from gems_jax.training.workdir.files import check_config, keep_config, read_config
 
 NULL_SPACE = gj.NullSpace.from_moments({"kernel": np.diag([4.0, 1.0])}, rank=1)
 

@@ -17,9 +17,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gems_jax.checksums import damage, write_checksums
-from gems_jax.training import checkpoints as module
-from gems_jax.training.checkpoints import Checkpoints
-from gems_jax.training.lock import WorkdirLock
+from gems_jax.training.workdir import checkpoints as module
+from gems_jax.training.workdir.checkpoints import Checkpoints
+from gems_jax.training.workdir.lock import WorkdirLock
 
 PARAMS = {"a": jnp.arange(2000.0), "b": {"c": jnp.ones((3, 4))}}
 STATE = (jnp.zeros((), jnp.int32), {"m": jnp.ones(5)})
@@ -232,7 +232,7 @@ def test_a_directory_that_cannot_be_written_to_is_an_error(tmp_path):
 def test_a_second_process_on_a_work_directory_is_refused(tmp_path):
     program = f"""
 from pathlib import Path
-from gems_jax.training.lock import WorkdirLock
+from gems_jax.training.workdir.lock import WorkdirLock
 with WorkdirLock(Path({str(tmp_path)!r})):
     print("mine", flush=True)
     input()

@@ -33,7 +33,7 @@ from gems_jax.training.optimiser.guard import last_finite, refuse_not_finite
 from gems_jax.training.optimiser.rates import schedule
 from gems_jax.training.optimiser.rounding import apply_updates, round_stochastically
 from gems_jax.training.text import causal_batches
-from gems_jax.training.workdir import Log
+from gems_jax.training.workdir.files import Log
 
 GRADS = {"w": jnp.array([[3.0, 4.0], [0.6, 0.8]]), "b": jnp.array([[12.0], [0.0]])}
 

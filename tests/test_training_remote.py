@@ -12,10 +12,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from gems_jax.checksums import damage, files_of, write_checksums
 from gems_jax.config.run import Config, ItemsConfig
 from gems_jax.staging import as_path, is_remote, remove_folder, write_json
-from gems_jax.training import remote_lock
-from gems_jax.training.lock import WorkdirLock
 from gems_jax.training.tune import tune
-from gems_jax.training.workdir import Log, check_config, keep_config
+from gems_jax.training.workdir import remote_lock
+from gems_jax.training.workdir.files import Log, check_config, keep_config
+from gems_jax.training.workdir.lock import WorkdirLock
 
 
 class Bucket(MemoryFileSystem):
@@ -83,7 +83,7 @@ def test_lines_are_there_with_every_checkpoint_and_at_the_end_and_go_on(workdir)
 
 
 def test_lines_are_written_now_and_then_without_a_checkpoint(workdir, monkeypatch):
-    monkeypatch.setattr("gems_jax.training.workdir.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("gems_jax.training.workdir.files.FLUSH_SECONDS", 0.0)
     with Log(workdir, True) as log:
         log.write({"step": 1})
         assert list(Log(workdir, False).lines()) == [{"step": 1}]

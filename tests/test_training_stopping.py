@@ -11,7 +11,7 @@ from tiny import gems_jax, metrics, options
 
 from gems_jax import cli
 from gems_jax.data.batching.device_batches import DeviceBatches
-from gems_jax.training.workdir import Log
+from gems_jax.training.workdir.files import Log
 
 # The quickest to compile.
 CHEAP = {"train__method": "adamw", "train__steps": 5, "train__warmup": 2, "train__checkpoint_every": 2}

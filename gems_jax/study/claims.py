@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gems_jax.training.lock import WorkdirLock
+from gems_jax.training.workdir.lock import WorkdirLock
 
 # Seconds between looks at what another process holds.
 WAIT = 2.0
@@ -16,7 +16,7 @@ def claim(folder: Path) -> Iterator[bool]:
     """Holds a folder against other processes, if none holds it; gives whether it is held.
 
     The lock is a file made in one go; that of a process of this machine which has died is taken over (see
-    `gems_jax.training.lock`), so that a killed process leaves nothing to clean up.
+    `gems_jax.training.workdir.lock`), so that a killed process leaves nothing to clean up.
 
     Example:
       >>> import tempfile

@@ -21,7 +21,7 @@ from gems_jax.study.run_row import result_line, run_row
 from gems_jax.study.shared import Shared
 from gems_jax.study.stopping import Stopping
 from gems_jax.study.summary import summarise_study
-from gems_jax.training.workdir import differences, flatten, plain
+from gems_jax.training.workdir.files import differences, flatten, plain
 
 
 def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run: bool = True) -> dict[str, Any]:

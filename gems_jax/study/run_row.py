@@ -26,7 +26,7 @@ from gems_jax.training.optimiser.build import make_optimiser
 from gems_jax.training.stages import Material
 from gems_jax.training.trainable import split_model
 from gems_jax.training.tune import tune
-from gems_jax.training.workdir import Log, plain
+from gems_jax.training.workdir.files import Log, plain
 
 
 def run_row(config: Config, row: Row, shared: Shared, workdir: Path, spectra: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from gems_jax.evaluation.paired import metric_of_rows, paired_test
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import METHODS, Rates
 from gems_jax.study.rows import Row, affordable_rates, chosen_rates, rise_allowed, total_rows
-from gems_jax.training.workdir import plain
+from gems_jax.training.workdir.files import plain
 
 Results = Mapping[Row, Mapping[str, Any]]
 COMPARED = ("ndcg@10", "hit@10")

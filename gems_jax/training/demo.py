@@ -6,11 +6,11 @@ from pathlib import Path
 from gems_jax.config.paths import absolute
 from gems_jax.config.run import Config
 from gems_jax.models import load
-from gems_jax.training.assets import in_run_order
 from gems_jax.training.evaluate import evaluate, table_of
 from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
 from gems_jax.training.tune import tune
-from gems_jax.training.workdir import plain, read_config
+from gems_jax.training.workdir.assets import in_run_order
+from gems_jax.training.workdir.files import plain, read_config
 
 
 def variants(config: Config) -> dict[str, Config]:

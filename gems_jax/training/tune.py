@@ -24,16 +24,13 @@ from gems_jax.evaluation.drift import general_loss
 from gems_jax.evaluation.evaluate import evaluate_ranking
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import check_workdir, is_remote
-from gems_jax.training.assets import assets_of, check_assets, read_assets, write_assets
 from gems_jax.training.build import Run, build, check_beams
-from gems_jax.training.checkpoints import Checkpoints
 from gems_jax.training.compile import Programs
 from gems_jax.training.distributed.cluster import check_agreement, ending_together, failing_together
 from gems_jax.training.distributed.mesh import gathered
 from gems_jax.training.distributed.signals import EXIT_CODES, Signals, preemption_notice
 from gems_jax.training.distributed.watchdog import Watchdog
 from gems_jax.training.early_stopping import Best, metric_names
-from gems_jax.training.lock import WorkdirLock
 from gems_jax.training.losses import family_of
 from gems_jax.training.monitoring.flops import model_flops, peak_flops
 from gems_jax.training.monitoring.metric_log import Journal, Sent
@@ -44,7 +41,10 @@ from gems_jax.training.monitoring.writers import open_writers
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.stages import Material
 from gems_jax.training.trainable import join, split_model
-from gems_jax.training.workdir import Log, check_config, check_processes, keep_config
+from gems_jax.training.workdir.assets import assets_of, check_assets, read_assets, write_assets
+from gems_jax.training.workdir.checkpoints import Checkpoints
+from gems_jax.training.workdir.files import Log, check_config, check_processes, keep_config
+from gems_jax.training.workdir.lock import WorkdirLock
 
 PyTree = Any
 

@@ -11,7 +11,7 @@ import numpy as np
 from gems_jax.config.run import TrainConfig
 from gems_jax.training.monitoring.progress import Progress
 from gems_jax.training.monitoring.writers import Writer
-from gems_jax.training.workdir import Log
+from gems_jax.training.workdir.files import Log
 
 
 class Sent(NamedTuple):

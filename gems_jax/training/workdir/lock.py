@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from gems_jax.staging import is_remote
-from gems_jax.training.remote_lock import RemoteLock
+from gems_jax.training.workdir.remote_lock import RemoteLock
 
 NAME = "lock.json"
 
@@ -16,7 +16,7 @@ class WorkdirLock:
     """Holds ``lock.json`` in a work directory, with who holds it; for a ``with`` statement.
 
     The lock of a process that has died on this machine is taken over. That of another machine cannot be judged
-    and is respected. On object stores, see `gems_jax.training.remote_lock.RemoteLock`.
+    and is respected. On object stores, see `gems_jax.training.workdir.remote_lock.RemoteLock`.
 
     Args:
       workdir: made where it is missing.

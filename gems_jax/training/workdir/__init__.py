@@ -1,0 +1,1 @@
+"""workdir: see the modules."""
