@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gems_jax.config.run import Config
 from gems_jax.models import from_config
-from gems_jax.training.abstract import ANSWER, abstract_null_space, batch_lengths, place, placed
 from gems_jax.training.build import check_rows, training_model
 from gems_jax.training.distributed.mesh import batch_sharding, on_mesh, optimiser_sharding, replicated, task_axis
 from gems_jax.training.losses import task_loss
@@ -19,6 +18,7 @@ from gems_jax.training.optimiser.build import is_constrained, make_optimiser
 from gems_jax.training.optimiser.rates import GROUPS
 from gems_jax.training.step import Control, make_step
 from gems_jax.training.trainable import split_model
+from planning.abstract import ANSWER, abstract_null_space, batch_lengths, place, placed
 
 PyTree = Any
 

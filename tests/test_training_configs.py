@@ -19,9 +19,9 @@ from gems_jax.config.run import Config, MeshConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.training.distributed.mesh import AXES, spec_of
 from gems_jax.training.optimiser.build import make_optimiser
-from gems_jax.training.resources import GIB, estimate
 from gems_jax.training.trainable import split_model
 from gems_jax.training.workdir.files import plain, with_defaults
+from planning.memory import GIB, estimate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Those of studies say what they vary, and name one of these.
