@@ -125,6 +125,18 @@ def test_all_directions_may_be_free_or_protected(side, stack):
     assert ns.summary().splitlines()[1].endswith("nothing is protected")
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [{"energy": 0.9}, {"energy": 0.9, "min_share": 0.5}, {"rank": 2}, {"rank": 0.5}, {"threshold": 1e-3}],
+    ids=str,
+)
+def test_no_rule_protects_arbitrary_directions_of_an_input_that_is_zero(rule):
+    ns = gj.NullSpace.from_moments({"w": np.zeros((4, 4)), "used": np.eye(4)}, **rule)
+    update = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    assert ns.factor("w").kept == 0
+    assert gj.null_space_leak({"w": update, "used": 0 * update}, ns)["w"] == 0
+
+
 def test_a_stack_takes_one_choice_with_zero_columns_as_padding():
     stack = np.stack([moment([1.0] * k + [0.0] * (6 - k), seed=k)[0] for k in (1, 3)])
     factor = gj.NullSpace.from_moments({"w": stack}, energy=1 - 1e-9).factor("w")

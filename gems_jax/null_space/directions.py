@@ -97,10 +97,12 @@ class Rule:
 
     def kept(self, values: np.ndarray, trace: float, d: int) -> int:
         """How many of the leading eigenvalues, in falling order, of a matrix of dimension ``d``."""
+        if trace <= 0:
+            return 0  # general text does not use this input: its eigenvectors are arbitrary
         if self.energy is not None:
             # Counting what is still missing before each direction; rounding of the sum never adds one.
             before = np.concatenate([[0.0], np.cumsum(values)[:-1]])
-            kept = int(np.sum(self.energy * trace * (1 - 1e-12) > before)) if trace > 0 else 0
+            kept = int(np.sum(self.energy * trace * (1 - 1e-12) > before))
             kept = max(kept, round((self.min_share or 0) * d))
         elif self.rank is not None:
             kept = round(float(self.rank) * d) if self.is_share else min(int(self.rank), d)
