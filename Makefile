@@ -16,6 +16,7 @@ test: $(VENV)/test.stamp lint
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy gems_jax planning
 
 # requirements.txt pins every package, so that next month's install is this month's.

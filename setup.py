@@ -50,6 +50,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["gems_jax", "gems_jax.*"]),
+    package_data={"gems_jax": ["py.typed"]},
     install_requires=CORE,
     extras_require={"train": TRAIN, "test": TEST},
     entry_points={"console_scripts": ["gems-jax=gems_jax.cli:main"]},

@@ -8,9 +8,7 @@ _TRAIN = (
     "raise train.accumulate, or lower train.batch_size, train.loss_chunk, items.max_length or, for evaluations, "
     "evaluate.batch_size; more devices share a model by mesh.fsdp"
 )
-_EVALUATE = (
-    "lower evaluate.batch_size, evaluate.rows, evaluate.beams, text.eval_batch_size or items.max_length"
-)
+_EVALUATE = "lower evaluate.batch_size, evaluate.rows, evaluate.beams, text.eval_batch_size or items.max_length"
 # What needs less memory, by command.
 _LESS_MEMORY = {
     "prepare": "give the data a machine with more memory, or prepare fewer rows of it",

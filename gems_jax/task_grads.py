@@ -96,9 +96,7 @@ def _num_tasks(task_batch: PyTree) -> int:
     sizes: dict[int, str] = {}
     for path, leaf in named_leaves(task_batch):
         if jnp.ndim(leaf) < 1:
-            raise ValueError(
-                f"batch leaf {path!r} is a scalar; every leaf needs a leading task axis [T, B, ...]"
-            )
+            raise ValueError(f"batch leaf {path!r} is a scalar; every leaf needs a leading task axis [T, B, ...]")
         sizes.setdefault(jnp.shape(leaf)[0], path)
     if not sizes:
         raise ValueError("the task batch has no leaves; expected arrays [T, B, ...]")

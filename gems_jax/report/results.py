@@ -67,8 +67,7 @@ def methods(records: Records) -> list[Method]:
     """Baselines, then the runs beside this one, then this run."""
     evaluation = records.evaluation
     rows = [
-        Method(_BASELINE_LABELS.get(name, name), "baseline", values)
-        for name, values in _baselines(records).items()
+        Method(_BASELINE_LABELS.get(name, name), "baseline", values) for name, values in _baselines(records).items()
     ]
     rows += [Method(name, "comparison", values) for name, values in evaluation.get("comparison", {}).items()]
     own = {key: evaluation[key] for key in [*records.tasks(), "general"] if key in evaluation}

@@ -21,6 +21,7 @@ IN_HISTORY = "the target stands in the row's own history"
 REPEATED = "the user took the item before in this task"
 DUPLICATE = "the same event stands there already"
 
+
 def unreadable(role: str) -> str:
     """Why a cell of ids cannot be used."""
     return f"the {role} cannot be read as item ids"

@@ -199,7 +199,5 @@ FAMILY = Family(
     untied=untied,
     # Older files repeat the shared table, and hold a bias that the reference code never uses.
     copies={f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")},
-    ignored=(
-        r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
-    ),
+    ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
 )
