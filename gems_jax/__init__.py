@@ -15,10 +15,9 @@ from gems_jax.transform import gates
 from gems_jax.transform.gems import STATIC_ARGS, GemsState, gems, scale_by_gems
 
 if TYPE_CHECKING:
-    from gems_jax import baselines, models
-    from gems_jax.items import tokens as items
+    from gems_jax import baselines, items, models
     from gems_jax.items.tokens import ItemIndex
-    from gems_jax.null_space.estimate import estimate_null_space
+    from gems_jax.null_space.estimate import estimate_null_space, observed_matrix_dims
     from gems_jax.ranking import metrics, rank_items
     from gems_jax.transform import presets
     from gems_jax.transform.reports import diagnostics, state_bytes
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "baselines": ("gems_jax.baselines", None),
     "models": ("gems_jax.models", None),
-    "items": ("gems_jax.items.tokens", None),
+    "items": ("gems_jax.items", None),
     "presets": ("gems_jax.transform.presets", None),
     "metrics": ("gems_jax.ranking.metrics", None),
     "rank_items": ("gems_jax.ranking.rank_items", "rank_items"),
@@ -65,6 +64,7 @@ __all__ = [
     "metrics",
     "models",
     "null_space_leak",
+    "observed_matrix_dims",
     "presets",
     "rank_items",
     "scale_by_gems",
@@ -83,3 +83,7 @@ def __getattr__(name: str) -> Any:
     module, attribute = _LAZY[name]
     value = importlib.import_module(module)
     return value if attribute is None else getattr(value, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import cheap_compilation, options
 
-import gems_jax.data.batching.token_cache as encoded_store
+import gems_jax.data.batching.token_cache as token_cache
 from gems_jax import cli
 from gems_jax.models import load
 from gems_jax.training.build import build
@@ -76,7 +76,7 @@ def test_tables_are_encoded_into_the_folder_of_tokens_once(run_of, tmp_path, mon
     memory = batches_of(run_of(), 3)
     first = run_of(data={"tokens": str(tmp_path / "tokens")})
     assert sorted(path.name.split("-")[0] for path in (tmp_path / "tokens").iterdir()) == ["rec", "src"]
-    monkeypatch.setattr(encoded_store, "encode_table", None)
+    monkeypatch.setattr(token_cache, "encode_table", None)
     second = run_of(data={"tokens": str(tmp_path / "tokens")})
     for run in (first, second):
         assert all(table.folder is not None for table in run.encoded.values())

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 from tokenizers import AddedToken
 
-import gems_jax.data.batching.token_cache as encoded_store
+import gems_jax.data.batching.token_cache as token_cache
 from gems_jax.data.batching.batches import make_batch
 from gems_jax.data.batching.device_batches import DeviceBatches
-from gems_jax.data.batching.encoded_table import EncodedTable
+from gems_jax.data.batching.encoded_table import EncodedTable, map_encoded, open_encoded
 from gems_jax.data.batching.pipeline import TaskBatchSource, task_batches
 from gems_jax.data.batching.prompts import encode_table
 from gems_jax.data.batching.sampling import CYCLE, RowPlan, task_weights
-from gems_jax.data.batching.token_cache import encode_once, map_encoded, open_encoded
+from gems_jax.data.batching.token_cache import encode_once
 from gems_jax.data.dataset.tables import Row, Table
 from gems_jax.data.text.tokenizer import train_tokenizer
 from gems_jax.items.tokens import ItemIndex
@@ -422,7 +422,7 @@ def test_a_table_is_encoded_once_and_mapped_from_files_then(words, tmp_path, mon
     arguments = (*words, "{history} for: {query}", 24)
     wanted = encode_table(SRC, *arguments)
     first = encode_once(SRC, *arguments, tmp_path)
-    monkeypatch.setattr(encoded_store, "encode_table", None)
+    monkeypatch.setattr(token_cache, "encode_table", None)
     again = encode_once(SRC, *arguments, tmp_path)
     for table in (first, again):
         assert not table.tokens.flags.owndata

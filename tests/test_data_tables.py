@@ -435,7 +435,8 @@ logging.warning("still heard")
 
 
 def test_importing_the_data_package_imports_no_heavy_library():
-    program = "import sys, gems_jax.data.prepare, gems_jax.data.batching.pipeline, gems_jax.data.text.tokenizer; print(*sys.modules)"
+    modules = "gems_jax.data.prepare, gems_jax.data.batching.pipeline, gems_jax.data.text.tokenizer"
+    program = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {"tensorflow_datasets", "grain", "transformers", "tokenizers", "bm25s"}

@@ -34,9 +34,7 @@ def trained(kind):
         backend = Tokenizer(models.Unigram())
         backend.normalizer = normalizers.NFKC()
         backend.pre_tokenizer = pre_tokenizers.Metaspace()
-        trainer = trainers.UnigramTrainer(
-            vocab_size=60, show_progress=False, special_tokens=names, unk_token="<unk>"
-        )
+        trainer = trainers.UnigramTrainer(vocab_size=60, show_progress=False, special_tokens=names, unk_token="<unk>")
         backend.train_from_iterator(LINES, trainer)
         tokenizer = wrapped(backend)
     elif kind == "bytes":

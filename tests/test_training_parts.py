@@ -16,11 +16,12 @@ import pytest
 from flax import nnx
 
 import gems_jax as gj
+from gems_jax.config.metric_names import check_metric
 from gems_jax.config.run import Config, MeshConfig, TrainConfig
 from gems_jax.training.distributed.mesh import make_mesh, spec_of
 from gems_jax.training.distributed.signals import Signals
 from gems_jax.training.distributed.watchdog import Watchdog
-from gems_jax.training.early_stopping import Best, check_metric
+from gems_jax.training.early_stopping import Best
 from gems_jax.training.monitoring import progress as progress_module
 from gems_jax.training.monitoring.flops import model_flops
 from gems_jax.training.monitoring.metric_log import Journal, Sent

@@ -1,1 +1,1 @@
-"""config: see the modules."""
+"""What a run is told: options, the ranges of their values, configuration files."""

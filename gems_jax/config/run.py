@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gems_jax.config.metric_names import check_metric
 from gems_jax.config.ranges import refuse, wrong_fields
 from gems_jax.data.batching.prompts import parse_template
 from gems_jax.data.raw.options import Steps, TableFiles
 from gems_jax.staging import is_remote
-from gems_jax.training.early_stopping import check_metric
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class DataConfig:
       files: names and columns of a ``table``.
       category: of an ``amazon`` dataset.
       tokens: folder where training tables are kept as tokens: each is encoded once, by whatever run comes first, and
-        mapped into memory from then on, see `gems_jax.data.batching.token_cache.encode_once`; ``None``: encoded at every
-        start, in memory.
-      prefetch: training batches made ahead, see `gems_jax.data.batching.pipeline.task_batches`; 0: each when it is needed.
+        mapped into memory from then on, see `gems_jax.data.batching.token_cache.encode_once`; ``None``: encoded at
+        every start, in memory.
+      prefetch: training batches made ahead, see `gems_jax.data.batching.pipeline.task_batches`; 0: each when it is
+        needed.
       threads: that make them.
     """
 
@@ -146,8 +147,8 @@ class ItemsConfig:
 
     Attributes:
       init: of their rows: the mean of the ``title`` tokens' rows, or ``random``.
-      identifiers: JSON file of items that share tokens, see `gems_jax.items.tokens.load_item_identifiers`; ``None``: each item
-        has a token of its own.
+      identifiers: JSON file of items that share tokens, see `gems_jax.items.load_item_identifiers`; ``None``: each
+        item has a token of its own.
       prompts: a template a task, of ``{history}`` and, for searches, ``{query}``.
       max_length: tokens of an input; the oldest items are dropped.
       length_buckets: lengths that batches may have instead, a compilation each.

@@ -10,36 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.items.embedding_rows import grow
+from gems_jax.models.hf.tokenizer import max_unused_rows
 
 __all__ = [
     "ItemIndex",
     "add_identifier_tokens",
     "add_item_tokens",
-    "grow",
     "index_identifiers",
     "item_token",
     "load_item_identifiers",
-    "max_unused_rows",
 ]
-
-# More rows without a token than the largest models have mean that tokenizer and model do not belong together.
-_MAX_UNUSED_ROWS = 511
-# What tables are usually padded to a multiple of, if at all.
-_USUAL_PADDING = 64
-
-
-def max_unused_rows(rows: int) -> int:
-    """How many rows of a table of ``rows`` may be without a token, as tables are padded to round sizes.
-
-    A multiple of 64 may have 511 (Qwen 2.5: 399 of 152,064), others fewer than the power of two that divides them.
-
-    Example:
-      >>> max_unused_rows(32128), max_unused_rows(40), max_unused_rows(41)
-      (511, 7, 0)
-    """
-    padding = rows & -rows
-    return _MAX_UNUSED_ROWS if padding >= _USUAL_PADDING else padding - 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,1 +1,1 @@
-"""linalg: see the modules."""
+"""Linear algebra on kernels and stacks of them: orthonormal columns, bases, projection, which axes make a matrix."""

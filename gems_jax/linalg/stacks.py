@@ -6,13 +6,35 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 
 def mesh_of_devices() -> AbstractMesh | None:
     """The mesh of several devices whose arrays the compiler lays out, if there is one here."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh if mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types) else None
+
+
+def check_auto(mesh: Mesh | AbstractMesh) -> None:
+    """Refuses meshes whose axes are of type ``Explicit``.
+
+    Raises:
+      ValueError: naming these axes.
+
+    Example:
+      >>> from jax.sharding import AxisType
+      >>> check_auto(jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Explicit,)))
+      Traceback (most recent call last):
+      ...
+      ValueError: mesh axes fsdp are of type Explicit, ...
+    """
+    explicit = [n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit]
+    if explicit:
+        raise ValueError(
+            f"mesh axes {', '.join(explicit)} are of type Explicit, where operations of a step would need the sharding "
+            "of their output spelled out; make the mesh with "
+            f"axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.axis_names)}"
+        )
 
 
 def whole_columns(x: jax.Array) -> jax.Array:

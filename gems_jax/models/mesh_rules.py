@@ -5,7 +5,7 @@ import math
 import jax
 from jax.sharding import PartitionSpec
 
-from gems_jax.transform.sharding import check_auto
+from gems_jax.linalg.stacks import check_auto
 
 # Mesh axes over which the rows of a batch are split; all others split kernels, or tasks.
 ROW_AXES = ("data", "fsdp")

@@ -1,1 +1,1 @@
-"""null_space: see the modules."""
+"""The directions that general text uses: second moments of kernels' inputs, and the constraint that keeps them."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gems_jax.linalg.matrix_dims import MatrixRule
+from gems_jax.linalg.stacks import check_auto
 from gems_jax.null_space.directions import (
     Directions,
     Rule,
@@ -24,7 +25,6 @@ from gems_jax.null_space.second_moment import SecondMoment, symmetric
 from gems_jax.null_space.space import NullSpace, Side, weights_fingerprint
 from gems_jax.null_space.tracing.interpreter import mask_fits
 from gems_jax.null_space.tracing.kernel_inputs import Inputs, PyTree, kernel_inputs
-from gems_jax.transform.sharding import check_auto
 
 Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
 

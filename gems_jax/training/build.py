@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gems_jax.config.metric_names import check_metric
 from gems_jax.config.run import Config, check
 from gems_jax.data.batching.device_batches import DeviceBatches
 from gems_jax.data.batching.encoded_table import EncodedTable
@@ -18,7 +19,6 @@ from gems_jax.models.params import params_of
 from gems_jax.null_space.space import NullSpace
 from gems_jax.training.compile import Programs, compile_step
 from gems_jax.training.distributed.mesh import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part
-from gems_jax.training.early_stopping import check_metric
 from gems_jax.training.losses import family_of
 from gems_jax.training.optimiser.rates import peak_rates
 from gems_jax.training.stages import Material

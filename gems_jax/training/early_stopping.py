@@ -1,10 +1,11 @@
 """Which evaluation was the best, and whether it is time to end."""
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from gems_jax.config.metric_names import is_loss
 
 
 @dataclass(frozen=True)
@@ -43,31 +44,3 @@ class Best:
     def from_json(cls, values: Mapping[str, Any]) -> "Best":
         """The inverse of `to_json`."""
         return cls(**values)
-
-
-def is_loss(metric: str) -> bool:
-    """Whether smaller values of a metric are better."""
-    return metric.endswith("loss")
-
-
-def metric_names(tasks: Iterable[str]) -> list[str]:
-    """What an evaluation during training gives."""
-    return [f"eval/{task}/{name}" for task in tasks for name in ("hit@10", "ndcg@10")] + ["eval/general/loss"]
-
-
-def check_metric(metric: str | None, patience: int, eval_every: int, tasks: Iterable[str]) -> None:
-    """Checks that a run with this metric can be.
-
-    Raises:
-      ValueError: there is no such metric (with the nearest one), or no evaluation to give it.
-    """
-    if metric is None:
-        if patience:
-            raise ValueError(f"train.patience={patience} needs train.metric, such as eval/general/loss")
-        return
-    if not eval_every:
-        raise ValueError(f"train.metric {metric} needs evaluations: set train.eval_every")
-    names = metric_names(tasks)
-    if metric not in names:
-        near = difflib.get_close_matches(metric, names, 1, cutoff=0.0)[0]
-        raise ValueError(f"train.metric {metric!r} is no metric of this run; did you mean {near!r}?")

@@ -15,7 +15,7 @@ from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.prepare import prepare
 from gems_jax.data.text.general_text import read_lines, token_stream
 from gems_jax.data.text.plain_text import plain_ids
-from gems_jax.items.tokens import ItemIndex, add_identifier_tokens, add_item_tokens, grow, load_item_identifiers
+from gems_jax.items import ItemIndex, add_identifier_tokens, add_item_tokens, grow, load_item_identifiers
 from gems_jax.models import load
 from gems_jax.null_space.estimate import estimate_null_space
 from gems_jax.null_space.space import NullSpace

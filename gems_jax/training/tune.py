@@ -7,8 +7,8 @@ sums are rounded in another order (by about 1e-7): a run goes on with the same r
 agree to 1e-5. The difference grows with every step, the faster the larger the learning rate is.
 
 Of several processes each feeds its own devices; the first one writes and speaks. They save together and stop after the
-same step, whichever of them was told to. When one is gone the others end, see `gems_jax.training.distributed.cluster`; started
-again, all go on from the newest checkpoint.
+same step, whichever of them was told to. When one is gone the others end, see
+`gems_jax.training.distributed.cluster`; started again, all go on from the newest checkpoint.
 """
 
 import signal
@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gems_jax.config.metric_names import metric_names
 from gems_jax.config.run import Config
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.evaluation.evaluate import evaluate_ranking
@@ -30,7 +31,7 @@ from gems_jax.training.distributed.cluster import check_agreement, ending_togeth
 from gems_jax.training.distributed.mesh import gathered
 from gems_jax.training.distributed.signals import EXIT_CODES, Signals, preemption_notice
 from gems_jax.training.distributed.watchdog import Watchdog
-from gems_jax.training.early_stopping import Best, metric_names
+from gems_jax.training.early_stopping import Best
 from gems_jax.training.losses import family_of
 from gems_jax.training.monitoring.flops import model_flops, peak_flops
 from gems_jax.training.monitoring.metric_log import Journal, Sent

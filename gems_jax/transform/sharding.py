@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gems_jax.boxes import map_with_path
 from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec, resolve
+from gems_jax.linalg.stacks import check_auto
 from gems_jax.null_space.space import ConstrainToNullSpaceState
 from gems_jax.transform.plan import Recorded, recorded_plans
 from gems_jax.transform.state import GemsState
@@ -110,28 +111,6 @@ def _placed(params: PyTree) -> tuple[Mesh | AbstractMesh, dict[str, Placed]]:
         raise ValueError("there are no parameters, so there is no mesh; give the tree that tx.init gets")
     check_auto(mesh)
     return mesh, placed
-
-
-def check_auto(mesh: Mesh | AbstractMesh) -> None:
-    """Refuses meshes whose axes are of type ``Explicit``.
-
-    Raises:
-      ValueError: naming these axes.
-
-    Example:
-      >>> from jax.sharding import AxisType
-      >>> check_auto(jax.make_mesh((1,), ("fsdp",), axis_types=(AxisType.Explicit,)))
-      Traceback (most recent call last):
-      ...
-      ValueError: mesh axes fsdp are of type Explicit, ...
-    """
-    explicit = [n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit]
-    if explicit:
-        raise ValueError(
-            f"mesh axes {', '.join(explicit)} are of type Explicit, where operations of a step would need the sharding "
-            "of their output spelled out; make the mesh with "
-            f"axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.axis_names)}"
-        )
 
 
 def _names(entry: Any) -> Axes:

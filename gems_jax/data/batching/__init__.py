@@ -1,1 +1,1 @@
-"""batching: see the modules."""
+"""From rows to batches of tokens on devices."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from gems_jax.checksums import damage
+
+FORMAT_VERSION = 4
+META = "encoded.json"
+_ARRAYS = {"tokens": (np.int32, 1), "offsets": (np.int64, 1), "target_tokens": (np.int32, 2)}
 Family = Literal["encoder_decoder", "decoder"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
@@ -56,8 +63,6 @@ class EncodedTable:
     def __reduce__(self) -> Any:
         if self.folder is None:
             return super().__reduce__()
-        from gems_jax.data.batching.token_cache import map_encoded
-
         return map_encoded, (self.folder,)
 
     def lengths(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
@@ -76,3 +81,46 @@ class EncodedTable:
     def tokens_of(self, row: int) -> np.ndarray:
         """The tokens of one input."""
         return self.tokens[self.offsets[row] : self.offsets[row + 1]]
+
+
+def open_encoded(folder: str | Path) -> EncodedTable:
+    """The table that `encode_once` wrote to a folder, memory-mapped, once its files have been read and found whole.
+
+    Reading them costs about a second a gigabyte, once; processes that get an opened table from this one map it only.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    if (Path(folder) / META).is_file():
+        # Before anything is made of them: a damaged header ends numpy with errors of many kinds.
+        wrong = damage(Path(folder), [META, *(f"{name}.npy" for name in _ARRAYS)])
+        if wrong is not None:
+            raise ValueError(f"the encoded table {folder} is damaged ({wrong}); remove it, it is made anew")
+    return map_encoded(folder)
+
+
+def map_encoded(folder: str | Path) -> EncodedTable:
+    """As `open_encoded`, of files that have been found whole already: only their form is checked."""
+    folder = Path(folder)
+    if not (folder / META).is_file():
+        raise FileNotFoundError(f"{folder} holds no encoded table ({META} is missing); encode_once writes one")
+    try:
+        meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
+        if meta.pop("format_version") != FORMAT_VERSION:
+            raise ValueError(f"{META} is not of format version {FORMAT_VERSION}")
+        arrays = {name: _mapped(folder / f"{name}.npy", *kind) for name, kind in _ARRAYS.items()}
+        rows, end = len(arrays["offsets"]) - 1, arrays["offsets"][-1]
+        if rows != len(arrays["target_tokens"]) or end != len(arrays["tokens"]):
+            raise ValueError("its parts do not fit together")
+        return EncodedTable(**meta, folder=folder, **arrays)  # type: ignore[arg-type]
+    except (ValueError, TypeError, KeyError, OSError, EOFError, IndexError, SyntaxError, TokenError) as error:
+        raise ValueError(f"the encoded table {folder} is damaged ({error}); remove it, it is made anew") from None
+
+
+def _mapped(path: Path, dtype: type, ndim: int) -> np.ndarray:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.dtype != dtype or array.ndim != ndim:
+        raise ValueError(f"{path.name} has dtype {array.dtype} and {array.ndim} axes")
+    # A plain array on the same memory: a memmap's own indexing is several times slower.
+    return array.view(np.ndarray)

@@ -100,10 +100,10 @@ def encode_table(
     An encoder's input ends with the end token. A decoder's prompt begins with what the tokenizer puts before a text
     (often a token that marks the beginning) and ends where its answer, the item's tokens and the end token, goes on.
 
-    The tokens are those that the tokenizer makes of the whole text, `gems_jax.data.batching.wording.prompt_text`. A template may
-    name special tokens; in a query their names are letters like others (`gems_jax.data.text.plain_text.plain_ids`). Where an
-    input would be longer than `max_length`, the oldest items of the history are dropped; a query that leaves no room
-    for the newest item is clipped at its end.
+    The tokens are those that the tokenizer makes of the whole text, `gems_jax.data.batching.wording.prompt_text`. A
+    template may name special tokens; in a query their names are letters like others
+    (`gems_jax.data.text.plain_text.plain_ids`). Where an input would be longer than `max_length`, the oldest items of
+    the history are dropped; a query that leaves no room for the newest item is clipped at its end.
 
     Args:
         table: `R` rows.

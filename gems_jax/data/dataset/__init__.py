@@ -1,1 +1,1 @@
-"""dataset: see the modules."""
+"""A dataset as it is stored."""

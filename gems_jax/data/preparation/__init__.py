@@ -1,1 +1,1 @@
-"""preparation: see the modules."""
+"""From events to rows: cores, histories, splits, negatives, checks."""

@@ -1,1 +1,1 @@
-"""raw: see the modules."""
+"""Reading files as people have them; what cannot be used is set apart and counted."""

@@ -1,1 +1,1 @@
-"""sources: see the modules."""
+"""One file a source of data."""

@@ -1,1 +1,1 @@
-"""text: see the modules."""
+"""General text and tokenizers."""

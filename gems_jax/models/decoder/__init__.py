@@ -1,1 +1,1 @@
-"""decoder: see the modules."""
+"""Decoders: Llama, Qwen, Mistral."""

@@ -1,1 +1,1 @@
-"""hf: see the modules."""
+"""Hugging Face folders, read and written."""

@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from gems_jax.linalg.stacks import check_auto
 from gems_jax.models.config_checks import MAX_CONFIG_BYTES, MAX_PARAMETERS, shown
 from gems_jax.models.config_options import as_whole
 from gems_jax.models.decoder import hf as decoder_folder
@@ -32,7 +33,6 @@ from gems_jax.models.layer_stack import is_unstacked
 from gems_jax.models.params import param_shapes, params_of
 from gems_jax.models.t5 import hf as t5_folder
 from gems_jax.staging import fresh_folder
-from gems_jax.transform.sharding import check_auto
 
 _CONFIG = "config.json"
 # Our key in config.json: rows from here on are added items, kept apart from the pretrained ones.

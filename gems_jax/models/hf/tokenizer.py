@@ -3,15 +3,28 @@
 from pathlib import Path
 from typing import Any
 
-from gems_jax.items.tokens import max_unused_rows
-
 # What a tokenizer of its own class is built from, where there is no tokenizer.json.
 _SOURCES = (("spiece.model",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
-
-
+# More rows without a token than the largest models have mean that tokenizer and model do not belong together.
+_MAX_UNUSED_ROWS = 511
+# What tables are usually padded to a multiple of, if at all.
+_USUAL_PADDING = 64
 # Of all of a tokenizer's files; published ones have up to 140 bytes a token in one file.
 _MAX_BYTES, _MAX_BYTES_A_TOKEN = 1 << 26, 1 << 11
 _FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+
+
+def max_unused_rows(rows: int) -> int:
+    """How many rows of a table of ``rows`` may be without a token, as tables are padded to round sizes.
+
+    A multiple of 64 may have 511 (Qwen 2.5: 399 of 152,064), others fewer than the power of two that divides them.
+
+    Example:
+      >>> max_unused_rows(32128), max_unused_rows(40), max_unused_rows(41)
+      (511, 7, 0)
+    """
+    padding = rows & -rows
+    return _MAX_UNUSED_ROWS if padding >= _USUAL_PADDING else padding - 1
 
 
 def load_tokenizer(folder: Path, vocab_size: int = 1 << 20) -> Any:

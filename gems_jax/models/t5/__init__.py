@@ -1,1 +1,1 @@
-"""t5: see the modules."""
+"""T5 1.0, 1.1, Flan, mT5 and UMT5."""

@@ -1,1 +1,1 @@
-"""tracing: see the modules."""
+"""The program of a forward pass, read and run again: which kernels are applied to which inputs."""

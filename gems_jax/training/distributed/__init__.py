@@ -1,1 +1,1 @@
-"""distributed: see the modules."""
+"""Several devices and processes: mesh, cluster, signals, watchdog."""

@@ -1,1 +1,1 @@
-"""monitoring: see the modules."""
+"""What a run says while it goes on: metrics, progress, profiles."""

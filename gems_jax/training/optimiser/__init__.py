@@ -1,1 +1,1 @@
-"""optimiser: see the modules."""
+"""The optimiser of a run: transform, learning rates, clipping, rounding."""

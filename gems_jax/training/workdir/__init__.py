@@ -1,1 +1,1 @@
-"""workdir: see the modules."""
+"""A run's folder: checkpoints, checksums, locks, what it was tuned on."""

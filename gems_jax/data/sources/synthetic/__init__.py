@@ -1,1 +1,1 @@
-"""synthetic: see the modules."""
+"""A made-up marketplace, for the demo and for tests."""
