@@ -10,7 +10,7 @@ import numpy as np
 from fake_devices import fake_devices
 from flax import nnx
 
-from gems_jax.items.tokens import add_item_tokens, grow
+from gems_jax.items import add_item_tokens, grow
 from gems_jax.models import load, save
 from gems_jax.models.hf import load_save as hugging_face
 

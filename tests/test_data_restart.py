@@ -153,7 +153,7 @@ def test_a_killed_process_is_gone_on_from(raw):
     run(raw, "whole")
     program = f"""
 import os, signal
-from gems_jax.data import user_parts
+from gems_jax.data.preparation import shards as user_parts
 from gems_jax.data.prepare import prepare
 user_parts.ROWS = 20
 def progress(line):

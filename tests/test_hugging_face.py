@@ -20,7 +20,7 @@ from shared import SHARED, needs_shared
 from tiny import cheap_compilation
 from tokenizers import Tokenizer, models
 
-from gems_jax.items.tokens import add_item_tokens, grow
+from gems_jax.items import add_item_tokens, grow
 from gems_jax.models import T5, T5Config, from_config, load, save
 from gems_jax.models.hf.load_save import FAMILIES
 

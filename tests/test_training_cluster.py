@@ -170,7 +170,7 @@ def test_what_one_process_finds_wrong_ends_all_and_long_values_are_not_shown(pro
 MEMBER = """
 import os, signal, time
 import jax, numpy as np
-from gems_jax.training import cluster
+from gems_jax.training.distributed import cluster
 cluster.join()
 mesh = jax.make_mesh((2,), ("x",))
 spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
