@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from gems_jax.data.dataset import array_records, storage
 from gems_jax.data.dataset.tables import Row, Table
-from gems_jax.data.preparation import shards as user_parts
+from gems_jax.data.preparation import shards
 from gems_jax.data.preparation.item_sets import ItemSets
 from gems_jax.data.preparation.resume import Pace
 from gems_jax.data.prepare import prepare
@@ -53,7 +53,7 @@ OPTIONS = {"files": {"interactions": "log", "items": None}, "num_negatives": 3, 
 def raw(tmp_path, monkeypatch):
     """A folder of raw files, to be prepared about 20 rows at a time."""
     write_log(tmp_path / "log")
-    monkeypatch.setattr(user_parts, "ROWS", 20)
+    monkeypatch.setattr(shards, "ROWS", 20)
     return tmp_path
 
 
@@ -80,9 +80,9 @@ def same_tables(first, second):
 
 @pytest.mark.parametrize("rows", [1, 7, 30])
 def test_parts_of_any_size_make_the_same_dataset(raw, monkeypatch, rows):
-    monkeypatch.setattr(user_parts, "ROWS", 10**9)
+    monkeypatch.setattr(shards, "ROWS", 10**9)
     whole = run(raw, "whole")
-    monkeypatch.setattr(user_parts, "ROWS", rows)
+    monkeypatch.setattr(shards, "ROWS", rows)
     said = []
     parts = run(raw, "parts", said.append)
     same_tables(whole, parts)
@@ -153,9 +153,9 @@ def test_a_killed_process_is_gone_on_from(raw):
     run(raw, "whole")
     program = f"""
 import os, signal
-from gems_jax.data.preparation import shards as user_parts
+from gems_jax.data.preparation import shards
 from gems_jax.data.prepare import prepare
-user_parts.ROWS = 20
+shards.ROWS = 20
 def progress(line):
     if "part 2," in line:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -199,14 +199,14 @@ def test_data_that_cannot_be_used_leave_nothing_behind(raw, monkeypatch):
     def leaking(*args):
         raise ValueError("leaks")
 
-    monkeypatch.setattr(user_parts, "check_events", leaking)
+    monkeypatch.setattr(shards, "check_events", leaking)
     with pytest.raises(ValueError, match="leaks"):
         run(raw, "out")
     assert sorted(path.name for path in raw.iterdir()) == ["log"]
 
 
 def test_a_full_disk_leaves_what_is_finished(raw, monkeypatch):
-    finish = user_parts.finish
+    finish = shards.finish
 
     def full(ready, rows, left=[2]):  # noqa: B006
         left[0] -= 1
@@ -214,10 +214,10 @@ def test_a_full_disk_leaves_what_is_finished(raw, monkeypatch):
             raise OSError(28, "No space left on device")
         return finish(ready, rows)
 
-    monkeypatch.setattr(user_parts, "finish", full)
+    monkeypatch.setattr(shards, "finish", full)
     with pytest.raises(OSError, match="No space left"):
         run(raw, "out")
-    monkeypatch.setattr(user_parts, "finish", finish)
+    monkeypatch.setattr(shards, "finish", finish)
     said = []
     run(raw, "out", said.append)
     assert sum("is there already" in line for line in said) == 2
@@ -242,7 +242,7 @@ def test_a_second_preparation_of_the_same_folder_waits_for_the_first(raw):
 
 
 def test_a_leak_in_a_later_part_names_the_row_of_the_whole_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(user_parts, "ROWS", 1)
+    monkeypatch.setattr(shards, "ROWS", 1)
     rows = [{"user_id": f"u{n}", "target": f"i{n}{s}", "split": split, "history": [f"i{n}9"]} for n in range(4)
             for s, split in enumerate(("train", "valid", "test"))]  # fmt: skip
     rows.append({"user_id": "u3", "target": "i32", "split": "train", "history": ["i39"]})
@@ -262,7 +262,7 @@ def test_a_leak_in_a_later_part_names_the_row_of_the_whole_table(tmp_path, monke
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 12))
 def test_parts_hold_whole_users_and_every_row_once_in_order(users, rows):
     user = np.asarray(users)
-    parts = list(user_parts.user_parts(user, rows))
+    parts = list(shards.user_parts(user, rows))
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(user)))
     of_parts = [set(user[part].tolist()) for part in parts]
     assert sum(map(len, of_parts)) == len(set(users))

@@ -19,7 +19,7 @@ from shared import SHARED, needs_shared
 from gems_jax.data.dataset import storage
 from gems_jax.data.prepare import prepare
 from gems_jax.data.sources import amazon_scientific, qilin
-from gems_jax.data.sources.category_query import category_query
+from gems_jax.data.sources.amazon import category_query
 
 SCIENTIFIC = SHARED / "data" / "amazon_scientific"
 NOTES = 60

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_tables import load, log, ready, rows_of, write_rows
 
-from gems_jax.data.preparation import evaluation_negatives as ranked_against
+from gems_jax.data.preparation import evaluation_negatives
 from gems_jax.data.preparation import leaks, negatives
 from gems_jax.data.preparation.histories import make_histories
 from gems_jax.data.preparation.holdout import leave_one_out_split
@@ -212,7 +212,7 @@ def test_ragged_lists_agree_with_python_lists():
 def test_work_block_by_block_changes_nothing(tmp_path, monkeypatch):
     options = {"num_negatives": 6, "steps": {"core": 2, "max_history": 4}}
     whole = rows_of(load(tmp_path, ready(tmp_path), out="a", **options))
-    for module, name, size in ((ragged, "BLOCK_VALUES", 5), (ranked_against, "_ROWS", 2), (negatives, "_ROWS", 3),
+    for module, name, size in ((ragged, "BLOCK_VALUES", 5), (evaluation_negatives, "_ROWS", 2), (negatives, "_ROWS", 3),
                                (leaks, "_ROWS", 2), (raw_files, "BLOCK_BYTES", 400)):  # fmt: skip
         monkeypatch.setattr(module, name, size)
     assert rows_of(load(tmp_path, ready(tmp_path), out="b", **options)) == whole

@@ -9,7 +9,7 @@ import pytest
 
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.data.preparation.few_candidates import few_candidates
-from gems_jax.data.sources.category_query import category_query
+from gems_jax.data.sources.amazon import category_query
 from gems_jax.data.text.words import search_terms, split_words
 from gems_jax.evaluation import non_neural, simple_rankers
 from gems_jax.evaluation.simple_rankers import missing_lines, not_measured

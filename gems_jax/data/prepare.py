@@ -12,8 +12,8 @@ from typing import Any
 
 from gems_jax.data.dataset import remote, storage
 from gems_jax.data.dataset.tables import Dataset, Table
-from gems_jax.data.preparation import shards as user_parts
-from gems_jax.data.preparation.assemble import Source, get_ready
+from gems_jax.data.preparation import shards
+from gems_jax.data.preparation.assemble import get_ready
 from gems_jax.data.preparation.empty_tables import check_tables
 from gems_jax.data.preparation.few_candidates import few_candidates
 from gems_jax.data.preparation.leaks import check_leaks
@@ -25,6 +25,7 @@ from gems_jax.data.raw.options import Steps, TableFiles, options_of
 from gems_jax.data.raw.quarantine import Quarantine, Unusable, write_rows
 from gems_jax.data.raw.raw_files import find_files, local_name
 from gems_jax.data.raw.raw_sums import summed, with_sums
+from gems_jax.data.raw.source import Source
 from gems_jax.data.sources import amazon, amazon_scientific, qilin, released, table
 from gems_jax.data.sources.synthetic import marketplace
 from gems_jax.staging import is_remote
@@ -169,7 +170,7 @@ def _prepare_in_parts(
     """Reads raw files one by one and finishes users in parts; what an interrupted preparation did stays done."""
     # Parts of other sizes do not fit together.
     versions = {"format_version": storage.FORMAT_VERSION, "content_version": storage.CONTENT_VERSION}
-    decisive = settings | versions | {"rows_a_part": user_parts.ROWS}
+    decisive = settings | versions | {"rows_a_part": shards.ROWS}
     quarantine = Quarantine(settings["max_bad_fraction"], with_files=name in DESCRIBED)
     with unfinished_folder(out_dir, decisive, say) as folder, _telling_first(quarantine, say):
         if storage.is_complete(out_dir) and storage.is_current(out_dir):
@@ -183,7 +184,7 @@ def _prepare_in_parts(
         for step in card["steps"]:
             say("data: " + _step(step))
         cold_items = resolved.cold_items or card["splits"] != "as given"
-        done = user_parts.finish_parts(ready, folder / "parts", resolved.repeats, cold_items, say)
+        done = shards.finish_parts(ready, folder / "parts", resolved.repeats, cold_items, say)
         card["steps"].append(done.step())
         say("data: " + _step(card["steps"][-1]))
         counts = done.counts()

@@ -29,29 +29,7 @@ from gems_jax.data.raw.examples import UNKNOWN, Examples
 from gems_jax.data.raw.options import Steps
 from gems_jax.data.raw.quarantine import Quarantine, Unusable
 from gems_jax.data.raw.ragged import Ragged
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a reader hands over.
-
-    Args:
-        name: of the dataset.
-        path: of its files, for messages.
-        examples: all rows that could be read.
-        items: the catalogue.
-        used_only: whether items that no row names leave the catalogue.
-        per_task: whether the last row of each task is held out, rather than the last of all.
-        query_of_item: item id to a query: every row of such an item then also is a search with it.
-    """
-
-    name: str
-    path: str
-    examples: Examples
-    items: list[Item]
-    used_only: bool = True
-    per_task: bool = True
-    query_of_item: Mapping[str, str] | None = None
+from gems_jax.data.raw.source import Source
 
 
 class _Record:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gems_jax.data.dataset.tables import Item
-from gems_jax.data.preparation.assemble import Source
 from gems_jax.data.raw import reasons
 from gems_jax.data.raw.blank import is_blank
 from gems_jax.data.raw.catalogue_file import add_item
@@ -21,9 +20,10 @@ from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.raw.raw_batch import Batch
 from gems_jax.data.raw.raw_table import read_batches
+from gems_jax.data.raw.source import Source
 from gems_jax.data.raw.times import as_times
-from gems_jax.data.sources.category_query import category_query
 from gems_jax.data.text.plain_text import is_unicode
+from gems_jax.data.text.words import split_words
 
 DEFAULTS = {"core": 5, "max_history": 20, "min_history": 1}
 FETCH = (
@@ -31,6 +31,10 @@ FETCH = (
     "https://cseweb.ucsd.edu/~jmcauley/datasets.html (2014: reviews_<Category>_5.json.gz and meta_<Category>.json.gz; "
     "2018: <Category>_5.json.gz and meta_<Category>.json.gz) or https://amazon-reviews-2023.github.io (2023: "
     "<Category>.jsonl.gz or <Category>.csv.gz, and meta_<Category>.jsonl.gz), into the folder that data.path names"
+)
+# Left out of queries.
+STOP_WORDS = frozenset(
+    ["a", "amp", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"]
 )
 _SUFFIXES = (".json", ".jsonl", ".csv")
 # Roles to the columns' names, that of 2023 first: there `parent_asin` is the product and `asin` one of its variants.
@@ -169,6 +173,36 @@ def deepest_path(entry: dict[str, Any]) -> list[str]:
         paths = [paths]
     paths = [[level for level in path if isinstance(level, str)] for path in paths if isinstance(path, list)]
     return max(paths, key=len, default=[])
+
+
+def category_query(levels: Sequence[str]) -> str:
+    """The words of a category path without its root, in any script, each once, where it stands last.
+
+    The rule of Van Gysel, de Rijke, Kanoulas (arXiv 1608.07253) and of HEM (Ai, Zhang, Bi, Chen, Croft, SIGIR 2017):
+    stop words and words that come again go; a path of one level is no query. The root goes too: it is the same for
+    all items.
+
+    Example:
+        >>> category_query(["Industrial & Scientific", "Fasteners", "Collated Fasteners", "Staples"])
+        'collated fasteners staples'
+        >>> category_query(["Haushalt", "K\u00fcchenger\u00e4te", "Wasserkocher"])
+        'küchengeräte wasserkocher'
+
+    Args:
+        levels: names from the root down; HTML's escapes are undone.
+
+    Returns:
+        The query, empty where the path gives none.
+    """
+    named = [level for level in levels if level.strip()]
+    if len(named) < 2:
+        return ""
+    text = html.unescape(html.unescape(" ".join(named[1:]))).lower()
+    words: dict[str, None] = {}
+    for word in reversed(split_words(text)):
+        if word not in STOP_WORDS:
+            words.setdefault(word)
+    return " ".join(reversed(words))
 
 
 def _batches(

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.dataset.tables import Item
-from gems_jax.data.preparation.assemble import Source
 from gems_jax.data.preparation.read_cache import ReadParts
 from gems_jax.data.raw.cells import parse_cell
 from gems_jax.data.raw.columns import as_text, id_text
@@ -23,6 +22,7 @@ from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.raw.raw_batch import Batch
 from gems_jax.data.raw.raw_files import kind_of
 from gems_jax.data.raw.raw_table import read_batches
+from gems_jax.data.raw.source import Source
 from gems_jax.data.raw.times import as_times
 
 DEFAULTS = {"core": 3, "min_rows": 3, "both_tasks": True, "max_history": 20}

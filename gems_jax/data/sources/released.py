@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS
-from gems_jax.data.preparation.assemble import Source
 from gems_jax.data.raw.catalogue_file import read_items
 from gems_jax.data.raw.examples import Examples, Names
 from gems_jax.data.raw.ids import Catalogue, same_ids
@@ -17,6 +16,7 @@ from gems_jax.data.raw.options import Steps, TableFiles
 from gems_jax.data.raw.plain_pickle import load_plain
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.raw_batch import Batch
+from gems_jax.data.raw.source import Source
 from gems_jax.data.sources.table import encode_batch
 
 DEFAULTS = {"max_history": 20}

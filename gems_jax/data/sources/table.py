@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS
-from gems_jax.data.preparation.assemble import Source
 from gems_jax.data.preparation.oddities import settle_times
 from gems_jax.data.preparation.read_cache import ReadParts
 from gems_jax.data.raw import reasons
@@ -21,6 +20,7 @@ from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.raw.raw_batch import Batch
 from gems_jax.data.raw.raw_files import find_files
 from gems_jax.data.raw.row_columns import RowColumns
+from gems_jax.data.raw.source import Source
 
 DEFAULTS = {"max_history": 20}
 
