@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_tables import load, log, ready, rows_of, write_rows
 
-from gems_jax.data.preparation import evaluation_negatives
-from gems_jax.data.preparation import leaks, negatives
+from gems_jax.data.preparation import evaluation_negatives, leaks, negatives
 from gems_jax.data.preparation.histories import make_histories
 from gems_jax.data.preparation.holdout import leave_one_out_split
 from gems_jax.data.preparation.k_core import to_core
