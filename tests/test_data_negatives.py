@@ -11,7 +11,7 @@ from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.data.preparation.evaluation_negatives import items_by_query
 from gems_jax.data.preparation.histories import make_histories
 from gems_jax.data.preparation.leaks import check_leaks
-from gems_jax.data.preparation.read_cache import ReadParts
+from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.preparation.splits import Event, leave_one_out
 from gems_jax.data.raw.examples import Examples, Names
 from gems_jax.data.raw.quarantine import Quarantine
@@ -80,10 +80,10 @@ def test_searches_of_bad_rows_are_known_again_after_an_interruption(tmp_path):
         first.items.add("i0")
         first.left_out.add((0, 0))
 
-    first, parts = Names(), ReadParts(tmp_path / "read", lambda line: None)
-    parts.rows_of(0, 1, first, Quarantine(), read)
+    first, cache = Names(), ReadCache(tmp_path / "read", lambda line: None)
+    cache.rows_of(0, 1, first, Quarantine(), read)
     again = Names()
-    ReadParts(tmp_path / "read", lambda line: None).rows_of(0, 1, again, Quarantine(), lambda: 1 / 0)
+    ReadCache(tmp_path / "read", lambda line: None).rows_of(0, 1, again, Quarantine(), lambda: 1 / 0)
     assert [tuple(pair) for pair in again.left_out.names] == [(0, 0)]
 
 

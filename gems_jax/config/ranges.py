@@ -1,6 +1,7 @@
 """What every field of a configuration may be, checked all together before any work.
 
-Words, choices and shapes of values follow from the fields' types; what numbers may be stands in `RANGES`, a line each.
+Words, choices and shapes of values follow from the fields' types; what numbers may be stands in `RANGES`, a line each,
+and words that may be added to in `CHOICES`.
 """
 
 import dataclasses
@@ -9,8 +10,10 @@ import functools
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
+
+from gems_jax.data.sources import registry
 
 # Steps, rows and sizes are int32 on devices; seeds are uint32.
 MOST = 2**31 - 1
@@ -165,6 +168,9 @@ RANGES: Mapping[str, Range] = types.MappingProxyType({
 })  # fmt: skip
 
 
+CHOICES: Mapping[str, Callable[[], tuple[str, ...]]] = types.MappingProxyType({"data.name": registry.names})
+
+
 def wrong_fields(options: Any, prefix: str = "") -> Iterator[str]:
     """What is wrong with the fields of a dataclass and of those in it, a sentence each.
 
@@ -197,6 +203,8 @@ def wrong_value(name: str, hint: Any, value: Any) -> str | None:
       >>> wrong_value("train.schedule", Literal["cosine", "linear"], "cosin")
       "train.schedule must be one of cosine, linear, got 'cosin'; did you mean 'cosine'?"
     """
+    if name in CHOICES:
+        hint = Literal[CHOICES[name]()]  # type: ignore[valid-type]
     limit = RANGES.get(name)
     if _fits(hint, value, limit, name in EMPTY):
         return None

@@ -17,7 +17,7 @@ class DataConfig:
 
     Attributes:
       name: of the source: ``marketplace`` (generated), ``table`` (your own logs), ``amazon``, ``amazon_scientific``,
-        ``qilin`` or ``released`` (the authors' six tables); see docs/data.md.
+        ``qilin`` or ``released`` (the authors' six tables); see docs/data.md. One that was registered, too.
       path: folder of the raw files, for datasets that have some.
       dir: folder of the prepared dataset; made where it is missing.
       seed: of negatives, and of the generated marketplace.
@@ -35,7 +35,7 @@ class DataConfig:
       threads: that make them.
     """
 
-    name: Literal["marketplace", "table", "amazon", "amazon_scientific", "qilin", "released"] = "marketplace"
+    name: str = "marketplace"
     path: str | None = None
     dir: str = "runs/demo/data"
     seed: int = 0

@@ -19,21 +19,16 @@ from gems_jax.data.preparation.few_candidates import few_candidates
 from gems_jax.data.preparation.leaks import check_leaks
 from gems_jax.data.preparation.negatives import NUM_NEGATIVES
 from gems_jax.data.preparation.other_dataset import OtherDataset, differences
-from gems_jax.data.preparation.read_cache import ReadParts
+from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.preparation.resume import unfinished_folder
-from gems_jax.data.raw.options import Steps, TableFiles, options_of
+from gems_jax.data.raw.options import PrepareOptions, Steps, TableFiles, options_of
 from gems_jax.data.raw.quarantine import Quarantine, Unusable, write_rows
-from gems_jax.data.raw.raw_files import find_files, local_name
+from gems_jax.data.raw.raw_files import local_name
 from gems_jax.data.raw.raw_sums import summed, with_sums
-from gems_jax.data.raw.source import Source
-from gems_jax.data.sources import amazon, amazon_scientific, qilin, released, table
+from gems_jax.data.sources.entry import SourceEntry
+from gems_jax.data.sources.registry import entry_of, names
 from gems_jax.data.sources.synthetic import marketplace
 from gems_jax.staging import is_remote
-
-SOURCES = ("marketplace", "amazon_scientific", "amazon", "qilin", "released", "table")
-# Sources whose rows go through `assemble`, and those that read files described by `TableFiles`.
-STEPPED = ("amazon", "qilin", "released", "table")
-DESCRIBED = ("released", "table")
 
 
 def prepare(
@@ -53,9 +48,9 @@ def prepare(
     """The prepared dataset in `out_dir`: read if it is finished and made with the same settings, else made.
 
     Args:
-        name: `marketplace` (made from the seed), or from files under `path`: `amazon_scientific`, `amazon` (any
-            category's reviews and metadata), `qilin`, `released` (the authors' six pickled tables), `table` (anyone's
-            rows).
+        name: of a source, see `gems_jax.data.sources.registry`: `marketplace` (made from the seed), or from files under
+            `path`: `amazon_scientific`, `amazon` (any category's reviews and metadata), `qilin`, `released` (the
+            authors' six pickled tables), `table` (anyone's rows).
         out_dir: folder of the prepared dataset; on an object store (`gs://...`) a copy on this machine is worked with,
             see `gems_jax.data.dataset.remote`.
         path: folder of the raw files, on this machine (`file://` is).
@@ -73,13 +68,29 @@ def prepare(
         FileNotFoundError: a raw file is missing.
     """
     say = progress or (lambda line: None)
-    path = None if path is None else local_name(str(path))
+    entry = entry_of(name)
+    options = PrepareOptions(
+        name=name,
+        path=None if path is None else local_name(str(path)),
+        seed=seed,
+        num_negatives=num_negatives,
+        num_users=num_users,
+        max_bad_fraction=max_bad_fraction,
+        steps=options_of(Steps, steps, "steps"),
+        files=options_of(TableFiles, entry.files if files is None else files, "files"),
+        category=category,
+    )
+    _check_effects(options, entry)
     if is_remote(out_dir):
-        return _prepare_elsewhere(
-            str(out_dir), say, name=name, path=path, seed=seed, num_negatives=num_negatives, num_users=num_users,
-            max_bad_fraction=max_bad_fraction, steps=steps, files=files, category=category, progress=progress,
-        )  # fmt: skip
-    settings = _settings(name, path, seed, num_negatives, num_users, max_bad_fraction, steps, files, category)
+        return _prepare_elsewhere(str(out_dir), options, entry, say)
+    return _prepare_here(out_dir, options, entry, say)
+
+
+def _prepare_here(
+    out_dir: str | Path, options: PrepareOptions, entry: SourceEntry, say: Callable[[str], None]
+) -> Dataset:
+    """`prepare` of a folder on this machine."""
+    path, settings = options.path, _settings(options, entry)
     if storage.is_complete(out_dir):
         if path is not None and not Path(path).exists():
             made_with = storage.settings_of(out_dir)
@@ -98,15 +109,11 @@ def prepare(
         say(f"data: {out_dir} is of an earlier format; making it again")
     begin = time.perf_counter()
     storage.check_place(out_dir)
-    say(f"data: reading {name}" + (f" from {path}" if path is not None else ""))
+    say(f"data: reading {options.name}" + (f" from {path}" if path is not None else ""))
     left_out = Path(out_dir).with_name(f"{Path(out_dir).name}.quarantine.jsonl")
     try:
-        if name in STEPPED:
-            dataset = _prepare_in_parts(
-                name, Path(out_dir), Path(str(path)), settings, seed, num_negatives, steps, files, category, say
-            )
-        else:
-            dataset = _prepare_at_once(name, Path(out_dir), settings, say)
+        make = _prepare_in_shards if entry.takes_steps else _prepare_at_once
+        dataset = make(Path(out_dir), options, entry, settings, say)
     except Unusable as error:
         if not error.rows:
             raise
@@ -126,16 +133,15 @@ def _check_same(out_dir: str | Path, settings: Mapping[str, Any]) -> None:
         raise OtherDataset(out_dir, found)
 
 
-def _prepare_at_once(name: str, out_dir: Path, settings: dict[str, Any], say: Callable[[str], None]) -> Dataset:
-    """Small sources, which need no parts."""
-    seed, num_negatives = settings["seed"], settings["num_negatives"]
-    if name == "marketplace":
-        dataset = marketplace.load(seed, settings["num_users"], num_negatives)
-    else:
-        dataset = amazon_scientific.load(settings["path"], seed, num_negatives, settings["max_bad_fraction"])
+def _prepare_at_once(
+    out_dir: Path, options: PrepareOptions, entry: SourceEntry, settings: dict[str, Any], say: Callable[[str], None]
+) -> Dataset:
+    """Small sources, which need no shards."""
+    assert entry.load is not None
+    dataset = entry.load(options)
     _say_quarantined(dataset.card, say)
     dataset.card["settings"] = summed(settings)
-    _add_candidates(dataset.card, dataset.tasks, num_negatives, len(dataset.items), say)
+    _add_candidates(dataset.card, dataset.tasks, options.num_negatives, len(dataset.items), say)
     check_tables(dataset.name, dataset.row_counts())
     dataset.card["item_sets"] = check_leaks(dataset)
     say(f"data: writing {_size(dataset)} to {out_dir}")
@@ -143,48 +149,40 @@ def _prepare_at_once(name: str, out_dir: Path, settings: dict[str, Any], say: Ca
     return dataset
 
 
-def _prepare_elsewhere(url: str, say: Callable[[str], None], **options: Any) -> Dataset:
+def _prepare_elsewhere(url: str, options: PrepareOptions, entry: SourceEntry, say: Callable[[str], None]) -> Dataset:
     """`prepare` of a folder on an object store: a copy on this machine is read or made, and sent there if it is new."""
     local = remote.local_path(url)
     remote.bring(url, local, say)
     try:
-        dataset = prepare(out_dir=local, **options)
+        dataset = _prepare_here(local, options, entry, say)
     except OtherDataset as error:
         raise OtherDataset(url, error.found) from None  # the copy would come back from there
     remote.send(local, url, say)
     return dataset
 
 
-def _prepare_in_parts(
-    name: str,
-    out_dir: Path,
-    path: Path,
-    settings: dict[str, Any],
-    seed: int,
-    num_negatives: int,
-    steps: Any,
-    files: Any,
-    category: str | None,
-    say: Callable[[str], None],
+def _prepare_in_shards(
+    out_dir: Path, options: PrepareOptions, entry: SourceEntry, settings: dict[str, Any], say: Callable[[str], None]
 ) -> Dataset:
-    """Reads raw files one by one and finishes users in parts; what an interrupted preparation did stays done."""
-    # Parts of other sizes do not fit together.
+    """Reads raw files one by one and finishes users in shards; what an interrupted preparation did stays done."""
+    assert entry.read is not None
+    # Shards of other sizes do not fit together.
     versions = {"format_version": storage.FORMAT_VERSION, "content_version": storage.CONTENT_VERSION}
     decisive = settings | versions | {"rows_a_part": shards.ROWS}
-    quarantine = Quarantine(settings["max_bad_fraction"], with_files=name in DESCRIBED)
+    quarantine = Quarantine(options.max_bad_fraction, with_files=entry.files is not None)
     with unfinished_folder(out_dir, decisive, say) as folder, _telling_first(quarantine, say):
         if storage.is_complete(out_dir) and storage.is_current(out_dir):
             _check_same(out_dir, settings)
             return storage.load(out_dir)  # another process was first
-        parts = ReadParts(folder / "read", say)
-        source, resolved = _read(name, path, steps, files, category, quarantine, parts)
-        ready = get_ready(source, resolved, quarantine, seed, num_negatives)
+        steps = options.steps.with_defaults(**entry.defaults)
+        source = entry.read(options, quarantine, ReadCache(folder / "read", say))
+        ready = get_ready(source, steps, quarantine, options.seed, options.num_negatives)
         del source
         card = ready.card
         for step in card["steps"]:
             say("data: " + _step(step))
-        cold_items = resolved.cold_items or card["splits"] != "as given"
-        done = shards.finish_parts(ready, folder / "parts", resolved.repeats, cold_items, say)
+        cold_items = steps.cold_items or card["splits"] != "as given"
+        done = shards.finish_parts(ready, folder / "parts", steps.repeats, cold_items, say)
         card["steps"].append(done.step())
         say("data: " + _step(card["steps"][-1]))
         counts = done.counts()
@@ -230,88 +228,53 @@ def _say_quarantined(card: Mapping[str, Any], say: Callable[[str], None]) -> Non
         say(f"data: {remark}")
 
 
-def _read(
-    name: str, path: Path, steps: Any, files: Any, category: str | None, quarantine: Quarantine, parts: ReadParts
-) -> tuple[Source, Steps]:
-    wanted = options_of(Steps, steps, "steps")
-    if name == "amazon":
-        return amazon.read(path, category, wanted, quarantine)
-    if name == "qilin":
-        return qilin.read(path, wanted, quarantine, parts)
-    described = _files(name, files)
-    if name == "released":
-        return released.read(path, described, wanted, quarantine)
-    return table.read(path, described, wanted, quarantine, parts)
-
-
-def _settings(
-    name: str,
-    path: str | Path | None,
-    seed: int,
-    num_negatives: int,
-    num_users: int,
-    max_bad_fraction: float,
-    steps: Any,
-    files: Any,
-    category: str | None,
-) -> dict[str, Any]:
-    """What decides the content, checked; settings of another source do not count."""
-    if name not in SOURCES:
-        raise ValueError(f"unknown data source {name!r}; use one of {', '.join(SOURCES)}")
-    wanted, described = options_of(Steps, steps, "steps"), _files(name, files)
-    for option, given, sources in (
-        ("steps", wanted != Steps(), STEPPED),
-        ("files", described != _files(name, None), DESCRIBED),
-        ("category", category is not None, ("amazon",)),
+def _check_effects(options: PrepareOptions, entry: SourceEntry) -> None:
+    """Raises where an option is given that has no effect on the source."""
+    for option, given, takes in (
+        ("steps", options.steps != Steps(), lambda entry: entry.takes_steps),
+        ("files", options.files != (entry.files or TableFiles()), lambda entry: entry.files is not None),
+        ("category", options.category is not None, lambda entry: "category" in entry.takes),
     ):
-        if given and name not in sources:
-            raise ValueError(f"data.{option} has no effect on {name}, only on {', '.join(sources)}; leave it out")
-    settings: dict[str, Any] = {"name": name, "seed": seed, "num_negatives": num_negatives}
-    if name == "marketplace":
-        if path is not None:
-            raise ValueError(f"the marketplace is made from a seed and reads no files, but data.path is {str(path)!r}")
-        return settings | {"num_users": num_users}
-    if path is None:
-        raise ValueError(f"{name} needs data.path, the folder of its raw files")
-    if is_remote(path):
-        raise ValueError(f"data.path {path} is not on this machine; raw files are read here: copy them, name the copy")
-    settings |= {"path": str(Path(path).resolve()), "max_bad_fraction": max_bad_fraction}
-    if name in STEPPED:
-        settings["steps"] = dataclasses.asdict(wanted)
-    if name in DESCRIBED:
-        settings["files"] = dataclasses.asdict(described)
-    if name == "amazon":
-        settings["category"] = category
-    folder = Path(path)
-    raw = _raw_files(name, folder, described, category) if folder.is_dir() else []
-    # Sizes and times of change: edited raw files are prepared again.
-    settings["raw"] = {
-        str(file.relative_to(folder) if file.is_relative_to(folder) else file): [
-            file.stat().st_size,
-            file.stat().st_mtime_ns,
-        ]
-        for file in sorted(raw)
-    }
+        if given and not takes(entry):
+            sources = ", ".join(name for name in names() if takes(entry_of(name)))
+            raise ValueError(f"data.{option} has no effect on {options.name}, only on {sources}; leave it out")
+    if entry.raw_files is None:
+        if options.path is not None:
+            raise ValueError(
+                f"the {options.name} is made from a seed and reads no files, but data.path is {options.path!r}"
+            )
+    elif options.path is None:
+        raise ValueError(f"{options.name} needs data.path, the folder of its raw files")
+    elif is_remote(options.path):
+        raise ValueError(
+            f"data.path {options.path} is not on this machine; raw files are read here: copy them, name the copy"
+        )
+
+
+def _settings(options: PrepareOptions, entry: SourceEntry) -> dict[str, Any]:
+    """What decides the content, as the card keeps it; settings of another source do not count."""
+    settings: dict[str, Any] = {name: getattr(options, name) for name in ("name", "seed", "num_negatives")}
+    if entry.raw_files is not None:
+        settings |= {"path": str(options.folder.resolve()), "max_bad_fraction": options.max_bad_fraction}
+    if entry.takes_steps:
+        settings["steps"] = dataclasses.asdict(options.steps)
+    if entry.files is not None:
+        settings["files"] = dataclasses.asdict(options.files)
+    settings |= {name: getattr(options, name) for name in entry.takes}
+    if entry.raw_files is not None:
+        raw = sorted(entry.raw_files(options)) if options.folder.is_dir() else []
+        settings["raw"] = {_name_under(options.folder, file): _size_and_change(file) for file in raw}
     return json.loads(json.dumps(settings))
 
 
-def _files(name: str, files: Any) -> TableFiles:
-    """The released tables come without a catalogue."""
-    without = TableFiles(items=None) if name == "released" else None
-    return options_of(TableFiles, without if files is None else files, "files")
+def _name_under(folder: Path, file: Path) -> str:
+    return str(file.relative_to(folder) if file.is_relative_to(folder) else file)
 
 
-def _raw_files(name: str, folder: Path, files: TableFiles, category: str | None) -> list[Path]:
-    if name == "amazon_scientific":
-        return [file for file in folder.glob("*") if file.name in amazon_scientific.FILES]
-    if name == "amazon":
-        return list(amazon.raw_files(folder, category))
-    if name == "qilin":
-        return [file for part in qilin.raw_files(folder).values() for file in part]
-    catalogue = find_files(folder, files.items) if files.items is not None else []
-    if name == "released":
-        return [*released.raw_files(folder).values(), *catalogue]
-    return [*(file for _, file in table.interaction_files(folder, files)), *catalogue]
+def _size_and_change(file: Path) -> list[int]:
+    """Edited raw files are prepared again."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _step(step: dict[str, Any]) -> str:

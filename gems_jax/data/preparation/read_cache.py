@@ -19,7 +19,7 @@ from gems_jax.staging import fresh_folder
 COLUMNS, NEW = "columns.npz", "new.json"
 
 
-class ReadParts:
+class ReadCache:
     """The usable rows of each file, with the names, the bad rows and the remarks that came with them.
 
     Args:

@@ -20,6 +20,11 @@ from gems_jax.data.raw.raw_batch import Batch, plain_value
 from gems_jax.data.raw.raw_files import find_files
 
 
+def catalogue_files(folder: Path, files: TableFiles) -> list[Path]:
+    """Where the catalogue lies; nowhere where the items are those that occur."""
+    return [] if files.items is None else find_files(folder, files.items)
+
+
 def read_items(folder: Path, files: TableFiles, quarantine: Quarantine, names: Sequence[str] = ()) -> list[Item]:
     """The catalogue in the file's order; without a file the items that occur.
 
@@ -38,7 +43,7 @@ def read_items(folder: Path, files: TableFiles, quarantine: Quarantine, names: S
     if files.items is None:
         return [Item(name, name) for name in names]
     columns = NamedColumns("files.item_columns", files.item_columns, ("item_id", "title"), files)
-    paths = find_files(folder, files.items)
+    paths = catalogue_files(folder, files)
     items: dict[str, Item] = {}
     # Words for nothing that stand in several lines where ids are, copies apart.
     words, twice = frozenset(files.missing), set[str]()

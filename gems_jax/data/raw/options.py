@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from gems_jax.data.raw.blank import MISSING_WORDS
@@ -159,6 +160,29 @@ class TableFiles(Reading):
         if form is not None and form not in TIME_UNITS and "%" not in form:
             known = ", ".join(TIME_UNITS)
             raise ValueError(f"files.time_format must be one of {known} or a form like '%d/%m/%Y', got {form!r}")
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What `prepare` is told beside the place of the dataset, see there for each.
+
+    Attributes:
+      folder: ``path`` as such.
+    """
+
+    name: str
+    path: str | None
+    seed: int
+    num_negatives: int
+    num_users: int
+    max_bad_fraction: float
+    steps: Steps
+    files: TableFiles
+    category: str | None
+
+    @property
+    def folder(self) -> Path:
+        return Path(str(self.path))
 
 
 def options_of(kind: type[T], value: T | Mapping[str, Any] | None, name: str) -> T:

@@ -10,22 +10,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gems_jax.data.dataset.tables import Item
+from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.raw import reasons
 from gems_jax.data.raw.blank import is_blank
 from gems_jax.data.raw.catalogue_file import add_item
 from gems_jax.data.raw.columns import as_text, as_words
 from gems_jax.data.raw.examples import Examples, Names
-from gems_jax.data.raw.options import Steps
+from gems_jax.data.raw.options import PrepareOptions
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.raw.raw_batch import Batch
 from gems_jax.data.raw.raw_table import read_batches
 from gems_jax.data.raw.source import Source
 from gems_jax.data.raw.times import as_times
+from gems_jax.data.sources.entry import SourceEntry
 from gems_jax.data.text.plain_text import is_unicode
 from gems_jax.data.text.words import split_words
 
-DEFAULTS = {"core": 5, "max_history": 20, "min_history": 1}
 FETCH = (
     "fetch the reviews and the metadata of a category by hand, from "
     "https://cseweb.ucsd.edu/~jmcauley/datasets.html (2014: reviews_<Category>_5.json.gz and meta_<Category>.json.gz; "
@@ -87,23 +88,21 @@ def _stem(path: Path) -> str | None:
     return next((name.removesuffix(suffix) for suffix in _SUFFIXES if name.endswith(suffix)), None)
 
 
-def read(folder: Path, category: str | None, steps: Steps, quarantine: Quarantine) -> tuple[Source, Steps]:
+def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> Source:
     """Events, the items they are of, and a query for each item that has a category.
 
     Every event is a recommendation, and a search if its item has a query; the user's last event is test and the one
     before it valid, for both tasks alike.
 
     Args:
-        folder: of the raw files.
-        category: which, where the folder holds several.
-        steps: options; the defaults are a 5-core and histories of 1 to 20 events.
+        options: of these the folder counts and, where it holds several categories, which.
         quarantine: takes bad rows.
+        cache: none is kept.
     """
-    reviews, meta = raw_files(folder, category)
+    reviews, meta = raw_files(options.folder, options.category)
     examples = read_events(reviews, quarantine)
     items, queries = read_items(meta, set(examples.names.items.names), quarantine)
-    steps = steps.with_defaults(**DEFAULTS)
-    return Source("amazon", str(folder), examples, items, per_task=False, query_of_item=queries), steps
+    return Source("amazon", str(options.folder), examples, items, per_task=False, query_of_item=queries)
 
 
 def read_events(path: Path, quarantine: Quarantine) -> Examples:
@@ -235,3 +234,11 @@ def _clean(value: Any) -> str:
     """Unescaped (some fields are escaped twice), with single spaces; anything but visible text counts as empty."""
     text = " ".join(html.unescape(html.unescape(value)).split()) if isinstance(value, str) else ""
     return "" if is_blank(text) else text
+
+
+SOURCE = SourceEntry(
+    read=read,
+    raw_files=lambda options: raw_files(options.folder, options.category),
+    defaults={"core": 5, "max_history": 20, "min_history": 1},
+    takes=("category",),
+)

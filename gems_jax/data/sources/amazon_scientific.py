@@ -13,6 +13,7 @@ from gems_jax.data.preparation.splits import MIN_EVENTS, Event, leave_one_out
 from gems_jax.data.raw.blank import is_blank
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.raw_json import read_object, read_text
+from gems_jax.data.sources.entry import SourceEntry
 from gems_jax.data.text.plain_text import is_unicode
 
 ITEMS_FILE = "Scientific.item.json"
@@ -152,3 +153,9 @@ def _clean(value: Any) -> str:
     """Unescaped (some fields are escaped twice), with single spaces; anything but visible text counts as empty."""
     text = " ".join(html.unescape(html.unescape(value)).split()) if isinstance(value, str) else ""
     return "" if is_blank(text) else text
+
+
+SOURCE = SourceEntry(
+    load=lambda options: load(options.folder.resolve(), options.seed, options.num_negatives, options.max_bad_fraction),
+    raw_files=lambda options: [file for file in options.folder.glob("*") if file.name in FILES],
+)

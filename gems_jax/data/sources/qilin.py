@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.dataset.tables import Item
-from gems_jax.data.preparation.read_cache import ReadParts
+from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.raw.cells import parse_cell
 from gems_jax.data.raw.columns import as_text, id_text
 from gems_jax.data.raw.examples import UNKNOWN, Examples, Names
 from gems_jax.data.raw.id_lists import as_lists
 from gems_jax.data.raw.ids import same_ids, whole
-from gems_jax.data.raw.options import Steps
+from gems_jax.data.raw.options import PrepareOptions
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.raw.raw_batch import Batch
@@ -24,8 +24,8 @@ from gems_jax.data.raw.raw_files import kind_of
 from gems_jax.data.raw.raw_table import read_batches
 from gems_jax.data.raw.source import Source
 from gems_jax.data.raw.times import as_times
+from gems_jax.data.sources.entry import SourceEntry
 
-DEFAULTS = {"core": 3, "min_rows": 3, "both_tasks": True, "max_history": 20}
 PARTS = ("recommendation_train", "recommendation_test", "search_train", "search_test")
 NOTES = "notes"
 FETCH = (
@@ -56,18 +56,18 @@ def raw_files(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def read(folder: Path, steps: Steps, quarantine: Quarantine, parts: ReadParts | None = None) -> tuple[Source, Steps]:
+def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> Source:
     """Requests with what was clicked, and the notes that occur.
 
     Published training and test files are joined and split anew, the last request of each task for test. Histories
     are the clicks that the files list before each request.
 
     Args:
-        folder: of the raw files.
-        steps: options; the defaults are the authors': users of both tasks with at least 3 requests each, a 3-core.
+        options: of these the folder counts.
         quarantine: takes bad rows.
-        parts: keeps each file's rows, or has them already.
+        cache: keeps each file's rows, or has them already.
     """
+    folder = options.folder
     files = raw_files(folder)
     names = Names()
     found: list[Examples] = []
@@ -78,7 +78,7 @@ def read(folder: Path, steps: Steps, quarantine: Quarantine, parts: ReadParts | 
         def read_file(kind: str = kind, path: Path = path) -> Examples | None:
             return read_requests(path, kind, names, quarantine)
 
-        rows = read_file() if parts is None else parts.rows_of(number, len(places), names, quarantine, read_file)
+        rows = cache.rows_of(number, len(places), names, quarantine, read_file)
         if rows is not None:
             total += len(rows)
             # A request without a click is neither a target nor a history.
@@ -89,7 +89,7 @@ def read(folder: Path, steps: Steps, quarantine: Quarantine, parts: ReadParts | 
         raise ValueError(f"{folder} holds no request; {FETCH}")
     examples = same_ids(Examples.join(found), None, quarantine)
     items = read_notes(files[NOTES], examples, quarantine)
-    return Source("qilin", str(folder), examples, items), steps.with_defaults(**DEFAULTS)
+    return Source("qilin", str(folder), examples, items)
 
 
 def read_requests(path: Path, kind: str, names: Names, quarantine: Quarantine) -> Examples | None:
@@ -213,3 +213,11 @@ def _numbers(rows: list[list[str]], names: Names) -> Ragged:
 
 def _where(batch: Batch, row: int) -> str:
     return f"{batch.path.parent.name}/{batch.path.name}: row {batch.numbers[row]}"
+
+
+SOURCE = SourceEntry(
+    read=read,
+    raw_files=lambda options: [file for files in raw_files(options.folder).values() for file in files],
+    # The authors': users of both tasks with at least 3 requests each, a 3-core.
+    defaults={"core": 3, "min_rows": 3, "both_tasks": True, "max_history": 20},
+)

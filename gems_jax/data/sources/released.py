@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS
-from gems_jax.data.raw.catalogue_file import read_items
+from gems_jax.data.preparation.read_cache import ReadCache
+from gems_jax.data.raw.catalogue_file import catalogue_files, read_items
 from gems_jax.data.raw.examples import Examples, Names
 from gems_jax.data.raw.ids import Catalogue, same_ids
-from gems_jax.data.raw.options import Steps, TableFiles
+from gems_jax.data.raw.options import PrepareOptions, TableFiles
 from gems_jax.data.raw.plain_pickle import load_plain
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.raw_batch import Batch
 from gems_jax.data.raw.source import Source
+from gems_jax.data.sources.entry import SourceEntry
 from gems_jax.data.sources.table import encode_batch
 
-DEFAULTS = {"max_history": 20}
 TASKS = ("rec", "src")
 FETCH = (
     "make them with the scripts of the authors' release (https://github.com/Polaris-JZ/GEMS, data/), and name the "
@@ -50,32 +51,32 @@ def raw_files(folder: Path) -> dict[tuple[str, str], Path]:
     return files
 
 
-def read(folder: Path, files: TableFiles, steps: Steps, quarantine: Quarantine) -> tuple[Source, Steps]:
+def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> Source:
     """All rows with their splits, and a catalogue from `files.items`, or of ids alone.
 
     Args:
-        folder: of the six files.
-        files: of these options `items` and `item_columns` count.
-        steps: options; the default are histories of 20 events.
+        options: of these the folder of the six files counts, `steps.repeats`, and of `files` the catalogue.
         quarantine: takes bad rows.
+        cache: none is kept.
     """
+    folder, files = options.folder, options.files
     names = Names()
-    parts, total = [], 0
+    blocks, total = [], 0
     for (split, task), path in raw_files(folder).items():
-        for batch in _batches(path, task, steps.repeats):
+        for batch in _batches(path, task, options.steps.repeats):
             total += len(batch.numbers)
-            parts.append(encode_batch(batch, names, TableFiles(tasks={"search": "src"}), quarantine, split))
+            blocks.append(encode_batch(batch, names, TableFiles(tasks={"search": "src"}), quarantine, split))
     quarantine.check("row", total, folder)
     if not total:
         raise ValueError(f"{folder}: the six tables have no rows")
     # Only tables for test are sure to have negatives.
-    parts = [part.replace(negatives=part.negatives or part.targets.first(0)) for part in parts]
-    if any(part.history_task is None for part in parts):
-        parts = [part.replace(history_task=None) for part in parts]
+    blocks = [block.replace(negatives=block.negatives or block.targets.first(0)) for block in blocks]
+    if any(block.history_task is None for block in blocks):
+        blocks = [block.replace(history_task=None) for block in blocks]
     items = read_items(folder, files, quarantine)
-    examples = same_ids(Examples.join(parts), Catalogue(item.item_id for item in items) if items else None, quarantine)
+    examples = same_ids(Examples.join(blocks), Catalogue(item.item_id for item in items) if items else None, quarantine)
     items = items or read_items(folder, files, quarantine, examples.names.items.names)
-    return Source("released", str(folder), examples, items), steps.with_defaults(**DEFAULTS)
+    return Source("released", str(folder), examples, items)
 
 
 def _batches(path: Path, task: str, timed: bool) -> Iterator[Batch]:
@@ -98,3 +99,11 @@ def _batches(path: Path, task: str, timed: bool) -> Iterator[Batch]:
         }
         columns["task"] = [task] * len(block)
         yield Batch(path, np.arange(start + 1, start + 1 + len(block)), columns)
+
+
+SOURCE = SourceEntry(
+    read=read,
+    raw_files=lambda options: [*raw_files(options.folder).values(), *catalogue_files(options.folder, options.files)],
+    defaults={"max_history": 20},
+    files=TableFiles(items=None),  # the tables come without a catalogue
+)

@@ -8,21 +8,20 @@ import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS
 from gems_jax.data.preparation.oddities import settle_times
-from gems_jax.data.preparation.read_cache import ReadParts
+from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.raw import reasons
-from gems_jax.data.raw.catalogue_file import read_items
+from gems_jax.data.raw.catalogue_file import catalogue_files, read_items
 from gems_jax.data.raw.examples import UNKNOWN, Examples, Names
 from gems_jax.data.raw.ids import Catalogue, same_ids
 from gems_jax.data.raw.named_columns import NamedColumns
-from gems_jax.data.raw.options import Steps, TableFiles
+from gems_jax.data.raw.options import PrepareOptions, TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.raw.raw_batch import Batch
 from gems_jax.data.raw.raw_files import find_files
 from gems_jax.data.raw.row_columns import RowColumns
 from gems_jax.data.raw.source import Source
-
-DEFAULTS = {"max_history": 20}
+from gems_jax.data.sources.entry import SourceEntry
 
 
 def interaction_files(folder: Path, files: TableFiles) -> list[tuple[str | None, Path]]:
@@ -40,21 +39,18 @@ def interaction_files(folder: Path, files: TableFiles) -> list[tuple[str | None,
     ]
 
 
-def read(
-    folder: Path, files: TableFiles, steps: Steps, quarantine: Quarantine, parts: ReadParts | None = None
-) -> tuple[Source, Steps]:
+def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> Source:
     """All rows and the catalogue.
 
     Without a column of splits, or a file each, the last row of each user and task is test and the one before it
     valid; without a column of histories they are made of the user's rows before.
 
     Args:
-        folder: what the files' names are under.
-        files: where they are and what their columns are called.
-        steps: options; the default are histories of 20 events.
+        options: of these `files` count, and the folder that their names are under.
         quarantine: takes bad rows.
-        parts: keeps what is read.
+        cache: keeps what is read.
     """
+    folder, files = options.folder, options.files
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is not a folder; data.path must name the one that holds {files.interactions}"
@@ -62,17 +58,16 @@ def read(
     # The catalogue first: it tells what an id is.
     items = read_items(folder, files, quarantine)
     catalogue = Catalogue(item.item_id for item in items) if items else None
-    examples = read_interactions(folder, files, quarantine, parts, catalogue)
+    examples = read_interactions(folder, files, quarantine, cache, catalogue)
     items = items or read_items(folder, files, quarantine, examples.names.items.names)
-    source = Source("table", str(folder), examples, items, used_only=files.items is None)
-    return source, steps.with_defaults(**DEFAULTS)
+    return Source("table", str(folder), examples, items, used_only=files.items is None)
 
 
 def read_interactions(
     folder: Path,
     files: TableFiles,
     quarantine: Quarantine,
-    parts: ReadParts | None = None,
+    cache: ReadCache,
     catalogue: Catalogue | None = None,
 ) -> Examples:
     """All rows that can be used; the others are quarantined.
@@ -81,7 +76,7 @@ def read_interactions(
         folder: what the files' names are under.
         files: where they are and what their columns are called.
         quarantine: takes the bad rows.
-        parts: keeps each file's rows, or has them already.
+        cache: keeps each file's rows, or has them already.
         catalogue: tells what an id is.
 
     Raises:
@@ -100,7 +95,7 @@ def read_interactions(
             blocks = [encode_batch(batch, names, files, quarantine, split, catalogue) for batch in batches]
             return Examples.join(_same_columns(blocks)) if blocks else None
 
-        rows = read_file() if parts is None else parts.rows_of(number, len(places), names, quarantine, read_file)
+        rows = cache.rows_of(number, len(places), names, quarantine, read_file)
         found += [] if rows is None else [rows]
     columns.check(len(places))
     bad = sum(row["kind"] == "row" for row in quarantine.rows[before:])
@@ -174,11 +169,22 @@ def _remark_tasks(examples: Examples, files: TableFiles, quarantine: Quarantine)
             quarantine.remark(f"{option} has the task {name!r}, of which there is no row; there are {there}", 1, "")
 
 
-def _same_columns(parts: list[Examples]) -> list[Examples]:
+def _same_columns(blocks: list[Examples]) -> list[Examples]:
     """A column that some files lack is empty there, or for histories an error."""
     for name in ("history", "history_task"):
-        if len({getattr(part, name) is None for part in parts}) > 1:
+        if len({getattr(block, name) is None for block in blocks}) > 1:
             raise ValueError(f"some files of interactions have a column for {name} and some have not; give it to all")
-    if len({part.negatives is None for part in parts}) == 1:
-        return parts
-    return [part.replace(negatives=part.negatives or Ragged.empty(len(part))) for part in parts]
+    if len({block.negatives is None for block in blocks}) == 1:
+        return blocks
+    return [block.replace(negatives=block.negatives or Ragged.empty(len(block))) for block in blocks]
+
+
+SOURCE = SourceEntry(
+    read=read,
+    raw_files=lambda options: [
+        *(file for _, file in interaction_files(options.folder, options.files)),
+        *catalogue_files(options.folder, options.files),
+    ],
+    defaults={"max_history": 20},
+    files=TableFiles(),
+)

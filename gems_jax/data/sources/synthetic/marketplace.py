@@ -14,6 +14,7 @@ import numpy as np
 from gems_jax.data.dataset.tables import SPLITS, Dataset, Row, Table
 from gems_jax.data.preparation.negatives import NUM_NEGATIVES, NegativeSampler
 from gems_jax.data.preparation.splits import Event
+from gems_jax.data.sources.entry import SourceEntry
 from gems_jax.data.sources.synthetic.marketplace_catalogue import (
     BRANDS,
     DEPARTMENTS,
@@ -193,3 +194,8 @@ def _place(position: int, total: int) -> tuple[str, int]:
     if position >= total - 4:
         return "valid", total - 4
     return "train", position
+
+
+SOURCE = SourceEntry(
+    load=lambda options: load(options.seed, options.num_users, options.num_negatives), takes=("num_users",)
+)
