@@ -15,12 +15,13 @@ import pytest
 from tiny import cheap_compilation, gems_jax
 
 from gems_jax import NullSpace, baselines, cli
+from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config
 from gems_jax.study import compare as comparing
 from gems_jax.study import summary as summing
 from gems_jax.study.claims import claim
 from gems_jax.study.config import StudyConfig
-from gems_jax.study.methods import MAIN, METHODS, changed, configured
+from gems_jax.study.methods import MAIN, changed, configured, study_methods
 from gems_jax.study.rows import (
     Row,
     affordable_rates,
@@ -33,7 +34,8 @@ from gems_jax.study.rows import (
 )
 from gems_jax.study.spectra import captured
 from gems_jax.study.stopping import Stopping
-from gems_jax.training.optimiser.build import make_method, scales_itself
+from gems_jax.training.optimiser import methods as building
+from gems_jax.training.optimiser.build import make_method
 from gems_jax.training.optimiser.rates import peak_rates, scaled
 from gems_jax.training.tune import Stopped
 
@@ -168,19 +170,25 @@ def first_update(config):
     def update(grads):
         about = {"task_losses": jnp.array([2.0, 1.0]), "task_counts": jnp.array([3.0, 1.0])}
         updates = tx.update(grads, tx.init(PARAMS), PARAMS, **about)[0]
-        return updates if scales_itself(config.train) else scaled(updates, jnp.asarray(peak_rates(config.train)))
+        if METHODS[config.train.method].own_rates:
+            return updates
+        return scaled(updates, jnp.asarray(peak_rates(config.train)))
 
     with cheap_compilation():
         return update(gradients())
 
 
+MERGING = ("pcgrad", "cagrad", "nash-mtl", "uncertainty", "mgda", "dwa", "imtl-g", "aligned-mtl")
+
+
 @pytest.fixture(scope="module")
 def first_updates():
+    """By method; without those whose first step by Adam is the sign of a merged gradient, which several share."""
     config = changed(Config(), {"gems.rank": 2, "train.warmup": 0, "train.item_learning_rate": 1e-2})
     return {
         name: first_update(configured(config, name, (1e-3, None), 0, width=8))
-        for name in METHODS
-        if METHODS[name].label != "LoRA"
+        for name in study_methods()
+        if name not in (*MERGING, "lora")
     }
 
 
@@ -190,21 +198,37 @@ def test_every_method_gives_an_update_of_its_own(first_updates):
     # With one step behind them these have nothing to align to, nor gates that have learned.
     same_at_first = {"gems-aligned", "gems-learned-gates", "gems-constant-gates"}
     same_at_first |= {"gems-energy-alone"}  # differs in how the null space is made, which is given here
-    # Adam's first step is the sign of the gradient: weights that change no sign are not seen.
-    names = [name for name in kernels if name not in same_at_first | {"uncertainty"}]
+    names = [name for name in kernels if name not in same_at_first]
     for place, name in enumerate(names):
         for other in names[place + 1 :]:
             assert not np.allclose(kernels[name], kernels[other], atol=1e-7), (name, other)
 
 
-@pytest.mark.parametrize("name", ["pcgrad", "cagrad", "nash-mtl", "uncertainty"])
-def test_a_merging_method_gives_adamw_its_merged_gradient(name, first_updates):
-    merged_by = getattr(baselines, name.replace("-", "_"))
-    inner = optax.adam(1e-3)
-    tx = merged_by(inner, num_tasks=2)
-    expected, _ = tx.update(gradients(), tx.init(PARAMS), PARAMS, task_losses=jnp.array([2.0, 1.0]))
-    np.testing.assert_allclose(first_updates[name]["block"]["kernel"], expected["block"]["kernel"], rtol=2e-3)
-    items = first_updates[name]["item_embedding"]["embedding"]  # their own learning rate, ten times as high
+@pytest.mark.parametrize("name", MERGING)
+def test_a_merging_method_gives_adamw_its_merged_gradient(name, monkeypatch):
+    monkeypatch.setattr(building, "adamw", lambda config: optax.identity())  # whose first step is a sign alone
+    ours = make_method(changed(Config(), {"train.method": name}), 2, None)
+    theirs = getattr(baselines, name.replace("-", "_"))(optax.scale(-1.0), num_tasks=2)
+
+    @jax.jit
+    def updates(grads):
+        return [
+            tx.update(grads, tx.init(PARAMS), PARAMS, task_losses=jnp.array([2.0, 1.0]))[0] for tx in (ours, theirs)
+        ]
+
+    with cheap_compilation():
+        found, expected = updates(gradients())
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_merged_gradients_go_to_adamw_with_item_rows_at_their_own_rate():
+    config = changed(Config(), {"train.method": "pcgrad", "train.learning_rate": 1e-3})
+    config = changed(config, {"train.warmup": 0, "train.item_learning_rate": 1e-2})
+    found, tx = first_update(config), baselines.pcgrad(optax.adam(1e-3), num_tasks=2)
+    with cheap_compilation():
+        expected = jax.jit(lambda grads: tx.update(grads, tx.init(PARAMS), PARAMS)[0])(gradients())
+    np.testing.assert_allclose(found["block"]["kernel"], expected["block"]["kernel"], rtol=2e-3)
+    items = found["item_embedding"]["embedding"]
     np.testing.assert_allclose(items, 10 * expected["item_embedding"]["embedding"], rtol=2e-3)
 
 
@@ -214,21 +238,22 @@ def test_the_released_optimiser_needs_a_whole_rank():
         make_method(config, 2, None)
 
 
-def test_galore_is_gems_with_one_subspace_of_the_joint_gradient():
+def test_galore_is_gems_with_one_subspace_of_the_joint_gradient(first_updates):
     """``dW = -lr P Adam(P^T G)`` with singular vectors of the joint gradient, in numpy; Adam's first step is a sign."""
     config = changed(Config(), {"gems.rank": 2, "train.warmup": 0})
     grad = np.asarray(gradients()["block"]["kernel"], np.float64)
     joint = 0.75 * grad[0] + 0.25 * grad[1]
     left, right = np.linalg.svd(joint)[0][:, :2], np.linalg.svd(joint)[2][:2].T
-    updates = first_update(configured(config, "galore", (1e-3, None), 0, width=8))["block"]["kernel"]
+    updates = first_update(changed(config, {"train.method": "galore", "train.learning_rate": 1e-3}))["block"]["kernel"]
     expected = [-1e-3 * left @ np.sign(left.T @ joint), -1e-3 * np.sign(joint @ right) @ right.T]
     assert min(np.abs(updates - one).max() for one in expected) < 1e-6
+    np.testing.assert_array_equal(updates, first_updates["galore"]["block"]["kernel"])  # a study spells it out
 
 
 def test_variants_change_nothing_but_their_own_fields():
     config = Config()
-    assert set(MAIN) <= set(METHODS)
-    for name, method in METHODS.items():
+    assert set(MAIN) <= set(study_methods())
+    for name, method in study_methods().items():
         made = configured(config, name, (config.train.learning_rate, None), config.train.seed, width=96)
         back = {key: _value(config, key) for key in [*method.changes, "gems.rank", "null_space.path"]}
         assert changed(made, back).__dict__ | {"name": config.name} == config.__dict__

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
+from gems_jax.config.methods import METHODS
 from gems_jax.data.sources import registry
 
 # Steps, rows and sizes are int32 on devices; seeds are uint32.
@@ -168,7 +169,9 @@ RANGES: Mapping[str, Range] = types.MappingProxyType({
 })  # fmt: skip
 
 
-CHOICES: Mapping[str, Callable[[], tuple[str, ...]]] = types.MappingProxyType({"data.name": registry.names})
+CHOICES: Mapping[str, Callable[[], tuple[str, ...]]] = types.MappingProxyType(
+    {"data.name": registry.names, "train.method": lambda: tuple(METHODS)}
+)
 
 
 def wrong_fields(options: Any, prefix: str = "") -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gems_jax.config.methods import METHODS
 from gems_jax.config.metric_names import check_metric
 from gems_jax.config.ranges import refuse, wrong_fields
 from gems_jax.data.batching.prompts import parse_template
@@ -228,9 +229,8 @@ class TrainConfig:
     """Tuning on all tasks.
 
     Attributes:
-      method: ``gems``; ``adamw``: joint AdamW on the mean loss; ``adamw-constrained``: the same inside the null
-        space; ``lora``: AdamW on adapters of the kernels; ``pcgrad``, ``cagrad``, ``nash-mtl``, ``uncertainty``: AdamW
-        on what that method merges the tasks' gradients to; ``released``: the authors' optimiser.
+      method: a name of `gems_jax.config.methods.METHODS`, such as ``gems``, ``adamw`` or ``pcgrad``; docs/methods.md
+        lists them.
       steps: updates.
       batch_size: most rows of each task an update, over all processes.
       accumulate: parts that the rows of an update are worked through in, one after the other; needs less memory.
@@ -269,9 +269,7 @@ class TrainConfig:
       writers: where metrics go beside ``metrics.jsonl``; each needs its package.
     """
 
-    method: Literal[
-        "gems", "adamw", "adamw-constrained", "lora", "pcgrad", "cagrad", "nash-mtl", "uncertainty", "released"
-    ] = "gems"
+    method: str = "gems"
     steps: int = 500
     batch_size: int = 32
     accumulate: int = 1
@@ -397,8 +395,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"train.temperature has no effect on train.sampling {train.sampling}; leave it out, or use temperature"
     if train.stochastic_rounding and config.model.dtype != "bfloat16":
         yield "train.stochastic_rounding has an effect on model.dtype bfloat16 alone; leave it out"
-    if train.method == "released" and isinstance(config.gems.rank, float):
-        yield f"train.method released needs a whole number as gems.rank, got {config.gems.rank}"
+    if METHODS[train.method].whole_rank and isinstance(config.gems.rank, float):
+        yield f"train.method {train.method} needs a whole number as gems.rank, got {config.gems.rank}"
     if isinstance(rule.rank, float) and rule.rank == 1:
         yield "null_space.rank 1.0 is all directions, so that no kernel could move; 1 is one direction, 0.5 are half"
     if train.profile is not None and train.profile[0] > train.profile[1]:

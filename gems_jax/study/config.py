@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gems_jax.config.ranges import refuse, wrong_fields
 from gems_jax.evaluation.summary import CUTOFFS, METRICS
-from gems_jax.study.methods import MAIN, METHODS, REFERENCE, Rates
+from gems_jax.study.methods import MAIN, REFERENCE, Rates, study_methods
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class StudyConfig:
 
     def _contradictions(self) -> Iterator[str]:
         for name in (*self.methods, *self.main, self.reference):
-            if name not in METHODS:
-                yield f"study.methods has no method {name!r}; choose among {', '.join(METHODS)}"
+            if name not in study_methods():
+                yield f"study.methods has no method {name!r}; choose among {', '.join(study_methods())}"
         if not self.grid:
             yield "study.grid must hold a learning rate"
         for field in ("grid", "item_grid"):
@@ -69,7 +69,7 @@ class StudyConfig:
 
     def names(self) -> tuple[str, ...]:
         """The methods of the study, main ones first."""
-        chosen = [name for name in METHODS if not self.methods or name in self.methods]
+        chosen = [name for name in study_methods() if not self.methods or name in self.methods]
         return tuple(sorted(chosen, key=lambda name: name not in self.main))
 
     def seeds_of(self, method: str) -> tuple[int, ...]:

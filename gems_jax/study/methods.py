@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
+from gems_jax.config.methods import GALORE, METHODS
 from gems_jax.config.run import Config
 
 # Learning rates of kernels and of item rows; ``None``: that of the configuration.
@@ -12,7 +12,7 @@ Rates = tuple[float, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class StudyMethod:
     """A method of a study.
 
     Attributes:
@@ -26,9 +26,9 @@ class Method:
     whole_rank: bool = False
 
 
-def _gems(label: str, **changes: Any) -> Method:
+def _gems(label: str, **changes: Any) -> StudyMethod:
     named = {name.replace("__", "."): value for name, value in changes.items()}
-    return Method(label, {"train.method": "gems"} | named)
+    return StudyMethod(label, {"train.method": "gems"} | named)
 
 
 # The released rule for what is protected: directions of the layers' outputs, by eigenvalue.
@@ -41,31 +41,32 @@ _RELEASED = {
     "null_space.min_share": None,
 }
 
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        "adamw": Method("joint AdamW", {"train.method": "adamw"}),
-        "lora": Method("LoRA", {"train.method": "lora"}),
-        # One subspace of the joint gradient, moments inside it, nothing else: what GaLore is.
-        "galore": _gems("GaLore", gems__task_rank=0, gems__null_space=False),
-        "pcgrad": Method("PCGrad", {"train.method": "pcgrad"}),
-        "gems": _gems("GEMS"),
-        "cagrad": Method("CAGrad", {"train.method": "cagrad"}),
-        "nash-mtl": Method("Nash-MTL", {"train.method": "nash-mtl"}),
-        "uncertainty": Method("uncertainty weighting", {"train.method": "uncertainty"}),
-        "adamw-constrained": Method("joint AdamW inside the null space", {"train.method": "adamw-constrained"}),
-        "released": Method("the released optimiser", _RELEASED, whole_rank=True),
-        "gems-no-task-subspaces": _gems("GEMS without task subspaces", gems__task_rank=0),
-        "gems-no-null-space": _gems("GEMS without the null space", gems__null_space=False),
-        "gems-output-null-space": _gems("GEMS, null space of outputs", null_space__side="out"),
-        "gems-constant-gates": _gems("GEMS, constant gates", gems__gate="equal"),
-        "gems-learned-gates": _gems("GEMS, learned gates", gems__gate="learned"),
-        "gems-complementary": _gems("GEMS, complementary bases", gems__complementary=True),
-        "gems-aligned": _gems("GEMS, aligned moments", gems__signs="align"),
-        "gems-energy-alone": _gems("GEMS, directions by energy alone", null_space__min_share=None),
-    }
-)
+# What a method of the table needs beside its name. GaLore is spelled out, as studies that are under way have it.
+_CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "galore": {"train.method": "gems"} | {f"gems.{field}": value for field, value in GALORE.items()},
+    "released": _RELEASED,
+}
+_VARIANTS = {
+    "gems-no-task-subspaces": _gems("GEMS without task subspaces", gems__task_rank=0),
+    "gems-no-null-space": _gems("GEMS without the null space", gems__null_space=False),
+    "gems-output-null-space": _gems("GEMS, null space of outputs", null_space__side="out"),
+    "gems-constant-gates": _gems("GEMS, constant gates", gems__gate="equal"),
+    "gems-learned-gates": _gems("GEMS, learned gates", gems__gate="learned"),
+    "gems-complementary": _gems("GEMS, complementary bases", gems__complementary=True),
+    "gems-aligned": _gems("GEMS, aligned moments", gems__signs="align"),
+    "gems-energy-alone": _gems("GEMS, directions by energy alone", null_space__min_share=None),
+}
 MAIN = ("adamw", "lora", "galore", "pcgrad", "gems")
 REFERENCE = "adamw"
+
+
+def study_methods() -> dict[str, StudyMethod]:
+    """All that a study can compare: the methods of the table, those that were added to it, and variants of GEMS."""
+    table = {
+        name: StudyMethod(method.label, _CHANGES.get(name, {"train.method": name}), method.whole_rank)
+        for name, method in METHODS.items()
+    }
+    return table | {name: variant for name, variant in _VARIANTS.items() if name not in table}
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -104,7 +105,7 @@ def configured(config: Config, name: str, rates: Rates, seed: int, width: int) -
       >>> made.train.method, made.gems.rank, made.train.seed, made.null_space.path
       ('released', 24, 2, 'runs/demo/null_space_out_threshold_0.02')
     """
-    method = METHODS[name]
+    method = study_methods()[name]
     made = changed(config, {"train.learning_rate": rates[0], "train.seed": seed})
     if rates[1] is not None:
         made = changed(made, {"train.item_learning_rate": rates[1]})

@@ -9,7 +9,7 @@ from gems_jax.evaluation.simple_rankers import missing_lines
 from gems_jax.report.results import task_label
 from gems_jax.staging import write_text
 from gems_jax.study.figures import figures
-from gems_jax.study.methods import METHODS
+from gems_jax.study.methods import study_methods
 from gems_jax.study.tables import (
     budget_table,
     forgetting_table,
@@ -121,7 +121,7 @@ def _setting(summary: Mapping[str, Any]) -> str:
             f"- Base model: loss {loss:.3f} a token on held-out general text (a unigram model: {unigram:.3f}, "
             f"{unigram - loss:.2f} worse)."
         )
-    main = [METHODS[name].label for name in study["main"] if name in study["methods"]]
+    main = [study_methods()[name].label for name in study["main"] if name in study["methods"]]
     rates = ", ".join(f"{rate:g}" for rate in study["grid"])
     if study.get("item_grid"):
         rates += f", with {', '.join(f'{rate:g}' for rate in study['item_grid'])} for item rows,"
@@ -198,7 +198,7 @@ def _budget(summary: Mapping[str, Any], tasks: list[str]) -> list[str]:
         f"Of the grid's runs whose loss on general text rises by at most {study['rise_allowed']:.2f}, "
         f"{study['budget']:g} of the mean rise of {label}, the best of each method on validation rows, run with its "
         "seeds; marks as above." + (f" No such run: {', '.join(nothing)}." if nothing else ""),
-        *([_beside(found["gems"], METHODS["gems"].label, summary, tasks)] if "gems" in found else []),
+        *([_beside(found["gems"], study_methods()["gems"].label, summary, tasks)] if "gems" in found else []),
     ]
 
 
@@ -214,6 +214,6 @@ def _made_by(summary: Mapping[str, Any], name: str) -> str:
         )
         if len(places) > 1:
             runs = f"{place['rows']} run{'' if place['rows'] == 1 else 's'}"
-            text = f"{', '.join(METHODS[m].label for m in place['methods'])} ({runs}): {text}"
+            text = f"{', '.join(study_methods()[m].label for m in place['methods'])} ({runs}): {text}"
         lines.append(text)
     return "\n\n".join(lines)

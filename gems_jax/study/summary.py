@@ -12,7 +12,7 @@ from gems_jax.config.run import Config
 from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import metric_of_rows, paired_test
 from gems_jax.study.config import StudyConfig
-from gems_jax.study.methods import METHODS, Rates
+from gems_jax.study.methods import Rates, study_methods
 from gems_jax.study.rows import Row, affordable_rates, chosen_rates, rise_allowed, total_rows
 from gems_jax.training.workdir.files import plain
 
@@ -69,7 +69,7 @@ def summarise_study(
         "rows": rows,
     }  # fmt: skip
     for name, chosen in rates.items():
-        entry: dict[str, Any] = {"name": name, "label": METHODS[name].label}
+        entry: dict[str, Any] = {"name": name, "label": study_methods()[name].label}
         entry |= _choice(chosen, [results[row] for row in finals[name]])
         rate = entry["learning_rate"]
         entry["at_edge"] = rate is not None and len(study.grid) > 2 and rate in (min(study.grid), max(study.grid))

@@ -6,7 +6,7 @@ from typing import Any
 
 from gems_jax.report.results import task_label
 from gems_jax.study.config import StudyConfig
-from gems_jax.study.methods import METHODS, REFERENCE, Rates
+from gems_jax.study.methods import REFERENCE, Rates, study_methods
 from gems_jax.study.rows import spelled
 
 _SHOWN = ("ndcg@10", "hit@10")
@@ -84,7 +84,7 @@ def reference_of(summary: Mapping[str, Any]) -> tuple[str, str]:
       ('gems', 'GEMS')
     """
     name = summary["study"].get("reference", REFERENCE)
-    return name, METHODS[name].label
+    return name, study_methods()[name].label
 
 
 def _test_cells(entry: Mapping[str, Any], tasks: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config, TrainConfig
 from gems_jax.null_space.space import NullSpace
 from gems_jax.training.distributed.mesh import (
@@ -18,7 +19,7 @@ from gems_jax.training.distributed.mesh import (
     task_axis,
 )
 from gems_jax.training.losses import task_loss
-from gems_jax.training.optimiser.build import is_constrained, make_optimiser, scales_itself
+from gems_jax.training.optimiser.build import is_constrained, make_optimiser
 from gems_jax.training.optimiser.factors import initial_state
 from gems_jax.training.step import make_step
 from gems_jax.training.trainable import split_model
@@ -107,7 +108,7 @@ def _decisive(train: TrainConfig) -> TrainConfig:
     """The fields that a step's program depends on, the others as they are by default."""
     free = ["seed", "log_every", "eval_every", "eval_rows", "metric", "patience", "checkpoint_every"]
     free += ["keep_checkpoints", "max_non_finite", "hang_after", "profile", "writers"]
-    if not scales_itself(train):
+    if not METHODS[train.method].own_rates:
         free += ["learning_rate", "item_learning_rate", "other_learning_rate"]
     standard = TrainConfig()
     return dataclasses.replace(train, **{name: getattr(standard, name) for name in free})

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gems_jax.config.methods import METHODS
 from gems_jax.config.run import TrainConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.null_space.space import NullSpace, null_space_leak
 from gems_jax.task_grads import gramian, task_value_and_grad
-from gems_jax.training.optimiser.build import scales_itself
 from gems_jax.training.optimiser.factors import from_state
 from gems_jax.training.optimiser.guard import last_finite
 from gems_jax.training.optimiser.rates import scaled, schedule
@@ -59,7 +59,7 @@ def make_step(
     Args:
       loss_fn: ``(params, rest, batch of one task) -> scalar``.
       config: of the run.
-      tx: of `make_optimiser`; merges the task axis; its learning rate is 1 unless it scales itself.
+      tx: of `make_optimiser`; merges the task axis; its learning rate is 1 unless the method has its own.
       tasks: names, in the order of the task axis.
       ns: the null space whose leak is logged, or ``None``; of it the state's arrays are used, not its own.
       task_axis: mesh axis over which tasks are split, or ``None``.
@@ -88,7 +88,7 @@ def make_step(
             grads = jax.tree.map(lambda g, place: _beside(g, place, task_axis), grads, places)
         updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
         rates = control.rates * shape(control.number)
-        if not scales_itself(config):
+        if not METHODS[config.method].own_rates:
             updates = scaled(updates, rates)
         key = jax.random.fold_in(rounding_key, control.number) if config.stochastic_rounding else None
         moved = apply_updates(params, updates, key)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config
 from gems_jax.models import lora
 from gems_jax.training.optimiser.build import is_trained
@@ -29,10 +30,10 @@ class Adapted:
 def split_model(model: Any, config: Config) -> tuple[Any, PyTree, PyTree]:
     """Graph, trained parameters and the rest; `join` is the way back.
 
-    With ``train.method: lora`` the kernels are among the rest, and what trains is ``{"adapters", "model"}``: low-rank
-    adapters by the kernel's path, and the model's other trained leaves.
+    Of a method with adapters, such as ``lora``, the kernels are among the rest, and what trains is
+    ``{"adapters", "model"}``: low-rank adapters by the kernel's path, and the model's other trained leaves.
     """
-    adapted = config.train.method == "lora"
+    adapted = METHODS[config.train.method].adapters
 
     def trained(path: tuple[Any, ...], value: Any) -> bool:
         name = "/".join(map(str, path))

@@ -33,7 +33,7 @@ def start_table(
     train = config.train
     lines = [f"train: {train.method}, {trained:,} trained parameters of {trained + fixed:,}, {train.steps:,} steps"]
     table = state_bytes(tx, params)
-    if train.method == "gems":
+    if train.method in ("gems", "galore"):
         lines.append(str(table))
     else:
         lines.append(f"optimiser state {table.total:,} bytes, {table.total / max(table.adamw, 1):.2f} x AdamW's")

@@ -1,0 +1,64 @@
+"""The methods that a model can be tuned by: the table that ``train.method``, studies and the documents read.
+
+What builds the optimiser of each is in `gems_jax.training.optimiser.methods`, as is a way to add methods of your own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TuningMethod:
+    """A method, as far as it is known before its optimiser is built.
+
+    Attributes:
+      label: for tables and pictures.
+      about: what it is, in half a sentence.
+      null_space: whether its optimiser takes a null space; ``option``: where ``gems.null_space`` is set.
+      stays_inside: whether its updates stay in the null space that it takes.
+      own_rates: whether learning rates are part of its updates. Updates of other methods are linear in the rates,
+        which the step multiplies in (`gems_jax.training.optimiser.rates.scaled`).
+      adapters: whether low-rank adapters train in place of the kernels.
+      whole_rank: whether ``gems.rank`` must be a number of columns.
+    """
+
+    label: str
+    about: str
+    null_space: Literal["never", "option", "always"] = "never"
+    stays_inside: bool = True
+    own_rates: bool = False
+    adapters: bool = False
+    whole_rank: bool = False
+
+
+# Fields of the section ``gems`` that make GaLore of GEMS: one subspace of the joint gradient, moments inside it.
+GALORE: Mapping[str, Any] = MappingProxyType({"task_rank": 0, "null_space": False})
+
+# `gems_jax.training.optimiser.methods.register_method` adds to it.
+METHODS: dict[str, TuningMethod] = {
+    "adamw": TuningMethod("joint AdamW", "AdamW on the mean loss of all tasks"),
+    "lora": TuningMethod("LoRA", "AdamW on low-rank adapters of the kernels", adapters=True),
+    "galore": TuningMethod("GaLore", "Adam inside one subspace of the joint gradient"),
+    "pcgrad": TuningMethod("PCGrad", "AdamW on gradients whose conflicting parts are projected out"),
+    "gems": TuningMethod("GEMS", "shared and task subspaces inside the null space of general text", "option"),
+    "cagrad": TuningMethod("CAGrad", "AdamW on the direction near the mean that helps the worst task most"),
+    "nash-mtl": TuningMethod("Nash-MTL", "AdamW on the tasks' bargaining solution"),
+    "uncertainty": TuningMethod("uncertainty weighting", "AdamW on losses weighted by learned variances"),
+    "mgda": TuningMethod("MGDA", "AdamW on the shortest convex combination of the gradients"),
+    "dwa": TuningMethod("DWA", "AdamW with more weight where the loss falls slowly"),
+    "imtl-g": TuningMethod("IMTL-G", "AdamW on the combination with the same projection on every task's gradient"),
+    "aligned-mtl": TuningMethod("Aligned-MTL", "AdamW on gradients made orthogonal and equally long"),
+    "adamw-constrained": TuningMethod(
+        "joint AdamW inside the null space", "joint AdamW, its updates projected onto the null space", "always"
+    ),
+    "released": TuningMethod(
+        "the released optimiser",
+        "the optimiser that the authors of GEMS released",
+        "option",
+        stays_inside=False,
+        own_rates=True,
+        whole_rank=True,
+    ),
+}
