@@ -1,6 +1,8 @@
 """The transform inside optax's and flax's machinery, its errors, and the cost of importing the package."""
 
 import ast
+import dataclasses
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 from problems import LOSSES, QUICK, assert_no_leak, difference, make_grads, make_null_space, make_params, run
 
 import gems_jax as gj
+from gems_jax.config.run import GemsConfig
+from gems_jax.transform.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("cheap_programs")
 SHAPES = {"w": (8, 6), "bias": (6,)}
@@ -174,11 +178,40 @@ def test_injected_hyperparameters_are_arrays_in_the_state():
     assert optax.tree.norm(still) == 0
 
 
-def test_every_argument_of_gems_is_static_or_a_number():
-    import inspect
+def arguments(function):
+    return {p.name: p.default for p in inspect.signature(function).parameters.values()}
 
-    numbers = {"learning_rate", "scale", "weight_decay"}
-    assert set(inspect.signature(gj.gems).parameters) == numbers | set(gj.STATIC_ARGS)
+
+def test_every_argument_of_gems_is_static_or_a_number():
+    assert set(arguments(gj.gems)) == {"learning_rate", "scale", "weight_decay"} | set(gj.STATIC_ARGS)
+
+
+def test_arguments_of_both_transforms_and_options_of_a_run_are_the_fields_of_the_settings():
+    told = arguments(gj.gems)
+    del told["learning_rate"]
+    assert {field.name for field in dataclasses.fields(GemsConfig)} < set(told)
+    assert {field.name for field in dataclasses.fields(Settings)} == set(told)
+    least = {"num_tasks": 1}
+    assert Settings.of(least).__dict__.keys() == told.keys()
+    for name, value in vars(Settings.of(told | least)).items():
+        made_anew = name in ("inner", "fallback", "gate")
+        assert told[name] is None if made_anew else value == getattr(Settings(**least), name)
+    del told["weight_decay"], told["mask"]
+    assert list(arguments(gj.scale_by_gems).items()) == list(told.items())
+
+
+def test_scale_by_gems_knows_no_learning_rate_and_no_decay():
+    for name in ("learning_rate", "weight_decay", "mask", "ranks"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            gj.scale_by_gems(num_tasks=2, **{name: 0.1})
+    with pytest.raises(TypeError, match="num_tasks"):
+        gj.scale_by_gems(rank=2)
+
+
+def test_hyperparameters_of_scale_by_gems_are_injected_too():
+    static = set(gj.STATIC_ARGS) - {"mask"}
+    tx = optax.inject_hyperparams(gj.scale_by_gems, static_args=static)(num_tasks=2, rank=3, scale=0.5)
+    assert set(tx.init(make_params(SHAPES)).hyperparams) == {"scale"}
 
 
 def test_map_params_reaches_what_mirrors_the_parameters():

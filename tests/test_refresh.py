@@ -9,7 +9,8 @@ from problems import QUICK, make_grads, make_null_space, make_params
 import gems_jax as gj
 from gems_jax.linalg.orthonormal import orthonormal_inside
 from gems_jax.linalg.subspace import Frame, make_basis
-from gems_jax.transform.plan import Options, make_plan
+from gems_jax.transform.plan import make_plan
+from gems_jax.transform.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("cheap_programs")
 RULE = lambda path, leaf: gj.MatrixDims() if len(leaf.shape) > 1 else None  # noqa: E731
@@ -40,7 +41,7 @@ def test_every_matrix_has_one_turn_in_an_interval_whatever_the_size_of_its_stack
     shapes = {f"stack of {k}": (k, 2, 2 + k) for k in sizes} | {f"alone {k}": (2, 20 + k) for k in range(7)}
     shapes |= {f"like {k}": (3, 3) for k in range(4)}
     params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    plan = make_plan(params, Options(2, rank=1, matrix_dims=RULE))
+    plan = make_plan(params, Settings(num_tasks=2, rank=1, matrix_dims=RULE))
     turns = plan.turns(every)
     assert {plan.paths[i]: len(mine) for i, mine in turns.items()} == {
         name: shape[0] if len(shape) == 3 else 1 for name, shape in shapes.items()

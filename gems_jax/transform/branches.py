@@ -25,6 +25,7 @@ from gems_jax.transform.refresh import (
     room,
     where_leading,
 )
+from gems_jax.transform.settings import Settings
 
 PyTree = Any
 
@@ -74,7 +75,7 @@ class Steps(NamedTuple):
     failed: jax.Array
 
 
-def lift_inner(inner: optax.GradientTransformationExtraArgs, depth: int) -> tuple[Callable, Callable]:
+def lift_inner(inner: optax.GradientTransformation, depth: int) -> tuple[Callable, Callable]:
     """The inner transform for stacks: each kernel's low-rank gradient is updated on its own.
 
     So a stacked ``[L, m, n]`` kernel behaves as ``L`` separate ones, also under transforms that look at a
@@ -87,10 +88,10 @@ def lift_inner(inner: optax.GradientTransformationExtraArgs, depth: int) -> tupl
     Returns:
       ``init(params)`` and ``update(grads, state, params, extra)``.
     """
-    init = inner.init
+    init, with_extra = inner.init, optax.with_extra_args_support(inner)
 
     def update(grads: jax.Array, state: PyTree, params: jax.Array, extra: dict[str, Any]) -> tuple[jax.Array, PyTree]:
-        return inner.update(grads, state, params, **extra)
+        return with_extra.update(grads, state, params, **extra)
 
     for _ in range(depth):
         init = jax.vmap(init)
@@ -106,8 +107,7 @@ def run_inner(
     state: PyTree,
     active: jax.Array,
     fresh: jax.Array,
-    inner: optax.GradientTransformationExtraArgs,
-    moments: str,
+    settings: Settings,
     extra: dict[str, Any],
 ) -> tuple[jax.Array, PyTree, jax.Array]:
     """``L = U^T G``, ``X = inner(L)``; inactive branches take no step and their state stays.
@@ -115,7 +115,7 @@ def run_inner(
     Returns:
       ``(X, state, L)``.
     """
-    init, update = lift_inner(inner, basis.ndim - 2)
+    init, update = lift_inner(settings.inner, basis.ndim - 2)
     on = active[..., None, None]
     low = jnp.where(on, matmul(basis.mT, gradient), 0)
     # Where the gradient's rank is below the basis', surplus columns meet nothing but rounding, which Adam would
@@ -124,7 +124,7 @@ def run_inner(
     rounding = 16 * jnp.finfo(low.dtype).eps * jnp.sqrt(size.squares)
     low = jnp.where(norms(low * size.scale, -1) > rounding, low, 0)
     low_weights = matmul(basis.mT, weights)
-    if moments == "reset":
+    if settings.moments == "reset":
         state = where_leading(fresh, init(low_weights), state)
     step, stepped = update(limited(low, size.norm()), state, low_weights, extra)
     return jnp.where(on, step.astype(low.dtype), 0), where_leading(active, stepped, state), low
@@ -148,7 +148,7 @@ def request_refresh(
     if frame.factor is not None:
         count = state.shared_basis.shape[0]
         frame = frame._replace(factor=jnp.broadcast_to(frame.factor, (count, *frame.factor.shape[-2:])))
-    masks = _column_masks(group, refresh.complementary)
+    masks = _column_masks(group, refresh.settings.complementary)
     shared_size, task_size = sizes
     usable = alive(shared_size, present.shared)[None]
     bases: Bases = (state.shared_basis, None)
@@ -167,7 +167,6 @@ def step_group(
     present: Presence,
     scales: jax.Array,
     refresh: Refresh,
-    inner: optax.GradientTransformationExtraArgs,
     extra: dict[str, Any],
 ) -> tuple[Steps, BranchState]:
     """Runs the inner transform in every branch of a group of equal kernels, in the bases that are now in force.
@@ -185,8 +184,7 @@ def step_group(
       present: which tasks count.
       scales: ``[1 + T]`` powers of two that bring the shared and the tasks' gradients near 1.
       refresh: when and how bases are refreshed.
-      inner: the inner transform.
-      extra: extra arguments handed to it.
+      extra: extra arguments handed to the inner transform.
 
     Returns:
       ``(Steps, BranchState)``.
@@ -211,7 +209,7 @@ def step_group(
         task = state.task_basis if task is None else task
         active = has_basis(task) & present.tasks[:, None] & present.shared
         tasks, task_inner, low = run_inner(
-            task, task_grad, task_size, weights, state.task_inner, active, done[1:], inner, refresh.moments, extra
+            task, task_grad, task_size, weights, state.task_inner, active, done[1:], refresh.settings, extra
         )
         energy = squares(low * scales[1:, None, None, None], 3)
         previous = None if state.previous is None else jnp.where(present.shared, tasks, state.previous)
@@ -227,8 +225,7 @@ def step_group(
         state.shared_inner,
         active,
         done[0],
-        inner,
-        refresh.moments,
+        refresh.settings,
         extra,
     )
     energy = jnp.concatenate([squares(low * scales[0], 3)[None], energy])

@@ -1,5 +1,6 @@
 """GEMS as an optax transformation: per-task gradients in, one constrained update out."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,74 +16,15 @@ from gems_jax.null_space.space import NullSpace
 from gems_jax.task_grads import check_task_axis
 from gems_jax.transform.gates import Gate
 from gems_jax.transform.initial import initial_state
-from gems_jax.transform.plan import Options, make_plan, record
-from gems_jax.transform.settings import Settings, make_settings
+from gems_jax.transform.plan import make_plan, record
+from gems_jax.transform.settings import Settings, static_names
 from gems_jax.transform.state import GemsState
 from gems_jax.transform.step import Call, take_step
 
 PyTree = Any
 
 # Arguments of `gems` that are Python facts: pass to optax.inject_hyperparams(gems, static_args=STATIC_ARGS).
-STATIC_ARGS = (
-    "num_tasks",
-    "rank",
-    "task_rank",
-    "side",
-    "refresh_every",
-    "decomposition",
-    "signs",
-    "moments",
-    "complementary",
-    "stagger",
-    "inner",
-    "fallback",
-    "gate",
-    "null_space",
-    "constraint",
-    "mask",
-    "matrix_dims",
-    "seed",
-)
-
-
-def scale_by_gems(
-    *,
-    num_tasks: int,
-    rank: int | float = 128,
-    task_rank: int | float | None = None,
-    side: Literal["auto", "in", "out"] = "auto",
-    refresh_every: int | Callable[[jax.Array], Any] = 200,
-    decomposition: Literal["auto", "svd", "eigh", "subspace"] = "auto",
-    signs: Literal["canonical", "align"] = "canonical",
-    moments: Literal["keep", "reset"] = "keep",
-    complementary: bool = False,
-    stagger: bool = False,
-    scale: float | jax.Array = 1.0,
-    inner: optax.GradientTransformation | None = None,
-    fallback: optax.GradientTransformation | None = None,
-    gate: Gate | None = None,
-    null_space: NullSpace | None = None,
-    constraint: Literal["update", "gradient"] = "update",
-    matrix_dims: PyTree | MatrixRule | None = None,
-    seed: int = 0,
-) -> optax.GradientTransformationExtraArgs:
-    """Gradient multi-subspace tuning without learning rate and decay; see `gems` for the arguments."""
-    settings = make_settings(
-        Options(num_tasks, rank, task_rank, side, complementary, null_space, constraint, matrix_dims),
-        refresh_every=refresh_every,
-        decomposition=decomposition,
-        signs=signs,
-        moments=moments,
-        stagger=stagger,
-        scale=scale,
-        inner=inner,
-        fallback=fallback,
-        gate=gate,
-        weight_decay=0.0,
-        mask=None,
-        seed=seed,
-    )
-    return _transform(settings)
+STATIC_ARGS = static_names()
 
 
 def gems(
@@ -174,31 +116,35 @@ def gems(
       >>> bool(loss(params, batch.reshape(32, 8)) < losses.mean())
       True
     """
-    settings = make_settings(
-        Options(num_tasks, rank, task_rank, side, complementary, null_space, constraint, matrix_dims),
-        refresh_every=refresh_every,
-        decomposition=decomposition,
-        signs=signs,
-        moments=moments,
-        stagger=stagger,
-        scale=scale,
-        inner=inner,
-        fallback=fallback,
-        gate=gate,
-        weight_decay=weight_decay,
-        mask=mask,
-        seed=seed,
-    )
-    return optax.chain(_transform(settings), optax.scale_by_learning_rate(learning_rate))
+    options = dict(locals())  # the arguments, by the names that `Settings` has for them
+    del options["learning_rate"]
+    return optax.chain(_transform(Settings.of(options)), optax.scale_by_learning_rate(learning_rate))
+
+
+def scale_by_gems(**options: Any) -> optax.GradientTransformationExtraArgs:
+    """Gradient multi-subspace tuning without learning rate and decay; see `gems` for the arguments."""
+    inspect.signature(scale_by_gems).bind(**options)
+    return _transform(Settings.of(options))
+
+
+def _signature_without(*names: str) -> inspect.Signature:
+    """That of `gems`, without some of its arguments."""
+    whole = inspect.signature(gems)
+    return whole.replace(parameters=[p for name, p in whole.parameters.items() if name not in names])
+
+
+scale_by_gems.__signature__ = _signature_without(  # type: ignore[attr-defined]
+    "learning_rate", "weight_decay", "mask"
+)
 
 
 def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
     num_tasks = settings.num_tasks
 
     def init_fn(params: PyTree) -> GemsState:
-        plan = make_plan(params, settings.options)
+        plan = make_plan(params, settings)
         state = initial_state(params, plan, settings)
-        record(settings.options, plan, params, state)
+        record(settings, plan, params, state)
         tell_leaves(params)
         return state
 
@@ -230,7 +176,7 @@ def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
             counts=task_counts,
             extra=extra_args,
         )
-        return take_step(call, params, state, make_plan(params, settings.options), settings)
+        return take_step(call, params, state, make_plan(params, settings), settings)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -50,7 +50,7 @@ def initial_state(params: PyTree, plan: Plan, settings: Settings) -> GemsState:
     # The fallback sees what it will see in every step: float32, also for bfloat16 parameters.
     others = {i: leaves[i].astype(work_dtype(leaves[i].dtype)) for i in plan.fallback}
     structure = settings.inner_structure()
-    null_space = settings.options.null_space
+    null_space = settings.null_space
     return GemsState(
         count=jnp.zeros((), jnp.int32),
         shared_basis=mirror(bare, shared_basis),

@@ -13,48 +13,13 @@ import numpy as np
 
 from gems_jax.boxes import unboxed
 from gems_jax.leaf_path import named_leaves
-from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
-from gems_jax.null_space.space import NullSpace, check_factor, check_paths, constrained_spec
+from gems_jax.linalg.matrix_dims import MatrixSpec, matrix_specs
+from gems_jax.null_space.space import check_factor, check_paths, constrained_spec
 from gems_jax.transform.left_out import reasons, unprotected
+from gems_jax.transform.settings import Settings
 from gems_jax.whole_number import is_whole
 
 PyTree = Any
-
-
-@dataclass(frozen=True)
-class Options:
-    """The static options of `gems_jax.scale_by_gems` that decide what happens to each parameter."""
-
-    num_tasks: int
-    rank: int | float = 128
-    task_rank: int | float | None = None
-    side: Literal["auto", "in", "out"] = "auto"
-    complementary: bool = False
-    null_space: NullSpace | None = None
-    constraint: Literal["update", "gradient"] = "update"
-    matrix_dims: PyTree | MatrixRule | None = None
-
-    def check(self) -> None:
-        if not is_whole(self.num_tasks):
-            raise ValueError(f"num_tasks is a whole number, got {self.num_tasks!r}")
-        if self.num_tasks < 1:
-            raise ValueError(f"num_tasks must be at least 1, got {self.num_tasks}")
-        if self.side not in ("auto", "in", "out"):
-            raise ValueError(f"side is {self.side!r}; choose 'auto', 'in' or 'out'")
-        if self.constraint not in ("update", "gradient"):
-            raise ValueError(f"constraint is {self.constraint!r}; choose 'update' or 'gradient'")
-        for name, value, least in (("rank", self.rank, 1), ("task_rank", self.task_rank, 0)):
-            if value is None:
-                continue
-            if is_whole(value):
-                if value < least:
-                    raise ValueError(f"{name}={value}: an int must be at least {least}")
-            elif not isinstance(value, float | np.floating):
-                raise ValueError(f"{name}={value!r}: give an int (columns) or a float (of the smaller side)")
-            elif not 0 < value <= 1:
-                raise ValueError(
-                    f"{name}={value}: a float is a fraction of the smaller side, in (0, 1]; an int is columns"
-                )
 
 
 @dataclass(frozen=True)
@@ -157,38 +122,38 @@ def _resolve_rank(rank: int | float, smaller: int) -> int:
     return int(rank) if is_whole(rank) else max(1, round(float(rank) * smaller))
 
 
-def _kernel(index: int, path: str, spec: MatrixSpec, options: Options) -> Kernel:
-    null_space = options.null_space
+def _kernel(index: int, path: str, spec: MatrixSpec, settings: Settings) -> Kernel:
+    null_space = settings.null_space
     constrained = null_space is not None and path in null_space.inputs
     m, n = spec.matrix_shape
-    side = options.side
+    side = settings.side
     if side == "auto":
-        on_update = constrained and options.constraint == "update"
+        on_update = constrained and settings.constraint == "update"
         side = null_space.side if on_update and null_space is not None else ("in" if m <= n else "out")
     smaller = min(m, n) if spec.batch else 0  # a stack of no layers has nothing to keep
-    rank = _resolve_rank(options.rank, smaller)
-    task_rank = max(1, rank // 2) if options.task_rank is None else options.task_rank
+    rank = _resolve_rank(settings.rank, smaller)
+    task_rank = max(1, rank // 2) if settings.task_rank is None else settings.task_rank
     task_rank = 0 if task_rank == 0 else _resolve_rank(task_rank, smaller)
     wanted, cap, source, free, inside = (rank, task_rank), smaller, None, None, False
     if constrained and null_space is not None:
         check_factor(path, spec, null_space)
         factor = null_space.factor(path)
         source = null_space.inputs[path]
-        if options.constraint == "update":
+        if settings.constraint == "update":
             free = tuple(int(x) for x in np.broadcast_to(factor.dim - factor.kept, spec.batch_shape or (1,)).ravel())
             cap = min(cap, max(free, default=0))
             inside = side == null_space.side
     rank = min(rank, cap)
-    task_rank = min(task_rank, cap - rank if options.complementary else cap)
+    task_rank = min(task_rank, cap - rank if settings.complementary else cap)
     return Kernel(index, path, spec, side, rank, task_rank, wanted, source, free, inside)
 
 
-def make_plan(params: PyTree, options: Options) -> Plan:
+def make_plan(params: PyTree, settings: Settings) -> Plan:
     """Decides the treatment of every leaf; equal trees of shapes have equal plans.
 
     Args:
       params: tree of arrays or anything with shapes and dtypes.
-      options: see `Options`.
+      settings: of the transform.
 
     Returns:
       A `Plan`.
@@ -204,22 +169,22 @@ def make_plan(params: PyTree, options: Options) -> Plan:
                 f"parameter {path!r} is no array but {leaf!r:.60}: make numbers arrays (jnp.asarray), and leave what "
                 "is not trained out of the tree (equinox.filter(model, equinox.is_inexact_array) does)"
             )
-    specs = matrix_specs(params, options.matrix_dims, options.null_space.roles if options.null_space else None)
-    if leaves and options.matrix_dims is not None and not any(specs):
+    specs = matrix_specs(params, settings.matrix_dims, settings.null_space.roles if settings.null_space else None)
+    if leaves and settings.matrix_dims is not None and not any(specs):
         raise ValueError(
             f"matrix_dims names none of the {len(leaves)} parameters ({', '.join(paths[:3])}, ...); "
             "it must return MatrixDims for the kernels that get subspaces"
         )
-    if options.null_space is not None:
-        check_paths(params, options.null_space)
-    kernels = tuple(_kernel(i, paths[i], spec, options) for i, spec in enumerate(specs) if spec is not None)
+    if settings.null_space is not None:
+        check_paths(params, settings.null_space)
+    kernels = tuple(_kernel(i, paths[i], spec, settings) for i, spec in enumerate(specs) if spec is not None)
     fallback = tuple(i for i, spec in enumerate(specs) if spec is None)
     constrained = {}
-    if options.null_space is not None and options.constraint == "update":
+    if settings.null_space is not None and settings.constraint == "update":
         for i in fallback:
-            if paths[i] in options.null_space.inputs:
-                spec = constrained_spec(paths[i], leaves[i][1], options.null_space)
-                constrained[i] = (spec, options.null_space.inputs[paths[i]])
+            if paths[i] in settings.null_space.inputs:
+                spec = constrained_spec(paths[i], leaves[i][1], settings.null_space)
+                constrained[i] = (spec, settings.null_space.inputs[paths[i]])
     unnamed = tuple(paths[i] for i in fallback if len(leaves[i][1].shape) > 2)
     groups: dict[Any, list[Kernel]] = {}
     for kernel in kernels:
@@ -230,22 +195,22 @@ def make_plan(params: PyTree, options: Options) -> Plan:
         key: Any = kernel.index
         if not kernel.spec.batch_shape:
             form = None
-            if kernel.source is not None and options.null_space is not None:
-                factor = options.null_space.factors[kernel.source]
+            if kernel.source is not None and settings.null_space is not None:
+                factor = settings.null_space.factors[kernel.source]
                 form = (factor.complement, factor.basis.shape)
             dtype = str(leaves[kernel.index][1].dtype)
             key = (kernel.spec, kernel.side, kernel.rank, kernel.task_rank, kernel.inside, form, dtype)
         groups.setdefault(key, []).append(kernel)
     others = {paths[i]: leaves[i][1].shape for i in fallback if i not in constrained}
-    left_out = reasons({k.path for k in kernels}, others, options.null_space, options.matrix_dims)
-    missed = unprotected(others, options.null_space, options.matrix_dims)
+    left_out = reasons({k.path for k in kernels}, others, settings.null_space, settings.matrix_dims)
+    missed = unprotected(others, settings.null_space, settings.matrix_dims)
     return Plan(paths, kernels, tuple(map(tuple, groups.values())), fallback, constrained, unnamed, left_out, missed)
 
 
 class Recorded(NamedTuple):
     """A plan made by a transform's ``init``: for what unboxed structure and shapes, and the shapes of the state."""
 
-    options: Options
+    settings: Settings
     plan: Plan
     treedef: Any
     shapes: tuple[tuple[int, ...], ...]
@@ -272,7 +237,7 @@ def recorded_plans() -> Iterator[list[Recorded]]:
             outer.extend(plans)
 
 
-def record(options: Options, plan: Plan, params: PyTree, state: PyTree) -> None:
+def record(settings: Settings, plan: Plan, params: PyTree, state: PyTree) -> None:
     """Tells `recorded_plans` of a plan and the shapes it is for; with nobody to tell, warns of what it leaves out."""
     plans = _RECORD.get()
     if plans is None and plan.unprotected:
@@ -286,4 +251,4 @@ def record(options: Options, plan: Plan, params: PyTree, state: PyTree) -> None:
     if plans is not None:
         shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(params))
         sizes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-        plans.append(Recorded(options, plan, jax.tree.structure(unboxed(params)), shapes, sizes))
+        plans.append(Recorded(settings, plan, jax.tree.structure(unboxed(params)), shapes, sizes))

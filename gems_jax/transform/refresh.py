@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,29 +10,45 @@ import jax.numpy as jnp
 from gems_jax.linalg.scales import Size
 from gems_jax.linalg.stacks import map_stack, mesh_of_devices
 from gems_jax.linalg.subspace import Decomposition, Frame, make_basis
+from gems_jax.transform.settings import Settings
 
 PyTree = Any
 
 
 class Refresh(NamedTuple):
-    """How bases are refreshed: static choices, and this step's flags.
+    """How and whether bases are refreshed in a step: static choices, and this step's flags.
 
     Attributes:
-      method, signs, moments, complementary: as in `gems_jax.gems`.
+      settings: of the transform.
+      method: of decomposition, ``"auto"`` resolved.
       stagger_every: steps over which the refreshes of all kernels are spread, ``None``: all at once.
       step: ``[]`` int32.
       due: ``[]`` bool, whether a refresh is scheduled in this step (with ``stagger``: of everything).
       key: random key.
     """
 
+    settings: Settings
     method: Decomposition
-    signs: Literal["canonical", "align"]
-    moments: Literal["keep", "reset"]
-    complementary: bool
     stagger_every: int | None
     step: jax.Array
     due: jax.Array
     key: jax.Array
+
+
+def refresh_at(count: jax.Array, settings: Settings) -> Refresh:
+    """The `Refresh` of the step after ``count`` others: before the first update, then every so many."""
+    every = settings.refresh_every
+    interval: int | None = None
+    if callable(every):
+        due = jnp.asarray(every(count), bool)
+    elif settings.stagger:
+        interval, due = int(every), count == 0
+    else:
+        due = count % int(every) == 0
+    method: Any = settings.decomposition
+    if method == "auto":
+        method = "subspace" if jax.default_backend() == "tpu" else "eigh"
+    return Refresh(settings, method, interval, count, due, jax.random.key(settings.seed))
 
 
 def has_basis(basis: jax.Array) -> jax.Array:
@@ -67,7 +83,7 @@ def compute_bases(
             previous.shape[-1],
             Frame(factor, frame.complement),
             method=refresh.method,
-            signs=refresh.signs,
+            signs=refresh.settings.signs,
             previous=previous,
             has_previous=has_basis(previous),
             exclude=exclude,
@@ -86,7 +102,7 @@ def compute_bases(
     shared = where_leading(done[0], shared, old[0])
     if old[1] is None or gradients[1] is None:
         return shared, None, done
-    exclude = shared if refresh.complementary else None
+    exclude = shared if refresh.settings.complementary else None
     task, replaced = stack(2, (gradients[1], old[1]), (frame.factor, exclude, masks[1]))
     task_done = replaced & do[1:]
     return shared, where_leading(task_done, task, old[1]), jnp.concatenate([done, task_done])

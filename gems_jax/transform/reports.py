@@ -183,6 +183,6 @@ def _rows(entry: Recorded) -> list[StateRow]:
             rows.append(StateRow(path, entry.shapes[i], treatment, "", "", sizes[i]))
         else:
             treatment = "subspaces" if k.rank else "frozen"
-            rows.append(StateRow(path, k.spec.shape, treatment, k.side, _ranks(k, entry.options.num_tasks), sizes[i]))
+            rows.append(StateRow(path, k.spec.shape, treatment, k.side, _ranks(k, entry.settings.num_tasks), sizes[i]))
     rows += [StateRow(f"input of {n}", f.shape, "null space", "", "", _bytes(f)) for n, f in state.null_space.items()]
     return rows

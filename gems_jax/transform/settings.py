@@ -1,45 +1,87 @@
-"""Everything `gems_jax.gems` is told, checked once."""
+"""Everything `gems_jax.gems` is told, by the same names, checked once."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from gems_jax.linalg.matrix_dims import MatrixRule
 from gems_jax.linalg.subspace import Decomposition
+from gems_jax.null_space.space import NullSpace
 from gems_jax.transform.gates import Gate, heuristic
-from gems_jax.transform.plan import Options
-from gems_jax.transform.refresh import Refresh
 from gems_jax.whole_number import is_whole
 
 PyTree = Any
-RefreshEvery = int | Callable[[jax.Array], Any]
 Mask = PyTree | Callable[[PyTree], PyTree] | None
 
+# Numbers that may be arrays, and change from step to step (optax.inject_hyperparams); all else is a Python fact.
+_NUMBER = {"static": False}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Static settings and hyperparameters of the transform; see `gems_jax.gems` for their meaning."""
+    """The options of the transform; see `gems_jax.gems` for their meaning.
 
-    options: Options
-    refresh_every: RefreshEvery
-    decomposition: Literal["auto", "svd", "eigh", "subspace"]
-    signs: Literal["canonical", "align"]
-    moments: Literal["keep", "reset"]
-    stagger: bool
-    scale: float | jax.Array
-    inner: optax.GradientTransformationExtraArgs
-    fallback: optax.GradientTransformationExtraArgs
-    gate: Gate
-    weight_decay: float | jax.Array
-    mask: Mask
-    seed: int
+    Raises:
+      ValueError: an option out of range, named.
+    """
 
-    @property
-    def num_tasks(self) -> int:
-        return self.options.num_tasks
+    num_tasks: int
+    rank: int | float = 128
+    task_rank: int | float | None = None
+    side: Literal["auto", "in", "out"] = "auto"
+    refresh_every: int | Callable[[jax.Array], Any] = 200
+    decomposition: Literal["auto", "svd", "eigh", "subspace"] = "auto"
+    signs: Literal["canonical", "align"] = "canonical"
+    moments: Literal["keep", "reset"] = "keep"
+    complementary: bool = False
+    stagger: bool = False
+    scale: float | jax.Array = field(default=1.0, metadata=_NUMBER)
+    inner: optax.GradientTransformation = field(default_factory=optax.scale_by_adam)
+    fallback: optax.GradientTransformation = field(default_factory=optax.scale_by_adam)
+    gate: Gate = field(default_factory=heuristic)
+    null_space: NullSpace | None = None
+    constraint: Literal["update", "gradient"] = "update"
+    weight_decay: float | jax.Array = field(default=0.0, metadata=_NUMBER)
+    mask: Mask = None
+    matrix_dims: PyTree | MatrixRule | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not is_whole(self.num_tasks):
+            raise ValueError(f"num_tasks is a whole number, got {self.num_tasks!r}")
+        if self.num_tasks < 1:
+            raise ValueError(f"num_tasks must be at least 1, got {self.num_tasks}")
+        if self.side not in ("auto", "in", "out"):
+            raise ValueError(f"side is {self.side!r}; choose 'auto', 'in' or 'out'")
+        if self.constraint not in ("update", "gradient"):
+            raise ValueError(f"constraint is {self.constraint!r}; choose 'update' or 'gradient'")
+        for name, value, least in (("rank", self.rank, 1), ("task_rank", self.task_rank, 0)):
+            if value is not None:
+                _check_rank(name, value, least)
+        for name, choices in (
+            ("decomposition", ("auto", *get_args(Decomposition))),
+            ("signs", ("canonical", "align")),
+            ("moments", ("keep", "reset")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        every = self.refresh_every
+        if not callable(every) and (not is_whole(every) or every < 1):
+            raise ValueError(f"refresh_every is a number of steps, at least 1, or a callable, got {every!r}")
+        if self.stagger and callable(every):
+            raise ValueError("stagger spreads a refresh over the steps between two of them: give refresh_every an int")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Settings":
+        """From the arguments of `gems_jax.gems`, where ``None`` stands for a transform or gate by default."""
+        made = {f.name for f in dataclasses.fields(cls) if f.default_factory is not dataclasses.MISSING}
+        return cls(**{name: value for name, value in options.items() if value is not None or name not in made})
 
     @property
     def decays(self) -> bool:
@@ -49,61 +91,17 @@ class Settings:
         """Tree structure of the inner transform's state on one array."""
         return jax.tree.structure(jax.eval_shape(self.inner.init, jax.ShapeDtypeStruct((1, 1), jnp.float32)))
 
-    def refresh(self, count: jax.Array) -> Refresh:
-        """How and whether bases are refreshed at a step: before the first update, then every so many."""
-        every = self.refresh_every
-        spread = self.stagger and not callable(every)
-        due = jnp.asarray(every(count), bool) if callable(every) else count % every == 0
-        due = count == 0 if spread else due
-        method: Any = self.decomposition
-        if method == "auto":
-            method = "subspace" if jax.default_backend() == "tpu" else "eigh"
-        return Refresh(
-            method=method,
-            signs=self.signs,
-            moments=self.moments,
-            complementary=self.options.complementary,
-            stagger_every=every if spread and not callable(every) else None,
-            step=count,
-            due=due,
-            key=jax.random.key(self.seed),
-        )
+
+def static_names() -> tuple[str, ...]:
+    """Names of the options that are Python facts, in order."""
+    return tuple(f.name for f in dataclasses.fields(Settings) if f.metadata.get("static", True))
 
 
-def make_settings(
-    options: Options,
-    *,
-    refresh_every: RefreshEvery,
-    inner: optax.GradientTransformation | None,
-    fallback: optax.GradientTransformation | None,
-    gate: Gate | None,
-    **others: Any,
-) -> Settings:
-    """Checks the arguments and fills in the default transforms.
-
-    Raises:
-      ValueError: an argument out of range, named.
-    """
-    options.check()
-    adam = optax.scale_by_adam()
-    settings = Settings(
-        options,
-        refresh_every=refresh_every if callable(refresh_every) or not is_whole(refresh_every) else int(refresh_every),
-        inner=optax.with_extra_args_support(adam if inner is None else inner),
-        fallback=optax.with_extra_args_support(adam if fallback is None else fallback),
-        gate=heuristic() if gate is None else gate,
-        **others,
-    )
-    for name, choices in (
-        ("decomposition", ("auto", *get_args(Decomposition))),
-        ("signs", ("canonical", "align")),
-        ("moments", ("keep", "reset")),
-    ):
-        if getattr(settings, name) not in choices:
-            raise ValueError(f"{name} is {getattr(settings, name)!r}; choose one of {', '.join(choices)}")
-    every = settings.refresh_every
-    if not callable(every) and (not is_whole(every) or every < 1):
-        raise ValueError(f"refresh_every is a number of steps, at least 1, or a callable, got {every!r}")
-    if settings.stagger and callable(every):
-        raise ValueError("stagger spreads a refresh over the steps between two of them: give refresh_every an int")
-    return settings
+def _check_rank(name: str, value: Any, least: int) -> None:
+    if is_whole(value):
+        if value < least:
+            raise ValueError(f"{name}={value}: an int must be at least {least}")
+    elif not isinstance(value, float | np.floating):
+        raise ValueError(f"{name}={value!r}: give an int (columns) or a float (of the smaller side)")
+    elif not 0 < value <= 1:
+        raise ValueError(f"{name}={value}: a float is a fraction of the smaller side, in (0, 1]; an int is columns")

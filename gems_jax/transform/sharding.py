@@ -218,7 +218,7 @@ def _of_gems(state: GemsState, entry: Recorded, find: _Find) -> GemsState:
         return map_with_path(lambda path, x: function(path, x, **options), tree)
 
     lead = (find.task,)
-    side = "in" if entry.options.null_space is None else entry.options.null_space.side
+    side = "in" if entry.settings.null_space is None else entry.settings.null_space.side
     readers = {source: find.matrix(entry.plan.paths[i], spec) for i, (spec, source) in entry.plan.constrained.items()}
     readers |= {k.source: matrices[k.path] for k in reversed(entry.plan.kernels) if k.source is not None}
     factors: Any = {

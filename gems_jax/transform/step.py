@@ -17,7 +17,7 @@ from gems_jax.transform.branches import BranchState, Presence, Steps, fuse, requ
 from gems_jax.transform.diagnostics import Measured, diagnose, measure
 from gems_jax.transform.gates import Signals
 from gems_jax.transform.plan import Kernel, Plan
-from gems_jax.transform.refresh import Gradients, Refresh, Request, refresh_groups
+from gems_jax.transform.refresh import Gradients, Refresh, Request, refresh_at, refresh_groups
 from gems_jax.transform.settings import Mask, Settings
 from gems_jax.transform.state import (
     GemsState,
@@ -115,7 +115,7 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
     """
     bare = unboxed(params)
     treedef: Any = jax.tree.structure(bare)
-    factors = Factors(settings.options.null_space, settings.options.constraint, state.null_space)
+    factors = Factors(settings.null_space, settings.constraint, state.null_space)
     groups = _groups(plan, call, settings.num_tasks)
     grouped = {k.index for group in groups for k in group}
     alone = {i: call.grads[i] for i in range(len(call.grads)) if i not in grouped}
@@ -124,7 +124,7 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
     present = measured.present
 
     rows = _Rows.read(state, treedef, settings)
-    refresh = settings.refresh(state.count)
+    refresh = refresh_at(state.count, settings)
     turns = plan.turns(refresh.stagger_every)
     full, states, requests = [], [], []
     for group, gradient in zip(groups, matrices, strict=True):
@@ -141,7 +141,6 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
             present,
             measured.scales,
             refresh,
-            settings.inner,
             call.extra,
         )
         for group, before, request, refreshed in zip(
@@ -305,7 +304,8 @@ def _fallback(
     params = open_if_alone(params)
     kept = mirror(params, {i: weights[i] for i in plan.fallback})
     before = restore_boxes(state.fallback, params)
-    stepped, after = settings.fallback.update(mirror(params, merged), before, kept, **call.extra)
+    fallback = optax.with_extra_args_support(settings.fallback)
+    stepped, after = fallback.update(mirror(params, merged), before, kept, **call.extra)
     steps = entries(unboxed(stepped), jax.tree.structure(unboxed(params)))
     for i in plan.fallback:
         updates[i] = jnp.where(there, steps[i], 0).astype(weights[i].dtype)

@@ -89,7 +89,7 @@ def accumulate(
     def init_fn(params: PyTree) -> AccumulateState:
         with recorded_plans() as plans:
             inner = tx.init(params)
-        tasks = num_tasks or next((entry.options.num_tasks for entry in plans), None)
+        tasks = num_tasks or next((entry.settings.num_tasks for entry in plans), None)
         if tasks is None:
             raise ValueError("the wrapped transform contains no gems: give accumulate(tx, k, num_tasks=...)")
         dtype = real_dtype(leaf.dtype for leaf in jax.tree.leaves(params))

@@ -60,27 +60,14 @@ def make_gate(config: GemsConfig, num_tasks: int) -> gates.Gate:
 
 
 def _gems(config: Config, num_tasks: int, null_space: NullSpace | None) -> Transform:
-    options = config.gems
+    options = dataclasses.asdict(config.gems) | {"gate": make_gate(config.gems, num_tasks), "null_space": null_space}
     return gems(
         1.0,
         num_tasks=num_tasks,
-        rank=options.rank,
-        task_rank=options.task_rank,
-        side=options.side,
-        refresh_every=options.refresh_every,
-        decomposition=options.decomposition,
-        signs=options.signs,
-        moments=options.moments,
-        complementary=options.complementary,
-        stagger=options.stagger,
-        scale=options.scale,
-        fallback=optax.scale_by_adam(),
-        gate=make_gate(options, num_tasks),
-        null_space=null_space,
-        constraint=options.constraint,
         weight_decay=config.train.weight_decay,
         mask=lambda params: jax.tree.map(lambda group: group == "kernels", groups(params)),
         matrix_dims=stacked_matrix_dims,
+        **options,
     )
 
 
