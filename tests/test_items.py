@@ -13,11 +13,11 @@ from tiny import cheap_compilation
 
 from gems_jax.data.batching.prompts import item_rows
 from gems_jax.data.text.tokenizer import train_tokenizer
+from gems_jax.items import grow
 from gems_jax.items.tokens import (
     ItemIndex,
     add_identifier_tokens,
     add_item_tokens,
-    grow,
     index_identifiers,
     item_token,
     load_item_identifiers,
