@@ -274,7 +274,7 @@ def test_head_split_kernels_whose_roles_nobody_knows_take_the_fallback_and_are_n
     }
     assert "Left out, no kernel by its name: shared/embedding" in str(table)
     with pytest.warns(UserWarning, match="4 kernels get neither subspaces nor .*'attention/key/kernel': three or more"):
-        tx.init(params)
+        gj.accumulate(tx, 2).init(params)
 
 
 def test_kernels_that_the_pass_shows_unfollowed_are_named_by_the_optimiser():

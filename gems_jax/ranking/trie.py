@@ -1,6 +1,7 @@
 """The items' identifiers as a trie in flat arrays on the device: which tokens may follow which."""
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -180,6 +181,10 @@ class Catalogue(NamedTuple):
     tokens: np.ndarray
 
 
+# Items never change; their arrays go when they go.
+_CATALOGUES: weakref.WeakKeyDictionary[ItemIndex, Catalogue] = weakref.WeakKeyDictionary()
+
+
 def catalogue_of(items: ItemIndex) -> Catalogue:
     """The trie of all items, made at the first call and kept with them from then on.
 
@@ -191,10 +196,7 @@ def catalogue_of(items: ItemIndex) -> Catalogue:
       >>> catalogue_of(items) is catalogue_of(items)
       True
     """
-    # As functools.cached_property does it: items never change, and the arrays go when they go.
-    kept: Catalogue | None = vars(items).get("_catalogue")
-    if kept is None:
+    if items not in _CATALOGUES:
         trie = build_trie(items)
-        kept = Catalogue(trie, np.unique(np.asarray(trie.token[1:])))
-        vars(items)["_catalogue"] = kept
-    return kept
+        _CATALOGUES[items] = Catalogue(trie, np.unique(np.asarray(trie.token[1:])))
+    return _CATALOGUES[items]

@@ -15,8 +15,9 @@ from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.null_space.space import NullSpace
 from gems_jax.task_grads import check_task_axis
 from gems_jax.transform.gates import Gate
+from gems_jax.transform.init_plans import tell_plan
 from gems_jax.transform.initial import initial_state
-from gems_jax.transform.plan import make_plan, record
+from gems_jax.transform.plan import make_plan
 from gems_jax.transform.settings import Settings, static_names
 from gems_jax.transform.state import GemsState
 from gems_jax.transform.step import Call, take_step
@@ -144,7 +145,7 @@ def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
     def init_fn(params: PyTree) -> GemsState:
         plan = make_plan(params, settings)
         state = initial_state(params, plan, settings)
-        record(settings, plan, params, state)
+        tell_plan(settings, plan, params, state)
         tell_leaves(params)
         return state
 

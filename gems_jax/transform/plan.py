@@ -1,17 +1,11 @@
 """What happens to each parameter: static facts from paths and shapes alone."""
 
-import contextlib
-import contextvars
 import math
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
 import numpy as np
 
-from gems_jax.boxes import unboxed
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixSpec, matrix_specs
 from gems_jax.null_space.space import check_factor, check_paths, constrained_spec
@@ -205,50 +199,3 @@ def make_plan(params: PyTree, settings: Settings) -> Plan:
     left_out = reasons({k.path for k in kernels}, others, settings.null_space, settings.matrix_dims)
     missed = unprotected(others, settings.null_space, settings.matrix_dims)
     return Plan(paths, kernels, tuple(map(tuple, groups.values())), fallback, constrained, unnamed, left_out, missed)
-
-
-class Recorded(NamedTuple):
-    """A plan made by a transform's ``init``: for what unboxed structure and shapes, and the shapes of the state."""
-
-    settings: Settings
-    plan: Plan
-    treedef: Any
-    shapes: tuple[tuple[int, ...], ...]
-    state: PyTree
-
-
-_RECORD: contextvars.ContextVar[list[Recorded] | None] = contextvars.ContextVar("plans", default=None)
-
-
-@contextlib.contextmanager
-def recorded_plans() -> Iterator[list[Recorded]]:
-    """Collects the plans that transforms make inside the block, however deep in a chain they are.
-
-    Blocks may be nested: the outer one gets the inner one's plans too.
-    """
-    outer = _RECORD.get()
-    plans: list[Recorded] = []
-    token = _RECORD.set(plans)
-    try:
-        yield plans
-    finally:
-        _RECORD.reset(token)
-        if outer is not None:
-            outer.extend(plans)
-
-
-def record(settings: Settings, plan: Plan, params: PyTree, state: PyTree) -> None:
-    """Tells `recorded_plans` of a plan and the shapes it is for; with nobody to tell, warns of what it leaves out."""
-    plans = _RECORD.get()
-    if plans is None and plan.unprotected:
-        shown = "; ".join(f"{path!r}: {plan.left_out[path]}" for path in plan.unprotected[:5])
-        more = f"; and {len(plan.unprotected) - 5} more" if len(plan.unprotected) > 5 else ""
-        warnings.warn(
-            f"{len(plan.unprotected)} kernels get neither subspaces nor the null space's protection: {shown}{more}; "
-            "name their axes with matrix_dims, or freeze them",
-            stacklevel=4,
-        )
-    if plans is not None:
-        shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(params))
-        sizes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-        plans.append(Recorded(settings, plan, jax.tree.structure(unboxed(params)), shapes, sizes))

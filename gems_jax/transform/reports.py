@@ -8,8 +8,9 @@ import jax
 import optax
 
 from gems_jax.boxes import is_like, unboxed
-from gems_jax.transform.plan import Kernel, Recorded, recorded_plans
-from gems_jax.transform.state import GemsState, entries
+from gems_jax.transform.init_plans import InitPlan, init_shapes
+from gems_jax.transform.plan import Kernel
+from gems_jax.transform.state import entries, gems_states
 
 PyTree = Any
 
@@ -34,14 +35,10 @@ def diagnostics(state: PyTree) -> dict[str, jax.Array]:
       >>> diagnostics(tx.init({"kernel": jnp.ones((4, 4))}))["gates"].tolist()
       [0.5, 0.5]
     """
-    found = [x for x in jax.tree.leaves(state, is_leaf=_is_gems) if _is_gems(x)]
+    found = gems_states(state)
     if len(found) != 1:
         raise ValueError(f"expected an optimiser state with one GemsState inside, found {len(found)}")
     return dict(found[0].diagnostics._asdict())
-
-
-def _is_gems(x: Any) -> bool:
-    return isinstance(x, GemsState)
 
 
 @dataclass(frozen=True)
@@ -127,17 +124,16 @@ def state_bytes(tx: optax.GradientTransformation, params: PyTree) -> StateBytes:
       >>> table.rows[0].ranks, table.rows[0].bytes
       ('2 + 2 x 1', 783)
     """
-    with recorded_plans() as records:
-        state = jax.eval_shape(lambda tree: tx.init(tree), params)
+    state, made = init_shapes(tx, params)
     rows: list[StateRow] = []
-    for entry in records:
+    for entry in made:
         rows += _rows(entry)
     total = _bytes(state)
     rest = total - sum(row.bytes for row in rows)
     if rest:
         rows.append(StateRow("(counters, gates, other transforms)", (), "other", "", "", rest))
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    plans = [entry.plan for entry in records]
+    plans = [entry.plan for entry in made]
     return StateBytes(
         rows=tuple(rows),
         total=total,
@@ -165,7 +161,7 @@ def _like_params(tree: PyTree, treedef: Any) -> list[PyTree]:
     return [x for x in jax.tree.leaves(unboxed(tree), is_leaf=matches) if matches(x)]
 
 
-def _rows(entry: Recorded) -> list[StateRow]:
+def _rows(entry: InitPlan) -> list[StateRow]:
     plan, state, treedef = entry.plan, entry.state, entry.treedef
     kernels = {k.index: k for k in plan.kernels}
     held = [state.shared_basis, state.task_basis, state.pending, state.previous]

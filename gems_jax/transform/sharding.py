@@ -12,7 +12,7 @@ from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec, resolve
 from gems_jax.linalg.stacks import check_auto
 from gems_jax.null_space.space import ConstrainToNullSpaceState
-from gems_jax.transform.plan import Recorded, recorded_plans
+from gems_jax.transform.init_plans import InitPlan, init_shapes
 from gems_jax.transform.state import GemsState
 
 PyTree = Any
@@ -72,13 +72,12 @@ def state_sharding(tx: Any, params: PyTree, task_axis: str | None = None) -> PyT
     if task_axis is not None and task_axis not in mesh.axis_names:
         raise ValueError(f"task_axis is {task_axis!r}; the mesh has the axes {', '.join(mesh.axis_names)}")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    with recorded_plans() as records:
-        state = jax.eval_shape(lambda tree: tx.init(tree), shapes)
+    state, plans = init_shapes(tx, shapes)
     find = _Find(mesh, placed, () if task_axis is None else (task_axis,))
 
     def of(path: tuple[Any, ...], x: Any) -> PyTree:
         if isinstance(x, GemsState):
-            return _of_gems(x, _record_of(x, records), find)
+            return _of_gems(x, _plan_of(x, plans), find)
         if isinstance(x, ConstrainToNullSpaceState):
             factors: Any = {name: find.factor(name, f) for name, f in x.factors.items()}
             return ConstrainToNullSpaceState(factors)
@@ -180,16 +179,16 @@ class _Find(NamedTuple):
         return self.sharding((*batch, matrix.sides[side], self.dividing(matrix.sides[_OTHER[side]], x.shape[-1])))
 
 
-def _record_of(state: GemsState, records: Sequence[Recorded]) -> Recorded:
+def _plan_of(state: GemsState, plans: Sequence[InitPlan]) -> InitPlan:
     """The plan that a state was made by: states of different parameters differ in their structure."""
     structure: Any = jax.tree.structure(state)
-    found = [entry for entry in records if jax.tree.structure(entry.state) == structure]
+    found = [entry for entry in plans if jax.tree.structure(entry.state) == structure]
     if not found:
         raise ValueError("the state holds a GemsState that tx.init did not make; pass the transform itself")
     return found[0]
 
 
-def _of_gems(state: GemsState, entry: Recorded, find: _Find) -> GemsState:
+def _of_gems(state: GemsState, entry: InitPlan, find: _Find) -> GemsState:
     kernels = {k.path: k for k in entry.plan.kernels}
     matrices = {path: find.matrix(path, k.spec) for path, k in kernels.items()}
 

@@ -81,6 +81,15 @@ class GemsState(NamedTuple):
     diagnostics: Diagnostics
 
 
+def gems_states(state: PyTree) -> list[GemsState]:
+    """Those inside any optimiser state, of a chain, a partition or a wrapper."""
+
+    def is_gems(x: Any) -> bool:
+        return isinstance(x, GemsState)
+
+    return [x for x in jax.tree.leaves(state, is_leaf=is_gems) if is_gems(x)]
+
+
 def work_dtype(dtype: Any) -> Any:
     """What is computed with: float32, or wider (and complex) where the array is as JAX holds it."""
     return jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)

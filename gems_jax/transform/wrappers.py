@@ -14,8 +14,7 @@ from gems_jax.boxes import unboxed
 from gems_jax.extra_arguments import check_extras
 from gems_jax.linalg.scales import real_dtype
 from gems_jax.task_grads import check_task_axis
-from gems_jax.transform.plan import recorded_plans
-from gems_jax.transform.state import work_dtype
+from gems_jax.transform.state import gems_states, work_dtype
 
 PyTree = Any
 
@@ -87,9 +86,8 @@ def accumulate(
     tx = optax.with_extra_args_support(tx)
 
     def init_fn(params: PyTree) -> AccumulateState:
-        with recorded_plans() as plans:
-            inner = tx.init(params)
-        tasks = num_tasks or next((entry.settings.num_tasks for entry in plans), None)
+        inner = tx.init(params)
+        tasks = num_tasks or next((len(state.diagnostics.gates) for state in gems_states(inner)), None)
         if tasks is None:
             raise ValueError("the wrapped transform contains no gems: give accumulate(tx, k, num_tasks=...)")
         dtype = real_dtype(leaf.dtype for leaf in jax.tree.leaves(params))
