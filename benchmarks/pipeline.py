@@ -28,7 +28,7 @@ from gems_jax.data.batching.pipeline import Batch, TaskBatchSource, task_batches
 from gems_jax.data.batching.token_cache import encode_once
 from gems_jax.data.dataset.tables import Dataset
 from gems_jax.data.prepare import prepare
-from gems_jax.data.text.tokenizer import train_tokenizer
+from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.items.tokens import add_item_tokens
 
 PROMPTS = {"rec": "history: {history} next:", "src": "search: {query} history: {history} found:"}

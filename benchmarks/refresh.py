@@ -30,7 +30,7 @@ import gems_jax as gj
 from gems_jax.data.batching.pipeline import task_batches
 from gems_jax.data.batching.prompts import encode_table
 from gems_jax.data.sources.synthetic import marketplace
-from gems_jax.data.text.tokenizer import train_tokenizer
+from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.items import add_item_tokens, grow
 from gems_jax.linalg import subspace
 from gems_jax.models import T5, T5Config, token_losses

@@ -10,7 +10,7 @@ from tiny import everything_in, fails
 from gems_jax.config.ranges import RANGES, hints_of
 from gems_jax.config.run import Config, check
 from gems_jax.data.raw.options import TableFiles
-from gems_jax.evaluation.summary import CUTOFFS
+from gems_jax.evaluation.ranking_summary import CUTOFFS
 from gems_jax.study.config import StudyConfig
 
 

@@ -14,7 +14,7 @@ from raw_tables import catalogue, load, log, ready, rows_of, write_rows
 from gems_jax.checksums import write_checksums
 from gems_jax.data.preparation.negatives import NegativeSampler
 from gems_jax.data.raw.id_lists import Division, read_lists
-from gems_jax.data.raw.ids import Catalogue
+from gems_jax.data.raw.ids import KnownIds
 from gems_jax.data.raw.pickle_scan import check_operations
 from gems_jax.data.raw.times import read_times
 from gems_jax.data.text.general_text import read_lines, shared_text
@@ -106,7 +106,7 @@ def test_ids_are_one_however_their_accents_are_written_and_others_that_are_alike
     assert [row[2] for row in found] == [composed[name] for name in wanted]
     assert [row[0] for row in found] == [f"u{n}" for n in (5, 4, 3, 2, 1, 0)]
 
-    known = Catalogue(["007", "Ab", "12"])
+    known = KnownIds(["007", "Ab", "12"])
     assert [known.find(name) for name in ("7", "aB", "12.0")] == [None, None, "12"]
     assert [known.near(name) for name in ("7", "aB", "\uff41b", "8")] == ["007", "Ab", "Ab", None]
     rows = [row | {"target": row["target"].upper(), "user_id": row["user_id"].upper() if n % 2 else row["user_id"]}

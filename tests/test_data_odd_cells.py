@@ -11,7 +11,7 @@ from gems_jax.data.dataset.tables import Item
 from gems_jax.data.raw.blank import is_blank, without_blanks
 from gems_jax.data.raw.columns import as_text, as_words
 from gems_jax.data.raw.id_lists import Division, read_lists
-from gems_jax.data.raw.ids import Catalogue
+from gems_jax.data.raw.ids import KnownIds
 from gems_jax.data.raw.times import read_times
 from gems_jax.training import stages
 
@@ -139,7 +139,7 @@ def test_a_query_that_a_left_out_row_names_is_known_by_the_catalogues_spelling(t
 @pytest.mark.parametrize("role", LISTS)
 @pytest.mark.parametrize("mark", [" ", ",", "|", ";", "'", '"', "[", "(", "{", ", "])
 def test_an_id_of_the_catalogue_is_never_divided(role, mark):
-    known = Catalogue([f"A{mark}1", f"A{mark}2", "A", "1", f"{mark}B", "12"])
+    known = KnownIds([f"A{mark}1", f"A{mark}2", "A", "1", f"{mark}B", "12"])
     single = role == "target"
     cells = [f"A{mark}1", f"A{mark}2", "A", f"{mark}B".strip() if mark == " " else f"{mark}B", "12.0"]
     ids, divided = lists_of(cells, known=known, single=single)
@@ -150,7 +150,7 @@ def test_an_id_of_the_catalogue_is_never_divided(role, mark):
 
 
 def test_other_cells_are_divided_where_that_gives_known_ids_and_it_is_counted():
-    known = Catalogue(["SKU 1", "SKU 2", "x,y", "z"])
+    known = KnownIds(["SKU 1", "SKU 2", "x,y", "z"])
     ids, divided = lists_of(["SKU 1, SKU 2", "SKU 1|x,y|z", "z SKU", "SKU 3"], known=known)
     assert ids == [["SKU 1", "SKU 2"], ["SKU 1", "x,y", "z"], ["z", "SKU"], ["SKU 3"]]
     assert divided == [0, 1, 2]

@@ -22,7 +22,7 @@ from gems_jax.data.batching.prompts import encode_table
 from gems_jax.data.batching.sampling import CYCLE, RowPlan, task_weights
 from gems_jax.data.batching.token_cache import encode_once
 from gems_jax.data.dataset.tables import Row, Table
-from gems_jax.data.text.tokenizer import train_tokenizer
+from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.items.tokens import ItemIndex
 
 # Items of three, two and one tokens.

@@ -13,7 +13,7 @@ from gems_jax.config.run import Config, ItemsConfig
 from gems_jax.data.batching.pipeline import TaskBatchSource, eval_batches, task_batches
 from gems_jax.data.batching.prompts import EncodedTable, encode_table, parse_template
 from gems_jax.data.dataset.tables import Row, Table
-from gems_jax.data.text.tokenizer import train_tokenizer
+from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.items.tokens import ItemIndex, add_item_tokens
 from gems_jax.models.hf.tokenizer import load_tokenizer
 from gems_jax.training.tokens import encode

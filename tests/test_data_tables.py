@@ -435,7 +435,7 @@ logging.warning("still heard")
 
 
 def test_importing_the_data_package_imports_no_heavy_library():
-    modules = "gems_jax.data.prepare, gems_jax.data.batching.pipeline, gems_jax.data.text.tokenizer"
+    modules = "gems_jax.data.prepare, gems_jax.data.batching.pipeline, gems_jax.data.text.small_tokenizer"
     program = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())

@@ -16,8 +16,8 @@ from pyarrow import parquet
 from gems_jax.config.run import Config, NullSpaceConfig, TextConfig
 from gems_jax.data.raw import raw_batch
 from gems_jax.data.text.general_text import read_lines, token_stream
+from gems_jax.data.text.small_tokenizer import sentinel_ids, train_tokenizer
 from gems_jax.data.text.span_corruption import heldout_batches, num_chunks, span_corruption_batch, span_lengths
-from gems_jax.data.text.tokenizer import sentinel_ids, train_tokenizer
 from gems_jax.training import stages
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.text import text_batches

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import gems_jax as gj
-from gems_jax.data.text.tokenizer import train_tokenizer
+from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.models.decoder.hf import config_values, read_config
 from gems_jax.models.decoder.model import Decoder, DecoderConfig
 from gems_jax.models.params import param_shapes

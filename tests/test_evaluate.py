@@ -19,8 +19,8 @@ from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.evaluation import non_neural
 from gems_jax.evaluation.bootstrap import bootstrap_interval
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings, rank_table, save_rankings
-from gems_jax.evaluation.examples import readable_examples
-from gems_jax.evaluation.summary import evaluate_scores, shuffled_candidates, summarise
+from gems_jax.evaluation.ranked_examples import readable_examples
+from gems_jax.evaluation.ranking_summary import evaluate_scores, shuffled_candidates, summarise
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import T5, T5Config
 from gems_jax.models.params import params_of

@@ -133,7 +133,7 @@ def test_transformers_computes_the_same_logits_from_what_is_saved(kind: str, tmp
 
 
 def test_a_tokenizer_comes_back_with_the_same_encoding(folder: Path, tmp_path: Path) -> None:
-    from gems_jax.data.text.tokenizer import train_tokenizer
+    from gems_jax.data.text.small_tokenizer import train_tokenizer
 
     text = "cheap garden lamps and red garden chairs for a small balcony"
     tokenizer = train_tokenizer([text] * 50, vocab_size=420, num_sentinels=10)

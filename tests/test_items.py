@@ -12,7 +12,7 @@ from shared import SHARED, needs_shared
 from tiny import cheap_compilation
 
 from gems_jax.data.batching.prompts import item_rows
-from gems_jax.data.text.tokenizer import train_tokenizer
+from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.items import grow
 from gems_jax.items.tokens import (
     ItemIndex,

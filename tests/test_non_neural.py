@@ -12,8 +12,8 @@ from gems_jax.data.preparation.few_candidates import few_candidates
 from gems_jax.data.sources.amazon import category_query
 from gems_jax.data.text.words import search_terms, split_words
 from gems_jax.evaluation import non_neural, simple_rankers
+from gems_jax.evaluation.ranking_summary import evaluate_scorer, evaluate_scores
 from gems_jax.evaluation.simple_rankers import missing_lines, not_measured
-from gems_jax.evaluation.summary import evaluate_scorer, evaluate_scores
 
 NAMES = (
     "popularity", "popularity, same task", "co-occurrence", "BM25", "BM25, stemmed", "BM25, titles and queries",

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from gems_jax.data.dataset.tables import Row, Table
-from gems_jax.evaluation.compare_runs import as_lines, compare_runs, compare_with_each, main
+from gems_jax.evaluation.compare_runs import compare_runs, compare_with_each, comparison_lines, main
 from gems_jax.evaluation.evaluate import load_rankings, save_rankings
 from gems_jax.evaluation.paired import compare_rankings, metric_of_rows, paired_test
 
@@ -100,7 +100,7 @@ def test_two_evaluated_folders_are_compared_task_by_task(tmp_path: Path, capsys:
             assert row["p_value"] < 0.01
             assert row["users"] == 40
     assert main([str(good), str(poor), "--metrics", "ndcg@10", "hit@20", "--samples", "300"]) == 0
-    assert capsys.readouterr().out == as_lines(found) + "\n"
+    assert capsys.readouterr().out == comparison_lines(found) + "\n"
 
 
 def test_folders_that_cannot_be_compared_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from gems_jax.data.batching.prompts import encode_table
 from gems_jax.data.dataset.tables import Row, Table
 from gems_jax.data.text.plain_text import check_unicode, plain_ids
-from gems_jax.data.text.tokenizer import train_tokenizer
+from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.items.tokens import add_item_tokens
 from gems_jax.models.hf.tokenizer import load_tokenizer
 

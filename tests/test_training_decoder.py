@@ -14,7 +14,7 @@ import gems_jax as gj
 from gems_jax import cli
 from gems_jax.config.run import Config
 from gems_jax.data.text.general_text import read_lines
-from gems_jax.data.text.tokenizer import train_tokenizer
+from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.training.losses import task_loss
 from gems_jax.training.text import causal_batches

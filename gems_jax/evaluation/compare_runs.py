@@ -85,7 +85,7 @@ def compare_with_each(
     return found
 
 
-def as_lines(found: Comparison) -> str:
+def comparison_lines(found: Comparison) -> str:
     """A line a task and metric, for a terminal.
 
     Args:
@@ -93,7 +93,7 @@ def as_lines(found: Comparison) -> str:
 
     Example:
       >>> row = {"a": 0.25, "b": 0.125, "difference": 0.125, "low": 0.0625, "high": 0.25, "p_value": 0.01, "users": 8}
-      >>> print(as_lines({"rec": {"ndcg@10": row}}))
+      >>> print(comparison_lines({"rec": {"ndcg@10": row}}))
       rec  ndcg@10  0.2500 against 0.1250: +0.1250 [+0.0625, +0.2500], p = 0.0100, 8 users
     """
     return "\n".join(_line(task, name, row) for task, rows in found.items() for name, row in rows.items())
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=10_000, help="sign flips and resamples")
     options = parser.parse_args(argv)
     try:
-        print(as_lines(compare_runs(options.a, options.b, options.metrics, samples=options.samples)))
+        print(comparison_lines(compare_runs(options.a, options.b, options.metrics, samples=options.samples)))
     except (ValueError, FileNotFoundError) as error:
         print(f"compare_runs: error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from gems_jax.data.batching.pipeline import gather_inputs
 from gems_jax.data.batching.prompts import EncodedTable
 from gems_jax.data.dataset.tables import Table
-from gems_jax.evaluation.summary import shuffled_candidates, summarise
+from gems_jax.evaluation.ranking_summary import shuffled_candidates, summarise
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.ranking.rank_items import rank_items
 

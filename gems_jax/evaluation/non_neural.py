@@ -195,7 +195,7 @@ def with_popularity(scorer: Scorer, counts: np.ndarray) -> Scorer:
     return score
 
 
-def row_blocks(rows: int, width: int) -> Iterator[np.ndarray]:
+def score_blocks(rows: int, width: int) -> Iterator[np.ndarray]:
     """All rows in order, so many at a time that `BLOCK` numbers hold `width` for each of them."""
     step = max(1, BLOCK // max(1, width))
     for start in range(0, rows, step):

@@ -11,7 +11,7 @@ import numpy as np
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.evaluation import non_neural
 from gems_jax.evaluation.non_neural import Scorer
-from gems_jax.evaluation.summary import evaluate_scorer
+from gems_jax.evaluation.ranking_summary import evaluate_scorer
 
 # The place of the reason in the entry of a ranker that could not be measured.
 MISSING = "missing"

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from gems_jax.report.page import page
+from gems_jax.report.html_page import page
 from gems_jax.report.records import read_records
 from gems_jax.staging import write_text
 
@@ -15,7 +15,7 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
 
     Args:
       workdir: folder with ``metrics.jsonl`` (a line a step), ``eval.json``, or both. What ``eval.json`` may
-        hold: an entry a task (``"hit@10"``, ``"hit@10_ci"``, ..., see `gems_jax.evaluation.summary.summarise`),
+        hold: an entry a task (``"hit@10"``, ``"hit@10_ci"``, ..., see `gems_jax.evaluation.ranking_summary.summarise`),
         ``"general"`` (see `gems_jax.evaluation.drift.general_drift`), ``"baselines"`` and ``"comparison"`` (the same
         by name), ``"paired"`` (by name, see `gems_jax.evaluation.compare_runs.compare_runs`), ``"examples"``, and
         ``"name"``, the name of this run in the table.

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from html import escape
 
-from gems_jax.report.results import Method
+from gems_jax.report.results import ResultRow
 
 _VOCABULARIES = (("", "base model's"), ("_full", "with item tokens"))
 _HEADS = ("loss before", "after", "perplexity before", "after", "top-1 kept")
 
 
-def general_table(rows: Sequence[Method]) -> str:
+def general_table(rows: Sequence[ResultRow]) -> str:
     """Losses and perplexities before and after tuning, over the base model's vocabulary and over all tokens.
 
     Args:
@@ -19,10 +19,10 @@ def general_table(rows: Sequence[Method]) -> str:
       HTML text, empty where no run has been measured.
 
     Example:
-      >>> run = Method("mine", "run", {"general": {"base_loss": 1.0, "loss": 1.5, "perplexity": 4.4817}})
+      >>> run = ResultRow("mine", "run", {"general": {"base_loss": 1.0, "loss": 1.5, "perplexity": 4.4817}})
       >>> "<td><b>1.500</b></td>" in general_table([run]), "<td><b>4.48</b></td>" in general_table([run])
       (True, True)
-      >>> general_table([Method("BM25", "baseline", {})])
+      >>> general_table([ResultRow("BM25", "baseline", {})])
       ''
     """
     body = ""
@@ -42,7 +42,7 @@ def general_table(rows: Sequence[Method]) -> str:
     )
 
 
-def _cells(row: Method, suffix: str) -> list[str]:
+def _cells(row: ResultRow, suffix: str) -> list[str]:
     losses = [row.value("general", f"{when}loss{suffix}") for when in ("base_", "")]
     perplexities = [row.value("general", f"{when}perplexity{suffix}") for when in ("base_", "")]
     kept = row.value("general", "top1_agreement" + suffix)

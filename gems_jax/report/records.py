@@ -12,7 +12,7 @@ _NOT_TASKS = ("general", "baselines", "comparison", "paired", "examples", "name"
 
 
 @dataclasses.dataclass(frozen=True)
-class Records:
+class RunRecords:
     """The lines of a run by step, and its evaluation.
 
     Attributes:
@@ -40,7 +40,7 @@ class Records:
         return list(dict.fromkeys(evaluated + trained))
 
 
-def read_records(workdir: Path) -> Records:
+def read_records(workdir: Path) -> RunRecords:
     """Reads what a work directory has recorded.
 
     A last line cut short by a killed process is left out; any other malformed line is an error.
@@ -61,7 +61,7 @@ def read_records(workdir: Path) -> Records:
             f"{workdir} holds neither metrics.jsonl nor eval.json: there is nothing to report; "
             "train or evaluate into this folder first"
         )
-    return Records(
+    return RunRecords(
         lines=_read_lines(metrics) if metrics.is_file() else [],
         evaluation=_read_evaluation(evaluation) if evaluation.is_file() else {},
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from gems_jax.data.preparation.few_candidates import few_candidates
 from gems_jax.evaluation.simple_rankers import missing_lines
-from gems_jax.report.records import Records
+from gems_jax.report.records import RunRecords
 
 TASK_LABELS = {"rec": "Recommendation", "src": "Search"}
 _BASELINE_LABELS = {
@@ -24,7 +24,7 @@ _DASH = '<td class="none">–</td>'
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class ResultRow:
     """A row of the results: a baseline without a model, a run beside this one, or this run.
 
     Attributes:
@@ -63,31 +63,31 @@ def task_label(task: str) -> str:
     return TASK_LABELS.get(task, task.replace("_", " ").capitalize())
 
 
-def methods(records: Records) -> list[Method]:
+def methods(records: RunRecords) -> list[ResultRow]:
     """Baselines, then the runs beside this one, then this run."""
     evaluation = records.evaluation
     rows = [
-        Method(_BASELINE_LABELS.get(name, name), "baseline", values) for name, values in _baselines(records).items()
+        ResultRow(_BASELINE_LABELS.get(name, name), "baseline", values) for name, values in _baselines(records).items()
     ]
-    rows += [Method(name, "comparison", values) for name, values in evaluation.get("comparison", {}).items()]
+    rows += [ResultRow(name, "comparison", values) for name, values in evaluation.get("comparison", {}).items()]
     own = {key: evaluation[key] for key in [*records.tasks(), "general"] if key in evaluation}
     if own:
-        rows.append(Method(str(evaluation.get("name", "GEMS (this run)")), "run", own))
+        rows.append(ResultRow(str(evaluation.get("name", "GEMS (this run)")), "run", own))
     return rows
 
 
-def notes(records: Records) -> list[str]:
+def notes(records: RunRecords) -> list[str]:
     """What the table does not show: rows with few candidates, baselines that could not be measured, and why."""
     few = few_candidates({task: records.evaluation.get(task) for task in records.tasks()}, task_label)
     baselines = {_BASELINE_LABELS.get(name, name): tasks for name, tasks in _baselines(records).items()}
     return [*few, *missing_lines(baselines, task_label)]
 
 
-def _baselines(records: Records) -> dict[str, Any]:
+def _baselines(records: RunRecords) -> dict[str, Any]:
     return records.evaluation.get("baselines", {})
 
 
-def results_table(rows: list[Method], tasks: list[str]) -> str:
+def results_table(rows: list[ResultRow], tasks: list[str]) -> str:
     """The results as an HTML table: two metrics of each task, the rise of the general loss and the choices kept.
 
     Args:
@@ -121,11 +121,11 @@ def results_table(rows: list[Method], tasks: list[str]) -> str:
         body += f'<tr class="{" ".join(classes)}"><td>{escape(row.name)}</td>{cells}</tr>'
     return (
         f'<div class="card scroll"><table><thead><tr><th class="group"></th>{groups}</tr>'
-        f"<tr><th>Method</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<tr><th>ResultRow</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def _column(rows: list[Method], task: str, metric: str) -> list[str]:
+def _column(rows: list[ResultRow], task: str, metric: str) -> list[str]:
     values = [row.value(task, metric) for row in rows]
     best = max((value for value in values if value is not None), default=None)
     cells = []
@@ -140,7 +140,7 @@ def _column(rows: list[Method], task: str, metric: str) -> list[str]:
     return cells
 
 
-def _drift_column(rows: list[Method]) -> list[str]:
+def _drift_column(rows: list[ResultRow]) -> list[str]:
     rises = [row.rise() for row in rows]
     best = min((rise for rise in rises if rise is not None), default=None)
     cells = []
@@ -155,7 +155,7 @@ def _drift_column(rows: list[Method]) -> list[str]:
     return cells
 
 
-def _choices_column(rows: list[Method]) -> list[str]:
+def _choices_column(rows: list[ResultRow]) -> list[str]:
     shares = [row.value("general", "top1_agreement") for row in rows]
     best = max((share for share in shares if share is not None), default=None)
     return [

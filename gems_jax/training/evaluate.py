@@ -12,7 +12,7 @@ from gems_jax.data.preparation.few_candidates import few_candidates
 from gems_jax.evaluation.compare_runs import compare_with_each
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
-from gems_jax.evaluation.examples import readable_examples
+from gems_jax.evaluation.ranked_examples import readable_examples
 from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, simple_rankers
 from gems_jax.report import write_report
 from gems_jax.staging import write_json

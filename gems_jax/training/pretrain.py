@@ -16,8 +16,8 @@ from gems_jax.checksums import write_checksums
 from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import Family
 from gems_jax.data.text.general_text import read_lines, shared_text, token_stream
+from gems_jax.data.text.small_tokenizer import sentinel_ids, train_tokenizer
 from gems_jax.data.text.span_corruption import span_corruption_batch
-from gems_jax.data.text.tokenizer import sentinel_ids, train_tokenizer
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models import T5, T5Config, save

@@ -7,8 +7,8 @@ import numpy as np
 
 from gems_jax.data.batching.encoded_table import Family
 from gems_jax.data.text.general_text import spread_chunks
+from gems_jax.data.text.small_tokenizer import sentinel_ids
 from gems_jax.data.text.span_corruption import heldout_batches
-from gems_jax.data.text.tokenizer import sentinel_ids
 
 Batch = dict[str, np.ndarray]
 

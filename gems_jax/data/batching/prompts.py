@@ -135,7 +135,7 @@ def encode_table(
         raise ValueError("the tokenizer has no end token (eos_token); every input ends with it")
     around = ([], [tokenizer.eos_token_id]) if family == "encoder_decoder" else (beginning_of(tokenizer), [])
     answer = 0 if family == "encoder_decoder" else items.shape[1] + 1
-    rows = _Rows(table, tokenizer, items, pieces, max_length - sum(map(len, around)) - answer)
+    rows = _PromptRows(table, tokenizer, items, pieces, max_length - sum(map(len, around)) - answer)
     if rows.room < items.shape[1]:
         raise ValueError(
             f"template {template!r} alone fills max_length {max_length} (one item must fit, too); raise it or shorten "
@@ -159,7 +159,7 @@ def encode_table(
     )
 
 
-class _Rows:
+class _PromptRows:
     """What of each row's history and query goes into its input, and the tokens of it.
 
     Attributes:

@@ -12,16 +12,16 @@ Sampling = Literal["equal", "ratio", "temperature"]
 CYCLE = 2**16
 
 
-def task_weights(sizes: Sequence[int], sampling: Sampling = "equal", temperature: float = 1.0) -> np.ndarray:
+def sampling_weights(sizes: Sequence[int], sampling: Sampling = "equal", temperature: float = 1.0) -> np.ndarray:
     """float64 `[T]`, the tasks' shares of the rows: `size ** (1 / temperature)`, then divided by the sum.
 
     This is temperature-scaled mixing (arXiv 1910.10683, section 3.5.2); `ratio` is temperature 1, which in an epoch
     shows every row of every task once, and `equal` its limit for a high one.
 
     Example:
-        >>> task_weights([900, 100], "ratio").tolist()
+        >>> sampling_weights([900, 100], "ratio").tolist()
         [0.9, 0.1]
-        >>> task_weights([900, 100], "temperature", 2.0).tolist()
+        >>> sampling_weights([900, 100], "temperature", 2.0).tolist()
         [0.75, 0.25]
 
     Args:
@@ -62,17 +62,17 @@ class RowPlan:
     Args:
         sizes: rows of each of `T` tasks, all positive.
         batch_size: most rows that a task can have in a step.
-        sampling: see `task_weights`.
-        temperature: see `task_weights`.
+        sampling: see `sampling_weights`.
+        temperature: see `sampling_weights`.
 
     Raises:
-        ValueError: a task would have less than a row in 65,536 steps, or see `task_weights`.
+        ValueError: a task would have less than a row in 65,536 steps, or see `sampling_weights`.
     """
 
     def __init__(
         self, sizes: Sequence[int], batch_size: int, sampling: Sampling = "equal", temperature: float = 1.0
     ) -> None:
-        weights = task_weights(sizes, sampling, temperature)
+        weights = sampling_weights(sizes, sampling, temperature)
         self.rows_per_step = max(1, int(np.floor(batch_size * weights.sum() / weights.max() + 1e-9)))
         per_cycle = _apportion(weights, self.rows_per_step * CYCLE)
         if per_cycle.min() < 1:

@@ -17,7 +17,7 @@ _REMEDY = "repair the data, or let prepare take them out and count them (data.st
 _ROWS = 65_536
 
 
-class _Rows(NamedTuple):
+class _TableRows(NamedTuple):
     events: Events
     place: np.ndarray  # position of a row in its table
     table: np.ndarray  # number of its table
@@ -85,7 +85,7 @@ def check_events(dataset: Dataset, repeats: bool = False, before: Mapping[tuple[
     _check_negatives(dataset, rows, before)
 
 
-def _check_own(dataset: Dataset, rows: _Rows, before: Mapping[tuple[str, str], int]) -> None:
+def _check_own(dataset: Dataset, rows: _TableRows, before: Mapping[tuple[str, str], int]) -> None:
     """No row's history may name its target: a user takes an item once, in whichever task it is recorded."""
     events = rows.events
     own = np.flatnonzero(own_targets(events.target, events.history))
@@ -99,7 +99,7 @@ def _check_own(dataset: Dataset, rows: _Rows, before: Mapping[tuple[str, str], i
         )
 
 
-def _flatten(dataset: Dataset, repeats: bool) -> _Rows:
+def _flatten(dataset: Dataset, repeats: bool) -> _TableRows:
     keys = [key for key, table in dataset.tables.items() if len(table)]
     tables = [dataset.tables[key] for key in keys]
     users: dict[str, int] = {}
@@ -119,7 +119,7 @@ def _flatten(dataset: Dataset, repeats: bool) -> _Rows:
     )
     place = np.concatenate([np.arange(len(table)) for table in tables])
     number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    return _Rows(events, place, number, keys, list(users))
+    return _TableRows(events, place, number, keys, list(users))
 
 
 def _times(table: Table) -> np.ndarray:
@@ -129,7 +129,7 @@ def _times(table: Table) -> np.ndarray:
 
 def _fail(
     dataset: Dataset,
-    rows: _Rows,
+    rows: _TableRows,
     leaking: np.ndarray,
     items: np.ndarray,
     how: str,
@@ -146,7 +146,7 @@ def _fail(
     )
 
 
-def _check_negatives(dataset: Dataset, rows: _Rows, before: Mapping[tuple[str, str], int]) -> None:
+def _check_negatives(dataset: Dataset, rows: _TableRows, before: Mapping[tuple[str, str], int]) -> None:
     """No negative may be an item that the user has as a target or in a history anywhere."""
     events, size = rows.events, len(dataset.items)
     users = {name: number for number, name in enumerate(rows.users)}

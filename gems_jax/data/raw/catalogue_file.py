@@ -12,7 +12,7 @@ from gems_jax.data.dataset.tables import Item
 from gems_jax.data.raw import reasons
 from gems_jax.data.raw.blank import without_words
 from gems_jax.data.raw.columns import as_words, as_written
-from gems_jax.data.raw.ids import are_dotted, whole
+from gems_jax.data.raw.ids import are_dotted, whole_id
 from gems_jax.data.raw.named_columns import NamedColumns
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
@@ -135,17 +135,17 @@ def _without_words(
 
 def _whole_ids(items: dict[str, Item], quarantine: Quarantine) -> dict[str, Item]:
     """Ids such as 12.0 as whole numbers, unless other ids have decimals."""
-    spelt = [name for name in items if whole(name) != name]
+    spelt = [name for name in items if whole_id(name) != name]
     if not spelt or are_dotted(items):
         return items
     text = "{n} ids of the catalogue are whole numbers written with decimals and were read without"
-    quarantine.remark(text, len(spelt), f"{spelt[0]} as {whole(spelt[0])}")
+    quarantine.remark(text, len(spelt), f"{spelt[0]} as {whole_id(spelt[0])}")
     result: dict[str, Item] = {}
     for name, item in items.items():
-        other = items.get(whole(name), item)
+        other = items.get(whole_id(name), item)
         if (other.title, other.text) != (item.title, item.text):
             # 12 and 12.0 are two items here.
             result[name] = item
             continue
-        add_item(Item(whole(name), item.title, item.text), result, quarantine, f"item {name}")
+        add_item(Item(whole_id(name), item.title, item.text), result, quarantine, f"item {name}")
     return result

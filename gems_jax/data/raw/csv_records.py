@@ -10,7 +10,7 @@ import numpy as np
 _LF, _CR, _QUOTE = 10, 13, 34
 
 
-class Records(NamedTuple):
+class CsvRecords(NamedTuple):
     """Ends of whole records (line breaks included) in a block of bytes, and numbers of those that are malformed."""
 
     ends: np.ndarray
@@ -56,13 +56,13 @@ def line_ends(block: bytes, last: bool) -> np.ndarray:
     return ends
 
 
-def split_plain(block: bytes, last: bool) -> Records:
-    """Records of a text without quoting: its lines."""
-    return Records(line_ends(block, last), [])
+def split_plain(block: bytes, last: bool) -> CsvRecords:
+    """CsvRecords of a text without quoting: its lines."""
+    return CsvRecords(line_ends(block, last), [])
 
 
-def split_quoted(block: bytes, delimiter: bytes, last: bool) -> Records:
-    """Records of a text with quoting as in RFC 4180; a quotation mark inside a column that has none first is text.
+def split_quoted(block: bytes, delimiter: bytes, last: bool) -> CsvRecords:
+    """CsvRecords of a text with quoting as in RFC 4180; a quotation mark inside a column that has none first is text.
 
     Example:
         >>> split_quoted(b'1,"a\\nb ""c"", d"\\n2,6" nails\\n3,"4', b",", last=False).ends.tolist()
@@ -81,7 +81,7 @@ def split_quoted(block: bytes, delimiter: bytes, last: bool) -> Records:
     quotes = np.flatnonzero(data == _QUOTE)
     ends = line_ends(block, last)
     if not len(quotes):
-        return Records(ends, [])
+        return CsvRecords(ends, [])
     outside = np.zeros(256, bool)
     outside[[delimiter[0], _LF, _CR]] = True
     opening, closing = quotes[::2], quotes[1::2]
@@ -94,10 +94,10 @@ def split_quoted(block: bytes, delimiter: bytes, last: bool) -> Records:
     # Every mark of even number opens, so what has an odd number of them before it is inside.
     if last and len(quotes) % 2:
         raise UnclosedError(int(opening[~doubled][-1]))
-    return Records(ends[np.searchsorted(quotes, ends) % 2 == 0], [])
+    return CsvRecords(ends[np.searchsorted(quotes, ends) % 2 == 0], [])
 
 
-def _split_loose(block: bytes, ends: np.ndarray, delimiter: bytes, last: bool) -> Records:
+def _split_loose(block: bytes, ends: np.ndarray, delimiter: bytes, last: bool) -> CsvRecords:
     """The same record by record, where marks stand anywhere."""
     quoted = re.compile(rb'"(?:[^"]++|"")*+"')
     mark = re.escape(delimiter)
@@ -119,12 +119,12 @@ def _split_loose(block: bytes, ends: np.ndarray, delimiter: bytes, last: bool) -
                 if match is None:
                     if last:
                         raise UnclosedError(position)
-                    return Records(np.asarray(found, np.int64), malformed)
+                    return CsvRecords(np.asarray(found, np.int64), malformed)
                 if block.find(b"\n", position, match.end()) >= 0 or block.find(b"\r", position, match.end()) >= 0:
                     opened = position
                 position = match.end()
                 if position == len(block) and not last:
-                    return Records(np.asarray(found, np.int64), malformed)
+                    return CsvRecords(np.asarray(found, np.int64), malformed)
                 if block[position : position + 1] not in (delimiter, b"\n", b"\r", b""):
                     if opened >= 0:
                         raise SwallowedError(opened, position)
@@ -144,4 +144,4 @@ def _split_loose(block: bytes, ends: np.ndarray, delimiter: bytes, last: bool) -
             malformed.append(len(found))
         found.append(position)
         assert position > start
-    return Records(np.asarray(found, np.int64), malformed)
+    return CsvRecords(np.asarray(found, np.int64), malformed)

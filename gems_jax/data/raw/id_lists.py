@@ -12,7 +12,7 @@ import numpy as np
 from gems_jax.data.raw.blank import MISSING_WORDS, without_words
 from gems_jax.data.raw.cells import parse_cell
 from gems_jax.data.raw.columns import as_written, id_text, is_list, is_textual
-from gems_jax.data.raw.ids import Catalogue
+from gems_jax.data.raw.ids import KnownIds
 from gems_jax.data.raw.ragged import Ragged
 
 _SEPARATORS = r"[\s,;|]+"
@@ -33,7 +33,7 @@ class Division(NamedTuple):
     """
 
     separator: str | None = None
-    known: Catalogue | None = None
+    known: KnownIds | None = None
     single: bool = False
 
 
@@ -194,7 +194,7 @@ def _read(cell: str, division: Division) -> _Read:
     return parts, len(parts) > 1, len(parts) == 1 and bool(re.search(_SEPARATORS, cell))
 
 
-def _written(cell: str, known: Catalogue | None) -> list[str] | None:
+def _written(cell: str, known: KnownIds | None) -> list[str] | None:
     """Ids of a list written as text; None where it is none."""
     if cell[0] == "{" and cell[-1] == "}" and ":" not in cell:
         # Arrays as PostgreSQL prints them, sets as Python does.
@@ -214,7 +214,7 @@ def _written(cell: str, known: Catalogue | None) -> list[str] | None:
     return None
 
 
-def _divided(cell: str, known: Catalogue | None) -> list[str] | None:
+def _divided(cell: str, known: KnownIds | None) -> list[str] | None:
     """The cell divided where it gives the largest share of known ids, of equal shares the fewest; None without one."""
     if known is None:
         return None

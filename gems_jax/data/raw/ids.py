@@ -20,11 +20,11 @@ _DOTTED = re.compile(r"-?\d+(\.\d+)+")
 _MARKS = re.compile(r"[\s,;|\[\](){}'\"]")
 
 
-def whole(name: str) -> str:
+def whole_id(name: str) -> str:
     """A whole number without its decimals; all else as it is.
 
     Example:
-        >>> [whole(name) for name in ("12.0", "12", "007.0", "1.10", "1e5", "9007199254740993.0")]
+        >>> [whole_id(name) for name in ("12.0", "12", "007.0", "1.10", "1e5", "9007199254740993.0")]
         ['12', '12', '007.0', '1.10', '1e5', '9007199254740993']
     """
     match = _WHOLE.fullmatch(name) if name.endswith("0") else None
@@ -32,13 +32,13 @@ def whole(name: str) -> str:
 
 
 def by_value(name: str) -> str:
-    """An id as all its spellings have it: letters composed, nothing invisible at its ends, and as of `whole`.
+    """An id as all its spellings have it: letters composed, nothing invisible at its ends, and as of `whole_id`.
 
     Example:
         >>> by_value("12.0"), by_value("cafe\\u0301\\u200b") == "caf\\u00e9"
         ('12', True)
     """
-    return whole(name if name.isascii() else _composed(name))
+    return whole_id(name if name.isascii() else _composed(name))
 
 
 def _composed(name: str) -> str:
@@ -52,14 +52,14 @@ def are_dotted(names: Collection[str]) -> bool:
         >>> are_dotted(["1.0", "2.0", "x"]), are_dotted(["1.0", "1.10"])
         (False, True)
     """
-    return any("." in name and whole(name) == name and _DOTTED.fullmatch(name) for name in names)
+    return any("." in name and whole_id(name) == name and _DOTTED.fullmatch(name) for name in names)
 
 
-class Catalogue:
+class KnownIds:
     """Ids that are known, found as they are written or by value.
 
     Example:
-        >>> known = Catalogue(["A 1", "12", "1.0"])
+        >>> known = KnownIds(["A 1", "12", "1.0"])
         >>> known.find("A 1"), known.find("12.0"), known.find("1"), known.find("A")
         ('A 1', '12', '1.0', None)
         >>> known.marked
@@ -90,7 +90,7 @@ class Catalogue:
         return self._folded.get(_folded(name))
 
 
-def same_ids(examples: Examples, catalogue: Catalogue | None, quarantine: Quarantine) -> Examples:
+def same_ids(examples: Examples, catalogue: KnownIds | None, quarantine: Quarantine) -> Examples:
     """Rows in which each user and each item has one spelling; what was spelt differently is counted.
 
     Args:
@@ -160,7 +160,7 @@ def _remark_alike(names: Sequence[str], quarantine: Quarantine, what: str) -> No
         )
 
 
-def _remark_near(names: Sequence[str], catalogue: Catalogue, quarantine: Quarantine) -> None:
+def _remark_near(names: Sequence[str], catalogue: KnownIds, quarantine: Quarantine) -> None:
     """Counts items that are not in the catalogue but for other case or zeros; shows its ids where most are not."""
     unknown = dict.fromkeys(name for name in names if name not in catalogue.ids)
     near = [(name, found) for name in unknown if (found := catalogue.near(name)) is not None]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gems_jax.data.raw.cells import parse_cell
-from gems_jax.data.raw.raw_batch import Request
+from gems_jax.data.raw.raw_batch import ReadRequest
 from gems_jax.data.raw.raw_files import read_blocks, split_lines
 from gems_jax.data.raw.reasons import MALFORMED, NO_OBJECT, NOT_UTF8
 
@@ -27,7 +27,7 @@ _NEXT = re.compile(r"\}\s*,?\s*(?=\{)")
 _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
-def read_rows(request: Request) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(request: ReadRequest) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number, from 1, and value of every object: a line each, or in an array, or each over several lines.
 
     Raises:
@@ -44,7 +44,7 @@ def read_rows(request: Request) -> Iterator[tuple[int, dict[str, Any]]]:
     yield from _values(request, every, is_array) if is_array or is_pretty else _lines(request, every)
 
 
-def _lines(request: Request, blocks: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(request: ReadRequest, blocks: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, (line, too_long) in enumerate(split_lines(blocks, request.limits.row), start=1):
         if not line.strip():
             continue
@@ -100,7 +100,7 @@ def is_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
     return True
 
 
-def _values(request: Request, blocks: Iterable[bytes], is_array: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+def _values(request: ReadRequest, blocks: Iterable[bytes], is_array: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     text = JsonText(blocks)
     text.skip()
     text.place += is_array

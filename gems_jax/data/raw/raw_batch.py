@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
+class ReadRequest:
     """What is wanted of a file.
 
     Args:

@@ -10,9 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gems_jax.data.raw.csv_header import Header, read_header
-from gems_jax.data.raw.csv_records import Records, SwallowedError, UnclosedError, line_ends, split_plain, split_quoted
+from gems_jax.data.raw.csv_records import (
+    CsvRecords,
+    SwallowedError,
+    UnclosedError,
+    line_ends,
+    split_plain,
+    split_quoted,
+)
 from gems_jax.data.raw.csv_rows import RowShapes, parse
-from gems_jax.data.raw.raw_batch import Batch, Request
+from gems_jax.data.raw.raw_batch import Batch, ReadRequest
 from gems_jax.data.raw.raw_files import read_blocks
 from gems_jax.data.raw.reasons import WIDTH
 
@@ -31,11 +38,11 @@ class _Block(NamedTuple):
     """
 
     data: bytes
-    records: Records
+    records: CsvRecords
     line: int
 
 
-def read_csv(request: Request) -> Iterator[Batch]:
+def read_csv(request: ReadRequest) -> Iterator[Batch]:
     """The rows of one file; malformed ones are quarantined, and each record of the file is one or the other.
 
     Raises:
@@ -64,7 +71,7 @@ def read_csv(request: Request) -> Iterator[Batch]:
             yield _parse(request, header, roles, data, numbers)
 
 
-def _record_blocks(request: Request, header: Header, blocks: Iterator[bytes]) -> Iterator[_Block]:
+def _record_blocks(request: ReadRequest, header: Header, blocks: Iterator[bytes]) -> Iterator[_Block]:
     limit, line, rest, skipping = request.limits.row, header.line, b"", False
     for block in itertools.chain(blocks, [b""]):
         last = not block
@@ -83,11 +90,11 @@ def _record_blocks(request: Request, header: Header, blocks: Iterator[bytes]) ->
         if len(rest) > limit:
             if header.quoted and len(line_ends(rest, False)):
                 raise _unclosed(request, line, f"within {limit:,} bytes")
-            yield _Block(rest[:4096], Records(np.zeros(0, np.int64), []), line)
+            yield _Block(rest[:4096], CsvRecords(np.zeros(0, np.int64), []), line)
             rest, skipping = b"", True
 
 
-def _split(request: Request, header: Header, data: bytes, last: bool, line: int) -> Records:
+def _split(request: ReadRequest, header: Header, data: bytes, last: bool, line: int) -> CsvRecords:
     if not header.quoted:
         return split_plain(data, last)
     try:
@@ -107,14 +114,14 @@ def _lines(data: bytes) -> int:
     return len(line_ends(data + b".", False))
 
 
-def _unclosed(request: Request, line: int, where: str) -> ValueError:
+def _unclosed(request: ReadRequest, line: int, where: str) -> ValueError:
     return ValueError(
         f"{request.path}: a quotation mark opens in line {line} and is never closed{' ' * bool(where)}{where}; is the "
         f"file cut off? Otherwise {_remedy(request, line)}"
     )
 
 
-def _remedy(request: Request, line: int) -> str:
+def _remedy(request: ReadRequest, line: int) -> str:
     if request.limits.option is None:
         return f"repair line {line}"
     return (
@@ -123,7 +130,7 @@ def _remedy(request: Request, line: int) -> str:
     )
 
 
-def _check_swallowed(request: Request, header: Header, shapes: RowShapes, block: _Block) -> None:
+def _check_swallowed(request: ReadRequest, header: Header, shapes: RowShapes, block: _Block) -> None:
     """Columns of several lines are text; lines in them that look like rows of this file are rows that got lost."""
     ends, lines = block.records.ends, line_ends(block.data, True)
     starts = np.concatenate([[0], ends[:-1]])
@@ -148,7 +155,7 @@ def _check_swallowed(request: Request, header: Header, shapes: RowShapes, block:
             )
 
 
-def _check_plain(request: Request, header: Header, block: _Block) -> None:
+def _check_plain(request: ReadRequest, header: Header, block: _Block) -> None:
     """Text that is read without quoting must not show that it was written with it."""
     if b'""' not in block.data or request.limits.option is None:
         return
@@ -164,7 +171,7 @@ def _check_plain(request: Request, header: Header, block: _Block) -> None:
         )
 
 
-def _clean(request: Request, block: _Block, row: int) -> tuple[bytes, np.ndarray, int]:
+def _clean(request: ReadRequest, block: _Block, row: int) -> tuple[bytes, np.ndarray, int]:
     """The block without blank, malformed and too long records; the others' numbers behind `row`, and the last."""
     data, ends = np.frombuffer(block.data, np.uint8), block.records.ends
     starts = np.concatenate([[0], ends[:-1]])
@@ -190,7 +197,7 @@ def _clean(request: Request, block: _Block, row: int) -> tuple[bytes, np.ndarray
     return kept, numbers[full], last
 
 
-def _parse(request: Request, header: Header, roles: dict[str, str], data: bytes, numbers: np.ndarray) -> Batch:
+def _parse(request: ReadRequest, header: Header, roles: dict[str, str], data: bytes, numbers: np.ndarray) -> Batch:
     import pyarrow as pa
     from pyarrow import csv
 

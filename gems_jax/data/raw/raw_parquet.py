@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.raw.arrow_types import byte_lengths, plain_column, plain_type
-from gems_jax.data.raw.raw_batch import Batch, Request
+from gems_jax.data.raw.raw_batch import Batch, ReadRequest
 from gems_jax.data.raw.raw_files import codec_of
 
 BLOCK_ROWS = 8192
@@ -18,7 +18,7 @@ _BATCH_VALUES = 4_194_304
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 
 
-def read_parquet(request: Request) -> Iterator[Batch]:
+def read_parquet(request: ReadRequest) -> Iterator[Batch]:
     """The rows of one file, those columns only that have a role; rows that are too long are quarantined.
 
     Raises:
@@ -59,7 +59,7 @@ def _leaves(file: Any, names: set[str]) -> list[tuple[int, str | None]]:
     return found
 
 
-def _check_size(request: Request, about: Any, leaves: list[int]) -> int:
+def _check_size(request: ReadRequest, about: Any, leaves: list[int]) -> int:
     """Rows a batch may have; raises where what the file says of itself is too much."""
     held, values = 0, 1
     for group in range(about.num_row_groups):
@@ -74,7 +74,9 @@ def _check_size(request: Request, about: Any, leaves: list[int]) -> int:
     return max(1, min(BLOCK_ROWS, _BATCH_VALUES // values))
 
 
-def _batches(request: Request, file: Any, roles: dict[str, str], found: tuple[str, ...], rows: int) -> Iterator[Batch]:
+def _batches(
+    request: ReadRequest, file: Any, roles: dict[str, str], found: tuple[str, ...], rows: int
+) -> Iterator[Batch]:
     row, held, allowed = 0, 0, request.limits.allowed(request.path)
     for record in file.iter_batches(rows, columns=sorted(set(roles.values()))):
         names = list(record.schema.names)

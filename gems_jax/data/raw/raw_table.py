@@ -11,7 +11,7 @@ import numpy as np
 from gems_jax.data.raw.json_rows import read_rows
 from gems_jax.data.raw.options import Reading
 from gems_jax.data.raw.quarantine import Quarantine
-from gems_jax.data.raw.raw_batch import Batch, Request
+from gems_jax.data.raw.raw_batch import Batch, ReadRequest
 from gems_jax.data.raw.raw_csv import read_csv
 from gems_jax.data.raw.raw_files import Limits, kind_of
 from gems_jax.data.raw.raw_parquet import read_parquet
@@ -54,10 +54,10 @@ def read_batches(
             "or convert it"
         )
     limits = Limits.of(reading, options)
-    yield from reader(Request(path, dict(roles), needed, option, quarantine, kind, reading or Reading(), limits))
+    yield from reader(ReadRequest(path, dict(roles), needed, option, quarantine, kind, reading or Reading(), limits))
 
 
-def _read_json(request: Request) -> Iterator[Batch]:
+def _read_json(request: ReadRequest) -> Iterator[Batch]:
     found: dict[str, None] = {}
     numbers: list[int] = []
     rows: list[dict[str, Any]] = []
@@ -72,7 +72,7 @@ def _read_json(request: Request) -> Iterator[Batch]:
         yield _json_batch(request, list(found), numbers, rows)
 
 
-def _json_batch(request: Request, found: list[str], numbers: list[int], rows: list[dict[str, Any]]) -> Batch:
+def _json_batch(request: ReadRequest, found: list[str], numbers: list[int], rows: list[dict[str, Any]]) -> Batch:
     roles = request.present(found)
     whole = [rows[0].get(roles[role]) for role in request.needed]
     if len(rows) == 1 and whole and all(isinstance(value, list | dict) and len(value) > 1 for value in whole):

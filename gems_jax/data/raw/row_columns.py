@@ -12,7 +12,7 @@ from gems_jax.data.raw.blank import without_words
 from gems_jax.data.raw.columns import as_written, not_utf8
 from gems_jax.data.raw.examples import UNKNOWN, Names, Vocabulary
 from gems_jax.data.raw.id_lists import Division, IdLists, read_lists
-from gems_jax.data.raw.ids import Catalogue
+from gems_jax.data.raw.ids import KnownIds
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
@@ -69,7 +69,7 @@ class RowColumns:
         self._reject_cells(role, bad, bad_reason)
         return texts
 
-    def ids(self, role: str, names: Vocabulary, known: Catalogue | None) -> Ragged:
+    def ids(self, role: str, names: Vocabulary, known: KnownIds | None) -> Ragged:
         """Lists of item numbers."""
         lists = self._lists(role, known)
         self._reject_cells(role, lists.bad, reasons.unreadable(role))
@@ -133,7 +133,7 @@ class RowColumns:
         self.reject(np.asarray([name is None for name in names]), "the split is none of train, valid and test")
         return np.asarray([SPLITS.index(name) if name else -1 for name in names], np.int8)
 
-    def _lists(self, role: str, known: Catalogue | None) -> IdLists:
+    def _lists(self, role: str, known: KnownIds | None) -> IdLists:
         division = Division(self._files.separators.get(role), known, single=role == "target")
         # The catalogue has the last word on what is nothing.
         missing = tuple(word for word in self._missing if known is None or word not in known.ids)

@@ -1,4 +1,4 @@
-"""Times of raw tables as seconds: numbers of several units, dates of several forms, one column at a time."""
+"""ParsedTimes of raw tables as seconds: numbers of several units, dates of several forms, one column at a time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _ZONED = re.compile(rf"[\d:][Zz]$|\d\s*[+-]\d\d:?\d\d(?::?\d\d)?$|\s{_ZONE}\b|GM
 _COMMA = re.compile(r"(\d{4,}),(\d+)")
 
 
-class Times(NamedTuple):
+class ParsedTimes(NamedTuple):
     """Seconds, float64 `[R]`, nan for empty and bad cells; bool `[R]`, cells that are no time between 1970 and 2100;
     of these bool `[R]`, dates whose day and month cannot be told apart; and bool `[R]`, times without a zone beside
     others that have one.
@@ -75,7 +75,7 @@ def as_times(column: Any) -> tuple[np.ndarray, np.ndarray]:
     return times.seconds, times.bad
 
 
-def read_times(column: Any, form: str | None = None, missing: tuple[str, ...] = MISSING_WORDS) -> Times:
+def read_times(column: Any, form: str | None = None, missing: tuple[str, ...] = MISSING_WORDS) -> ParsedTimes:
     """A column of times.
 
     Args:
@@ -107,11 +107,11 @@ def read_times(column: Any, form: str | None = None, missing: tuple[str, ...] = 
     return _checked(_of_numbers(numbers, form), empty, bad)
 
 
-def _checked(seconds: np.ndarray, empty: np.ndarray, bad: np.ndarray) -> Times:
+def _checked(seconds: np.ndarray, empty: np.ndarray, bad: np.ndarray) -> ParsedTimes:
     # -inf stands for a date that can be read in two ways.
     absurd = ~((seconds >= 0) & (seconds <= LATEST)) & ~empty
     unclear = np.isneginf(seconds) & ~bad
-    return Times(np.where(absurd | empty, np.nan, seconds), bad | absurd, unclear, np.zeros(len(seconds), bool))
+    return ParsedTimes(np.where(absurd | empty, np.nan, seconds), bad | absurd, unclear, np.zeros(len(seconds), bool))
 
 
 def _has_zone(text: str) -> bool | None:

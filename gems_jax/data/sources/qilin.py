@@ -15,7 +15,7 @@ from gems_jax.data.raw.cells import parse_cell
 from gems_jax.data.raw.columns import as_text, id_text
 from gems_jax.data.raw.examples import UNKNOWN, Examples, Names
 from gems_jax.data.raw.id_lists import as_lists
-from gems_jax.data.raw.ids import same_ids, whole
+from gems_jax.data.raw.ids import same_ids, whole_id
 from gems_jax.data.raw.options import PrepareOptions
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
@@ -96,11 +96,13 @@ def read_requests(path: Path, kind: str, names: Names, quarantine: Quarantine) -
     """The usable requests of one file, `recommendation` or `search`; None where it has no rows."""
     roles = _ROLES | {"details": _DETAILS[kind]}
     needed = ("user", "history", "details") + (("query",) if kind == "search" else ())
-    blocks = [encode_batch(batch, names, kind, quarantine) for batch in read_batches(path, roles, needed, quarantine)]
+    blocks = [
+        encode_requests(batch, names, kind, quarantine) for batch in read_batches(path, roles, needed, quarantine)
+    ]
     return Examples.join(blocks) if blocks else None
 
 
-def encode_batch(batch: Batch, names: Names, kind: str, quarantine: Quarantine) -> Examples:
+def encode_requests(batch: Batch, names: Names, kind: str, quarantine: Quarantine) -> Examples:
     """The usable requests of a batch as numbers; clicked notes are targets, the others were shown."""
     texts = {role: as_text(batch.columns[role]) for role in ("user", "query") if role in batch.columns}
     history, history_items, bad_history = as_lists(batch.columns["history"])
@@ -163,7 +165,7 @@ def read_notes(paths: list[Path], examples: Examples, quarantine: Quarantine) ->
         for batch in read_batches(path, _NOTE, ("item", "title"), quarantine, "item"):
             texts = {role: as_text(column)[0] for role, column in batch.columns.items()}
             for row, written in enumerate(texts["item"].to_pylist()):
-                item_id = whole(written or "")
+                item_id = whole_id(written or "")
                 if item_id not in wanted or item_id in items:
                     continue
                 content = " ".join((texts["content"][row].as_py() or "").split()) if "content" in texts else ""

@@ -12,7 +12,7 @@ from gems_jax.data.dataset.tables import SPLITS
 from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.raw.catalogue_file import catalogue_files, read_items
 from gems_jax.data.raw.examples import Examples, Names
-from gems_jax.data.raw.ids import Catalogue, same_ids
+from gems_jax.data.raw.ids import KnownIds, same_ids
 from gems_jax.data.raw.options import PrepareOptions, TableFiles
 from gems_jax.data.raw.plain_pickle import load_plain
 from gems_jax.data.raw.quarantine import Quarantine
@@ -74,7 +74,7 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
     if any(block.history_task is None for block in blocks):
         blocks = [block.replace(history_task=None) for block in blocks]
     items = read_items(folder, files, quarantine)
-    examples = same_ids(Examples.join(blocks), Catalogue(item.item_id for item in items) if items else None, quarantine)
+    examples = same_ids(Examples.join(blocks), KnownIds(item.item_id for item in items) if items else None, quarantine)
     items = items or read_items(folder, files, quarantine, examples.names.items.names)
     return Source("released", str(folder), examples, items)
 

@@ -12,7 +12,7 @@ from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.raw import reasons
 from gems_jax.data.raw.catalogue_file import catalogue_files, read_items
 from gems_jax.data.raw.examples import UNKNOWN, Examples, Names
-from gems_jax.data.raw.ids import Catalogue, same_ids
+from gems_jax.data.raw.ids import KnownIds, same_ids
 from gems_jax.data.raw.named_columns import NamedColumns
 from gems_jax.data.raw.options import PrepareOptions, TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
@@ -57,7 +57,7 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
         )
     # The catalogue first: it tells what an id is.
     items = read_items(folder, files, quarantine)
-    catalogue = Catalogue(item.item_id for item in items) if items else None
+    catalogue = KnownIds(item.item_id for item in items) if items else None
     examples = read_interactions(folder, files, quarantine, cache, catalogue)
     items = items or read_items(folder, files, quarantine, examples.names.items.names)
     return Source("table", str(folder), examples, items, used_only=files.items is None)
@@ -68,7 +68,7 @@ def read_interactions(
     files: TableFiles,
     quarantine: Quarantine,
     cache: ReadCache,
-    catalogue: Catalogue | None = None,
+    catalogue: KnownIds | None = None,
 ) -> Examples:
     """All rows that can be used; the others are quarantined.
 
@@ -115,7 +115,7 @@ def encode_batch(
     files: TableFiles,
     quarantine: Quarantine,
     split: str | None = None,
-    catalogue: Catalogue | None = None,
+    catalogue: KnownIds | None = None,
 ) -> Examples:
     """The usable rows of a batch as numbers.
 
@@ -133,7 +133,7 @@ def encode_batch(
     targets = rows.ids("target", names.items, catalogue)
     rows.reject(targets.lengths == 0, reasons.NO_TARGET)
     # Without a catalogue the targets tell what an id is.
-    known = catalogue or Catalogue(names.items.names[item] for item in np.unique(targets.values))
+    known = catalogue or KnownIds(names.items.names[item] for item in np.unique(targets.values))
     history = rows.ids("history", names.items, known) if "history" in rows else None
     negatives = rows.ids("negatives", names.items, known) if "negatives" in rows else None
     queries = rows.texts("query", "the query is no text")

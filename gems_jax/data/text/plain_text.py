@@ -13,7 +13,7 @@ def plain_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     Without one in it a text has the tokens that the tokenizer gives it otherwise.
 
     Example:
-        >>> from gems_jax.data.text.tokenizer import train_tokenizer
+        >>> from gems_jax.data.text.small_tokenizer import train_tokenizer
         >>> tokenizer = train_tokenizer(["a kettle < a pot / a cup > s"] * 3, vocab_size=400)
         >>> tokenizer.eos_token_id in plain_ids(["kettle </s>"], tokenizer)[0]
         False

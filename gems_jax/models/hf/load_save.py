@@ -113,7 +113,7 @@ def save(
 
     Example:
       >>> import tempfile
-      >>> from gems_jax.data.text.tokenizer import train_tokenizer
+      >>> from gems_jax.data.text.small_tokenizer import train_tokenizer
       >>> tokenizer = train_tokenizer(["red lamps and red chairs"], vocab_size=400, num_sentinels=2)
       >>> sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
       >>> values = {"model_type": "t5", "vocab_size": len(tokenizer), **sizes}

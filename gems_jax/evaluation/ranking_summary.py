@@ -8,7 +8,7 @@ import numpy as np
 from gems_jax.data.dataset.tables import Table
 from gems_jax.data.preparation.few_candidates import CUTOFFS
 from gems_jax.evaluation.bootstrap import bootstrap_intervals
-from gems_jax.evaluation.non_neural import Scorer, row_blocks
+from gems_jax.evaluation.non_neural import Scorer, score_blocks
 from gems_jax.ranking import metrics
 
 METRICS = ("hit", "ndcg", "mrr", "map")
@@ -159,11 +159,11 @@ def evaluate_scorer(
     rows = len(table)
     if table.negatives is not None:
         candidates = table.candidates()
-        parts = [scorer(block, candidates[block]) for block in row_blocks(rows, candidates.shape[1])]
+        parts = [scorer(block, candidates[block]) for block in score_blocks(rows, candidates.shape[1])]
         return evaluate_scores(table, np.concatenate(parts), samples=samples, seed=seed, k=k)
     rng = np.random.default_rng([seed, zlib.crc32(table.task.encode())])
     ranked = np.full((rows, k), -1, np.int32)
-    for block in row_blocks(rows, num_items):
+    for block in score_blocks(rows, num_items):
         scores = scorer(block, None)
         if np.isnan(scores).any():
             row = int(block[np.argwhere(np.isnan(scores))[0][0]])

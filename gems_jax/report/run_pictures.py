@@ -8,8 +8,8 @@ import numpy as np
 
 from gems_jax.report import charts
 from gems_jax.report.heat_map import heat_map
-from gems_jax.report.records import Records
-from gems_jax.report.results import Method, task_label
+from gems_jax.report.records import RunRecords
+from gems_jax.report.results import ResultRow, task_label
 
 CONFLICT_COLOUR = "#7a4fb0"
 LEAK_BOUND = 1e-5  # what an emitted float32 update may leak into the protected directions
@@ -25,7 +25,7 @@ def figure(title: str, svg: str, caption: str) -> str:
     )
 
 
-def result_pictures(rows: list[Method], tasks: list[str]) -> Iterator[str]:
+def result_pictures(rows: list[ResultRow], tasks: list[str]) -> Iterator[str]:
     """Hit rate of every method, one picture a task."""
     for task, colour in zip(tasks, charts.TASK_COLOURS, strict=False):
         measured = [
@@ -44,7 +44,7 @@ def result_pictures(rows: list[Method], tasks: list[str]) -> Iterator[str]:
             )
 
 
-def drift_pictures(rows: list[Method]) -> Iterator[str]:
+def drift_pictures(rows: list[ResultRow]) -> Iterator[str]:
     """Loss on general text before and after tuning: without the item tokens, then with them."""
     for suffix, title, what in (
         ("", "Loss on general text", "over the base model's own vocabulary"),
@@ -67,7 +67,7 @@ def drift_pictures(rows: list[Method]) -> Iterator[str]:
             )
 
 
-def shift_pictures(rows: list[Method]) -> Iterator[str]:
+def shift_pictures(rows: list[ResultRow]) -> Iterator[str]:
     """How far the layers' outputs have moved on general text: of this run by layer, and of all runs together."""
     own = next((row for row in rows if row.kind == "run"), None)
     shifts = own.shifts() if own else {}
@@ -96,7 +96,7 @@ def _root_mean_square(shifts: dict[str, np.ndarray]) -> float:
     return float(np.sqrt(np.mean(np.concatenate(list(shifts.values())) ** 2)))
 
 
-def training_pictures(records: Records) -> Iterator[str]:
+def training_pictures(records: RunRecords) -> Iterator[str]:
     """Losses, gates, conflict, leak and validation over the steps; what was not recorded is left out."""
     losses = _by_task(records, "loss/")
     if losses:
@@ -131,7 +131,7 @@ def training_pictures(records: Records) -> Iterator[str]:
     yield from _validation_pictures(records)
 
 
-def _conflict_picture(records: Records) -> Iterator[str]:
+def _conflict_picture(records: RunRecords) -> Iterator[str]:
     series = {}
     for key in records.keys("conflict/"):
         steps, values = records.series(key)
@@ -151,7 +151,7 @@ def _conflict_picture(records: Records) -> Iterator[str]:
     )
 
 
-def _leak_picture(records: Records) -> Iterator[str]:
+def _leak_picture(records: RunRecords) -> Iterator[str]:
     steps, values = records.series("null_space/leak")
     if len(values):
         largest = float(values.max())
@@ -164,7 +164,7 @@ def _leak_picture(records: Records) -> Iterator[str]:
         )
 
 
-def _validation_pictures(records: Records) -> Iterator[str]:
+def _validation_pictures(records: RunRecords) -> Iterator[str]:
     ranked = {}
     for key in records.keys("eval/"):
         task, metric = key.removeprefix("eval/").split("/", 1)
@@ -186,12 +186,12 @@ def _validation_pictures(records: Records) -> Iterator[str]:
         )
 
 
-def _by_task(records: Records, prefix: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _by_task(records: RunRecords, prefix: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     found = {task_label(key.removeprefix(prefix)): records.series(key) for key in records.keys(prefix)}
     return {label: series for label, series in found.items() if len(series[0])}
 
 
-def _own_name(rows: list[Method]) -> str:
+def _own_name(rows: list[ResultRow]) -> str:
     return next((row.name for row in rows if row.kind == "run"), "")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from gems_jax.report.results import Method, task_label
+from gems_jax.report.results import ResultRow, task_label
 
 _METRICS = ("hit", "ndcg", "mrr", "map")
 _CUTOFFS = (5, 10, 20)
@@ -12,7 +12,7 @@ _CUTOFFS = (5, 10, 20)
 _SAME = 5e-4
 
 
-def metrics_table(own: Method, task: str) -> str:
+def metrics_table(own: ResultRow, task: str) -> str:
     """All metrics of a task, a row a metric and a column a cut-off, with their intervals.
 
     Args:
@@ -69,7 +69,7 @@ def paired_table(paired: Mapping[str, Any]) -> str:
     )
 
 
-def _differs(own: Method, task: str, name: str, cutoffs: list[int]) -> bool:
+def _differs(own: ResultRow, task: str, name: str, cutoffs: list[int]) -> bool:
     pairs = [(own.value(task, f"{name}@{k}"), own.value(task, f"released_{name}@{k}")) for k in cutoffs]
     return any(a is not None and b is not None and abs(a - b) >= _SAME for a, b in pairs)
 

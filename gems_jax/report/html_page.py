@@ -3,12 +3,12 @@
 from html import escape
 from typing import Any
 
-from gems_jax.report import charts, pictures
+from gems_jax.report import charts, run_pictures
 from gems_jax.report.general_table import general_table
-from gems_jax.report.records import Records
-from gems_jax.report.results import Method, methods, notes, results_table, task_label
+from gems_jax.report.metric_tables import metrics_table, paired_table
+from gems_jax.report.records import RunRecords
+from gems_jax.report.results import ResultRow, methods, notes, results_table, task_label
 from gems_jax.report.style import CSS
-from gems_jax.report.tables import metrics_table, paired_table
 
 _DEFINITIONS = (
     "hit: the right item is among the first k. ndcg: its gain falls with the logarithm of its place. mrr: one over "
@@ -17,7 +17,7 @@ _DEFINITIONS = (
 )
 
 
-def page(records: Records, title: str) -> str:
+def page(records: RunRecords, title: str) -> str:
     """Puts a report together.
 
     Args:
@@ -37,7 +37,7 @@ def page(records: Records, title: str) -> str:
     )
 
 
-def _header(records: Records, title: str) -> str:
+def _header(records: RunRecords, title: str) -> str:
     facts = [title]
     if records.lines:
         facts.append(f"{records.lines[-1]['step']:,} steps")
@@ -53,7 +53,7 @@ def _header(records: Records, title: str) -> str:
     )
 
 
-def _tiles(records: Records, rows: list[Method], tasks: list[str]) -> str:
+def _tiles(records: RunRecords, rows: list[ResultRow], tasks: list[str]) -> str:
     own = next((row for row in rows if row.kind == "run"), None)
     if own is None:
         return ""
@@ -76,7 +76,7 @@ def _tiles(records: Records, rows: list[Method], tasks: list[str]) -> str:
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
-def _hit_note(own: Method, rows: list[Method], task: str) -> str:
+def _hit_note(own: ResultRow, rows: list[ResultRow], task: str) -> str:
     note = "of the right items stand among the first ten"
     rivals = [
         (value, row.name) for row in rows if row.kind == "baseline" and (value := row.value(task, "hit@10")) is not None
@@ -94,7 +94,7 @@ def _tile(colour: str, what: str, value: str, note: str) -> str:
     )
 
 
-def _results(records: Records, rows: list[Method], tasks: list[str]) -> str:
+def _results(records: RunRecords, rows: list[ResultRow], tasks: list[str]) -> str:
     if not rows:
         return '<h2>Results</h2><p class="empty">This run has not been evaluated yet.</p>'
     shown = [task for task in tasks if any(row.values.get(task) for row in rows)]
@@ -110,7 +110,7 @@ def _results(records: Records, rows: list[Method], tasks: list[str]) -> str:
         "item tokens take probability too. Top-1 kept: tokens of general text for which the most probable one is "
         "still the base model's. Ranges are 95 % confidence intervals over users."
     )
-    cards = "".join(pictures.result_pictures(rows, shown))
+    cards = "".join(run_pictures.result_pictures(rows, shown))
     own = next((row for row in rows if row.kind == "run"), None)
     details = "".join(metrics_table(own, task) for task in shown) if own else ""
     if details:
@@ -122,8 +122,8 @@ def _results(records: Records, rows: list[Method], tasks: list[str]) -> str:
     )
 
 
-def _drift(rows: list[Method]) -> str:
-    cards = "".join([*pictures.drift_pictures(rows), *pictures.shift_pictures(rows)])
+def _drift(rows: list[ResultRow]) -> str:
+    cards = "".join([*run_pictures.drift_pictures(rows), *run_pictures.shift_pictures(rows)])
     if not cards:
         return ""
     lead = "Tuning for a task usually costs what a model knew before. Here is how much."
@@ -131,12 +131,12 @@ def _drift(rows: list[Method]) -> str:
     return f'<h2>What was forgotten</h2><p class="lead">{lead}</p>{table}<div class="grid">{cards}</div>'
 
 
-def _training(records: Records) -> str:
-    cards = "".join(pictures.training_pictures(records))
+def _training(records: RunRecords) -> str:
+    cards = "".join(run_pictures.training_pictures(records))
     return f'<h2>Training</h2><div class="grid">{cards}</div>' if cards else ""
 
 
-def _examples(records: Records, tasks: list[str]) -> str:
+def _examples(records: RunRecords, tasks: list[str]) -> str:
     examples = records.evaluation.get("examples", [])
     if not examples:
         return ""
