@@ -98,7 +98,12 @@ def prepare_here(log: Path, out: Path, kill_at: float | None) -> None:
 
     # The generated users take some items again.
     dataset = prepare(
-        "table", out, path=log, files={"interactions": "interactions"}, steps={"repeats": True}, progress=progress
+        "table",
+        out,
+        path=log,
+        files={"interactions": "interactions"},
+        preprocessing={"repeats": True},
+        progress=progress,
     )
     record = {"seconds": round(time.perf_counter() - start, 1), "peak_mib": round(peak_mib()), "stages": stages}
     print(json.dumps(record | {"rows": dataset.card["rows"], "tables": digest(dataset)}))

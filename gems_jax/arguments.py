@@ -14,6 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from gems_jax.config.files import checked_node, compose, read_config, section_of, wrong_leaf
 from gems_jax.config.paths import PATHS, beside, is_path
 from gems_jax.config.ranges import hints_of, refuse, wrong_value
+from gems_jax.config.renamed import current_name, current_node, old_names, say_renamed
 from gems_jax.config.run import Config, check
 
 # They work on a finished run, and without --config with its own.
@@ -31,6 +32,7 @@ def parse_options(argv: list[str], commands: Mapping[str, str]) -> tuple[str, An
     Raises:
       ValueError: options or fields that are unknown (with the nearest valid one) or cannot have their values.
     """
+    argv = _current_words(argv)
     parser, known = _parser(argv, commands)
     try:
         _check_fields(argv[1:], known)
@@ -62,6 +64,7 @@ def parse_config(argv: list[str]) -> Config:
     Raises:
       ValueError: as `parse_options`.
     """
+    argv = _current_words(argv)
     parser, known = ArgumentParser(exit_on_error=False, allow_abbrev=False), hints_of(Config)
     add_config(parser, known)
     parser.add_class_arguments(Config, None)
@@ -153,6 +156,40 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
         from gems_jax.study.command import add_options
 
         add_options(sub, add, known)
+
+
+def _current_words(words: list[str]) -> list[str]:
+    """The words by today's names of fields, in the values of sections, too; says which were old."""
+    found, old = list(words), set[str]()
+    for place, word in enumerate(words):
+        if word == "--":
+            break
+        if not word.startswith("--"):
+            continue
+        name, joined, value = word[2:].partition("=")
+        old |= set(old_names(name))
+        if joined:
+            found[place] = f"--{current_name(name)}={_current_value(value, name, old)}"
+        else:
+            found[place] = f"--{current_name(name)}"
+            if place + 1 < len(words):
+                found[place + 1] = _current_value(words[place + 1], name, old)
+    say_renamed(old, "the command line")
+    return found
+
+
+def _current_value(value: str, name: str, old: set[str]) -> str:
+    """The value of a section by today's names of its fields; others, and what is no YAML, as they are."""
+    if not value.startswith("{"):
+        return value
+    try:
+        node = compose(value, f"--{name}")
+    except ValueError:  # said where fields are checked
+        return value
+    inside: set[str] = set()
+    node = current_node(node, inside, f"{name}.")
+    old |= inside
+    return yaml.serialize(node) if inside else value
 
 
 def _check_fields(words: list[str], known: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from gems_jax.failures import explained
         (["prepare", "--train.steps", "many"], "many"),
         (["prepare", "--gems.side", "left"], "left"),
         (["train", "--workdir", "w", "--train.schedule", "cosin"], "did you mean 'cosine'?"),
-        (["train", "--workdir", "w", "--data.steps.coree", "3"], "did you mean 'data.steps.core'?"),
+        (["train", "--workdir", "w", "--data.preprocessing.coree", "3"], "did you mean 'data.preprocessing.core'?"),
         (["train", "--workdir", "w", "--train.steps", "1.5"], "train.steps"),
         (["prepare", "--data.name", "books"], "books"),
         (["prepare", "--config", "nowhere.yaml"], "nowhere.yaml"),

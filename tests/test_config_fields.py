@@ -129,13 +129,15 @@ def test_fields_that_do_not_go_together_are_refused_before_any_work(words, said,
 
 def test_all_wrong_fields_are_named_in_one_message(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.yaml").write_text("train:\n  steps: 0\n  schedule: cosin\n  clip: .inf\ndata: {steps: {core: -1}}\n")
+    (tmp_path / "c.yaml").write_text(
+        "train:\n  steps: 0\n  schedule: cosin\n  clip: .inf\ndata: {preprocessing: {core: -1}}\n"
+    )
     assert fails(capsys, "prepare", "--config", "c.yaml").splitlines() == [
         "gems-jax: error: c.yaml:",
         "  line 2: train.steps must be a whole number from 1 on, got 0",
         "  line 3: train.schedule must be one of cosine, linear, constant, got 'cosin'; did you mean 'cosine'?",
         "  line 4: train.clip must be a number above 0, or null, got inf",
-        "  line 5: data.steps.core must be a whole number from 0 on, or null, got -1",
+        "  line 5: data.preprocessing.core must be a whole number from 0 on, or null, got -1",
     ]
     words = ["--train.steps", "0", "--train.learning_rate=-1", "--study.seeds", "0"]
     assert fails(capsys, "compare", "--workdir", "w", *words).splitlines() == [

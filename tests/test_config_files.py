@@ -38,7 +38,7 @@ def here(tmp_path, monkeypatch):
         ("train:\n  steps: 3\ndata: {seed: 1}\ntrain: {clip: 1}\n", "line 4: train is given twice, first in line 1"),
         ("train:\n  steps: 3\n  steps: 4\n", "line 3: train.steps is given twice, first in line 2"),
         ("train: {steps: 3}\ntrain.steps: 4\n", "line 2: train.steps is given twice, first in line 1"),
-        ("data:\n  steps:\n    core: 3\n    core: 3\n", "line 4: data.steps.core is given twice, first in line 3"),
+        ("data:\n  files:\n    items: a\n    items: b\n", "line 4: data.files.items is given twice, first in line 3"),
         ("items:\n  prompts:\n    rec: '{history}'\n    rec: '{history}.'\n", "items.prompts.rec is given twice"),
         ("evaluate: {compare: {a: x,\n a: y}}\n", "evaluate.compare.a is given twice"),
         ("name: a\nname: b\n", "line 2: name is given twice, first in line 1"),

@@ -165,7 +165,9 @@ def load(folder, **steps):
     write_rows(folder / "items.jsonl", catalogue())
     files = {"interactions": "rows.jsonl", "items": "items.jsonl"}
     steps = {"cold_items": True} | steps
-    return prepare("table", folder / "out", path=folder, files=files, num_negatives=4, steps=steps, progress=None)
+    return prepare(
+        "table", folder / "out", path=folder, files=files, num_negatives=4, preprocessing=steps, progress=None
+    )
 
 
 def test_a_leak_in_splits_that_came_with_the_data_ends_the_preparation(tmp_path):

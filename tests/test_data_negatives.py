@@ -59,7 +59,7 @@ def write(folder, rows, items=12):
 def test_no_negative_is_an_item_that_any_known_search_of_the_query_led_to(tmp_path, more, steps):
     rows = [row | {"target": json.dumps(row["target"])} if isinstance(row["target"], list) else row for row in more]
     write(tmp_path, [*searches(), *rows])
-    settings = {"steps": {"cold_items": True} | steps, "max_bad_fraction": 0.5}
+    settings = {"preprocessing": {"cold_items": True} | steps, "max_bad_fraction": 0.5}
     # Of twelve items Ann has touched six, and i9 is another answer.
     found = rows_of(load(tmp_path, FILES, num_negatives=5, **settings))["test", "src"]
     negatives = {row[0]: row[4] for row in found}["ann"]
@@ -206,7 +206,7 @@ def crossed():
 
 def test_no_history_holds_its_rows_target_from_another_task(tmp_path):
     write(tmp_path, crossed(), items=30)
-    dataset = load(tmp_path, FILES, steps={"max_history": 4})
+    dataset = load(tmp_path, FILES, preprocessing={"max_history": 4})
     rows = rows_of(dataset)
     assert all(row[2] not in row[1] for table in rows.values() for row in table)
     # The row stays, and its history is the newest events all the same.
@@ -219,7 +219,7 @@ def test_no_history_holds_its_rows_target_from_another_task(tmp_path):
 
 def test_where_users_take_items_again_an_earlier_event_of_the_item_stays_in_the_history(tmp_path):
     write(tmp_path, crossed(), items=30)
-    rows = rows_of(load(tmp_path, FILES, steps={"max_history": 4, "repeats": True}))
+    rows = rows_of(load(tmp_path, FILES, preprocessing={"max_history": 4, "repeats": True}))
     assert {row[2]: row[1] for row in rows["train", "src"]}["i7"] == ["i5", "i6", "i6", "i7"]
 
 

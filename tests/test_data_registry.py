@@ -70,7 +70,7 @@ def test_a_registered_source_is_prepared_like_those_of_the_package(tmp_path):
     assert rows_of(dataset)["test", "rec"][0][:3] == ("ann", ["s2", "s3"], "s4")
     assert dataset.card["quarantined"] == {"row: it is no play": 1}
     assert dataset.card["settings"]["raw"].keys() == {"plays.txt"}
-    longer = prepare_plays(tmp_path, out="longer", steps={"max_history": 3})
+    longer = prepare_plays(tmp_path, out="longer", preprocessing={"max_history": 3})
     assert rows_of(longer)["test", "rec"][0][1] == ["s1", "s2", "s3"]
 
 
@@ -91,8 +91,8 @@ def test_a_source_that_makes_its_own_splits_takes_no_steps(tmp_path):
     registry.register("small_market", made)
     dataset = prepare("small_market", tmp_path / "out", seed=3, num_negatives=2, progress=None)
     assert dataset.card["settings"] == {"name": "small_market", "seed": 3, "num_negatives": 2}
-    with pytest.raises(ValueError, match=r"data\.steps has no effect on small_market, only on amazon, qilin, "):
-        prepare("small_market", tmp_path / "x", steps={"core": 3})
+    with pytest.raises(ValueError, match=r"data\.preprocessing has no effect on small_market, only on amazon, qilin, "):
+        prepare("small_market", tmp_path / "x", preprocessing={"core": 3})
     with pytest.raises(ValueError, match="the small_market is made from a seed and reads no files, but data.path"):
         prepare("small_market", tmp_path / "x", path=tmp_path)
 

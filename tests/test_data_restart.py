@@ -247,12 +247,12 @@ def test_a_leak_in_a_later_part_names_the_row_of_the_whole_table(tmp_path, monke
             for s, split in enumerate(("train", "valid", "test"))]  # fmt: skip
     rows.append({"user_id": "u3", "target": "i32", "split": "train", "history": ["i39"]})
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options = {"files": {"interactions": "log.jsonl", "items": None}, "steps": {"cold_items": True}}
+    options = {"files": {"interactions": "log.jsonl", "items": None}, "preprocessing": {"cold_items": True}}
     with pytest.raises(ValueError, match=r"1 leaks\. train/rec row 4 of user 'u3' has as a target the held-out item"):
         prepare("table", tmp_path / "out", path=tmp_path, num_negatives=0, progress=None, **options)
     rows.pop()
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options["steps"] = {}
+    options["preprocessing"] = {}
     with pytest.raises(
         ValueError, match="4 targets of valid never occur in train, the first is item 'i01' of user 'u0'"
     ):

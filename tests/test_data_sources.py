@@ -113,7 +113,7 @@ def write_qilin(folder, parts, form="parquet"):
 
 
 def load_qilin(folder, **kwargs):
-    kwargs = {"num_negatives": 5, "max_bad_fraction": 0.1, "progress": None, "steps": {"core": 1}, **kwargs}
+    kwargs = {"num_negatives": 5, "max_bad_fraction": 0.1, "progress": None, "preprocessing": {"core": 1}, **kwargs}
     return prepare("qilin", folder / "out", path=folder, **kwargs)
 
 
@@ -200,7 +200,7 @@ def test_the_authors_steps_are_qilins_defaults(tmp_path):
         detail["click"] = 0.0
     parts["search_train"].append(unclicked)
     write_qilin(tmp_path, parts)
-    dataset = load_qilin(tmp_path, steps={})
+    dataset = load_qilin(tmp_path, preprocessing={})
     card = dataset.card
     assert card["steps"][0]["rows"] == {"rec": 25 + 8, "src": 25 + 2}
     core = next(step for step in card["steps"] if step["step"].startswith("core"))
@@ -329,7 +329,7 @@ def write_amazon(folder, year=2018, category="Tools", copies=1):
 
 
 def load_amazon(folder, **kwargs):
-    kwargs = {"num_negatives": 2, "progress": None, "steps": {"core": 2}, **kwargs}
+    kwargs = {"num_negatives": 2, "progress": None, "preprocessing": {"core": 2}, **kwargs}
     return prepare("amazon", folder / "out", path=folder, **kwargs)
 
 
@@ -359,7 +359,7 @@ def test_amazon_reviews_that_stand_there_twice_count_once_and_later_ones_of_the_
     later = [json.dumps(json.loads(line) | {"unixReviewTime": 86_400 * 16_000}) for line in lines[:48]]
     reviews.write_bytes(gzip.compress("\n".join(lines + later).encode()))
     with pytest.raises(ValueError, match=r"48 of 96 rows of kind 'target'.*steps\.repeats: true keeps them"):
-        prepare("amazon", tmp_path / "o", path=folder, num_negatives=2, progress=None, steps={"core": 2})
+        prepare("amazon", tmp_path / "o", path=folder, num_negatives=2, progress=None, preprocessing={"core": 2})
 
 
 def write_amazon_2023(folder, ending=".jsonl"):
@@ -476,7 +476,12 @@ def test_reviews_in_any_order_give_the_tables_of_the_processed_files(tmp_path):
         (tmp_path / "p" / name).write_bytes((SCIENTIFIC / name).read_bytes())
     (tmp_path / "p" / "Scientific.inter.json").write_text(json.dumps(users))
     made = prepare(
-        "amazon", tmp_path / "o", path=tmp_path, num_negatives=1, steps={"core": 0, "max_history": 0}, progress=None
+        "amazon",
+        tmp_path / "o",
+        path=tmp_path,
+        num_negatives=1,
+        preprocessing={"core": 0, "max_history": 0},
+        progress=None,
     )
     other = amazon_scientific.load(tmp_path / "p", num_negatives=1)
     for key, rows in rows_of(other).items():
@@ -509,7 +514,7 @@ def test_the_authors_tables_are_imported_with_their_splits_and_negatives(tmp_pat
     folder = write_released(tmp_path / "raw")
     # Items 50 to 52 stand in no other column: only the negatives name them.
     dataset = prepare(
-        "released", tmp_path / "o", path=folder, num_negatives=3, steps={"cold_items": True}, progress=None
+        "released", tmp_path / "o", path=folder, num_negatives=3, preprocessing={"cold_items": True}, progress=None
     )
     assert dataset.card["splits"] == "as given"
     assert rows_of(dataset)["test", "src"][2] == ("2", ["30", "31", "32", "33"], "34", "words 2", ["50", "51", "52"])
@@ -519,7 +524,7 @@ def test_the_authors_tables_are_imported_with_their_splits_and_negatives(tmp_pat
         "".join(json.dumps({"item_id": n, "title": f"note {n}"}) + "\n" for n in range(60))
     )
     named = prepare(
-        "released", tmp_path / "named", path=folder, num_negatives=3, steps={"cold_items": True}, progress=None,
+        "released", tmp_path / "named", path=folder, num_negatives=3, preprocessing={"cold_items": True}, progress=None,
         files={"items": "items.jsonl"},
     )  # fmt: skip
     assert named.items[3].title == "note 3"
@@ -528,9 +533,11 @@ def test_the_authors_tables_are_imported_with_their_splits_and_negatives(tmp_pat
 def test_leaks_in_the_authors_tables_are_found(tmp_path):
     folder = write_released(tmp_path / "raw", neg_note_idx=[50, 51, 0])
     with pytest.raises(ValueError, match="ranks against item '0', which user '0' took"):
-        prepare("released", tmp_path / "o", path=folder, num_negatives=3, steps={"cold_items": True}, progress=None)
+        prepare(
+            "released", tmp_path / "o", path=folder, num_negatives=3, preprocessing={"cold_items": True}, progress=None
+        )
     options = {"cold_items": True, "on_leak": "remove"}
-    dataset = prepare("released", tmp_path / "o", path=folder, num_negatives=3, steps=options, progress=None)
+    dataset = prepare("released", tmp_path / "o", path=folder, num_negatives=3, preprocessing=options, progress=None)
     assert all("0" not in row[4] for row in rows_of(dataset)["test", "rec"] if row[0] == "0")
 
 

@@ -172,7 +172,7 @@ def test_without_negatives_rows_are_ranked_against_the_whole_catalogue(tmp_path)
 
 def test_nothing_left_is_an_error_that_names_the_steps(tmp_path):
     with pytest.raises(ValueError, match="no row is left after.*core 50"):
-        load(tmp_path, ready(tmp_path), steps={"core": 50})
+        load(tmp_path, ready(tmp_path), preprocessing={"core": 50})
 
 
 def test_what_another_tasks_rows_would_give_away_is_taken_out(tmp_path):
@@ -209,7 +209,7 @@ def test_ragged_lists_agree_with_python_lists():
 
 
 def test_work_block_by_block_changes_nothing(tmp_path, monkeypatch):
-    options = {"num_negatives": 6, "steps": {"core": 2, "max_history": 4}}
+    options = {"num_negatives": 6, "preprocessing": {"core": 2, "max_history": 4}}
     whole = rows_of(load(tmp_path, ready(tmp_path), out="a", **options))
     for module, name, size in ((ragged, "BLOCK_VALUES", 5), (evaluation_negatives, "_ROWS", 2), (negatives, "_ROWS", 3),
                                (leaks, "_ROWS", 2), (raw_files, "BLOCK_BYTES", 400)):  # fmt: skip

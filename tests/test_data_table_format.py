@@ -16,7 +16,7 @@ from raw_tables import catalogue, load, log, ready, rows_of, write_rows
 from gems_jax.data.dataset import storage
 from gems_jax.data.preparation.other_dataset import differences
 from gems_jax.data.prepare import prepare
-from gems_jax.data.raw.options import Steps, TableFiles, options_of
+from gems_jax.data.raw.options import Preprocessing, TableFiles, options_of
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 
@@ -48,8 +48,8 @@ def recorded(folder, rows, **kwargs):
     write_rows(folder / "interactions.jsonl", rows)
     write_rows(folder / "items.jsonl", catalogue(80))
     files = {"interactions": "interactions.jsonl", "items": "items.jsonl"}
-    steps = {"cold_items": True} | kwargs.pop("steps", {})
-    return load(folder, files, num_negatives=5, steps=steps, **kwargs)
+    steps = {"cold_items": True} | kwargs.pop("preprocessing", {})
+    return load(folder, files, num_negatives=5, preprocessing=steps, **kwargs)
 
 
 def test_all_formats_give_the_same_tables(tmp_path):
@@ -112,7 +112,7 @@ def test_a_file_for_each_split_says_the_split(tmp_path):
         write_rows(tmp_path / f"{split}.parquet", part)
     write_rows(tmp_path / "items.csv", catalogue(80))
     files = {"interactions": {split: f"{split}.parquet" for split in ("train", "valid", "test")}}
-    dataset = load(tmp_path, files, num_negatives=5, steps={"cold_items": True})
+    dataset = load(tmp_path, files, num_negatives=5, preprocessing={"cold_items": True})
     (tmp_path / "one").mkdir()
     assert rows_of(dataset) == rows_of(recorded(tmp_path / "one", rows))
     with pytest.raises(ValueError, match="interactions are given for 'dev'; the splits are train"):
@@ -126,7 +126,7 @@ def test_several_targets_give_a_row_each_or_the_first(tmp_path):
         write_rows(tmp_path / "interactions.jsonl", [row for row in rows if row["target"] not in (["i1"], ["i2"])])
         write_rows(tmp_path / "items.jsonl", catalogue())
         files = {"interactions": "interactions.jsonl", "items": "items.jsonl"}
-        dataset = load(tmp_path, files, out=choice, steps={"multi_click": choice})
+        dataset = load(tmp_path, files, out=choice, preprocessing={"multi_click": choice})
         table = dataset.table("train", "rec")
         ids = dataset.item_ids()
         first = [ids[item] for item in table.target[table.time == 1_700_000_000]]
@@ -135,24 +135,24 @@ def test_several_targets_give_a_row_each_or_the_first(tmp_path):
 
 def test_histories_can_be_shortened_and_kept_to_a_task(tmp_path):
     files = ready(tmp_path)
-    dataset = load(tmp_path, files, steps={"max_history": 3})
+    dataset = load(tmp_path, files, preprocessing={"max_history": 3})
     assert max(np.diff(dataset.table("test", "rec").offsets)) == 3
-    dataset = load(tmp_path, files, steps={"history_tasks": {"rec": ["rec"]}, "min_history": 1})
+    dataset = load(tmp_path, files, preprocessing={"history_tasks": {"rec": ["rec"]}, "min_history": 1})
     row = {row[0]: row for row in rows_of(dataset)["test", "rec"]}["u1"]
     assert row[1] == ["i3", "i5", "i7", "i9"]
     assert min(np.diff(dataset.table("train", "rec").offsets)) == 1
-    brought = recorded(tmp_path / "b", with_histories(), steps={"history_tasks": {"rec": ["src"]}})
+    brought = recorded(tmp_path / "b", with_histories(), preprocessing={"history_tasks": {"rec": ["src"]}})
     assert brought.table("test", "rec").history.size == 0
     assert brought.table("test", "src").history.size > 0
     with pytest.raises(ValueError, match="history_tasks names 'ads'"):
-        load(tmp_path, files, steps={"history_tasks": {"ads": ["rec"]}})
+        load(tmp_path, files, preprocessing={"history_tasks": {"ads": ["rec"]}})
     untasked = [{k: v for k, v in row.items() if k != "history_task"} for row in with_histories()]
     with pytest.raises(ValueError, match="needs the task of each"):
-        recorded(tmp_path / "c", untasked, steps={"history_tasks": {"rec": ["rec"]}})
+        recorded(tmp_path / "c", untasked, preprocessing={"history_tasks": {"rec": ["rec"]}})
 
 
 def test_the_card_has_the_numbers_of_every_step(tmp_path):
-    card = load(tmp_path, ready(tmp_path), steps={"core": 2, "min_rows": 3, "both_tasks": True}).card
+    card = load(tmp_path, ready(tmp_path), preprocessing={"core": 2, "min_rows": 3, "both_tasks": True}).card
     assert [step["step"] for step in card["steps"]][:2] == ["read", "usable"]
     assert card["steps"][0] == {"step": "read", "rows": {"rec": 30, "src": 30}, "users": 6, "items": 25}
     assert any(step["step"].startswith("core 2") and step["rounds"] >= 1 for step in card["steps"])
@@ -225,7 +225,7 @@ def test_unknown_items_in_histories_and_negatives_are_left_out_of_them(tmp_path)
 def test_taking_an_item_again_is_allowed_where_the_options_say_so(tmp_path):
     rows = log()
     again = [rows[2] | {"timestamp": 1_700_000_950}, rows[2] | {"query": "other words"}]
-    dataset = load(tmp_path, ready(tmp_path, rows=rows + again), max_bad_fraction=0.1, steps={"repeats": True})
+    dataset = load(tmp_path, ready(tmp_path, rows=rows + again), max_bad_fraction=0.1, preprocessing={"repeats": True})
     assert dataset.card["quarantined"] == {"target: the same event stands there already": 1}
     assert sum(len(table) for table in dataset.tables.values()) == len(rows) + 1
 
@@ -320,7 +320,7 @@ def test_lists_may_be_written_in_any_way(tmp_path):
         'user_id,target,timestamp\nu,"[\'a\', ""b""]",1\nu,c|d;e f,2\nu,[g],3\nu,"[h, i\n j]",4\nu,"[1 2]",5\n'
     )
     (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{i},{i}\n" for i in "abcdefghij12"))
-    dataset = load(tmp_path, {"interactions": "log.csv"}, num_negatives=0, steps={"max_history": 0})
+    dataset = load(tmp_path, {"interactions": "log.csv"}, num_negatives=0, preprocessing={"max_history": 0})
     # The fourth row is valid and so each of its items; the fifth test.
     assert rows_of(dataset)["test", "rec"][0][1] == list("abcdefghij")
 
@@ -401,7 +401,7 @@ def test_a_named_column_must_be_in_one_row_of_one_file_of_json_and_in_every_othe
     write_rows(tmp_path / "logs" / f"a{ending}", rows)
     write_rows(tmp_path / "logs" / f"b{ending}", [row | {"user_id": "u9"} for row in browses])
     if ending == ".jsonl":
-        dataset = load(tmp_path, files | {"interactions": "logs"}, steps={"repeats": True})
+        dataset = load(tmp_path, files | {"interactions": "logs"}, preprocessing={"repeats": True})
         assert dataset.row_counts()["test"] == {"rec": 7, "src": 6}
     else:
         with pytest.raises(ValueError, match=r"b\.parquet has no column 'query' for query"):
@@ -446,12 +446,12 @@ def test_times_for_some_rows_only_are_an_error(tmp_path):
 def test_options_that_are_misspelt_or_do_not_fit_are_errors(tmp_path):
     with pytest.raises(ValueError, match="files has no field 'iterms'; did you mean 'items'"):
         options_of(TableFiles, {"iterms": "x"}, "files")
-    with pytest.raises(ValueError, match=r"steps\.core must be a whole number from 0 on, got -1"):
-        Steps(core=-1)
-    with pytest.raises(ValueError, match=r"steps\.on_leak must be one of fail, remove"):
-        Steps(on_leak="ignore")
-    with pytest.raises(ValueError, match=r"data\.steps has no effect on marketplace"):
-        prepare("marketplace", tmp_path / "x", steps={"core": 3})
+    with pytest.raises(ValueError, match=r"preprocessing\.core must be a whole number from 0 on, got -1"):
+        Preprocessing(core=-1)
+    with pytest.raises(ValueError, match=r"preprocessing\.on_leak must be one of fail, remove"):
+        Preprocessing(on_leak="ignore")
+    with pytest.raises(ValueError, match=r"data\.preprocessing has no effect on marketplace"):
+        prepare("marketplace", tmp_path / "x", preprocessing={"core": 3})
     with pytest.raises(ValueError, match=r"data\.category has no effect on table"):
         load(tmp_path, ready(tmp_path), category="Books")
 
@@ -465,7 +465,7 @@ def test_another_dataset_is_neither_used_nor_replaced(tmp_path):
     assert len(said) == 1
     before = (tmp_path / "out" / "card.json").read_text()
     changes = [
-        ({"steps": {"core": 2}}, r"steps\.core: None there, 2 here"),
+        ({"preprocessing": {"core": 2}}, r"preprocessing\.core: None there, 2 here"),
         ({"seed": 3}, "seed: 0 there, 3 here"),
         ({"files": files | {"columns": {"query": ""}}}, r"files\.columns\.query: nothing there, '' here"),
         ({"files": files | {"missing": ["x"]}}, r"files\.missing: \['nan',"),

@@ -13,6 +13,7 @@ import yaml
 
 from gems_jax.config.paths import begins_elsewhere, beside, is_path, is_relative
 from gems_jax.config.ranges import hints_of, wrong_value
+from gems_jax.config.renamed import current_node, say_renamed
 
 # A configuration is written by hand: more than this is another file, or one that is meant to do harm.
 MOST_BYTES = 1 << 18
@@ -70,22 +71,26 @@ def read_config(path: str, known: Mapping[str, Any]) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 (byte {error.start}): that is no configuration") from None
-    node = checked_node(text, path, known)
     is_kept = file.name == "config.yaml" and (file.parent / "checkpoints").is_dir()
+    node = checked_node(text, path, known, say_old=not is_kept)  # nobody may edit what is kept
     _resolve(node, path, "." if is_kept else file.parent, is_kept)
     return yaml.serialize(node)
 
 
-def checked_node(text: str, where: str, known: Mapping[str, Any], prefix: str = "") -> Any:
-    """YAML text of fields as a tree, checked.
+def checked_node(text: str, where: str, known: Mapping[str, Any], prefix: str = "", say_old: bool = True) -> Any:
+    """YAML text of fields as a tree by today's names, checked.
 
     Args:
       text: the text.
       where: file or option, for messages.
       known: as in `read_config`; of the fields under ``prefix``.
       prefix: what comes before the fields' names, with a dot.
+      say_old: whether old names are told.
     """
-    node = compose(text, where)
+    old: set[str] = set()
+    node = current_node(compose(text, where), old, prefix)
+    if say_old:
+        say_renamed(old, where)
     if not isinstance(node, yaml.MappingNode):
         raise ValueError(f"{where} holds no fields: write sections and fields, such as train: {{steps: 500}}")
     wrong = [f"line {line}: {said}" for line, said in sorted(_wrong(node, known, prefix, {}), key=lambda each: each[0])]

@@ -8,7 +8,7 @@ from gems_jax.config.methods import METHODS
 from gems_jax.config.metric_names import check_metric
 from gems_jax.config.ranges import refuse, wrong_fields
 from gems_jax.data.batching.prompts import parse_template
-from gems_jax.data.raw.options import Steps, TableFiles
+from gems_jax.data.raw.options import Preprocessing, TableFiles
 from gems_jax.staging import is_remote
 
 
@@ -25,7 +25,7 @@ class DataConfig:
       num_negatives: candidates beside the target in valid and test.
       num_users: of the generated marketplace.
       max_bad_fraction: share of bad rows above which preparation stops.
-      steps: of preparation: which users and items stay, how splits are made.
+      preprocessing: which users and items stay, how histories and splits are made.
       files: names and columns of a ``table``.
       category: of an ``amazon`` dataset.
       tokens: folder where training tables are kept as tokens: each is encoded once, by whatever run comes first, and
@@ -43,7 +43,7 @@ class DataConfig:
     num_negatives: int = 99
     num_users: int = 800
     max_bad_fraction: float = 0.01
-    steps: Steps = Steps()
+    preprocessing: Preprocessing = Preprocessing()
     files: TableFiles | None = None
     category: str | None = None
     tokens: str | None = None

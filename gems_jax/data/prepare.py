@@ -21,7 +21,7 @@ from gems_jax.data.preparation.negatives import NUM_NEGATIVES
 from gems_jax.data.preparation.other_dataset import OtherDataset, differences
 from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.preparation.resume import unfinished_folder
-from gems_jax.data.raw.options import PrepareOptions, Steps, TableFiles, options_of
+from gems_jax.data.raw.options import PrepareOptions, Preprocessing, TableFiles, options_of
 from gems_jax.data.raw.quarantine import Quarantine, Unusable, write_rows
 from gems_jax.data.raw.raw_files import local_name
 from gems_jax.data.raw.raw_sums import summed, with_sums
@@ -40,10 +40,11 @@ def prepare(
     num_negatives: int = NUM_NEGATIVES,
     num_users: int = marketplace.NUM_USERS,
     max_bad_fraction: float = 0.05,
-    steps: Steps | Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     files: TableFiles | Mapping[str, Any] | None = None,
     category: str | None = None,
     progress: Callable[[str], None] | None = print,
+    steps: Preprocessing | Mapping[str, Any] | None = None,
 ) -> Dataset:
     """The prepared dataset in `out_dir`: read if it is finished and made with the same settings, else made.
 
@@ -58,16 +59,22 @@ def prepare(
         num_negatives: per row of valid and test.
         num_users: of the marketplace.
         max_bad_fraction: largest share of raw rows of a kind that may be left out.
-        steps: what is done to rows, for `amazon`, `qilin`, `released` and `table`.
+        preprocessing: what is done to rows, for `amazon`, `qilin`, `released` and `table`.
         files: where a table's files are and what their columns are called, for `table`; for `released` its catalogue.
         category: for `amazon`, where the folder holds several.
         progress: takes each line a person should see; None for silence.
+        steps: the old name of `preprocessing`.
 
     Raises:
         ValueError: the source is unknown, settings do not fit it, raw data cannot be used, or the tables leak.
         FileNotFoundError: a raw file is missing.
     """
     say = progress or (lambda line: None)
+    if steps is not None:
+        if preprocessing is not None:
+            raise ValueError("steps is the old name of preprocessing; give one of them")
+        say("data: prepare's steps are called preprocessing now; the old name is read, too")
+        preprocessing = steps
     entry = entry_of(name)
     options = PrepareOptions(
         name=name,
@@ -76,7 +83,7 @@ def prepare(
         num_negatives=num_negatives,
         num_users=num_users,
         max_bad_fraction=max_bad_fraction,
-        steps=options_of(Steps, steps, "steps"),
+        preprocessing=options_of(Preprocessing, preprocessing, "preprocessing"),
         files=options_of(TableFiles, entry.files if files is None else files, "files"),
         category=category,
     )
@@ -112,7 +119,7 @@ def _prepare_here(
     say(f"data: reading {options.name}" + (f" from {path}" if path is not None else ""))
     left_out = Path(out_dir).with_name(f"{Path(out_dir).name}.quarantine.jsonl")
     try:
-        make = _prepare_in_shards if entry.takes_steps else _prepare_at_once
+        make = _prepare_in_shards if entry.takes_preprocessing else _prepare_at_once
         dataset = make(Path(out_dir), options, entry, settings, say)
     except Unusable as error:
         if not error.rows:
@@ -174,15 +181,15 @@ def _prepare_in_shards(
         if storage.is_complete(out_dir) and storage.is_current(out_dir):
             _check_same(out_dir, settings)
             return storage.load(out_dir)  # another process was first
-        steps = options.steps.with_defaults(**entry.defaults)
+        preprocessing = options.preprocessing.with_defaults(**entry.defaults)
         source = entry.read(options, quarantine, ReadCache(folder / "read", say))
-        ready = get_ready(source, steps, quarantine, options.seed, options.num_negatives)
+        ready = get_ready(source, preprocessing, quarantine, options.seed, options.num_negatives)
         del source
         card = ready.card
         for step in card["steps"]:
             say("data: " + _step(step))
-        cold_items = steps.cold_items or card["splits"] != "as given"
-        done = shards.finish_parts(ready, folder / "parts", steps.repeats, cold_items, say)
+        cold_items = preprocessing.cold_items or card["splits"] != "as given"
+        done = shards.finish_parts(ready, folder / "parts", preprocessing.repeats, cold_items, say)
         card["steps"].append(done.step())
         say("data: " + _step(card["steps"][-1]))
         counts = done.counts()
@@ -231,7 +238,7 @@ def _say_quarantined(card: Mapping[str, Any], say: Callable[[str], None]) -> Non
 def _check_effects(options: PrepareOptions, entry: SourceEntry) -> None:
     """Raises where an option is given that has no effect on the source."""
     for option, given, takes in (
-        ("steps", options.steps != Steps(), lambda entry: entry.takes_steps),
+        ("preprocessing", options.preprocessing != Preprocessing(), lambda entry: entry.takes_preprocessing),
         ("files", options.files != (entry.files or TableFiles()), lambda entry: entry.files is not None),
         ("category", options.category is not None, lambda entry: "category" in entry.takes),
     ):
@@ -256,8 +263,8 @@ def _settings(options: PrepareOptions, entry: SourceEntry) -> dict[str, Any]:
     settings: dict[str, Any] = {name: getattr(options, name) for name in ("name", "seed", "num_negatives")}
     if entry.raw_files is not None:
         settings |= {"path": str(options.folder.resolve()), "max_bad_fraction": options.max_bad_fraction}
-    if entry.takes_steps:
-        settings["steps"] = dataclasses.asdict(options.steps)
+    if entry.takes_preprocessing:
+        settings["preprocessing"] = dataclasses.asdict(options.preprocessing)
     if entry.files is not None:
         settings["files"] = dataclasses.asdict(options.files)
     settings |= {name: getattr(options, name) for name in entry.takes}

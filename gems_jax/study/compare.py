@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from gems_jax.config.paths import absolute, is_path, same_place
+from gems_jax.config.renamed import current_values
 from gems_jax.config.run import Config
 from gems_jax.staging import write_json
 from gems_jax.study.claims import WAIT, claim, claim_waiting
@@ -131,7 +132,7 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
     if not path.is_file():
         write_json(path, settings)
         return
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = current_values(json.loads(path.read_text(encoding="utf-8")))
     # A field that did not exist yet had no effect, as its default has none.
     there = {name: kept.get(name, default) for name, default in (flatten(plain(Config())) | kept).items()}
     there = {name: absolute({name: value})[name] for name, value in there.items()}  # paths were relative once

@@ -38,7 +38,7 @@ def ensure_data(config: Config) -> Dataset:
         num_negatives=data.num_negatives,
         num_users=data.num_users,
         max_bad_fraction=data.max_bad_fraction,
-        steps=data.steps,
+        preprocessing=data.preprocessing,
         files=data.files,
         category=data.category,
     )

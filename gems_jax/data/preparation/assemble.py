@@ -26,7 +26,7 @@ from gems_jax.data.preparation.negatives import NUM_NEGATIVES
 from gems_jax.data.preparation.oddities import remark_equal_times, remark_values
 from gems_jax.data.preparation.row_checks import check_rows
 from gems_jax.data.raw.examples import UNKNOWN, Examples
-from gems_jax.data.raw.options import Steps
+from gems_jax.data.raw.options import Preprocessing
 from gems_jax.data.raw.quarantine import Quarantine, Unusable
 from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.raw.source import Source
@@ -64,7 +64,7 @@ class Ready:
         name: of the dataset.
         examples: the rows.
         items: the catalogue.
-        steps: options.
+        preprocessing: options.
         negatives: draws what rows of valid and test are ranked against.
         clean: whether what leaks is taken out.
         timed: whether the rows' times are kept.
@@ -76,7 +76,7 @@ class Ready:
     name: str
     examples: Examples
     items: list[Item]
-    steps: Steps
+    preprocessing: Preprocessing
     negatives: EvaluationNegatives
     clean: bool
     timed: bool
@@ -94,13 +94,17 @@ class Part(NamedTuple):
 
 
 def get_ready(
-    source: Source, steps: Steps, quarantine: Quarantine, seed: int = 0, num_negatives: int = NUM_NEGATIVES
+    source: Source,
+    preprocessing: Preprocessing,
+    quarantine: Quarantine,
+    seed: int = 0,
+    num_negatives: int = NUM_NEGATIVES,
 ) -> Ready:
     """Checks of rows, core, splits, one target a row, in this order.
 
     Args:
         source: rows and catalogue.
-        steps: what to do; nothing in it may be None.
+        preprocessing: what to do; nothing in it may be None.
         quarantine: takes bad rows.
         seed: of negatives.
         num_negatives: items each row of valid and test is ranked against; 0: the whole catalogue.
@@ -121,15 +125,17 @@ def get_ready(
         quarantine.copies["row"] += len(source.examples) - len(examples)
         if examples.history is None and source.query_of_item is None:
             remark_equal_times(examples, quarantine)
-    examples = check_rows(examples, known, steps.repeats, quarantine, source.path)
+    examples = check_rows(examples, known, preprocessing.repeats, quarantine, source.path)
     record.add("usable", examples)
     if not timed:
         examples = examples.replace(time=np.arange(len(examples), dtype=np.float64))
     recorded = bool(len(examples) and (examples.split != UNKNOWN).all())
-    if steps.core or steps.min_rows or steps.both_tasks:
-        core, min_rows = steps.core or 0, steps.min_rows or 0
-        examples, rounds = to_core(examples, core, min_rows, bool(steps.both_tasks))
-        record.add(f"core {core}, {min_rows} rows a task, both tasks: {steps.both_tasks}", examples, rounds=rounds)
+    if preprocessing.core or preprocessing.min_rows or preprocessing.both_tasks:
+        core, min_rows = preprocessing.core or 0, preprocessing.min_rows or 0
+        examples, rounds = to_core(examples, core, min_rows, bool(preprocessing.both_tasks))
+        record.add(
+            f"core {core}, {min_rows} rows a task, both tasks: {preprocessing.both_tasks}", examples, rounds=rounds
+        )
     if not len(examples):
         before, last = next(pair for pair in itertools.pairwise(record.steps) if not pair[1]["rows"])
         if last["step"] == "usable":
@@ -137,22 +143,22 @@ def get_ready(
             raise Unusable(f"{source.path}: no row can be used: {counts}", quarantine.rows)
         raise ValueError(
             f"{source.path}: no row is left after the step {last['step']!r}; before there were {before['rows']} of "
-            f"{before['users']:,} users and {before['items']:,} items. Relax it (data.steps) or give more rows"
+            f"{before['users']:,} users and {before['items']:,} items. Relax it (data.preprocessing) or give more rows"
         )
     if not recorded:
         examples = examples.replace(split=leave_one_out_split(examples, source.per_task))
     if source.query_of_item is not None:
         examples = _with_searches(examples, source.query_of_item)
         record.add("a search for each event whose item has a query", examples)
-    examples = _one_target_a_row(examples, steps)
-    record.add(f"one target a row ({steps.multi_click})", examples)
-    examples, items, place = _renumbered(examples, source.items, source.used_only or bool(steps.core))
-    clean = not recorded or steps.on_leak == "remove"
+    examples = _one_target_a_row(examples, preprocessing)
+    record.add(f"one target a row ({preprocessing.multi_click})", examples)
+    examples, items, place = _renumbered(examples, source.items, source.used_only or bool(preprocessing.core))
+    clean = not recorded or preprocessing.on_leak == "remove"
     return Ready(
         name=source.name,
         examples=examples,
         items=items,
-        steps=steps,
+        preprocessing=preprocessing,
         negatives=EvaluationNegatives(
             examples, items, seed, num_negatives, remove_positives=clean, by_query=by_query.renumbered(place)
         ),
@@ -181,7 +187,7 @@ def finish(ready: Ready, rows: np.ndarray) -> Part:
     """
     examples = ready.examples.take(rows)
     touched = items_touched(examples, len(ready.items))
-    examples, removed = _with_histories(examples, ready.steps, ready.clean, ready.same_event)
+    examples, removed = _with_histories(examples, ready.preprocessing, ready.clean, ready.same_event)
     negatives = ready.negatives.of(examples, touched)
     if not ready.timed:
         examples = examples.replace(time=np.full(len(examples), np.nan))
@@ -216,8 +222,8 @@ def _with_searches(examples: Examples, query_of_item: Mapping[str, str]) -> Exam
     return Examples.join([examples, searches.replace(task=task, query=query[found])])
 
 
-def _one_target_a_row(examples: Examples, steps: Steps) -> Examples:
-    if steps.multi_click == "first":
+def _one_target_a_row(examples: Examples, preprocessing: Preprocessing) -> Examples:
+    if preprocessing.multi_click == "first":
         return examples.replace(targets=examples.targets.first(1))
     lengths = examples.targets.lengths
     flat = Ragged(examples.targets.values, np.arange(len(examples.targets.values) + 1))
@@ -244,28 +250,30 @@ def _renumbered(examples: Examples, items: list[Item], used_only: bool) -> tuple
     return examples.replace(**{name: part.map(place) for name, part in lists.items()}), items, place
 
 
-def _with_histories(examples: Examples, steps: Steps, clean: bool, same_event: bool) -> tuple[Examples, dict[str, int]]:
+def _with_histories(
+    examples: Examples, preprocessing: Preprocessing, clean: bool, same_event: bool
+) -> tuple[Examples, dict[str, int]]:
     """Made where missing, without what the split may not see, cut to their newest events; and what was taken out."""
     removed: dict[str, int] = {}
-    longest = steps.max_history or 0
+    longest = preprocessing.max_history or 0
     # What is taken out below makes room for older events: an item stands in a history once for each task at most, and
     # a user has an event of each task held out for valid and for test.
     tasks = len(examples.names.tasks)
-    spare = 0 if steps.repeats else 2 * tasks * tasks
+    spare = 0 if preprocessing.repeats else 2 * tasks * tasks
     if clean:
-        keep = ~leaking_targets(_events(examples, steps.repeats))
+        keep = ~leaking_targets(_events(examples, preprocessing.repeats))
         removed["training targets that are held out"] = int((~keep).sum())
         examples = examples.take(keep)
     if examples.history is None:
-        newest = 0 if steps.history_tasks or not longest else longest + spare
+        newest = 0 if preprocessing.history_tasks or not longest else longest + spare
         examples = make_histories(examples, newest, same_event)
-    examples = keep_tasks(examples, steps.history_tasks)
+    examples = keep_tasks(examples, preprocessing.history_tasks)
     history = examples.history or Ragged.empty(len(examples))
     if clean:
-        leaks = leaking_history(_events(examples, steps.repeats))
+        leaks = leaking_history(_events(examples, preprocessing.repeats))
         removed["events of histories that are held out"] = int(leaks.sum())
         history = history.keep(~leaks)
-    if not steps.repeats:
+    if not preprocessing.repeats:
         # The user took the item in another task before: there it is no answer to be found, here it would be told.
         own = own_targets(examples.targets.values, history)
         removed["targets in their rows' own histories"] = int(own.sum())
@@ -273,8 +281,8 @@ def _with_histories(examples: Examples, steps: Steps, clean: bool, same_event: b
     if longest:
         history = history.last(longest)
     examples = examples.replace(history=history, history_task=None)
-    if steps.min_history:
-        examples = examples.take(history.lengths >= steps.min_history)
+    if preprocessing.min_history:
+        examples = examples.take(history.lengths >= preprocessing.min_history)
     return examples, {name: count for name, count in removed.items() if count}
 
 

@@ -46,8 +46,12 @@ def _why(ready: Ready, split: str, task: str) -> str:
     users = np.unique(places, axis=1)[0]
     most = int(np.bincount(users).max(initial=0))
     if most >= MIN_ROWS or ready.card["splits"] == "leave one out":
-        return "its rows were left out by steps.min_history, or because they would show what is held out"
-    left = "steps.core, min_rows and both_tasks leave" if ready.steps.core or ready.steps.min_rows else "there are"
+        return "its rows were left out by preprocessing.min_history, or because they would show what is held out"
+    left = (
+        "preprocessing.core, min_rows and both_tasks leave"
+        if ready.preprocessing.core or ready.preprocessing.min_rows
+        else "there are"
+    )
     what = "searches" if task == "src" else f"rows of task {task!r}"
     without = "; files.columns: {query: ''} reads every row as a recommendation" if task == "src" else ""
     return (

@@ -66,14 +66,16 @@ def keep_tasks(examples: Examples, wanted: dict[str, list[str]]) -> Examples:
         return examples
     if examples.history is None or examples.history_task is None:
         raise ValueError(
-            "steps.history_tasks needs the task of each of a history's events: give the table a column for the role "
-            "history_task, or leave the option out"
+            "preprocessing.history_tasks needs the task of each of a history's events: give the table a column for the "
+            "role history_task, or leave the option out"
         )
     names = examples.names.tasks
     allowed = np.ones((len(names), len(names)), bool)
     for task, kept in wanted.items():
         if names.get(task) < 0 or any(names.get(name) < 0 for name in kept):
-            raise ValueError(f"steps.history_tasks names {task!r}: {kept}; the tasks are {', '.join(names.names)}")
+            raise ValueError(
+                f"preprocessing.history_tasks names {task!r}: {kept}; the tasks are {', '.join(names.names)}"
+            )
         allowed[names.get(task)] = np.isin(np.arange(len(names)), [names.get(name) for name in kept])
     keep = allowed[examples.task[examples.history.row_of], examples.history_task.values]
     return examples.replace(history=examples.history.keep(keep), history_task=examples.history_task.keep(keep))

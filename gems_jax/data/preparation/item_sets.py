@@ -71,7 +71,7 @@ class ItemSets:
                 raise ValueError(
                     f"{name}: the item sets of the splits differ: {count:,} targets of {SPLITS[split]} never "
                     f"occur in train, the first is item {items[item].item_id!r} of user {user!r}; where that is meant, "
-                    "say so (data.steps.cold_items: true)"
+                    "say so (data.preprocessing.cold_items: true)"
                 )
         return result
 

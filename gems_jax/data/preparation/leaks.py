@@ -12,7 +12,7 @@ from gems_jax.data.preparation.holdout import VALID, Events, leaking_history, le
 from gems_jax.data.preparation.item_sets import ItemSets
 from gems_jax.data.raw.ragged import Ragged, distinct_pairs, pair_keys, place_of
 
-_REMEDY = "repair the data, or let prepare take them out and count them (data.steps.on_leak: remove)"
+_REMEDY = "repair the data, or let prepare take them out and count them (data.preprocessing.on_leak: remove)"
 
 _ROWS = 65_536
 
@@ -95,7 +95,7 @@ def _check_own(dataset: Dataset, rows: _TableRows, before: Mapping[tuple[str, st
         raise ValueError(
             f"{dataset.name}: {len(own):,} leaks. {'/'.join(key)} row {before.get(key, 0) + rows.place[row]} of user "
             f"{rows.users[events.user[row]]!r} has in its history item {dataset.items[events.target[row]].item_id!r}, "
-            f"its own target; where users take items again, say so (data.steps.repeats: true)"
+            f"its own target; where users take items again, say so (data.preprocessing.repeats: true)"
         )
 
 
@@ -106,7 +106,8 @@ def _flatten(dataset: Dataset, repeats: bool) -> _TableRows:
     user = [users.setdefault(name, len(users)) for table in tables for name in table.user_ids]
     if repeats and any(table.time is None for table in tables):
         raise ValueError(
-            "steps.repeats needs timestamps: without them an earlier purchase cannot be told from the held-out one"
+            "preprocessing.repeats needs timestamps: without them an earlier purchase cannot be told from the one held "
+            "out"
         )
     events = Events(
         np.asarray(user, np.int64),

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gems_jax.data.raw.options import Steps, TableFiles
+from gems_jax.data.raw.options import Preprocessing, TableFiles
 
 SHOWN = 6
+# Settings that older cards have under another name.
+_RENAMED = {"steps": "preprocessing"}
 
 
 class OtherDataset(ValueError):
@@ -44,6 +46,7 @@ def differences(made: Any, wanted: Mapping[str, Any]) -> list[str]:
     """
     if not isinstance(made, dict):
         return ["it does not say what it was made of"]
+    made = {_RENAMED.get(key, key): value for key, value in made.items()}
     made = {key: _with_defaults(key, value) if key in wanted else value for key, value in made.items()}
     wanted = {key: _with_defaults(key, value) for key, value in wanted.items()}
     if made.get("raw") and made.get("raw") == wanted.get("raw"):
@@ -55,7 +58,7 @@ def differences(made: Any, wanted: Mapping[str, Any]) -> list[str]:
 
 
 def _with_defaults(key: str, value: Any) -> Any:
-    kind = {"files": TableFiles, "steps": Steps}.get(key)
+    kind = {"files": TableFiles, "preprocessing": Preprocessing}.get(key)
     if kind is None or not isinstance(value, dict):
         return value
     defaults = dataclasses.asdict(kind())

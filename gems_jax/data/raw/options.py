@@ -18,7 +18,7 @@ TIME_UNITS = ("s", "ms", "us", "ns", "days")
 
 
 @dataclass(frozen=True)
-class Steps:
+class Preprocessing:
     """What is done to rows between reading and writing; ``None``: what the source does by default.
 
     Attributes:
@@ -52,17 +52,17 @@ class Steps:
         for name in ("core", "min_rows", "max_history", "min_history"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise ValueError(f"steps.{name} must be a whole number from 0 on, got {value!r}")
+                raise ValueError(f"preprocessing.{name} must be a whole number from 0 on, got {value!r}")
         for name, known in (("multi_click", ("expand", "first")), ("on_leak", ("fail", "remove"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"steps.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+                raise ValueError(f"preprocessing.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
-    def with_defaults(self, **defaults: Any) -> Steps:
-        """These steps, what is None replaced by the source's default and, without one, by 0 or False.
+    def with_defaults(self, **defaults: Any) -> Preprocessing:
+        """These options, what is None replaced by the source's default and, without one, by 0 or False.
 
         Example:
-          >>> steps = Steps(core=5).with_defaults(core=3, max_history=20)
-          >>> steps.core, steps.max_history, steps.min_rows, steps.both_tasks
+          >>> options = Preprocessing(core=5).with_defaults(core=3, max_history=20)
+          >>> options.core, options.max_history, options.min_rows, options.both_tasks
           (5, 20, 0, False)
         """
         none = {"core": 0, "min_rows": 0, "both_tasks": False, "max_history": 0, "min_history": 0} | defaults
@@ -176,7 +176,7 @@ class PrepareOptions:
     num_negatives: int
     num_users: int
     max_bad_fraction: float
-    steps: Steps
+    preprocessing: Preprocessing
     files: TableFiles
     category: str | None
 
@@ -189,10 +189,10 @@ def options_of(kind: type[T], value: T | Mapping[str, Any] | None, name: str) ->
     """An options dataclass from itself, a mapping or None; an unknown name is an error with the nearest known one.
 
     Example:
-      >>> options_of(Steps, {"coer": 3}, "steps")
+      >>> options_of(Preprocessing, {"coer": 3}, "preprocessing")
       Traceback (most recent call last):
       ...
-      ValueError: steps has no field 'coer'; did you mean 'core'?
+      ValueError: preprocessing has no field 'coer'; did you mean 'core'?
     """
     if isinstance(value, kind):
         return value

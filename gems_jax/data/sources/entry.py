@@ -23,7 +23,7 @@ class SourceEntry:
             in the cache. `prepare` then makes splits, histories and negatives of them.
         load: the whole dataset from the options, for small sources that make their own splits.
         raw_files: the files that are read. Edited ones are prepared again. None: the source is made from the seed.
-        defaults: fields of `Steps` that are set where the user names none.
+        defaults: fields of `Preprocessing` that are set where the user names none.
         files: default of the option of that name. None: the option has no effect.
         takes: which of `category` and `num_users` have an effect.
 
@@ -46,6 +46,6 @@ class SourceEntry:
             raise ValueError(f"takes is of category and num_users, got {', '.join(map(repr, other))}")
 
     @property
-    def takes_steps(self) -> bool:
-        """Whether rows go through the steps of `prepare`."""
+    def takes_preprocessing(self) -> bool:
+        """Whether rows are what `prepare` goes on with."""
         return self.read is not None

@@ -27,7 +27,7 @@ def entry_of(name: str) -> SourceEntry:
     """The source of a name.
 
     Example:
-        >>> entry_of("released").takes_steps, entry_of("marketplace").takes_steps
+        >>> entry_of("released").takes_preprocessing, entry_of("marketplace").takes_preprocessing
         (True, False)
 
     Raises:

@@ -55,7 +55,7 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
     """All rows with their splits, and a catalogue from `files.items`, or of ids alone.
 
     Args:
-        options: of these the folder of the six files counts, `steps.repeats`, and of `files` the catalogue.
+        options: of these the folder of the six files counts, `preprocessing.repeats`, and of `files` the catalogue.
         quarantine: takes bad rows.
         cache: none is kept.
     """
@@ -63,7 +63,7 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
     names = Names()
     blocks, total = [], 0
     for (split, task), path in raw_files(folder).items():
-        for batch in _batches(path, task, options.steps.repeats):
+        for batch in _batches(path, task, options.preprocessing.repeats):
             total += len(batch.numbers)
             blocks.append(encode_batch(batch, names, TableFiles(tasks={"search": "src"}), quarantine, split))
     quarantine.check("row", total, folder)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from gems_jax.config.paths import absolute, is_path, same_place
+from gems_jax.config.renamed import current_values
 from gems_jax.config.run import Config
 from gems_jax.staging import is_remote, write_text
 from gems_jax.training.distributed.cluster import check_agreement
@@ -90,7 +91,7 @@ def read_config(path: Path) -> dict[str, Any]:
         lines = text.splitlines(keepends=True)
         if _SUM[:8] in text and lines[-1:] != [f"{_SUM}{_sum(''.join(lines[:-1]))}\n"]:
             raise ValueError("it was changed: its last line has the checksum of something else")
-        found = yaml.safe_load(text)
+        found = current_values(yaml.safe_load(text))
         with_defaults(found)
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         why = f" ({error})" if type(error) is ValueError else ""
@@ -98,7 +99,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path} is damaged{why}: restore it, or remove it and train with the run's own --config again, or choose "
             "another --workdir"
         ) from None
-    return dict(found)
+    return found
 
 
 def _sum(text: str) -> str:
