@@ -1,4 +1,4 @@
-"""Preparing in parts: the same dataset whatever the parts, and going on after a kill from the last finished part."""
+"""Preparing in shards: the same dataset whatever the shards, and going on after a kill from the last finished shard."""
 
 import json
 import os
@@ -79,21 +79,21 @@ def same_tables(first, second):
 
 
 @pytest.mark.parametrize("rows", [1, 7, 30])
-def test_parts_of_any_size_make_the_same_dataset(raw, monkeypatch, rows):
+def test_shards_of_any_size_make_the_same_dataset(raw, monkeypatch, rows):
     monkeypatch.setattr(shards, "ROWS", 10**9)
     whole = run(raw, "whole")
     monkeypatch.setattr(shards, "ROWS", rows)
     said = []
-    parts = run(raw, "parts", said.append)
-    same_tables(whole, parts)
-    assert parts.card == whole.card
-    assert parts.quarantined == whole.quarantined
-    assert len(parts.quarantined) == FILES
+    sharded = run(raw, "sharded", said.append)
+    same_tables(whole, sharded)
+    assert sharded.card == whole.card
+    assert sharded.quarantined == whole.quarantined
+    assert len(sharded.quarantined) == FILES
     assert sum("rows done" in line for line in said) > 1
     assert hidden(raw) == []
 
 
-def test_the_files_of_the_parts_are_shards_of_one_builder(raw):
+def test_the_files_of_the_shards_are_those_of_one_builder(raw):
     import tensorflow_datasets as tfds
 
     dataset = run(raw, "out")
@@ -116,7 +116,7 @@ class Interrupting:
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_preparation_goes_on_from_its_last_finished_part(raw, monkeypatch):
+def test_an_interrupted_preparation_goes_on_from_its_last_finished_shard(raw, monkeypatch):
     run(raw, "whole")
     wanted = content(raw / "whole")
     lines = Interrupting(None)
@@ -157,7 +157,7 @@ from gems_jax.data.preparation import shards
 from gems_jax.data.prepare import prepare
 shards.ROWS = 20
 def progress(line):
-    if "part 2," in line:
+    if "shard 2," in line:
         os.kill(os.getpid(), signal.SIGKILL)
 prepare("table", {str(raw / "out")!r}, path={str(raw)!r}, progress=progress, **{OPTIONS!r})
 """
@@ -227,7 +227,7 @@ def test_a_second_preparation_of_the_same_folder_waits_for_the_first(raw):
     said, reached = [], threading.Event()
 
     def slowly(line):
-        if "part 1" in line:
+        if "shard 1" in line:
             reached.set()
             time.sleep(0.6)
 
@@ -241,7 +241,7 @@ def test_a_second_preparation_of_the_same_folder_waits_for_the_first(raw):
     same_tables(dataset, storage.load(raw / "out"))
 
 
-def test_a_leak_in_a_later_part_names_the_row_of_the_whole_table(tmp_path, monkeypatch):
+def test_a_leak_in_a_later_shard_names_the_row_of_the_whole_table(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "ROWS", 1)
     rows = [{"user_id": f"u{n}", "target": f"i{n}{s}", "split": split, "history": [f"i{n}9"]} for n in range(4)
             for s, split in enumerate(("train", "valid", "test"))]  # fmt: skip
@@ -260,35 +260,35 @@ def test_a_leak_in_a_later_part_names_the_row_of_the_whole_table(tmp_path, monke
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(1, 12))
-def test_parts_hold_whole_users_and_every_row_once_in_order(users, rows):
+def test_shards_hold_whole_users_and_every_row_once_in_order(users, rows):
     user = np.asarray(users)
-    parts = list(shards.user_parts(user, rows))
-    assert sorted(np.concatenate(parts).tolist()) == list(range(len(user)))
-    of_parts = [set(user[part].tolist()) for part in parts]
-    assert sum(map(len, of_parts)) == len(set(users))
-    for part, names in zip(parts, of_parts, strict=True):
-        assert (np.diff(part) > 0).all()
-        assert len(part) < rows + max(users.count(name) for name in names)
-    assert [min(names) for names in of_parts] == sorted(min(names) for names in of_parts)
+    found = list(shards.user_shards(user, rows))
+    assert sorted(np.concatenate(found).tolist()) == list(range(len(user)))
+    users_of = [set(user[shard].tolist()) for shard in found]
+    assert sum(map(len, users_of)) == len(set(users))
+    for shard, names in zip(found, users_of, strict=True):
+        assert (np.diff(shard) > 0).all()
+        assert len(shard) < rows + max(users.count(name) for name in names)
+    assert [min(names) for names in users_of] == sorted(min(names) for names in users_of)
 
 
-def test_item_sets_of_parts_are_those_of_the_whole(tmp_path):
+def test_item_sets_of_shards_are_those_of_the_whole(tmp_path):
     first = {("train", "rec"): Table.from_rows("rec", [Row("a", [0], 1)]), ("test", "rec"): Table.from_rows("rec", [])}
     second = {
         ("train", "rec"): Table.from_rows("rec", [Row("b", [], 2)]),
         ("test", "rec"): Table.from_rows("rec", [Row("b", [2], 3)]),
     }
-    whole = ItemSets(5, takers=True)
-    merged = ItemSets(5, takers=True)
+    whole = ItemSets(5, with_users=True)
+    merged = ItemSets(5, with_users=True)
     for number, part in enumerate((first, second)):
         whole.add(part)
-        sets = ItemSets(5, takers=True)
+        sets = ItemSets(5, with_users=True)
         sets.add(part)
         sets.save(tmp_path / f"{number}.npz")
         merged.merge(ItemSets.load(tmp_path / f"{number}.npz"))
     np.testing.assert_array_equal(whole.named, merged.named)
     np.testing.assert_array_equal(whole.targets, merged.targets)
-    assert whole._takers == merged._takers == [{}, {}, {3: "b"}]
+    assert whole._user_of == merged._user_of == [{}, {}, {3: "b"}]
     assert merged.num_targets() == 3
 
 

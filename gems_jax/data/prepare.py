@@ -189,7 +189,7 @@ def _prepare_in_shards(
         for step in card["steps"]:
             say("data: " + _step(step))
         cold_items = preprocessing.cold_items or card["splits"] != "as given"
-        done = shards.finish_parts(ready, folder / "parts", preprocessing.repeats, cold_items, say)
+        done = shards.finish_shards(ready, folder / "shards", preprocessing.repeats, cold_items, say)
         card["steps"].append(done.step())
         say("data: " + _step(card["steps"][-1]))
         counts = done.counts()
@@ -201,7 +201,7 @@ def _prepare_in_shards(
         empty = {key: Table.from_rows(key[1], []) for key in done.rows}
         dataset = Dataset(ready.name, ready.items, empty, card, quarantine.rows)
         say(f"data: writing {_size(dataset)} to {out_dir}")
-        storage.save_parts(dataset, done.folders, out_dir)
+        storage.save_shards(dataset, done.folders, out_dir)
     del ready, dataset
     return storage.load(out_dir)
 

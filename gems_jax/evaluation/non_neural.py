@@ -1,4 +1,4 @@
-"""Rankers without a model: popularity, items taken together, words in common. What a model has to beat.
+"""Rankers without a model: popularity, items of the same users, words in common. What a model has to beat.
 
 Each is a `Scorer`: it gives some rows' scores at a time, of their candidates or of the whole catalogue, so that memory
 grows with neither the square of the catalogue nor the number of rows.
@@ -47,7 +47,7 @@ def same_for_all(scores: np.ndarray) -> Scorer:
 
 
 def item_counts(training: Sequence[Table], num_items: int) -> np.ndarray:
-    """By how many training users each item was taken, as a target or in a history of any task, float32 `[N]`.
+    """By how many training users each item was interacted with, as a target or in a history of any task, float32 `[N]`.
 
     Args:
         training: training tables.
@@ -181,11 +181,11 @@ def titles_and_queries(items: Sequence[Item], training: Table) -> list[str]:
 
 
 def with_popularity(scorer: Scorer, counts: np.ndarray) -> Scorer:
-    """Another's scores plus `log(1 + n)`: of two items with the same words the one taken more often.
+    """Another's scores plus `log(1 + n)`: of two items with the same words the one with more interactions.
 
     Args:
         scorer: its scores are zero or larger.
-        counts: `n`, how often each item was taken, `[N]`.
+        counts: `n`, interactions with each item, `[N]`.
     """
     extra = np.log1p(counts).astype(np.float32)
 
@@ -249,7 +249,7 @@ def _blocks(sizes: np.ndarray, most: int) -> Iterator[slice]:
 
 
 def _interactions(training: Sequence[Table], num_items: int) -> Any:
-    """Which training user took which item, as a target or in a history: sparse float32 `[users, N]` of ones."""
+    """Items of each training user, as targets or in histories: sparse float32 `[users, N]` of ones."""
     import scipy.sparse as sp
 
     numbers: dict[str, int] = {}

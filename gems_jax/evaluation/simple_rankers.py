@@ -60,8 +60,8 @@ def _searches(table: Table) -> bool:
 
 
 def _popular_among_found(log: _Log, table: Table) -> Scorer:
-    taken = non_neural.target_counts(log.of_task(table), log.num_items)
-    return non_neural.with_popularity(log.titles_and_queries(table), taken)
+    counts = non_neural.target_counts(log.of_task(table), log.num_items)
+    return non_neural.with_popularity(log.titles_and_queries(table), counts)
 
 
 _RANKERS: dict[str, _Ranker] = {

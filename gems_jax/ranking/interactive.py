@@ -49,8 +49,8 @@ def top_items(
 ) -> list[Found]:
     """Ranks the whole catalogue for a user, after the newest events that the dataset knows of them.
 
-    Without a query all items the user has ever taken are left out; with one they are marked, since people search for
-    what they know. The prompt holds as many of the newest events as any row of the dataset tells of.
+    Without a query all items the user has ever interacted with are left out; with one they are marked, since people
+    search for what they know. The prompt holds as many of the newest events as any row of the dataset tells of.
 
     Args:
       model: a `T5` or a `Decoder`, tuned.
@@ -80,8 +80,8 @@ def top_items(
             say(f"the model's tokenizer knows none of the characters of {query!r}: all such queries are one to it")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    taken = history_of(dataset, user)
-    history = taken[-longest_input(dataset) :]
+    events = history_of(dataset, user)
+    history = events[-longest_input(dataset) :]
     # A row needs a target, which the input does not depend on.
     row = Row(user, history, target=0, query=query or "")
     table = Table.from_rows("rec" if query is None else "src", [row])
@@ -89,7 +89,7 @@ def top_items(
     encoded = encode_table(table, tokenizer, items, template, max_length, family)
     if encoded.clipped_queries:
         say(f"the query is too long for items.max_length {max_length}: its end is cut off and not searched for")
-    known = set(taken)
+    known = set(events)
     wanted = min(k + (len(known) if query is None else 0), items.num_items)
     ids, scores = rank_items(
         model,

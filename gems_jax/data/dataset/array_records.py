@@ -79,21 +79,21 @@ def write_tables(name: str, tables: Mapping[tuple[str, str], Table], folder: Pat
     shutil.rmtree(folder / "downloads", ignore_errors=True)
 
 
-def join_tables(parts: Sequence[Path], folder: Path) -> None:
-    """Makes one builder of the tables that `write_tables` wrote in parts; their files become shards of it.
+def join_tables(shards: Sequence[Path], folder: Path) -> None:
+    """Makes one builder of the tables that `write_tables` wrote in shards; their files become those of it.
 
     Args:
-        parts: folders that `write_tables` wrote to, in the order of the rows; they stay.
+        shards: folders that `write_tables` wrote to, in the order of the rows; they stay.
         folder: where the builder's folder goes.
     """
     import tensorflow_datasets as tfds
 
-    places = [next(part.glob(f"*/{VERSION}")) for part in parts]
+    places = [next(shard.glob(f"*/{VERSION}")) for shard in shards]
     builders = [tfds.builder_from_directory(place, file_format="array_record") for place in places]
     target = folder / places[0].parent.name / VERSION
     target.mkdir(parents=True)
     splits = []
-    # In the order of the first part that has them.
+    # In the order of the first shard that has them.
     for name in dict.fromkeys(name for builder in builders for name in builder.info.splits):
         found = [builder.info.splits[name] for builder in builders if name in builder.info.splits]
         lengths = [length for split in found for length in split.shard_lengths]

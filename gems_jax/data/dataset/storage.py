@@ -69,18 +69,18 @@ def save(dataset: Dataset, folder: str | Path) -> Path:
     return _publish(dataset, folder, lambda place: write_tables(dataset.name, dataset.tables, place))
 
 
-def save_parts(dataset: Dataset, parts: Sequence[Path], folder: str | Path) -> Path:
-    """As `save`, of a dataset whose rows are on disk in parts.
+def save_shards(dataset: Dataset, shards: Sequence[Path], folder: str | Path) -> Path:
+    """As `save`, of a dataset whose rows are on disk in shards.
 
     Args:
         dataset: what to write; only the names of its tables count.
-        parts: folders that `write_tables` wrote to, in the order of the rows.
+        shards: folders that `write_tables` wrote to, in the order of the rows.
         folder: its place.
 
     Returns:
         The folder.
     """
-    return _publish(dataset, folder, lambda place: join_tables(parts, place))
+    return _publish(dataset, folder, lambda place: join_tables(shards, place))
 
 
 def check_place(folder: str | Path) -> None:

@@ -13,7 +13,7 @@ from gems_jax.data.dataset.tables import SPLITS, Dataset
 
 
 class _Event(NamedTuple):
-    """A row of a table: a target taken after a history."""
+    """A row of a table: a target interacted with after a history."""
 
     task: str
     split: int
@@ -23,7 +23,7 @@ class _Event(NamedTuple):
 
 
 def history_of(dataset: Dataset, user: str) -> list[int]:
-    """All items a user has taken, oldest first: the targets of their rows, after what these rows knew before.
+    """All items a user has interacted with, oldest first: the targets of their rows, after what these rows knew before.
 
     Histories are cut to their newest events, so no row knows all of them. With times the rows are put in their order.
     Without, the last events are those of a row of test (else valid, else train): the one with the longest history,
@@ -69,7 +69,7 @@ def longest_input(dataset: Dataset) -> int:
 
 def _in_order(events: Iterable[_Event]) -> list[int]:
     """Items of rows that follow one another: of each what its history adds, and its target."""
-    taken: list[int] = []
+    items: list[int] = []
     counted: Counter[int] = Counter()
     seen: dict[tuple[float, tuple[int, ...], int], str] = {}
     for event in events:
@@ -78,12 +78,12 @@ def _in_order(events: Iterable[_Event]) -> list[int]:
             if missing[item]:
                 missing[item] -= 1
                 counted[item] += 1
-                taken.append(item)
+                items.append(item)
         # One event may be a row of several tasks.
         if seen.setdefault((np.nan_to_num(event.time), event.history, event.target), event.task) == event.task:
             counted[event.target] += 1
-            taken.append(event.target)
-    return taken
+            items.append(event.target)
+    return items
 
 
 def _events_of(dataset: Dataset, user: str) -> list[_Event]:

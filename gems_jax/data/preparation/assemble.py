@@ -66,7 +66,7 @@ class Ready:
         items: the catalogue.
         preprocessing: options.
         negatives: draws what rows of valid and test are ranked against.
-        clean: whether what leaks is taken out.
+        clean: whether what leaks is left out.
         timed: whether the rows' times are kept.
         same_event: whether a row of each task may be one event.
         tasks: the tasks that have rows, in order.
@@ -85,8 +85,8 @@ class Ready:
     card: dict[str, Any]
 
 
-class Part(NamedTuple):
-    """Finished tables of some users, and what was taken out of them."""
+class Shard(NamedTuple):
+    """Finished tables of some users, and what was left out of them."""
 
     tables: dict[tuple[str, str], Table]
     users: int
@@ -178,7 +178,7 @@ def get_ready(
     )
 
 
-def finish(ready: Ready, rows: np.ndarray) -> Part:
+def finish(ready: Ready, rows: np.ndarray) -> Shard:
     """The tables of some users: histories, negatives.
 
     Args:
@@ -191,7 +191,7 @@ def finish(ready: Ready, rows: np.ndarray) -> Part:
     negatives = ready.negatives.of(examples, touched)
     if not ready.timed:
         examples = examples.replace(time=np.full(len(examples), np.nan))
-    return Part(_tables(examples, negatives, ready.tasks), len(np.unique(examples.user)), removed)
+    return Shard(_tables(examples, negatives, ready.tasks), len(np.unique(examples.user)), removed)
 
 
 def _are_timed(examples: Examples, path: str) -> bool:
@@ -253,10 +253,10 @@ def _renumbered(examples: Examples, items: list[Item], used_only: bool) -> tuple
 def _with_histories(
     examples: Examples, preprocessing: Preprocessing, clean: bool, same_event: bool
 ) -> tuple[Examples, dict[str, int]]:
-    """Made where missing, without what the split may not see, cut to their newest events; and what was taken out."""
+    """Made where missing, without what the split may not see, cut to their newest events; and what was left out."""
     removed: dict[str, int] = {}
     longest = preprocessing.max_history or 0
-    # What is taken out below makes room for older events: an item stands in a history once for each task at most, and
+    # What is left out below makes room for older events: an item stands in a history once for each task at most, and
     # a user has an event of each task held out for valid and for test.
     tasks = len(examples.names.tasks)
     spare = 0 if preprocessing.repeats else 2 * tasks * tasks
@@ -274,7 +274,7 @@ def _with_histories(
         removed["events of histories that are held out"] = int(leaks.sum())
         history = history.keep(~leaks)
     if not preprocessing.repeats:
-        # The user took the item in another task before: there it is no answer to be found, here it would be told.
+        # An item of the user's rows of another task before: there it is no answer to be found, here it would be told.
         own = own_targets(examples.targets.values, history)
         removed["targets in their rows' own histories"] = int(own.sum())
         history = history.keep(~own)

@@ -18,7 +18,7 @@ _ROWS = 65_536
 
 
 def items_touched(examples: Examples, num_items: int) -> Ragged:
-    """By user number: the items the user took or has in a history, in any split."""
+    """By user number: the items the user interacted with or has in a history, in any split."""
     keys = [distinct_pairs(examples.user, examples.targets, num_items)]
     if examples.history is not None:
         keys.append(distinct_pairs(examples.user, examples.history, num_items))

@@ -13,19 +13,19 @@ from gems_jax.data.preparation.holdout import TEST, VALID
 
 
 class ItemSets:
-    """Items by split, collected over any number of parts of a dataset.
+    """Items by split, collected over any number of shards of a dataset.
 
     Args:
         num_items: of the catalogue.
-        takers: whether items that training never shows are an error, which then names who took one.
+        with_users: whether items that training never shows are an error, which then names a user of one.
     """
 
-    def __init__(self, num_items: int, takers: bool = False) -> None:
+    def __init__(self, num_items: int, with_users: bool = False) -> None:
         self.named = np.zeros((len(SPLITS), num_items), bool)
         self.targets = np.zeros((len(SPLITS), num_items), np.int64)
-        self._with_takers = takers
+        self._with_users = with_users
         # By split, item to the first user that has it as a target.
-        self._takers: list[dict[int, str]] = [{} for _ in SPLITS]
+        self._user_of: list[dict[int, str]] = [{} for _ in SPLITS]
 
     def add(self, tables: Mapping[tuple[str, str], Table]) -> None:
         """The items of some rows."""
@@ -34,15 +34,15 @@ class ItemSets:
             self.targets[split] += np.bincount(table.target, minlength=self.targets.shape[1])
             self.named[split, table.target] = True
             self.named[split, table.history] = True
-            if self._with_takers and split in (VALID, TEST):
+            if self._with_users and split in (VALID, TEST):
                 for row in np.sort(np.unique(table.target, return_index=True)[1]).tolist():
-                    self._takers[split].setdefault(int(table.target[row]), table.user_ids[row])
+                    self._user_of[split].setdefault(int(table.target[row]), table.user_ids[row])
 
     def merge(self, other: ItemSets) -> None:
         """What another one collected of later rows."""
         self.named |= other.named
         self.targets += other.targets
-        for mine, others in zip(self._takers, other._takers, strict=True):
+        for mine, others in zip(self._user_of, other._user_of, strict=True):
             for item, user in others.items():
                 mine.setdefault(item, user)
 
@@ -66,8 +66,8 @@ class ItemSets:
             cold = self.targets[split] * ~self.named[0]
             count = int(cold.sum())
             result["targets never in train"][SPLITS[split]] = count
-            if count and self._with_takers:
-                item, user = next((item, user) for item, user in self._takers[split].items() if cold[item])
+            if count and self._with_users:
+                item, user = next((item, user) for item, user in self._user_of[split].items() if cold[item])
                 raise ValueError(
                     f"{name}: the item sets of the splits differ: {count:,} targets of {SPLITS[split]} never "
                     f"occur in train, the first is item {items[item].item_id!r} of user {user!r}; where that is meant, "
@@ -77,21 +77,21 @@ class ItemSets:
 
     def save(self, path: Path) -> None:
         """Writes it to an `.npz` file."""
-        takers: dict[str, np.ndarray] = {
+        user_of: dict[str, np.ndarray] = {
             f"{kind}{split}": np.asarray(list(values), dtype)
-            for split, found in enumerate(self._takers)
+            for split, found in enumerate(self._user_of)
             for kind, values, dtype in (("items", found.keys(), np.int64), ("users", found.values(), np.str_))
         }
-        with_takers = np.asarray(self._with_takers)
-        np.savez(path, allow_pickle=False, named=self.named, targets=self.targets, with_takers=with_takers, **takers)
+        with_users = np.asarray(self._with_users)
+        np.savez(path, allow_pickle=False, named=self.named, targets=self.targets, with_users=with_users, **user_of)
 
     @classmethod
     def load(cls, path: Path) -> ItemSets:
         """What `save` wrote."""
         with np.load(path, allow_pickle=False) as stored:
-            result = cls(stored["named"].shape[1], bool(stored["with_takers"]))
+            result = cls(stored["named"].shape[1], bool(stored["with_users"]))
             result.named, result.targets = stored["named"], stored["targets"]
             for split in range(len(SPLITS)):
                 items, users = stored[f"items{split}"].tolist(), stored[f"users{split}"].tolist()
-                result._takers[split] = dict(zip(items, users, strict=True))
+                result._user_of[split] = dict(zip(items, users, strict=True))
         return result

@@ -28,8 +28,8 @@ class _TableRows(NamedTuple):
 def check_leaks(dataset: Dataset, repeats: bool = False, cold_items: bool = True) -> dict[str, Any]:
     """Raises where what is held out can be seen, and says which items the splits share.
 
-    An event is a user taking an item at a time, `(user, time, item)`: the row's timestamp, or its place in the
-    user's sequence. The target of a row is the event at the row's time; its history stands for events before that.
+    An event is a user's interaction with an item at a time, `(user, time, item)`: the row's timestamp, or its place in
+    the user's sequence. The target of a row is the event at the row's time; its history stands for events before that.
     A row may see events of the splits before its own (a test history holds train and valid events), and training
     rows those of training. Everything else is a leak:
 
@@ -43,7 +43,7 @@ def check_leaks(dataset: Dataset, repeats: bool = False, cold_items: bool = True
 
     Args:
         dataset: its tables.
-        repeats: whether users may take an item again; the tables then need times.
+        repeats: whether users may interact with an item again; the tables then need times.
         cold_items: whether valid and test may have targets that training never shows.
 
     Returns:
@@ -53,7 +53,7 @@ def check_leaks(dataset: Dataset, repeats: bool = False, cold_items: bool = True
         ValueError: naming the table, the user and the item of the first leak, and how many there are.
     """
     check_events(dataset, repeats)
-    sets = ItemSets(len(dataset.items), takers=not cold_items)
+    sets = ItemSets(len(dataset.items), with_users=not cold_items)
     sets.add(dataset.tables)
     return sets.card(dataset.name, dataset.items)
 

@@ -80,12 +80,12 @@ class NegativeSampler:
             drawn = _mixed(_mixed(stream)[:, None] + np.arange(1, width + 1, dtype=np.uint64) * _GOLDEN)
         items = self._by_id[(drawn % np.uint64(size)).astype(np.int64)]
         row_of = np.repeat(np.arange(rows), width)
-        taken = np.isin(pair_keys(row_of, items.ravel(), size), pair_keys(excluded.row_of, excluded.values, size))
+        is_excluded = np.isin(pair_keys(row_of, items.ravel(), size), pair_keys(excluded.row_of, excluded.values, size))
         order = np.argsort(items, axis=1, kind="stable")
         ordered = np.take_along_axis(items, order, axis=1)
         again = np.zeros((rows, width), bool)
         np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
-        usable = ~again & ~taken.reshape(rows, width)
+        usable = ~again & ~is_excluded.reshape(rows, width)
         chosen = usable & (np.cumsum(usable, axis=1) <= count)
         result = np.zeros((rows, count), np.int32)
         full = chosen.sum(axis=1) == count

@@ -16,7 +16,7 @@ def check_rows(examples: Examples, known: np.ndarray, repeats: bool, quarantine:
     Args:
         examples: rows as read.
         known: bool, by item number: whether the catalogue has it.
-        repeats: whether a user may take an item twice.
+        repeats: whether a user may interact with an item twice.
         quarantine: takes targets (kind `target`) and histories' items (kind `history`).
         path: of the source, for messages.
 
@@ -64,7 +64,7 @@ def in_own_history(targets: Ragged, history: Ragged) -> np.ndarray:
 
 
 def repeated_targets(examples: Examples, by_time: bool) -> np.ndarray:
-    """bool, for every target: whether its user took it in the same task and split earlier.
+    """bool, for every target: whether its user interacted with it in the same task and split earlier.
 
     Splits count each for themselves, because an event that stands in two of them is a leak and not a bad row.
 

@@ -1,4 +1,4 @@
-"""Rows finished user by user in parts of bounded size, each on disk as soon as it is done."""
+"""Rows finished user by user in shards of bounded size, each on disk as soon as it is done."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from gems_jax.data.preparation.leaks import check_events
 from gems_jax.data.preparation.resume import Pace
 from gems_jax.staging import fresh_folder
 
-# Rows of a part: what is in memory beside the columns of all rows.
+# Rows of a shard: what is in memory beside the columns of all rows.
 ROWS = 500_000
-STATS, SETS, TABLES = "part.json", "item_sets.npz", "tables"
+STATS, SETS, TABLES = "shard.json", "item_sets.npz", "tables"
 
 
 @dataclass
 class Finished:
-    """What is known of the parts done so far.
+    """What is known of the shards done so far.
 
     Args:
         sets: items of the splits.
         rows: of each table.
         users: that have a row.
-        removed: what was taken out of histories and training, by reason.
-        folders: of the tables of the parts that have rows.
+        removed: what was left out of histories and training, by reason.
+        folders: of the tables of the shards that have rows.
     """
 
     sets: ItemSets
@@ -51,7 +51,7 @@ class Finished:
         return result
 
     def step(self) -> dict[str, Any]:
-        """For the card: what is left of the rows, and what was taken out."""
+        """For the card: what is left of the rows, and what was left out."""
         rows: Counter[str] = Counter()
         for (_, task), count in self.rows.items():
             rows[task] += count
@@ -64,7 +64,7 @@ class Finished:
         }
 
     def add(self, place: Path) -> None:
-        """A part on disk."""
+        """A shard on disk."""
         stats = json.loads((place / STATS).read_text(encoding="utf-8"))
         self.rows.update({(split, task): count for split, task, count in stats["rows"]})
         self.users += stats["users"]
@@ -74,61 +74,61 @@ class Finished:
             self.folders.append(place / TABLES)
 
 
-def user_parts(user: np.ndarray, rows: int) -> Iterator[np.ndarray]:
-    """The rows of some users after the other, as indices in order: whole users, about `rows` rows a part.
+def user_shards(user: np.ndarray, rows: int) -> Iterator[np.ndarray]:
+    """The rows of some users after the other, as indices in order: whole users, about `rows` rows a shard.
 
     Example:
-        >>> [part.tolist() for part in user_parts(np.array([1, 0, 2, 1, 0]), rows=3)]
+        >>> [shard.tolist() for shard in user_shards(np.array([1, 0, 2, 1, 0]), rows=3)]
         [[0, 1, 3, 4], [2]]
 
     Args:
         user: int `[R]`.
-        rows: of a part, at least 1; a part has fewer than that more only if a user has.
+        rows: of a shard, at least 1; a shard has fewer than that more only if a user has.
     """
     order = np.argsort(user, kind="stable").astype(np.int32 if len(user) < 2**31 else np.int64)
     ends = np.cumsum(np.bincount(user))
     start = 0
     while start < len(order):
-        # The first user at which the part is full.
+        # The first user at which the shard is full.
         end = int(ends[min(int(np.searchsorted(ends, start + rows)), len(ends) - 1)])
         yield np.sort(order[start:end])
         start = end
 
 
-def finish_parts(ready: Ready, folder: Path, repeats: bool, cold_items: bool, say: Callable[[str], None]) -> Finished:
-    """Finishes and checks all rows, part by part; parts that are in the folder already are not made again.
+def finish_shards(ready: Ready, folder: Path, repeats: bool, cold_items: bool, say: Callable[[str], None]) -> Finished:
+    """Finishes and checks all rows, shard by shard; shards that are in the folder already are not made again.
 
     Args:
         ready: all rows.
-        folder: gets a folder a part.
+        folder: gets a folder a shard.
         repeats: as of `check_leaks`.
         cold_items: as of `check_leaks`.
-        say: takes a line after each part, where there are several.
+        say: takes a line after each shard, where there are several.
 
     Raises:
         ValueError: held-out events can be seen in training, or negatives are positives.
     """
     folder.mkdir(exist_ok=True)
-    finished = Finished(ItemSets(len(ready.items), takers=not cold_items))
+    finished = Finished(ItemSets(len(ready.items), with_users=not cold_items))
     finished.rows.update({(split, task): 0 for split in SPLITS for task in ready.tasks})
     total, done = len(ready.examples), 0
     pace: Pace | None = None
-    for number, rows in enumerate(user_parts(ready.examples.user, ROWS)):
+    for number, rows in enumerate(user_shards(ready.examples.user, ROWS)):
         place = folder / f"{number:05d}"
         there = (place / STATS).is_file()
         if not there:
             pace = pace or Pace(total, done)
-            _write_part(ready, rows, place, dict(finished.rows), repeats, cold_items)
+            _write_shard(ready, rows, place, dict(finished.rows), repeats, cold_items)
         finished.add(place)
         done += len(rows)
         if len(rows) < total and pace is not None:
-            say(f"data: part {number + 1}, {done:,} of {total:,} rows done, {pace.of(done)}")
+            say(f"data: shard {number + 1}, {done:,} of {total:,} rows done, {pace.of(done)}")
         elif len(rows) < total:
-            say(f"data: part {number + 1} is there already")
+            say(f"data: shard {number + 1} is there already")
     return finished
 
 
-def _write_part(
+def _write_shard(
     ready: Ready,
     rows: np.ndarray,
     place: Path,
@@ -136,20 +136,20 @@ def _write_part(
     repeats: bool,
     cold_items: bool,
 ) -> None:
-    part = finish(ready, rows)
-    dataset = Dataset(ready.name, ready.items, part.tables)
-    if any(map(len, part.tables.values())):
+    shard = finish(ready, rows)
+    dataset = Dataset(ready.name, ready.items, shard.tables)
+    if any(map(len, shard.tables.values())):
         check_events(dataset, repeats, before)
-    sets = ItemSets(len(ready.items), takers=not cold_items)
-    sets.add(part.tables)
+    sets = ItemSets(len(ready.items), with_users=not cold_items)
+    sets.add(shard.tables)
     temporary = fresh_folder(place)
     sets.save(temporary / SETS)
-    if any(map(len, part.tables.values())):
-        write_tables(ready.name, part.tables, temporary / TABLES)
+    if any(map(len, shard.tables.values())):
+        write_tables(ready.name, shard.tables, temporary / TABLES)
     stats: dict[str, Any] = {
-        "rows": [[*key, len(table)] for key, table in part.tables.items()],
-        "users": part.users,
-        "removed": part.removed,
+        "rows": [[*key, len(table)] for key, table in shard.tables.items()],
+        "users": shard.users,
+        "removed": shard.removed,
     }
     (temporary / STATS).write_text(json.dumps(stats), encoding="utf-8")
     os.rename(temporary, place)

@@ -14,7 +14,7 @@ MIN_EVENTS = 3
 
 
 class Event(NamedTuple):
-    """A user took an item, with the query that led there where there was one."""
+    """A user's interaction with an item, with the query that led there where there was one."""
 
     item: int
     query: str = ""

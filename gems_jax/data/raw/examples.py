@@ -110,7 +110,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Examples:
-    """`R` rows: a user, doing a task at a time, took one or several items after a history.
+    """`R` rows: a user, doing a task at a time, interacted with one or several items after a history.
 
     Args:
         names: what the numbers stand for.
@@ -119,11 +119,11 @@ class Examples:
         query: int32 `[R]`, -1 without one.
         time: float64 `[R]`: seconds, or places in the order of events; nan where that is not known.
         split: int8 `[R]`, places in `("train", "valid", "test")`; -1 where rows are not split yet.
-        targets: items taken, at least one a row.
+        targets: items interacted with, at least one a row.
         history: items before, oldest first; None where it is to be made from the rows before.
         history_task: tasks of the history's events, aligned with it.
         negatives: items to rank against, where the source brings some.
-        shown: items shown with the targets and not taken; they only count as events in `core`.
+        shown: items shown with the targets and not clicked; they only count as events in `core`.
         file: int32 `[R]`, where a row came from.
         number: int64 `[R]`, its number there.
     """

@@ -29,8 +29,8 @@ class Preprocessing:
       max_history: newest events a history keeps (20); 0: all.
       min_history: rows with shorter histories are left out (``amazon`` 1).
       multi_click: a row of several targets is ``expand``ed to one row each, or keeps the ``first``.
-      repeats: whether a user may take an item again. If not, the second time is a bad row, and no held-out item
-        stands anywhere in what trains. If so, events are told apart by their times.
+      repeats: whether a user may interact with an item again. If not, the second time is a bad row, and no held-out
+        item stands anywhere in what trains. If so, events are told apart by their times.
       history_tasks: task to the tasks whose events its histories keep, all where it is not named; the authors'
         release for Amazon has ``{rec: [rec]}``.
       on_leak: where splits came with the data and leak, ``fail``, or ``remove`` what leaks and count it.

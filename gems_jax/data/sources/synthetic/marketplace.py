@@ -57,36 +57,36 @@ class _Shop:
         self.brand = np.array([product.brand for product in products])
         self.appeal = APPEAL_WEIGHT * rng.standard_normal(len(products))
 
-    def browse(self, taste: Taste, taken: list[int]) -> int:
+    def browse(self, taste: Taste, bought: list[int]) -> int:
         """An item of the user's own departments, by taste."""
         main, second = OWN_DEPARTMENTS
         weight = np.full(len(self.products), (1.0 - main - second) / len(DEPARTMENTS))
         weight[self.department == taste.departments[0]] += main
         weight[self.department == taste.departments[1]] += second
-        return self._choose(np.log(weight) + self._liking(taste), taken)
+        return self._choose(np.log(weight) + self._liking(taste), bought)
 
-    def gift(self, taste: Taste, taken: list[int]) -> int:
+    def gift(self, taste: Taste, bought: list[int]) -> int:
         """An item of a department, style and brand that are not the user's."""
         liking = -2.0 * self._liking(taste)
         liking[np.isin(self.department, taste.departments)] = -np.inf
-        return self._choose(liking, taken)
+        return self._choose(liking, bought)
 
     def _liking(self, taste: Taste) -> np.ndarray:
         liked_style = np.isin(self.style, list(taste.styles))
         liked_brand = np.isin(self.brand, list(taste.brands))
         return STYLE_WEIGHT * liked_style + BRAND_WEIGHT * liked_brand
 
-    def _choose(self, liking: np.ndarray, taken: list[int]) -> int:
+    def _choose(self, liking: np.ndarray, bought: list[int]) -> int:
         logits = liking + self.appeal
-        logits[taken] = -np.inf
+        logits[bought] = -np.inf
         weight = np.exp(logits - logits.max())
         return int(self.rng.choice(len(weight), p=weight / weight.sum()))
 
-    def act(self, taste: Taste, taken: list[int], searches: bool) -> Event:
+    def act(self, taste: Taste, bought: list[int], searches: bool) -> Event:
         """One event: browsing, or searching with a typed query."""
         if not searches:
-            return Event(self.browse(taste, taken))
-        item = self.gift(taste, taken) if taste.searches_gifts else self.browse(taste, taken)
+            return Event(self.browse(taste, bought))
+        item = self.gift(taste, bought) if taste.searches_gifts else self.browse(taste, bought)
         return Event(item, type_query(self.products[item], taste.searches_gifts, self.rng))
 
 
