@@ -358,7 +358,7 @@ def test_amazon_reviews_that_stand_there_twice_count_once_and_later_ones_of_the_
     lines = gzip.decompress(reviews.read_bytes()).decode().splitlines()
     later = [json.dumps(json.loads(line) | {"unixReviewTime": 86_400 * 16_000}) for line in lines[:48]]
     reviews.write_bytes(gzip.compress("\n".join(lines + later).encode()))
-    with pytest.raises(ValueError, match=r"48 of 96 rows of kind 'target'.*steps\.repeats: true keeps them"):
+    with pytest.raises(ValueError, match=r"48 of 96 rows of kind 'target'.*preprocessing\.repeats: true keeps them"):
         prepare("amazon", tmp_path / "o", path=folder, num_negatives=2, progress=None, preprocessing={"core": 2})
 
 
