@@ -220,7 +220,7 @@ def _evaluate(options: Any) -> int:
     _quiet()
     from gems_jax.staging import check_writable
     from gems_jax.training.evaluate import evaluate, table_of
-    from gems_jax.training.tune import load_tuned
+    from gems_jax.training.tuned import load_tuned
     from gems_jax.training.workdir.files import check_config, keep_config
 
     config, workdir = _tuned_run(options, check_config)
@@ -238,7 +238,7 @@ def _export(options: Any) -> int:
     _quiet()
     from gems_jax.training.export import export
     from gems_jax.training.export_folder import check_folder
-    from gems_jax.training.tune import load_tuned
+    from gems_jax.training.tuned import load_tuned
     from gems_jax.training.workdir.files import check_config
 
     config, workdir = _tuned_run(options, check_config)
@@ -257,7 +257,7 @@ def _find(options: Any) -> int:
     """Both ``recommend`` and, where there is a query, ``search``."""
     _quiet()
     from gems_jax.ranking.interactive import as_lines, check_query, check_task, top_items
-    from gems_jax.training.tune import load_tuned
+    from gems_jax.training.tuned import load_tuned
     from gems_jax.training.workdir.files import check_config
 
     if options.k < 1:

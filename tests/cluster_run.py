@@ -22,7 +22,7 @@ SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 
 def arrange(moment, number, folder):
     """Sends this process the signal that is meant for it, once it has sent its step."""
-    from gems_jax.training.monitoring import metric_log as journal
+    from gems_jax.training.monitoring import metric_log
 
     what, _, step = moment.partition("@")
     if what == "end" or int(what[-1]) != number:
@@ -32,7 +32,7 @@ def arrange(moment, number, folder):
         (folder / "signalled").write_text(str(time.time()))
         os.kill(os.getpid(), SIGNALS[what[:-1]])
 
-    push = journal.Journal.push
+    push = metric_log.MetricLogger.push
 
     def pushing(self, sent):
         push(self, sent)
@@ -42,7 +42,7 @@ def arrange(moment, number, folder):
     if step == "0":
         send()
     else:
-        journal.Journal.push = pushing
+        metric_log.MetricLogger.push = pushing
 
 
 def keep_programs():

@@ -30,17 +30,17 @@ def before(module, name, condition=lambda *args: True):
 
 
 def arrange(moment):
-    from gems_jax.training import tune
-    from gems_jax.training.monitoring import metric_log as journal
+    from gems_jax.training import validation
+    from gems_jax.training.monitoring import metric_log
     from gems_jax.training.workdir import checkpoints, files
 
     name, _, number = moment.partition("@")
     if name == "calibration":
         before("gems_jax.null_space.estimate", "_decompose")
     elif name == "step":  # mid-epoch: this step's line was never read
-        before(journal.Journal, "push", lambda _, sent: sent.step == int(number))
+        before(metric_log.MetricLogger, "push", lambda _, sent: sent.step == int(number))
     elif name == "evaluation":
-        before(tune, "evaluate_ranking")
+        before(validation, "evaluate_ranking")
     elif name == "sealing":  # inside a save: all is written but the checksums
         before(checkpoints, "write_checksums")
     elif name == "log":  # the checkpoint before it is in place, the line is not written

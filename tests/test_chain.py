@@ -21,8 +21,9 @@ import gems_jax as gj
 from gems_jax import cli
 from gems_jax.data.dataset import storage
 from gems_jax.data.dataset.tables import Item
-from gems_jax.training import tune as loop
 from gems_jax.training.stages import assemble, ensure_data
+from gems_jax.training.tuned import load_tuned
+from gems_jax.training.workdir.files import Log
 
 
 class CompilationLog(logging.Handler):
@@ -132,7 +133,7 @@ def test_the_exported_folder_is_the_tuned_model(trained):
     config = resolved(["train", "--workdir", "-", *options(trained.root)])
     base = gj.models.load(trained.root / "base")
     material = assemble(config, ensure_data(config), base)
-    tuned = loop.load_tuned(config, material, trained.root / "run")
+    tuned = load_tuned(config, material, trained.root / "run")
     loaded, tokenizer = gj.models.load(trained.root / "exported")
     text = tokenizer(["history: " + gj.items.item_token(material.dataset.item_ids()[3]) + " next:"])
     batch = {
@@ -149,7 +150,7 @@ def test_transformers_asked_as_the_exported_folder_says_ranks_as_the_run_does(tr
     folder = trained.root / "exported"
     config = resolved(["train", "--workdir", "-", *options(trained.root)])
     material = assemble(config, ensure_data(config), gj.models.load(trained.root / "base"))
-    tuned = loop.load_tuned(config, material, trained.root / "run")
+    tuned = load_tuned(config, material, trained.root / "run")
     asked = documented_program(folder)
     model, tokenizer, prompts, items = asked["ask"](folder)
     assert [item["item_id"] for item in items] == material.dataset.item_ids()
@@ -190,7 +191,7 @@ def checkpoint(workdir, step, part):
 def test_a_run_stopped_and_killed_on_the_way_ends_as_if_it_had_not_been(trained, tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "run"
     command = ["train", *options(trained.root, train__checkpoint_every=5), "--workdir", workdir]
-    write = loop.Log.write
+    write = Log.write
 
     # A step's line is written while the next step runs.
     def stop_at_4(log, line):
@@ -203,17 +204,17 @@ def test_a_run_stopped_and_killed_on_the_way_ends_as_if_it_had_not_been(trained,
         if line["step"] == 6:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(loop.Log, "write", stop_at_4)
+    monkeypatch.setattr(Log, "write", stop_at_4)
     assert gems_jax(*command) == cli.EXIT_STOPPED
     assert "stopped by a signal at step 4; saved in" in capsys.readouterr().err
     assert [line["step"] for line in metrics(workdir)] == [1, 2, 3, 4]
 
-    monkeypatch.setattr(loop.Log, "write", crash_at_7)
+    monkeypatch.setattr(Log, "write", crash_at_7)
     with pytest.raises(RuntimeError, match="power cut"):
         gems_jax(*command)
     assert "resuming from step 4" in capsys.readouterr().out
 
-    monkeypatch.setattr(loop.Log, "write", write)
+    monkeypatch.setattr(Log, "write", write)
     assert gems_jax(*command) == 0
     assert "resuming from step 5" in capsys.readouterr().out
 

@@ -21,11 +21,14 @@ from gems_jax.config.run import Config
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models import load
 from gems_jax.training import tune as loop
+from gems_jax.training import validation
 from gems_jax.training.build import build, training_model
-from gems_jax.training.monitoring.metric_log import Journal
+from gems_jax.training.callbacks import Callback
+from gems_jax.training.monitoring.metric_log import MetricLogger
 from gems_jax.training.monitoring.start_table import start_table
 from gems_jax.training.optimiser.build import make_optimiser
 from gems_jax.training.stages import assemble, ensure_data
+from gems_jax.training.tuned import load_tuned
 
 # The quickest to compile: what is tested here is around the optimiser.
 CHEAP = {"train__method": "adamw", "train__steps": 5, "train__warmup": 2}
@@ -66,9 +69,9 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_checkpoint(prepared, tmp
     general = iter([3.0, 2.0, 2.5, 2.25])
     names = ("hit@10", "ndcg@10")
     monkeypatch.setattr(
-        loop, "evaluate_ranking", lambda *a, **k: {t: dict.fromkeys(names, 0.5) for t in ("rec", "src")}
+        validation, "evaluate_ranking", lambda *a, **k: {t: dict.fromkeys(names, 0.5) for t in ("rec", "src")}
     )
-    monkeypatch.setattr(loop, "general_loss", lambda *a: {"loss": next(general)})
+    monkeypatch.setattr(validation, "general_loss", lambda *a: {"loss": next(general)})
     changed = {"train__steps": 9, "train__eval_every": 1, "train__metric": "eval/general/loss", "train__patience": 2}
     changed |= {"train__keep_checkpoints": 1}
     run = tmp_path / "run"
@@ -97,12 +100,12 @@ def test_a_run_that_diverges_ends_with_advice_and_saves_nothing(prepared, tmp_pa
 
 def test_steps_are_sent_before_the_one_ahead_is_read_and_nothing_is_copied_unasked(prepared, tmp_path, monkeypatch):
     seen = []
-    settle = Journal.settle
+    flush = MetricLogger.flush
 
-    def observed(journal):
-        if journal._pending is not None:
-            seen.append(f"read {journal._pending.step}")
-        settle(journal)
+    def observed(logger):
+        if logger._pending is not None:
+            seen.append(f"read {logger._pending.step}")
+        flush(logger)
 
     def built(*arguments):
         run = build(*arguments)
@@ -121,7 +124,7 @@ def test_steps_are_sent_before_the_one_ahead_is_read_and_nothing_is_copied_unask
         run.step = sending
         return run
 
-    monkeypatch.setattr(Journal, "settle", observed)
+    monkeypatch.setattr(MetricLogger, "flush", observed)
     monkeypatch.setattr(loop, "build", built)
     try:
         assert train(prepared, tmp_path / "run") == 0
@@ -190,6 +193,44 @@ def base(prepared):
 def material(prepared, base):
     config = configured(prepared)
     return assemble(config, ensure_data(config), base)
+
+
+class Told(Callback):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.updates, self.events = [], []
+
+    def on_update(self, step, metrics):
+        self.updates.append((step, metrics))
+
+    def on_evaluation(self, step, metrics):
+        self.events.append(("evaluation", step, metrics["eval/general/loss"]))
+
+    def on_checkpoint(self, step, path):
+        self.events.append(("checkpoint", step, (path / "checksums.json").is_file()))
+        assert path.name == str(step)
+
+
+def test_callbacks_are_told_of_every_update_evaluation_and_checkpoint_and_change_nothing(
+    prepared, plain, material, tmp_path, monkeypatch
+):
+    ranked = dict.fromkeys(("hit@10", "ndcg@10"), 0.5)
+    monkeypatch.setattr(validation, "evaluate_ranking", lambda *a, **k: dict.fromkeys(("rec", "src"), ranked))
+    monkeypatch.setattr(validation, "general_loss", lambda *a: {"loss": 2.5})
+    config = configured(prepared, **CHEAP, train__log_every=2, train__eval_every=3, train__checkpoint_every=2)
+    told = Told()
+    with cheap_compilation():
+        tuned = loop.tune(config, material, None, tmp_path / "run", callbacks=[told])
+    assert [step for step, _ in told.updates] == [1, 2, 3, 4, 5]
+    found = [[metrics["loss/rec"], metrics["loss/src"]] for _, metrics in told.updates]
+    np.testing.assert_array_equal(found, losses(plain))
+    assert [step for step, metrics in told.updates if "tokens_per_second" in metrics] == [2, 4, 5]
+    assert [line["step"] for line in metrics(tmp_path / "run") if "loss/rec" in line] == [2, 4, 5]
+    assert [event for event in told.events if event[0] == "evaluation"] == [("evaluation", s, 2.5) for s in (3, 5)]
+    assert [event for event in told.events if event[0] == "checkpoint"] == [("checkpoint", s, True) for s in (2, 4, 5)]
+    untold = load_tuned(configured(prepared, **CHEAP), material, plain)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(tuned), nnx.state(untold))
 
 
 def test_bfloat16_parameters_stay_bfloat16_and_rounding_shows_in_the_stored_change(prepared, tmp_path):

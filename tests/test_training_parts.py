@@ -18,13 +18,14 @@ from flax import nnx
 import gems_jax as gj
 from gems_jax.config.metric_names import check_metric
 from gems_jax.config.run import Config, MeshConfig, TrainConfig
+from gems_jax.training.callbacks import Callback
 from gems_jax.training.distributed.mesh import make_mesh, spec_of
 from gems_jax.training.distributed.signals import Signals
 from gems_jax.training.distributed.watchdog import Watchdog
 from gems_jax.training.early_stopping import Best
 from gems_jax.training.monitoring import progress as progress_module
 from gems_jax.training.monitoring.flops import model_flops
-from gems_jax.training.monitoring.metric_log import Journal, Sent
+from gems_jax.training.monitoring.metric_log import MetricLogger, StepInFlight
 from gems_jax.training.monitoring.profile import Profile
 from gems_jax.training.monitoring.progress import Progress
 from gems_jax.training.monitoring.writers import open_writers
@@ -224,10 +225,10 @@ def test_progress_is_a_bar_in_a_terminal(monkeypatch):
     assert "rec=1.250" in terminal.getvalue()
 
 
-def journal(tmp_path, **options):
+def logger(tmp_path, **options):
     config = TrainConfig(max_non_finite=2)
     with Progress(10, 0, False) as progress:
-        return Journal(config, ("rec", "src"), Log(tmp_path, True), [], progress, **options)
+        return MetricLogger(config, ("rec", "src"), Log(tmp_path, True), [], progress, **options)
 
 
 def sent(step, finite=(True, True), losses=(1.0, 2.0), logged=True):
@@ -238,14 +239,14 @@ def sent(step, finite=(True, True), losses=(1.0, 2.0), logged=True):
         "stop": jnp.int32(0),
         "update_norm": jnp.float32(3.0),
     }
-    return Sent(step, [metrics], [np.array([[7, 8], [9, 5]])], [(24.0, 0.0)], logged)
+    return StepInFlight(step, [metrics], [np.array([[7, 8], [9, 5]])], [(24.0, 0.0)], logged)
 
 
 def test_refused_updates_are_counted_by_task_and_their_rows_logged(tmp_path):
-    one = journal(tmp_path)
+    one = logger(tmp_path)
     for step, finite in enumerate([(True, True), (True, False), (True, True), (False, False)], 1):
         one.push(sent(step, finite, (1.0, 2.0) if all(finite) else (1.0, float("nan"))))
-        one.settle()
+        one.flush()
     lines = [line for line in Log(tmp_path, True).lines() if any("refused" in key for key in line)]
     assert lines[0] == {"step": 2, "refused/src": 1, "refused_rows/src": [9, 5]}
     assert lines[1] == {
@@ -254,17 +255,29 @@ def test_refused_updates_are_counted_by_task_and_their_rows_logged(tmp_path):
     assert one.state() == {"tasks": {"rec": 1, "src": 2}, "in_a_row": 1}
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
-    resumed = journal(tmp_path, refused=one.state())
+    resumed = logger(tmp_path, refused=one.state())
     resumed.push(sent(5, (True, False)))
     with pytest.raises(ValueError, match=r"task src was not finite in 2 updates in a row.*step 5.*train.learning_rate"):
-        resumed.settle()
+        resumed.flush()
+
+
+def test_an_error_of_a_callback_is_not_swallowed_and_the_line_is_written(tmp_path):
+    class Full(Callback):
+        def on_update(self, step, metrics):
+            raise RuntimeError(f"no more room at step {step}, {metrics['loss/src']}")
+
+    one = logger(tmp_path, callbacks=[Full()])
+    one.push(sent(1))
+    with pytest.raises(RuntimeError, match="no more room at step 1, 2.0"):
+        one.flush()
+    assert [line["step"] for line in Log(tmp_path, True).lines()] == [1]
 
 
 def test_losses_of_an_updates_parts_are_averaged_by_their_tokens(tmp_path):
-    one = journal(tmp_path)
+    one = logger(tmp_path)
     parts = [sent(1).metrics[0], sent(1, losses=(4.0, 6.0)).metrics[0] | {"counts": jnp.array([8.0, 2.0])}]
-    one.push(Sent(1, parts, [], [(24.0, 0.0)] * len(parts), True))
-    one.settle()
+    one.push(StepInFlight(1, parts, [], [(24.0, 0.0)] * len(parts), True))
+    one.flush()
     (line,) = Log(tmp_path, True).lines()
     assert (line["loss/rec"], line["loss/src"], line["update_norm"]) == (3.0, 4.0, 3.0)
 
@@ -272,11 +285,11 @@ def test_losses_of_an_updates_parts_are_averaged_by_their_tokens(tmp_path):
 def test_a_lines_rate_is_of_the_steps_since_the_line_before(tmp_path, monkeypatch):
     now = [10.0]
     monkeypatch.setattr("gems_jax.training.monitoring.metric_log.time.perf_counter", lambda: now[0])
-    one = journal(tmp_path)
+    one = logger(tmp_path)
     for step, later in enumerate((1, 3, 2), 1):
         now[0] += later
         one.push(sent(step, logged=step > 1))
-        one.settle()
+        one.flush()
     assert [line["tokens_per_second"] for line in Log(tmp_path, True).lines()] == [48 / 4, 24 / 2]
 
 
@@ -284,11 +297,11 @@ def test_a_lines_rate_is_of_the_steps_since_the_line_before(tmp_path, monkeypatc
 def test_the_share_of_the_devices_peak_is_there_where_it_is_known(peak, expected, tmp_path, monkeypatch):
     now = [10.0]
     monkeypatch.setattr("gems_jax.training.monitoring.metric_log.time.perf_counter", lambda: now[0])
-    one = journal(tmp_path, peak=peak)
+    one = logger(tmp_path, peak=peak)
     for step, later in enumerate((2, 1), 1):
         now[0] += later
         one.push(sent(step)._replace(work=[(24.0, 2e3), (24.0, 3e3)]))
-        one.settle()
+        one.flush()
     assert [line.get("mfu") for line in Log(tmp_path, True).lines()] == expected
 
 

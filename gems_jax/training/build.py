@@ -1,6 +1,7 @@
 """What a run is made of before its first step: model, optimiser, data and the compiled step, on a mesh."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from gems_jax.null_space.space import NullSpace
 from gems_jax.training.compile import Programs, compile_step
 from gems_jax.training.distributed.mesh import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part
 from gems_jax.training.losses import family_of
+from gems_jax.training.monitoring.flops import peak_flops, work_of_batch
 from gems_jax.training.optimiser.rates import peak_rates
 from gems_jax.training.stages import Material
 from gems_jax.training.step import Control
@@ -40,7 +42,8 @@ class Run:
       null_space: that updates are kept in, or ``None``.
       params, opt_state, rest: what trains, the optimiser's state, what does not train; on the mesh.
       batches: of this process, on their way to the devices.
-      row_parts: parts of a batch's rows that processes provide, this one one of them.
+      work: of a batch of this process: tokens, and the model's operations where the devices' peak is known; those of
+        the other processes' rows are counted with it.
       step: ``(params, opt_state, rest, batch, control) -> (params, opt_state, metrics)``, compiled.
       rates, seed: what every step is told, see `gems_jax.training.step.Control`.
     """
@@ -54,7 +57,7 @@ class Run:
     opt_state: PyTree
     rest: PyTree
     batches: DeviceBatches
-    row_parts: int
+    work: Callable[[dict[str, np.ndarray]], tuple[float, float]]
     step: Callable[..., tuple[PyTree, PyTree, dict[str, jax.Array]]]
     rates: jax.Array
     seed: jax.Array
@@ -170,7 +173,7 @@ def build(config: Config, material: Material, null_space: NullSpace | None, prog
         tasks=tasks,
         encoded=encoded,
         batches=DeviceBatches(batches, batch_sharding(mesh)),
-        row_parts=row_parts,
+        work=functools.partial(work_of_batch, material.model, parts=row_parts, count_work=peak_flops() is not None),
         rates=on_every_device(peak_rates(train), mesh),
         seed=on_every_device(np.uint32(train.seed), mesh),
     )

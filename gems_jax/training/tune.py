@@ -12,42 +12,39 @@ same step, whichever of them was told to. When one is gone the others end, see
 """
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from gems_jax.config.metric_names import metric_names
-from gems_jax.config.run import Config
-from gems_jax.evaluation.drift import general_loss
-from gems_jax.evaluation.evaluate import evaluate_ranking
+from gems_jax.config.run import Config, TrainConfig
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import check_workdir, is_remote
 from gems_jax.training.build import Run, build, check_beams
+from gems_jax.training.callbacks import Callback
 from gems_jax.training.compile import Programs
 from gems_jax.training.distributed.cluster import check_agreement, ending_together, failing_together
 from gems_jax.training.distributed.mesh import gathered
 from gems_jax.training.distributed.signals import EXIT_CODES, Signals, preemption_notice
 from gems_jax.training.distributed.watchdog import Watchdog
-from gems_jax.training.early_stopping import Best
-from gems_jax.training.losses import family_of
-from gems_jax.training.monitoring.flops import model_flops, peak_flops
-from gems_jax.training.monitoring.metric_log import Journal, Sent
+from gems_jax.training.monitoring.flops import peak_of_all_devices
+from gems_jax.training.monitoring.metric_log import MetricLogger, StepInFlight
 from gems_jax.training.monitoring.profile import Profile
 from gems_jax.training.monitoring.progress import Progress
 from gems_jax.training.monitoring.start_table import start_table
 from gems_jax.training.monitoring.writers import open_writers
-from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.stages import Material
+from gems_jax.training.state import TrainState, is_over, restore
 from gems_jax.training.trainable import join, split_model
-from gems_jax.training.workdir.assets import assets_of, check_assets, read_assets, write_assets
+from gems_jax.training.validation import validator
+from gems_jax.training.workdir.assets import Assets, assets_of, check_assets, read_assets, write_assets
 from gems_jax.training.workdir.checkpoints import Checkpoints
 from gems_jax.training.workdir.files import Log, check_config, check_processes, keep_config
 from gems_jax.training.workdir.lock import WorkdirLock
 
 PyTree = Any
+Validate = Callable[[PyTree], dict[str, float]]
 
 
 class Stopped(Exception):
@@ -64,6 +61,7 @@ def tune(
     null_space: NullSpace | None,
     workdir: Path,
     programs: Programs | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Any:
     """Tunes the model, resuming from the work directory's newest intact checkpoint.
 
@@ -74,6 +72,7 @@ def tune(
       workdir: takes ``config.yaml``, ``assets.json``, ``metrics.jsonl`` and ``checkpoints/``; here or on an object
         store (`gems_jax.staging.as_path`).
       programs: of former runs of this process, see `gems_jax.training.compile.compile_step`.
+      callbacks: told of updates, evaluations and checkpoints, see `gems_jax.training.callbacks.Callback`.
 
     Returns:
       The tuned model.
@@ -85,9 +84,143 @@ def tune(
       OSError: something cannot be written.
       Stopped: after a signal, everything saved.
     """
-    train = config.train
-    first = jax.process_index() == 0
-    if train.profile and is_remote(workdir):
+    train, first = config.train, jax.process_index() == 0
+    assets = checked_assets(config, material, null_space, workdir)
+    profile = Profile(train.profile if first else None, workdir / "profile")
+    run = build(config, material, null_space, programs)
+    if first:
+        print(start_table(config, run.tx, run.params, run.rest, run.encoded, run.null_space))
+    with (
+        ending_together(workdir),
+        WorkdirLock(workdir, first),
+        Signals() as signals,
+        Checkpoints(workdir / "checkpoints", train.keep_checkpoints, on_saved=teller(callbacks)) as checkpoints,
+        Watchdog(train.hang_after) as watchdog,
+        Log(workdir, first) as log,
+    ):
+        if first:
+            keep_config(config, workdir)
+            if read_assets(workdir) is None:
+                write_assets(assets, workdir)
+        state = restore(run, checkpoints)
+        if first and state.step:
+            print(f"train: resuming from step {state.step} in {workdir}")
+        log.truncate(state.step)
+        over = is_over(state, train)
+        if first and over:
+            print(f"train: {workdir} is trained already ({state.step} steps)")
+        validate = validator(config, material, run) if train.eval_every and not over else None
+        writers = open_writers(train.writers, workdir, config.name, state.step) if first else []
+        with Progress(train.steps, state.step, first) as progress:
+            refused = state.position.get("refused")
+            logger = MetricLogger(train, run.tasks, log, writers, progress, peak_of_all_devices(), refused, callbacks)
+            state, stop = train_loop(run, state, train, validate, logger, checkpoints, signals, watchdog, profile)
+            if stop:
+                raise Stopped(f"stopped by a signal at step {state.step}; saved in {workdir}; run again to go on", stop)
+        for writer in writers:
+            writer.close()
+        run.batches.close()
+    graphdef, _, _ = split_model(material.model, config)
+    return join(graphdef, gathered(state.params, run.mesh), gathered(run.rest, run.mesh))
+
+
+def train_loop(
+    run: Run,
+    state: TrainState,
+    train: TrainConfig,
+    validate: Validate | None,
+    logger: MetricLogger,
+    checkpoints: Checkpoints,
+    signals: Signals,
+    watchdog: Watchdog,
+    profile: Profile,
+) -> tuple[TrainState, int]:
+    """Updates until the run is over or told to stop; evaluates and saves in between.
+
+    Returns:
+      The state, saved unless it is that of the beginning, and the exit code asked for if it stopped early, else 0.
+    """
+    while not is_over(state, train):
+        profile.before(state.step + 1)
+        state, in_flight = update(run, state, train, signals, watchdog)
+        # While the devices work on it, the update before is read.
+        watchdog.phase("waiting for the devices", state.step)
+        logger.flush()
+        logger.push(in_flight)
+        profile.after(state.step, state.params)
+        checkpoints.look()
+
+        stop = stop_code(state.step, signals, logger)
+        last = state.step == train.steps
+        evaluates = validate is not None and (last or state.step % train.eval_every == 0)
+        saves = last or (train.checkpoint_every > 0 and state.step % train.checkpoint_every == 0)
+        if not (evaluates or saves or stop):
+            continue
+        logger.flush()
+        if evaluates and validate is not None:
+            watchdog.phase("evaluating", state.step)
+            state = evaluated(state, validate, train, logger)
+        if saves or stop or is_over(state, train) or (evaluates and state.best.step == state.step):
+            watchdog.phase("saving", state.step)
+            state = saved(state, run, logger, checkpoints)
+        if stop and not is_over(state, train):
+            checkpoints.wait()
+            return state, stop
+        if is_over(state, train) and not last and jax.process_index() == 0:
+            print(f"train: {train.metric} has not been better since step {state.best.step}: ended at step {state.step}")
+        logger.restart_clock()
+    return state, 0
+
+
+def update(
+    run: Run, state: TrainState, train: TrainConfig, signals: Signals, watchdog: Watchdog
+) -> tuple[TrainState, StepInFlight]:
+    """One update, in as many parts as it needs memory for: sent to the devices, not waited for."""
+    number = state.step + 1
+    params, opt_state = state.params, state.opt_state
+    in_flight = StepInFlight(number, [], [], [], number % train.log_every == 0 or number == train.steps)
+    for part in range(train.accumulate):
+        watchdog.phase("waiting for data", number)
+        batch = next(run.batches)
+        host = run.batches.host_batch
+        watchdog.phase("being sent to the devices", number)
+        measure = in_flight.logged and part + 1 == train.accumulate
+        control = run.control(number - 1, part, measure, signals.code)
+        params, opt_state, metrics = run.step(params, opt_state, run.rest, batch, control)
+        in_flight.metrics.append(metrics)
+        in_flight.rows.append(host["row_index"])
+        in_flight.work.append(run.work(host))
+    return state._replace(step=number, params=params, opt_state=opt_state), in_flight
+
+
+def stop_code(step: int, signals: Signals, logger: MetricLogger) -> int:
+    """The exit code asked for, 0 without one; the same on all processes, who read each other's with the metrics."""
+    if preemption_notice(step):
+        return EXIT_CODES[signal.SIGTERM]
+    return signals.code if jax.process_count() == 1 else logger.stop_code
+
+
+def evaluated(state: TrainState, validate: Validate, train: TrainConfig, logger: MetricLogger) -> TrainState:
+    """The state with one more evaluation, which is logged."""
+    values = validate(state.params)
+    logger.evaluation(state.step, values)
+    if train.metric is None:
+        return state
+    return state._replace(best=state.best.after(train.metric, values[train.metric], state.step))
+
+
+def saved(state: TrainState, run: Run, logger: MetricLogger, checkpoints: Checkpoints) -> TrainState:
+    """The state as its checkpoint has it, which is written while the run goes on."""
+    position = {"batches": run.batches.get_state(), "best": state.best.to_json(), "refused": logger.state()}
+    logger.sync()
+    checkpoints.best_step = state.best.step
+    checkpoints.save(state.step, state.params, state.opt_state, position)
+    return state._replace(position=position)
+
+
+def checked_assets(config: Config, material: Material, null_space: NullSpace | None, workdir: Path) -> Assets:
+    """What the run is tuned on, when nothing in the work directory or another process speaks against it."""
+    if config.train.profile and is_remote(workdir):
         raise ValueError("train.profile writes to this machine's disk alone; choose a --workdir there or leave it out")
     check_workdir(workdir, "--workdir")
     check_processes(config, workdir)
@@ -97,175 +230,14 @@ def tune(
         assets = assets_of(config, material, null_space)
         check_assets(assets, workdir, training=True)
     check_agreement(assets.shared())
-    profile = Profile(train.profile if first else None, workdir / "profile")
-    run = build(config, material, null_space, programs)
-    if first:
-        print(start_table(config, run.tx, run.params, run.rest, run.encoded, run.null_space))
-    with (
-        ending_together(workdir),
-        WorkdirLock(workdir, first),
-        Signals() as signals,
-        Checkpoints(workdir / "checkpoints", train.keep_checkpoints) as checkpoints,
-        Watchdog(train.hang_after) as watchdog,
-        Log(workdir, first) as log,
-    ):
-        if first:
-            keep_config(config, workdir)
-            if read_assets(workdir) is None:
-                write_assets(assets, workdir)
-        # Where the run goes on.
-        start, best = 0, Best()
-        position: dict[str, Any] = {}
-        restored = checkpoints.restore_latest(run.params, run.opt_state)
-        if restored is not None:
-            start, run.params, run.opt_state, position = restored
-            run.batches.set_state(position["batches"])
-            best = Best.from_json(position["best"])
-            checkpoints.best_step = best.step
-            if first:
-                print(f"train: resuming from step {start} in {workdir}")
-        log.truncate(start)
-        ended = start >= train.steps or bool(train.patience and best.worse >= train.patience)
-        if ended and first:
-            print(f"train: {workdir} is trained already ({start} steps)")
-
-        validate = validator(config, material, run) if train.eval_every and not ended else None
-        writers = open_writers(train.writers, workdir, config.name, start) if first else []
-        peak = peak_flops()
-        with Progress(train.steps, start, first) as progress:
-            journal = Journal(
-                train, run.tasks, log, writers, progress, peak and peak * jax.device_count(), position.get("refused")
-            )
-            number = start
-            while not ended:
-                # One update, in as many parts as it needs memory for.
-                number += 1
-                done = number == train.steps
-                logged = number % train.log_every == 0 or done
-                profile.before(number)
-                sent = Sent(number, [], [], [], logged)
-                for part in range(train.accumulate):
-                    watchdog.phase("waiting for data", number)
-                    batch = next(run.batches)
-                    host = run.batches.host_batch
-                    watchdog.phase("being sent to the devices", number)
-                    measure = logged and part + 1 == train.accumulate
-                    control = run.control(number - 1, part, measure, signals.code)
-                    run.params, run.opt_state, metrics = run.step(run.params, run.opt_state, run.rest, batch, control)
-                    sent.metrics.append(metrics)
-                    sent.rows.append(host["row_index"])
-                    sent.work.append(work_of(material.model, host, run.row_parts, peak is not None))
-                # While the devices work on it, the update before is read.
-                watchdog.phase("waiting for the devices", number)
-                journal.settle()
-                journal.push(sent)
-                progress.update()
-                profile.after(number, run.params)
-
-                # Now and then: evaluation, which touches nothing of the training, and a checkpoint.
-                stopping = signals.code if jax.process_count() == 1 else journal.stop_code
-                if preemption_notice(number):
-                    stopping = EXIT_CODES[signal.SIGTERM]
-                evaluates = validate is not None and (number % train.eval_every == 0 or done)
-                due = bool(train.checkpoint_every) and number % train.checkpoint_every == 0
-                if not (evaluates or due or done or stopping):
-                    continue
-                journal.settle()
-                if evaluates and validate is not None:
-                    watchdog.phase("evaluating", number)
-                    values = validate(run.params)
-                    journal.write(number, values)
-                    if train.metric is not None:
-                        best = best.after(train.metric, values[train.metric], number)
-                        checkpoints.best_step = best.step
-                        due = due or best.step == number
-                        ended = bool(train.patience and best.worse >= train.patience)
-                ended = ended or done
-                if ended or due or stopping:
-                    watchdog.phase("saving", number)
-                    position = {
-                        "batches": run.batches.get_state(), "best": best.to_json(), "refused": journal.state(),
-                    }  # fmt: skip
-                    log.flush()
-                    checkpoints.save(number, run.params, run.opt_state, position)
-                if stopping and not ended:
-                    checkpoints.wait()
-                    raise Stopped(
-                        f"stopped by a signal at step {number}; saved in {workdir}; run again to go on", stopping
-                    )
-                if ended and not done and first:
-                    print(f"train: {train.metric} has not been better since step {best.step}: ended at step {number}")
-                journal.restart_clock()
-        for writer in writers:
-            writer.close()
-        run.batches.close()
-    graphdef, _, _ = split_model(material.model, config)
-    return join(graphdef, gathered(run.params, run.mesh), gathered(run.rest, run.mesh))
+    return assets
 
 
-def load_tuned(config: Config, material: Material, workdir: Path) -> Any:
-    """The model of a work directory's last or best checkpoint, as ``evaluate.checkpoint`` says.
+def teller(callbacks: Sequence[Callback]) -> Callable[[int, Path], None] | None:
+    """Tells all of them of a checkpoint; ``None`` where there are none."""
 
-    Raises:
-      FileNotFoundError: no such checkpoint.
-      ValueError: it is damaged, or was tuned on another catalogue, tokenizer or base model.
-    """
-    check_assets(assets_of(config, material, training=False), workdir)
-    graphdef, params, rest = split_model(material.model, config)
-    with Checkpoints(workdir / "checkpoints", writes=False) as checkpoints:
-        params = checkpoints.restore_params(params, config.evaluate.checkpoint)
-    return join(graphdef, params, rest)
+    def tell(step: int, path: Path) -> None:
+        for callback in callbacks:
+            callback.on_checkpoint(step, path)
 
-
-def work_of(model: Any, batch: dict[str, np.ndarray], parts: int, count_work: bool) -> tuple[float, float]:
-    """Input tokens of a batch, of all its parts, and the model's operations on it where they are wanted."""
-    tokens = float(batch["attention_mask"].sum()) * parts
-    if not count_work:
-        return tokens, 0.0
-    rows = max(float((batch["row_index"] >= 0).sum()) * parts, 1.0)
-    return tokens, model_flops(model, tokens, float(batch["label_mask"].sum()) * parts, tokens / rows)
-
-
-def validator(config: Config, material: Material, run: Run) -> Callable[[PyTree], dict[str, float]]:
-    """A function of parameters giving metrics of a fixed choice of validation rows, and general loss.
-
-    All processes call it, the first one computes, all get its numbers.
-    """
-    graphdef, _, _ = split_model(material.model, config)
-    rest = gathered(run.rest, run.mesh)
-    first = jax.process_index() == 0
-    rows = config.train.eval_rows
-    tables = {}
-    for task in material.dataset.tasks if first else ():
-        table = material.dataset.table("valid", task)
-        tables[task] = table.take(np.sort(np.random.default_rng(0).permutation(len(table))[:rows]))
-    encoded = {task: material.encode(config, table) for task, table in tables.items()}
-    text = heldout_text(material.tokenizer, config, family_of(material.model)) if first else []
-    names = metric_names(run.tasks)
-
-    def measure(params: PyTree) -> list[float]:
-        model = join(graphdef, params, rest)
-        found = evaluate_ranking(
-            model,
-            material.items,
-            tables,
-            encoded,
-            beams=config.evaluate.beams,
-            vocabulary=config.train.loss_vocabulary,
-            batch_size=config.evaluate.batch_size,
-            samples=0,
-        )
-        ranked = [float(found[task][name]) for task in run.tasks for name in ("hit@10", "ndcg@10")]
-        return [*ranked, general_loss(model, text)["loss"]]
-
-    def validate(params: PyTree) -> dict[str, float]:
-        whole = gathered(params, run.mesh)
-        values = np.asarray(measure(whole) if first else [0.0] * len(names), np.float64)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            # As integers: float64 would arrive as float32.
-            values = multihost_utils.broadcast_one_to_all(values.view(np.int32)).view(np.float64)
-        return dict(zip(names, (float(value) for value in values), strict=True))
-
-    return validate
+    return tell if callbacks else None

@@ -37,6 +37,12 @@ def peak_flops(kind: str | None = None) -> float | None:
     return next((peak for name, peak in PEAK.items() if kind.startswith(name)), None)
 
 
+def peak_of_all_devices() -> float | None:
+    """The peak of the run's devices together, or ``None`` where it is not known."""
+    peak = peak_flops()
+    return peak and peak * jax.device_count()
+
+
 def model_flops(model: Any, input_tokens: float, answer_tokens: float, input_length: float) -> float:
     """Operations of the forward and backward pass of a batch, counted as by PaLM (arXiv 2204.02311, appendix B).
 
@@ -71,6 +77,15 @@ def model_flops(model: Any, input_tokens: float, answer_tokens: float, input_len
         12 * width * input_length * (config.num_layers * input_tokens + config.num_decoder_layers * answer_tokens)
     )
     return 6 * (per_input * input_tokens + per_answer * answer_tokens + head) + attention
+
+
+def work_of_batch(model: Any, batch: dict[str, np.ndarray], parts: int, count_work: bool) -> tuple[float, float]:
+    """Input tokens of a batch, of all its parts, and the model's operations on it where they are wanted."""
+    tokens = float(batch["attention_mask"].sum()) * parts
+    if not count_work:
+        return tokens, 0.0
+    rows = max(float((batch["row_index"] >= 0).sum()) * parts, 1.0)
+    return tokens, model_flops(model, tokens, float(batch["label_mask"].sum()) * parts, tokens / rows)
 
 
 def _shapes(model: Any) -> Any:

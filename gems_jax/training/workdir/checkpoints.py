@@ -3,7 +3,7 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,9 +54,16 @@ class Checkpoints:
       directory: of the checkpoints, a subfolder each; made by the first save.
       keep: how many of the newest are kept.
       writes: whether the run goes on here: damaged checkpoints in the way are then put aside.
+      on_saved: called with step and folder of each save that is on disk whole, by `wait`, `save` and `look`.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, writes: bool = True):
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 2,
+        writes: bool = True,
+        on_saved: Callable[[int, Path], None] | None = None,
+    ):
         self._remote = is_remote(directory)
         self.directory = directory if self._remote else directory.resolve()
         self.best_step: int | None = None
@@ -78,6 +85,7 @@ class Checkpoints:
                 "permissions, or choose another --workdir"
             ) from error
         self._saving: int | None = None
+        self._on_saved, self._untold = on_saved, False
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -133,6 +141,16 @@ class Checkpoints:
             )
         except Exception as error:  # orbax wraps what the file system says in various ways
             raise self._failed(error) from error
+        self._untold = True
+
+    def look(self) -> None:
+        """Tells of a save that has come to its end; does not wait for one.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        if self._on_saved is not None and self._untold and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def _make_a_folder(self) -> None:
         """Tries whether folders can be made: where they cannot, orbax's threads keep the process waiting for one."""
@@ -159,7 +177,12 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
+            self._untold = False
             raise self._failed(error) from error
+        if self._untold and self._on_saved is not None:
+            self._untold = False
+            assert self._saving is not None
+            self._on_saved(self._saving, self.directory / str(self._saving))
 
     def _failed(self, error: Exception) -> OSError:
         # What was half-written is of no use, and on a full disk it is in the way.

@@ -1,0 +1,24 @@
+"""The model that a run has tuned, read from its work directory."""
+
+from pathlib import Path
+from typing import Any
+
+from gems_jax.config.run import Config
+from gems_jax.training.stages import Material
+from gems_jax.training.trainable import join, split_model
+from gems_jax.training.workdir.assets import assets_of, check_assets
+from gems_jax.training.workdir.checkpoints import Checkpoints
+
+
+def load_tuned(config: Config, material: Material, workdir: Path) -> Any:
+    """The model of a work directory's last or best checkpoint, as ``evaluate.checkpoint`` says.
+
+    Raises:
+      FileNotFoundError: no such checkpoint.
+      ValueError: it is damaged, or was tuned on another catalogue, tokenizer or base model.
+    """
+    check_assets(assets_of(config, material, training=False), workdir)
+    graphdef, params, rest = split_model(material.model, config)
+    with Checkpoints(workdir / "checkpoints", writes=False) as checkpoints:
+        params = checkpoints.restore_params(params, config.evaluate.checkpoint)
+    return join(graphdef, params, rest)
