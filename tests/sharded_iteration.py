@@ -31,6 +31,8 @@ CASES = {
     "protected": {"kept": 0.25},
     "complementary": {"kept": 0.75, "complementary": True, "signs": "align"},
 }
+# The second case is another program inside the first's: one mesh that splits all axes of a kernel shows it.
+RUNS = [*(f"protected, {mesh}" for mesh in MESHES), "complementary, fsdp 4 x tensor 2"]
 
 
 def transform(kept, **options):
@@ -123,6 +125,8 @@ def main():
         tx, null_space = transform(**options)
         expected, _, _ = trained(tx, params, grads)
         for name, sizes in MESHES.items():
+            if f"{case}, {name}" not in RUNS:
+                continue
             mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
             places = {n: NamedSharding(mesh, PartitionSpec(*spec)) for n, spec in SPECS.items()}
             moved, text, told = trained(tx, params, grads, mesh, places)

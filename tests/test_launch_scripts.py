@@ -267,7 +267,7 @@ def commands(tmp_path):
 def test_processes_that_slurm_starts_form_a_cluster_and_tune(prepared, pretended, tmp_path):
     variables = pretended(f'exec {sys.executable} -m gems_jax.cli "$@"') | {"WORKDIR": tmp_path / "run"}
     variables |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": 1, "JAX_DISABLE_MOST_OPTIMIZATIONS": 1}
-    words = options(prepared.root, gems__null_space=False, train__steps=2)
+    words = options(prepared.root, train__method="adamw", train__steps=2)
     done = run("bash", LAUNCH / "slurm.sbatch", *words, **variables)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]

@@ -10,7 +10,7 @@ import pytest
 import sharded_iteration
 from documented_sends import check_sent, line_of
 
-RUNS = [f"{case}, {mesh}" for case in sharded_iteration.CASES for mesh in sharded_iteration.MESHES]
+RUNS = sharded_iteration.RUNS
 
 
 @pytest.fixture(scope="module")
