@@ -23,14 +23,14 @@ SETTINGS = "settings.json"
 
 @contextmanager
 def unfinished_folder(out: Path, settings: dict[str, Any], say: Callable[[str], None]) -> Iterator[Path]:
-    """The folder of the finished parts of `out`, empty unless a preparation with the same settings was interrupted.
+    """The folder of what is finished of `out`, empty unless a preparation with the same settings was interrupted.
 
     One process has it at a time, others wait. It is removed when all is done, and where the data cannot be used; what
     else ends the preparation (a kill, a full disk) leaves it for the next one.
 
     Args:
         out: the dataset's place.
-        settings: what decides the content of the parts, JSON values.
+        settings: what decides its content, JSON values.
         say: takes a line.
     """
     place = out.with_name(f".{out.name}.unfinished")
