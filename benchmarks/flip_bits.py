@@ -41,7 +41,7 @@ from gems_jax.staging import files_in
 from gems_jax.training.stages import ensure_base
 from gems_jax.training.workdir.assets import read_assets
 from gems_jax.training.workdir.checkpoints import Checkpoints
-from gems_jax.training.workdir.files import read_config
+from gems_jax.training.workdir.files import read_kept_config
 
 
 class Artefact(NamedTuple):
@@ -92,7 +92,7 @@ def artefacts_of(root: Path, like: tuple[Any, Any]) -> list[Artefact]:
         *(folder(f"encoded {place.name[:3]}", place, open_encoded) for place in sorted((root / "tokens").iterdir())),
         folder("base model", root / "base", read_base),
         folder("null space", root / "null_space", NullSpace.load),
-        Artefact("configuration", [run / "config.yaml"], lambda: read_config(run / "config.yaml")),
+        Artefact("configuration", [run / "config.yaml"], lambda: read_kept_config(run / "config.yaml")),
         Artefact("record", [run / "assets.json"], lambda: read_assets(run)),
         folder("checkpoints", checkpoints, lambda place: read_checkpoint(place, like)),
     ]

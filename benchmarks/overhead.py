@@ -44,7 +44,7 @@ from gems_jax.config.run import (
 )
 from gems_jax.models import load
 from gems_jax.training import tune as loop
-from gems_jax.training.build import Run, build
+from gems_jax.training.build import TrainingRun, build
 from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
 from gems_jax.training.workdir.checkpoints import Checkpoints
 
@@ -116,7 +116,7 @@ class Turns:
         return self._step(*operands)
 
 
-def in_turns(config: Config, material: Any, null_space: Any, run: Run, workdir: Path, window: int) -> Turns:
+def in_turns(config: Config, material: Any, null_space: Any, run: TrainingRun, workdir: Path, window: int) -> Turns:
     """Runs the loop on a run, halted between windows."""
     turns = Turns(run.step, window)
     make, loop.build = loop.build, lambda *_: dataclasses.replace(run, step=turns)
@@ -128,7 +128,7 @@ def in_turns(config: Config, material: Any, null_space: Any, run: Run, workdir: 
     return turns
 
 
-def saves(run: Run, folder: Path, number: int) -> list[tuple[float, float]]:
+def saves(run: TrainingRun, folder: Path, number: int) -> list[tuple[float, float]]:
     """Seconds until a save returns, and until all of it is on disk, several times."""
     found = []
     with Checkpoints(folder) as checkpoints:
@@ -163,7 +163,7 @@ def main() -> None:
     null_space = None if args.adamw else ensure_null_space(config, base, tokenizer)
     material = assemble(config, dataset, (base, tokenizer))
     run = build(config, material, null_space)
-    size = sum(x.size for x in jax.tree.leaves((run.params, run.rest)))
+    size = sum(x.size for x in jax.tree.leaves((run.params, run.frozen)))
     begin = time.perf_counter()
     turns = in_turns(config, material, null_space, run, root / "run", args.steps)
     print(f"{len(turns.loop)} windows in {time.perf_counter() - begin:.0f} s")

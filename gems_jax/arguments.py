@@ -42,9 +42,9 @@ def parse_options(argv: list[str], commands: Mapping[str, str]) -> tuple[str, An
             # Without a configuration, the one the run was made with; overrides come after it.
             kept = Path(options.workdir) / "config.yaml"
             if kept.is_file():
-                from gems_jax.training.workdir.files import read_config as read_kept
+                from gems_jax.training.workdir.files import read_kept_config
 
-                read_kept(kept)
+                read_kept_config(kept)
                 parsed = parser.parse_args([argv[0], "--config", str(kept), *argv[1:]])
         made = parser.instantiate(parsed)[parsed.command]
     except (argparse.ArgumentError, ValueError) as error:

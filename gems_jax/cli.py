@@ -167,9 +167,9 @@ def _material(config: Any, workdir: Path | None = None, tuned: bool = False) -> 
 
 
 def _train(options: Any) -> int:
-    from gems_jax.training.distributed.cluster import failing_together, join
+    from gems_jax.training.distributed.cluster import failing_together, join_cluster
 
-    join(options.distributed)
+    join_cluster(options.distributed)
     _quiet()
     from gems_jax.staging import as_path, check_workdir, check_writable, is_remote
     from gems_jax.training.tune import Stopped, tune

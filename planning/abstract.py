@@ -74,7 +74,7 @@ def batch_lengths(model_config: Any, length: int) -> dict[str, int]:
 def abstract_null_space(
     loss: Callable[[PyTree, PyTree, Any], Any],
     params: PyTree,
-    rest: PyTree,
+    frozen: PyTree,
     batch: dict[str, jax.ShapeDtypeStruct],
     protected: float,
     side: Side = "in",
@@ -82,12 +82,12 @@ def abstract_null_space(
     """Factors of the shapes that a null space of these parameters has, one for every distinct input of kernels.
 
     Args:
-      loss: ``(params, rest, batch of one task) -> scalar``.
-      params, rest, batch: of it.
+      loss: ``(params, frozen, batch of one task) -> scalar``.
+      params, frozen, batch: of it.
       protected: share of each input's directions that is protected.
       side: of the null space.
     """
-    found = kernel_inputs(lambda p, given: loss(p, *given), params, (rest, batch), kernel_specs(params), side)
+    found = kernel_inputs(lambda p, given: loss(p, *given), params, (frozen, batch), kernel_specs(params), side)
     factors = {}
     for entry in found.inputs:
         # The thinner of two bases is kept.

@@ -80,8 +80,8 @@ def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, p
     sizes = axis_sizes(config.mesh, data)
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     model = nnx.eval_shape(lambda: from_config(model_config, jax.random.key(0)))
-    graph, trained, rest = split_model(model, config)
-    params, fixed = placed(trained, mesh), placed(rest, mesh)
+    graph, trained, frozen = split_model(model, config)
+    params, fixed = placed(trained, mesh), placed(frozen, mesh)
     null_space = None
     if needs_null_space(config):
         lengths = batch_lengths(model_config, _TOKENS)

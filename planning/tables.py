@@ -46,7 +46,7 @@ def arguments_table(steps: Mapping[str, AbstractStep]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for method, step in steps.items():
-        parts = [step.params, step.state, dict(held_factors(step.state)), step.rest, step.batch]
+        parts = [step.params, step.state, dict(held_factors(step.state)), step.frozen, step.batch]
         lines.append(f"| {method} | {' | '.join(size_of(device_bytes(part)) for part in parts)} |")
     return lines
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gems_jax.config.run import Config
 from gems_jax.models import from_config
-from gems_jax.training.build import check_rows, training_model
+from gems_jax.training.build import check_batch_rows, training_model
 from gems_jax.training.distributed.mesh import batch_sharding, on_mesh, optimiser_sharding, replicated, task_axis
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser.build import is_constrained, make_optimiser
@@ -28,14 +28,14 @@ class AbstractStep(NamedTuple):
 
     Attributes:
       step: under ``jax.jit``.
-      params, state, rest, batch, control: see `gems_jax.training.step.make_step`.
+      params, state, frozen, batch, control: see `gems_jax.training.step.make_step`.
       platform: whose choices are made.
     """
 
     step: Any
     params: PyTree
     state: PyTree
-    rest: PyTree
+    frozen: PyTree
     batch: PyTree
     control: Control
     platform: str
@@ -43,7 +43,7 @@ class AbstractStep(NamedTuple):
     def compile(self) -> Any:
         """The compiled step, ``jax.stages.Compiled``."""
         with for_platform(self.platform):
-            return self.step.lower(self.params, self.state, self.rest, self.batch, self.control).compile()
+            return self.step.lower(self.params, self.state, self.frozen, self.batch, self.control).compile()
 
 
 def abstract_step(
@@ -72,23 +72,23 @@ def abstract_step(
         raise ValueError(
             f"train.batch_size {train.batch_size} must be divisible by train.accumulate {train.accumulate}"
         )
-    check_rows(config, mesh)
+    check_batch_rows(config, mesh)
     graph: Any = None
 
     def parts() -> tuple[PyTree, PyTree]:
         nonlocal graph
         model = training_model(from_config(model_config, jax.random.key(0)), config)
-        graph, params, rest = split_model(model, config)
-        return params, rest
+        graph, params, frozen = split_model(model, config)
+        return params, frozen
 
-    params, rest = (placed(tree, mesh) for tree in jax.eval_shape(parts))
+    params, frozen = (placed(tree, mesh) for tree in jax.eval_shape(parts))
     loss = task_loss(graph, train.loss_vocabulary, ANSWER, train.loss_chunk)
     shape = (len(tasks), train.batch_size // train.accumulate, config.items.max_length)
     batch = _batch(model_config, shape, mesh)
     null_space = None
     if is_constrained(config):
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-        null_space = abstract_null_space(loss, params, rest, one, protected)
+        null_space = abstract_null_space(loss, params, frozen, one, protected)
     tx = make_optimiser(config, len(tasks), null_space)
     places = jax.tree.map(lambda x: x.sharding, params)
     step = make_step(loss, train, tx, tasks, null_space, task_axis(mesh), places)
@@ -96,7 +96,7 @@ def abstract_step(
         where = optimiser_sharding(tx, params)
         state = jax.tree.map(place, jax.eval_shape(tx.init, params), where)
         jitted = jax.jit(on_mesh(step, mesh), donate_argnums=(0, 1), out_shardings=(places, where, replicated(mesh)))
-    return AbstractStep(jitted, params, state, rest, batch, _control(mesh), platform)
+    return AbstractStep(jitted, params, state, frozen, batch, _control(mesh), platform)
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ def member(number, port, folder, run, moment, command):
     os.environ |= {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number),
     }  # fmt: skip
-    cluster.join()
+    cluster.join_cluster()
     keep_programs()
     del os.environ["JAX_COORDINATOR_ADDRESS"]
     arrange(moment, number, folder)

@@ -152,7 +152,7 @@ class Trained:
             name: jax.make_array_from_process_local_data(where, x[:, self.own])
             for name, x in batch_of(self.family, number).items()
         }
-        return self.made.rest, batch, self.control(number)
+        return self.made.frozen, batch, self.control(number)
 
     def control(self, number):
         from jax.sharding import NamedSharding, PartitionSpec
@@ -256,15 +256,15 @@ def sent_by_a_loss(kept):
     from gems_jax.training.trainable import split_model
 
     mesh = mesh_of(MESHES["fsdp 8"])
-    graph, params, rest = split_model(model_of("decoder"), config_of())
-    params, rest = (jax.device_put(tree, param_sharding(tree, mesh)) for tree in (params, rest))
+    graph, params, frozen = split_model(model_of("decoder"), config_of())
+    params, frozen = (jax.device_put(tree, param_sharding(tree, mesh)) for tree in (params, frozen))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
     batch = {name: jax.device_put(np.tile(x[0], (32, 1)), rows) for name, x in batch_of("decoder", 0).items()}
     loss = jax.value_and_grad(task_loss(graph, "items"))
     places = jax.tree.map(lambda x: x.sharding, params)
     with mock.patch.object(vocabulary, "keep_rows", vocabulary.keep_rows if kept else lambda x: x):
         step = jax.jit(on_mesh(loss, mesh), out_shardings=(None, places))
-        text = step.lower(params, rest, batch).compile().as_text()
+        text = step.lower(params, frozen, batch).compile().as_text()
     return sum(size for _, size in sent(text).values())
 
 

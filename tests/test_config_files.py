@@ -13,7 +13,7 @@ from gems_jax import cli
 from gems_jax.config.files import MOST_BYTES
 from gems_jax.config.paths import absolute
 from gems_jax.config.run import Config
-from gems_jax.training.workdir.files import check_config, keep_config, plain
+from gems_jax.training.workdir.files import as_json, check_config, keep_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -193,12 +193,12 @@ def test_a_kept_configuration_says_the_same_from_any_folder(here, monkeypatch):
     (here / "run" / "checkpoints").mkdir()
     monkeypatch.chdir("/")
     again = read("evaluate", "--workdir", here / "run")
-    assert absolute(plain(again)) == absolute(kept)
+    assert absolute(as_json(again)) == absolute(kept)
     check_config(again, here / "run")
 
 
 def test_a_configuration_kept_by_an_older_version_begins_in_the_working_directory(here, capsys):
-    old = plain(dataclasses.replace(Config(), data=dataclasses.replace(Config().data, dir="runs/d", path="raw")))
+    old = as_json(dataclasses.replace(Config(), data=dataclasses.replace(Config().data, dir="runs/d", path="raw")))
     (here / "run" / "checkpoints").mkdir(parents=True)
     (here / "run" / "config.yaml").write_text(yaml.safe_dump(old))
     config = read("evaluate", "--workdir", "run")

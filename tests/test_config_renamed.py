@@ -16,13 +16,13 @@ from gems_jax.data.prepare import prepare
 from gems_jax.data.raw.options import Preprocessing
 from gems_jax.study.compare import check_settings
 from gems_jax.study.config import StudyConfig
-from gems_jax.training.workdir.files import check_config, flatten, keep_config, plain
+from gems_jax.training.workdir.files import as_json, check_config, flatten, keep_config
 
 NOTICE = "gems-jax: data.steps in {} is called data.preprocessing now; the old name is read, too\n"
 
 
 def test_new_names_are_fields_of_the_same_section():
-    fields = flatten(plain(Config()))
+    fields = flatten(as_json(Config()))
     for old, new in RENAMED.items():
         assert any(name == new or name.startswith(new + ".") for name in fields)
         assert not any(name == old or name.startswith(old + ".") for name in fields)

@@ -27,7 +27,7 @@ from gems_jax.training.distributed.mesh import (
     spec_of,
     task_axis,
 )
-from gems_jax.training.optimiser.factors import from_state, held_factors, initial_state, with_factors
+from gems_jax.training.optimiser.factors import from_state, held_factors, initial_opt_state, with_factors
 from gems_jax.training.step import leaks
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -167,7 +167,7 @@ def test_factors_are_put_into_the_first_state_and_taken_out_of_it(constrained, k
         "wrapped": gj.accumulate(gj.apply_if_finite(gems, 2), 2),
     }[kind]
     wanted = tx.init(params)
-    found = initial_state(tx, params, optimiser_sharding(tx, params), null_space)
+    found = initial_opt_state(tx, params, optimiser_sharding(tx, params), null_space)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
     assert set(held_factors(found)) == {"a", "b"}
@@ -179,7 +179,7 @@ def test_factors_are_put_into_the_first_state_and_taken_out_of_it(constrained, k
 def test_without_a_null_space_there_are_no_factors(constrained):
     _, params = constrained
     tx = optax.adam(1e-3)
-    found = initial_state(tx, params, optimiser_sharding(tx, params), None)
+    found = initial_opt_state(tx, params, optimiser_sharding(tx, params), None)
     jax.tree.map(np.testing.assert_array_equal, found, tx.init(params))
     assert held_factors(found) == {}
 

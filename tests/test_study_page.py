@@ -13,7 +13,7 @@ from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import metric_of_rows, paired_test
 from gems_jax.study.figures import figures
 from gems_jax.study.pictures import plane
-from gems_jax.training.workdir.files import plain
+from gems_jax.training.workdir.files import as_json
 
 TASKS = ("rec", "src")
 
@@ -75,7 +75,7 @@ def made_up():
         "format": 1,
         "command": "gems-jax compare --workdir d",
         "circumstances": [{"where": PLACE, "methods": list(names), "rows": 11}],
-        "settings": plain(Config()),
+        "settings": as_json(Config()),
         "study": {"methods": list(names), "main": ["adamw", "gems"], "seeds": 2, "rest_seeds": 1, "grid": grid,
                   "metric": "ndcg@10", "valid_rows": 0, "rows": 11, "finished": 11},
         "base": {"general": {"loss": 4.25}, "unigram_loss": 6.0,

@@ -171,7 +171,7 @@ MEMBER = """
 import os, signal, time
 import jax, numpy as np
 from gems_jax.training.distributed import cluster
-cluster.join()
+cluster.join_cluster()
 mesh = jax.make_mesh((2,), ("x",))
 spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
 whole = jax.jit(lambda x: x.sum())
@@ -205,4 +205,4 @@ def test_a_variable_that_is_no_number_is_named(name, value, monkeypatch):
         monkeypatch.setenv(f"JAX_{variable}", good)
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"{name} must be a whole number.*{value!r}"):
-        cluster.join()
+        cluster.join_cluster()

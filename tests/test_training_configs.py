@@ -20,7 +20,7 @@ from gems_jax.leaf_path import leaf_path
 from gems_jax.training.distributed.mesh import AXES, spec_of
 from gems_jax.training.optimiser.build import make_optimiser
 from gems_jax.training.trainable import split_model
-from gems_jax.training.workdir.files import plain, with_defaults
+from gems_jax.training.workdir.files import as_json, with_defaults
 from planning.memory import GIB, estimate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -209,8 +209,8 @@ def test_every_value_of_the_released_setting_says_where_it_is_from():
 
 
 def test_a_configuration_from_before_a_field_existed_has_its_default():
-    kept = plain(Config())
+    kept = as_json(Config())
     del kept["mesh"], kept["train"]["accumulate"]
-    assert with_defaults(kept) == plain(Config())
+    assert with_defaults(kept) == as_json(Config())
     kept["items"]["prompts"] = {"buy": "{history}"}
     assert with_defaults(kept)["items"]["prompts"] == {"buy": "{history}"}

@@ -110,7 +110,7 @@ def answers():
 @pytest.mark.parametrize(("vocabulary", "columns"), [("full", np.arange(26)), ("items", np.r_[1, 20:26])])
 def test_a_tasks_loss_is_the_mean_over_the_answers_tokens(model, vocabulary, columns):
     batch = answers()
-    graphdef, params, rest = split_model(model, Config())
+    graphdef, params, frozen = split_model(model, Config())
     arrays = jax.tree.map(jnp.asarray, batch)
     logits = np.asarray(model(batch["input_ids"]), np.float64)
     expected = []
@@ -118,7 +118,7 @@ def test_a_tasks_loss_is_the_mean_over_the_answers_tokens(model, vocabulary, col
         chosen = logits[row, column, batch["labels"][row, column]]
         expected.append(np.log(np.exp(logits[row, column, columns]).sum()) - chosen)
     for answer_length in (2, None):
-        found = task_loss(graphdef, vocabulary, answer_length)(params, rest, arrays)
+        found = task_loss(graphdef, vocabulary, answer_length)(params, frozen, arrays)
         assert float(found) == pytest.approx(np.mean(expected), rel=1e-5)
 
 

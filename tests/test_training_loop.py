@@ -270,7 +270,7 @@ def test_dropout_depends_on_the_seed_and_the_step_alone(prepared, material):
                 # The parameters of the beginning, each time: losses differ by dropout and rows alone.
                 again = build(config, material, None).params
                 *_, told = run.step(
-                    again, run.tx.init(again), run.rest, next(run.batches), run.control(number, 0, False, 0)
+                    again, run.tx.init(again), run.frozen, next(run.batches), run.control(number, 0, False, 0)
                 )
                 found.append(np.asarray(told["losses"]))
     first, second, second_alone, first_alone = found
@@ -290,7 +290,7 @@ def test_runs_that_differ_in_rates_and_seed_share_a_program_and_no_others(prepar
             run = build(configured(prepared, **CHEAP, **change), material, None, programs)
             before = jax.tree.map(np.asarray, run.params)
             batch, control = next(run.batches), run.control(0, 0, False, 0)
-            after, *_ = run.step(run.params, run.opt_state, run.rest, batch, control)
+            after, *_ = run.step(run.params, run.opt_state, run.frozen, batch, control)
             # Of Adam's first step the largest entry is the rate itself, a third of the highest while it warms up.
             far = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after, before)
             moved.append({leaf_path(path): x for path, x in jax.tree_util.tree_leaves_with_path(far)})
@@ -313,7 +313,7 @@ def test_the_state_lies_where_the_parameters_do_and_stays_there(prepared, materi
         run = build(config, material, None)
         places = jax.tree.map(lambda x: x.sharding, (run.params, run.opt_state))
         params, state, told = run.step(
-            run.params, run.opt_state, run.rest, next(run.batches), run.control(0, 0, False, 143)
+            run.params, run.opt_state, run.frozen, next(run.batches), run.control(0, 0, False, 143)
         )
     assert jax.tree.map(lambda x: x.sharding, (params, state)) == places
     assert {place.mesh.axis_names for place in jax.tree.leaves(places)} == {("data", "fsdp", "tensor")}
@@ -325,7 +325,7 @@ def test_the_table_at_the_start_names_ranks_null_space_and_tokens(prepared, mate
     config = configured(prepared)
     null_space = gj.NullSpace.load(prepared.root / "null_space")
     run = build(dataclasses.replace(config, train=dataclasses.replace(config.train, method="adamw")), material, None)
-    text = start_table(config, make_optimiser(config, 2, null_space), run.params, run.rest, run.encoded, null_space)
+    text = start_table(config, make_optimiser(config, 2, null_space), run.params, run.frozen, run.encoded, null_space)
     total = sum(x.size for x in jax.tree.leaves(nnx.state(material.model, nnx.Param)))
     assert f"of {total:,}, 8 steps" in text
     assert "8 + 2 x 4" in text  # a quarter of 32

@@ -20,7 +20,7 @@ from gems_jax.config.metric_names import check_metric
 from gems_jax.config.run import Config, MeshConfig, TrainConfig
 from gems_jax.training.callbacks import Callback
 from gems_jax.training.distributed.mesh import make_mesh, spec_of
-from gems_jax.training.distributed.signals import Signals
+from gems_jax.training.distributed.signals import StopSignals
 from gems_jax.training.distributed.watchdog import Watchdog
 from gems_jax.training.early_stopping import Best
 from gems_jax.training.monitoring import progress as progress_module
@@ -170,7 +170,7 @@ def test_a_metric_that_cannot_be_is_refused(arguments, message):
 
 def test_the_first_interrupt_is_noted_and_the_second_leaves(capsys):
     before = signal.getsignal(signal.SIGINT)
-    with Signals() as signals:
+    with StopSignals() as signals:
         assert signals.code == 0
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.code == 130

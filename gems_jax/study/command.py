@@ -37,7 +37,7 @@ def run(options: Any, config: Config) -> int:
     """
     from gems_jax.study.compare import compare
     from gems_jax.study.page import read_summary, task_names, write_page
-    from gems_jax.study.tables import results_table
+    from gems_jax.study.tables import summary_table
     from gems_jax.training.tune import Stopped
 
     if options.results is not None and options.page is None:
@@ -59,7 +59,7 @@ def run(options: Any, config: Config) -> int:
         results = workdir / "study.json"
         if any("numbers" in method for method in json.loads(results.read_text(encoding="utf-8"))["methods"]):
             summary = read_summary(results)
-            print(results_table(summary, task_names(summary)))
+            print(summary_table(summary, task_names(summary)))
         print(f"compare: {results}")
     if options.page is not None:
         write_page(Path(results), Path(options.page))

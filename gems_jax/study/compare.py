@@ -22,7 +22,7 @@ from gems_jax.study.run_row import result_line, run_row
 from gems_jax.study.shared import Shared
 from gems_jax.study.stopping import Stopping
 from gems_jax.study.summary import summarise_study
-from gems_jax.training.workdir.files import differences, flatten, plain
+from gems_jax.training.workdir.files import as_json, flatten, shown_differences
 
 
 def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run: bool = True) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
     free |= {"data.tokens", "data.prefetch", "data.threads", "train.hang_after", "train.writers", "train.profile"}
     free |= {"train.method", "train.learning_rate", "train.seed"}  # what rows differ in
     free |= {"train.item_learning_rate"} if study.item_grid else set()
-    settings = flatten(absolute(plain(config)))
+    settings = flatten(absolute(as_json(config)))
     settings = {k: v for k, v in settings.items() if k not in free and not k.startswith("pretrain.")}
     settings["study.valid_rows"] = study.valid_rows
     path = workdir / "settings.json"
@@ -134,7 +134,7 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
         return
     kept = current_values(json.loads(path.read_text(encoding="utf-8")))
     # A field that did not exist yet had no effect, as its default has none.
-    there = {name: kept.get(name, default) for name, default in (flatten(plain(Config())) | kept).items()}
+    there = {name: kept.get(name, default) for name, default in (flatten(as_json(Config())) | kept).items()}
     there = {name: absolute({name: value})[name] for name, value in there.items()}  # paths were relative once
     differ = [
         name
@@ -142,7 +142,7 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
         if not (same_place if is_path(name) else operator.eq)(there.get(name), settings[name])
     ]
     if differ:
-        shown = differences(there, settings, differ)
+        shown = shown_differences(there, settings, differ)
         raise ValueError(f"{workdir} holds a study of other settings ({shown}); choose another --workdir")
 
 

@@ -12,11 +12,11 @@ from gems_jax.study.figures import figures
 from gems_jax.study.methods import study_methods
 from gems_jax.study.tables import (
     budget_table,
+    comparison_table,
     forgetting_table,
     grid_table,
-    paired_table,
     reference_of,
-    results_table,
+    summary_table,
 )
 
 _LEVEL = 0.05
@@ -79,7 +79,7 @@ def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[s
         f"This page is made by a command from results on file (see the end); change those, not the page.\n\n"
         f"{_setting(summary)}",
         "## Results",
-        results_table(summary, tasks),
+        summary_table(summary, tasks),
         f"Test rows, mean ± standard deviation over seeds; {_choice(summary)} ▲ and ▼: better and worse than "
         f"{reference} on the same users, p < {_LEVEL} after correction. Rise: of the loss a token on "
         "general text over the base model's own vocabulary. Same choice: share of general text's tokens for which the "
@@ -93,7 +93,7 @@ def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[s
         "runs whose loss on general text rises by no more than that (nats a token), the best mean over tasks; –: none.",
         *pictures,
         f"## Against {reference}, user by user",
-        paired_table(summary, tasks),
+        comparison_table(summary, tasks),
         "Difference of the mean over the seeds that both have, 95 % interval by bootstrap over users, p by permutation "
         "of users' differences, corrected for the number of methods by Holm. It speaks of other users, not of other "
         "seeds: those are the standard deviations above.",

@@ -26,7 +26,7 @@ from gems_jax.training.optimiser.build import make_optimiser
 from gems_jax.training.stages import Material
 from gems_jax.training.trainable import split_model
 from gems_jax.training.tune import tune
-from gems_jax.training.workdir.files import Log, plain
+from gems_jax.training.workdir.files import Log, as_json
 
 
 def run_row(config: Config, row: Row, shared: Shared, workdir: Path, spectra: bool) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def run_row(config: Config, row: Row, shared: Shared, workdir: Path, spectra: bo
         "peak_memory": peak_memory() if can_measure else None,
         "optimiser_bytes": optimiser_bytes(run, material, null_space),
         "circumstances": circumstances(),
-        "config": plain(run),
+        "config": as_json(run),
     }
     write_result(workdir, row, result)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -36,8 +36,8 @@ def gradient_spectra(
     Returns:
       ``"share"``: the shares; ``"shared"`` and each task: the mean over kernels at each of them.
     """
-    graphdef, params, rest = split_model(model, changed(config, {"train.method": "adamw"}))
-    grads = _gradients(graphdef, config.train.loss_vocabulary, params, rest, dict(batch))
+    graphdef, params, frozen = split_model(model, changed(config, {"train.method": "adamw"}))
+    grads = _gradients(graphdef, config.train.loss_vocabulary, params, frozen, dict(batch))
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("shared", *tasks)}
     specs = matrix_specs(params, stacked_matrix_dims)
     for spec, (path, leaf) in zip(specs, jax.tree_util.tree_leaves_with_path(grads), strict=True):
@@ -63,7 +63,7 @@ def captured(matrix: np.ndarray, shares: tuple[float, ...]) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "vocabulary"))
-def _gradients(graphdef: Any, vocabulary: str, params: PyTree, rest: PyTree, batch: dict[str, jax.Array]) -> PyTree:
+def _gradients(graphdef: Any, vocabulary: str, params: PyTree, frozen: PyTree, batch: dict[str, jax.Array]) -> PyTree:
     loss = task_loss(graphdef, vocabulary)
-    grads = task_value_and_grad(lambda p, b: loss(p, rest, b))(params, batch)[1]
+    grads = task_value_and_grad(lambda p, b: loss(p, frozen, b))(params, batch)[1]
     return jax.tree.map(lambda g: g.astype(jnp.float32), grads)

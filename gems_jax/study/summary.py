@@ -14,7 +14,7 @@ from gems_jax.evaluation.paired import metric_of_rows, paired_test
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import Rates, study_methods
 from gems_jax.study.rows import Row, affordable_rates, chosen_rates, rise_allowed, total_rows
-from gems_jax.training.workdir.files import plain
+from gems_jax.training.workdir.files import as_json
 
 Results = Mapping[Row, Mapping[str, Any]]
 COMPARED = ("ndcg@10", "hit@10")
@@ -56,7 +56,7 @@ def summarise_study(
         "format": 1,
         "command": command,
         "circumstances": _places(shown, results),
-        "settings": plain(config),
+        "settings": as_json(config),
         "study": {
             "methods": list(study.names()), "main": list(study.main), "seeds": study.seeds,
             "rest_seeds": study.rest_seeds, "grid": list(study.grid), "item_grid": list(study.item_grid),

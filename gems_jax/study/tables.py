@@ -31,7 +31,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([text[0], "|---" + "|--:" * (len(head) - 1) + "|", *text[1:]])
 
 
-def results_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
+def summary_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     """Rankers without a model, then the methods: metrics of each task, drift, time, memory."""
     head = ["", "learning rate", "seeds", *(f"{task_label(t)} {m}" for t in tasks for m in _SHOWN)]
     head += ["rise", "same choice", "seconds a run", "optimiser, MiB"]
@@ -119,7 +119,7 @@ def mark(test: Mapping[str, Any] | None) -> str:
     return " ▲" if test["difference"] > 0 else " ▼"
 
 
-def paired_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
+def comparison_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     """Differences from the reference, with intervals and p-values."""
     head = ["", "seeds", *(f"{task_label(t)} {m}" for t in tasks for m in _SHOWN)]
     rows = []

@@ -31,7 +31,7 @@ PyTree = Any
 
 
 @dataclasses.dataclass
-class Run:
+class TrainingRun:
     """A run before its first step.
 
     Attributes:
@@ -40,11 +40,11 @@ class Run:
       encoded: training tables as tokens.
       tx: the optimiser.
       null_space: that updates are kept in, or ``None``.
-      params, opt_state, rest: what trains, the optimiser's state, what does not train; on the mesh.
+      params, opt_state, frozen: what trains, the optimiser's state, what does not train; on the mesh.
       batches: of this process, on their way to the devices.
       work: of a batch of this process: tokens, and the model's operations where the devices' peak is known; those of
         the other processes' rows are counted with it.
-      step: ``(params, opt_state, rest, batch, control) -> (params, opt_state, metrics)``, compiled.
+      step: ``(params, opt_state, frozen, batch, control) -> (params, opt_state, metrics)``, compiled.
       rates, seed: what every step is told, see `gems_jax.training.step.Control`.
     """
 
@@ -55,7 +55,7 @@ class Run:
     null_space: NullSpace | None
     params: PyTree
     opt_state: PyTree
-    rest: PyTree
+    frozen: PyTree
     batches: DeviceBatches
     work: Callable[[dict[str, np.ndarray]], tuple[float, float]]
     step: Callable[..., tuple[PyTree, PyTree, dict[str, jax.Array]]]
@@ -107,7 +107,7 @@ def token_roles(model: Any) -> dict[str, int]:
     return roles
 
 
-def check_rows(config: Config, mesh: Mesh) -> None:
+def check_batch_rows(config: Config, mesh: Mesh) -> None:
     """Raises ``ValueError`` where the rows of a batch cannot be split over the devices that share them."""
     train = config.train
     rows = train.batch_size // train.accumulate
@@ -128,7 +128,9 @@ def check_beams(config: Config) -> None:
         )
 
 
-def build(config: Config, material: Material, null_space: NullSpace | None, programs: Programs | None = None) -> Run:
+def build(
+    config: Config, material: Material, null_space: NullSpace | None, programs: Programs | None = None
+) -> TrainingRun:
     """Makes a run; nothing is written.
 
     Args:
@@ -148,7 +150,7 @@ def build(config: Config, material: Material, null_space: NullSpace | None, prog
     family = family_of(material.model)
     encoded = {task: encode(config, t, material.tokenizer, material.items, family) for task, t in tables.items()}
     mesh = make_mesh(config.mesh)
-    check_rows(config, mesh)
+    check_batch_rows(config, mesh)
     row_index, row_parts = row_part(mesh)
     answer_length = material.items.token_ids.shape[1] + 1
     model = training_model(material.model, config)
@@ -168,7 +170,7 @@ def build(config: Config, material: Material, null_space: NullSpace | None, prog
         temperature=train.temperature,
         **token_roles(material.model),
     )
-    return Run(
+    return TrainingRun(
         **made._asdict(),
         tasks=tasks,
         encoded=encoded,

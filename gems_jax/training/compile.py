@@ -20,7 +20,7 @@ from gems_jax.training.distributed.mesh import (
 )
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser.build import is_constrained, make_optimiser
-from gems_jax.training.optimiser.factors import initial_state
+from gems_jax.training.optimiser.factors import initial_opt_state
 from gems_jax.training.step import make_step
 from gems_jax.training.trainable import split_model
 
@@ -34,9 +34,9 @@ class Compiled(NamedTuple):
       mesh: of all devices.
       tx: the optimiser.
       null_space: that updates are kept in, or ``None``.
-      params, opt_state, rest: what trains, the optimiser's state, what does not train; on the mesh.
-      step: ``(params, opt_state, rest, batch, control) -> (params, opt_state, metrics)`` under ``jax.jit``; parameters
-        and state are donated and come back where they were.
+      params, opt_state, frozen: what trains, the optimiser's state, what does not train; on the mesh.
+      step: ``(params, opt_state, frozen, batch, control) -> (params, opt_state, metrics)`` under ``jax.jit``;
+        parameters and state are donated and come back where they were.
     """
 
     mesh: Mesh
@@ -44,7 +44,7 @@ class Compiled(NamedTuple):
     null_space: NullSpace | None
     params: PyTree
     opt_state: PyTree
-    rest: PyTree
+    frozen: PyTree
     step: Callable[..., tuple[PyTree, PyTree, dict[str, jax.Array]]]
 
 
@@ -80,11 +80,11 @@ def compile_step(
     axis = task_axis(mesh)
     if axis is not None and len(tasks) % mesh.shape[axis]:
         raise ValueError(f"mesh.{axis}={mesh.shape[axis]} must divide the {len(tasks)} tasks there are")
-    graphdef, params, rest = split_model(model, config)
+    graphdef, params, frozen = split_model(model, config)
     places = param_sharding(params, mesh)
     # Copies: the step donates its parameters, and the caller's model is compared with afterwards.
     params = jax.device_put(jax.tree.map(jnp.copy, params), places)
-    rest = jax.device_put(rest, param_sharding(rest, mesh))
+    frozen = jax.device_put(frozen, param_sharding(frozen, mesh))
     constraint = null_space if is_constrained(config) else None
     # The null space by its identity: it stays as it is, and with the program it is kept alive.
     key = (mesh, graphdef, _decisive(train), config.gems, config.lora, tasks, id(null_space), answer_length)
@@ -101,7 +101,9 @@ def compile_step(
         )
         if programs is not None:
             programs[key] = (tx, jitted)
-    return Compiled(mesh, tx, constraint, params, initial_state(tx, params, state_places, constraint), rest, jitted)
+    return Compiled(
+        mesh, tx, constraint, params, initial_opt_state(tx, params, state_places, constraint), frozen, jitted
+    )
 
 
 def _decisive(train: TrainConfig) -> TrainConfig:

@@ -10,7 +10,7 @@ from gems_jax.training.evaluate import evaluate, table_of
 from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
 from gems_jax.training.tune import tune
 from gems_jax.training.workdir.assets import in_run_order
-from gems_jax.training.workdir.files import plain, read_config
+from gems_jax.training.workdir.files import as_json, read_kept_config
 
 
 def variants(config: Config) -> dict[str, Config]:
@@ -64,4 +64,4 @@ def is_finished(config: Config, place: Path) -> bool:
     """Whether a run with this very configuration has been evaluated."""
     if not all((place / name).is_file() for name in ("eval.json", "report.html", "config.yaml")):
         return False
-    return absolute(read_config(place / "config.yaml")) == absolute(plain(config))
+    return absolute(read_kept_config(place / "config.yaml")) == absolute(as_json(config))

@@ -75,11 +75,11 @@ def task_loss(
       chunk_size: tokens whose logits are held at once, see `gems_jax.models.chunked_token_losses`.
 
     Returns:
-      ``loss(params, rest, batch) -> scalar``.
+      ``loss(params, frozen, batch) -> scalar``.
     """
 
-    def loss_fn(params: PyTree, rest: PyTree, batch: Batch) -> jax.Array:
-        model: Any = join(graphdef, params, rest)
+    def loss_fn(params: PyTree, frozen: PyTree, batch: Batch) -> jax.Array:
+        model: Any = join(graphdef, params, frozen)
         hidden, labels, mask = answer_hidden(model, batch, batch.get("dropout_key"), answer_length)
         if vocabulary == "items":
             # Column 0 is the end token, the added tokens follow in order.

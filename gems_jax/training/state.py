@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from gems_jax.config.run import TrainConfig
-from gems_jax.training.build import Run
+from gems_jax.training.build import TrainingRun
 from gems_jax.training.early_stopping import Best
 from gems_jax.training.workdir.checkpoints import Checkpoints
 
@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
     position: dict[str, Any]
 
 
-def restore(run: Run, checkpoints: Checkpoints) -> TrainState:
+def restore(run: TrainingRun, checkpoints: Checkpoints) -> TrainState:
     """The state of the newest intact checkpoint, its rows next in line; without checkpoints that of the beginning.
 
     The run gives its own parameters and optimiser state away: they are not held twice.

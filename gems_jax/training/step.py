@@ -57,7 +57,7 @@ def make_step(
     """One update, or one part of it: per-task gradients, fused and constrained, applied; and what to log.
 
     Args:
-      loss_fn: ``(params, rest, batch of one task) -> scalar``.
+      loss_fn: ``(params, frozen, batch of one task) -> scalar``.
       config: of the run.
       tx: of `make_optimiser`; merges the task axis; its learning rate is 1 unless the method has its own.
       tasks: names, in the order of the task axis.
@@ -67,13 +67,13 @@ def make_step(
         compiler chooses.
 
     Returns:
-      ``step(params, opt_state, rest, batch, control) -> (params, opt_state, metrics)``. Metrics are small arrays:
+      ``step(params, opt_state, frozen, batch, control) -> (params, opt_state, metrics)``. Metrics are small arrays:
       those of the last update made, and of this batch ``losses``, ``counts`` ``[T]``, ``finite`` ``[T]``, ``stop``.
     """
     shape = schedule(config)
 
     def step(
-        params: PyTree, state: PyTree, rest: PyTree, batch: dict[str, jax.Array], control: Control
+        params: PyTree, state: PyTree, frozen: PyTree, batch: dict[str, jax.Array], control: Control
     ) -> tuple[PyTree, PyTree, Metrics]:
         # Keys from the seed and the step alone, so that resuming cannot change them.
         dropout_key, rounding_key = jax.random.split(jax.random.key(control.seed))
@@ -82,7 +82,7 @@ def make_step(
             keys = jax.random.split(jax.random.fold_in(dropout_key, place), len(tasks))
             batch = batch | {"dropout_key": keys}
         counts = jnp.sum(batch["label_mask"], axis=(1, 2)).astype(jnp.float32)
-        value_and_grad = task_value_and_grad(lambda p, b: loss_fn(p, rest, b), spmd_axis_name=task_axis)
+        value_and_grad = task_value_and_grad(lambda p, b: loss_fn(p, frozen, b), spmd_axis_name=task_axis)
         losses, grads = value_and_grad(params, batch)
         if places is not None:
             grads = jax.tree.map(lambda g, place: _beside(g, place, task_axis), grads, places)

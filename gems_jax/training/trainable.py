@@ -28,9 +28,9 @@ class Adapted:
 
 
 def split_model(model: Any, config: Config) -> tuple[Any, PyTree, PyTree]:
-    """Graph, trained parameters and the rest; `join` is the way back.
+    """Graph, trained parameters and frozen ones; `join` is the way back.
 
-    Of a method with adapters, such as ``lora``, the kernels are among the rest, and what trains is
+    Of a method with adapters, such as ``lora``, the kernels are frozen, and what trains is
     ``{"adapters", "model"}``: low-rank adapters by the kernel's path, and the model's other trained leaves.
     """
     adapted = METHODS[config.train.method].adapters
@@ -42,18 +42,18 @@ def split_model(model: Any, config: Config) -> tuple[Any, PyTree, PyTree]:
         return isinstance(value, nnx.Param) and is_trained(name, config.train)
 
     graphdef, params, *others = nnx.split(model, trained, ...)
-    (rest,) = others
+    (frozen,) = others
     if not adapted:
-        return graphdef, params, rest
-    adapters = lora.init(rest, config.lora.rank, jax.random.key(config.train.seed))
+        return graphdef, params, frozen
+    adapters = lora.init(frozen, config.lora.rank, jax.random.key(config.train.seed))
     # Checkpoints name files by keys, in which a path's slashes do not belong.
     named = {path.replace("/", "."): adapter for path, adapter in adapters.items()}
-    return Adapted(graphdef, config.lora.alpha), {"adapters": named, "model": params}, rest
+    return Adapted(graphdef, config.lora.alpha), {"adapters": named, "model": params}, frozen
 
 
-def join(graph: Any, params: PyTree, rest: PyTree) -> Any:
+def join(graph: Any, params: PyTree, frozen: PyTree) -> Any:
     """The model of what `split_model` gave; adapters are merged into their kernels."""
     if not isinstance(graph, Adapted):
-        return nnx.merge(graph, params, rest)
+        return nnx.merge(graph, params, frozen)
     adapters = {name.replace(".", "/"): adapter for name, adapter in params["adapters"].items()}
-    return nnx.merge(graph.base, params["model"], lora.apply(rest, adapters, alpha=graph.alpha))
+    return nnx.merge(graph.base, params["model"], lora.apply(frozen, adapters, alpha=graph.alpha))

@@ -21,12 +21,12 @@ import jax
 from gems_jax.config.run import Config, TrainConfig
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import check_workdir, is_remote
-from gems_jax.training.build import Run, build, check_beams
+from gems_jax.training.build import TrainingRun, build, check_beams
 from gems_jax.training.callbacks import Callback
 from gems_jax.training.compile import Programs
 from gems_jax.training.distributed.cluster import check_agreement, ending_together, failing_together
 from gems_jax.training.distributed.mesh import gathered
-from gems_jax.training.distributed.signals import EXIT_CODES, Signals, preemption_notice
+from gems_jax.training.distributed.signals import EXIT_CODES, StopSignals, preemption_notice
 from gems_jax.training.distributed.watchdog import Watchdog
 from gems_jax.training.monitoring.flops import peak_of_all_devices
 from gems_jax.training.monitoring.metric_log import MetricLogger, StepInFlight
@@ -89,11 +89,11 @@ def tune(
     profile = Profile(train.profile if first else None, workdir / "profile")
     run = build(config, material, null_space, programs)
     if first:
-        print(start_table(config, run.tx, run.params, run.rest, run.encoded, run.null_space))
+        print(start_table(config, run.tx, run.params, run.frozen, run.encoded, run.null_space))
     with (
         ending_together(workdir),
         WorkdirLock(workdir, first),
-        Signals() as signals,
+        StopSignals() as signals,
         Checkpoints(workdir / "checkpoints", train.keep_checkpoints, on_saved=teller(callbacks)) as checkpoints,
         Watchdog(train.hang_after) as watchdog,
         Log(workdir, first) as log,
@@ -121,17 +121,17 @@ def tune(
             writer.close()
         run.batches.close()
     graphdef, _, _ = split_model(material.model, config)
-    return join(graphdef, gathered(state.params, run.mesh), gathered(run.rest, run.mesh))
+    return join(graphdef, gathered(state.params, run.mesh), gathered(run.frozen, run.mesh))
 
 
 def train_loop(
-    run: Run,
+    run: TrainingRun,
     state: TrainState,
     train: TrainConfig,
     validate: Validate | None,
     logger: MetricLogger,
     checkpoints: Checkpoints,
-    signals: Signals,
+    signals: StopSignals,
     watchdog: Watchdog,
     profile: Profile,
 ) -> tuple[TrainState, int]:
@@ -173,7 +173,7 @@ def train_loop(
 
 
 def update(
-    run: Run, state: TrainState, train: TrainConfig, signals: Signals, watchdog: Watchdog
+    run: TrainingRun, state: TrainState, train: TrainConfig, signals: StopSignals, watchdog: Watchdog
 ) -> tuple[TrainState, StepInFlight]:
     """One update, in as many parts as it needs memory for: sent to the devices, not waited for."""
     number = state.step + 1
@@ -186,14 +186,14 @@ def update(
         watchdog.phase("being sent to the devices", number)
         measure = in_flight.logged and part + 1 == train.accumulate
         control = run.control(number - 1, part, measure, signals.code)
-        params, opt_state, metrics = run.step(params, opt_state, run.rest, batch, control)
+        params, opt_state, metrics = run.step(params, opt_state, run.frozen, batch, control)
         in_flight.metrics.append(metrics)
         in_flight.rows.append(host["row_index"])
         in_flight.work.append(run.work(host))
     return state._replace(step=number, params=params, opt_state=opt_state), in_flight
 
 
-def stop_code(step: int, signals: Signals, logger: MetricLogger) -> int:
+def stop_code(step: int, signals: StopSignals, logger: MetricLogger) -> int:
     """The exit code asked for, 0 without one; the same on all processes, who read each other's with the metrics."""
     if preemption_notice(step):
         return EXIT_CODES[signal.SIGTERM]
@@ -209,7 +209,7 @@ def evaluated(state: TrainState, validate: Validate, train: TrainConfig, logger:
     return state._replace(best=state.best.after(train.metric, values[train.metric], state.step))
 
 
-def saved(state: TrainState, run: Run, logger: MetricLogger, checkpoints: Checkpoints) -> TrainState:
+def saved(state: TrainState, run: TrainingRun, logger: MetricLogger, checkpoints: Checkpoints) -> TrainState:
     """The state as its checkpoint has it, which is written while the run goes on."""
     position = {"batches": run.batches.get_state(), "best": state.best.to_json(), "refused": logger.state()}
     logger.sync()

@@ -18,7 +18,7 @@ def load_tuned(config: Config, material: Material, workdir: Path) -> Any:
       ValueError: it is damaged, or was tuned on another catalogue, tokenizer or base model.
     """
     check_assets(assets_of(config, material, training=False), workdir)
-    graphdef, params, rest = split_model(material.model, config)
+    graphdef, params, frozen = split_model(material.model, config)
     with Checkpoints(workdir / "checkpoints", writes=False) as checkpoints:
         params = checkpoints.restore_params(params, config.evaluate.checkpoint)
-    return join(graphdef, params, rest)
+    return join(graphdef, params, frozen)

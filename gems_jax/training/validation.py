@@ -10,7 +10,7 @@ from gems_jax.config.metric_names import metric_names
 from gems_jax.config.run import Config
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.evaluation.evaluate import evaluate_ranking
-from gems_jax.training.build import Run
+from gems_jax.training.build import TrainingRun
 from gems_jax.training.distributed.mesh import gathered
 from gems_jax.training.losses import family_of
 from gems_jax.training.pretrain import heldout_text
@@ -20,13 +20,13 @@ from gems_jax.training.trainable import join, split_model
 PyTree = Any
 
 
-def validator(config: Config, material: Material, run: Run) -> Callable[[PyTree], dict[str, float]]:
+def validator(config: Config, material: Material, run: TrainingRun) -> Callable[[PyTree], dict[str, float]]:
     """A function of parameters giving metrics of a fixed choice of validation rows, and general loss.
 
     All processes call it, the first one computes, all get its numbers.
     """
     graphdef, _, _ = split_model(material.model, config)
-    rest = gathered(run.rest, run.mesh)
+    frozen = gathered(run.frozen, run.mesh)
     first = jax.process_index() == 0
     rows = config.train.eval_rows
     tables = {}
@@ -38,7 +38,7 @@ def validator(config: Config, material: Material, run: Run) -> Callable[[PyTree]
     names = metric_names(run.tasks)
 
     def measure(params: PyTree) -> list[float]:
-        model = join(graphdef, params, rest)
+        model = join(graphdef, params, frozen)
         found = evaluate_ranking(
             model,
             material.items,

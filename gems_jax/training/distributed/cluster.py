@@ -16,7 +16,7 @@ EXIT_MEMBER_LOST = 75
 _HEARTBEAT = "GEMS_JAX_HEARTBEAT_TIMEOUT"
 
 
-def join(from_environment: bool = False) -> None:
+def join_cluster(from_environment: bool = False) -> None:
     """Joins a cluster: of a launch script's variables, or whatever the environment has (Slurm, TPU pods).
 
     ``GEMS_JAX_HEARTBEAT_TIMEOUT`` (seconds, 100) is how long after the last sign of life a process is taken for dead.

@@ -32,7 +32,7 @@ class Handling:
         raise NotImplementedError
 
 
-class Signals(Handling):
+class StopSignals(Handling):
     """Notes SIGTERM and the first Ctrl-C, so that the loop saves and stops; a second Ctrl-C leaves at once.
 
     For a ``with`` statement. Of several processes it is enough that one was told: `code` goes through the step, and

@@ -14,7 +14,7 @@ PyTree = Any
 
 
 def start_table(
-    config: Config, tx: Any, params: PyTree, rest: PyTree, encoded: Mapping[str, EncodedTable], ns: NullSpace | None
+    config: Config, tx: Any, params: PyTree, frozen: PyTree, encoded: Mapping[str, EncodedTable], ns: NullSpace | None
 ) -> str:
     """Parameters, kernels in subspaces with ranks and bytes, optimiser memory beside AdamW's, null space, tokens.
 
@@ -22,14 +22,14 @@ def start_table(
       config: of the run.
       tx: its optimiser.
       params: what trains.
-      rest: what does not.
+      frozen: what does not.
       encoded: training tables as tokens, by task.
       ns: the null space that updates are kept in, or ``None``.
 
     Returns:
       Lines to print.
     """
-    trained, fixed = (sum(x.size for x in jax.tree.leaves(tree) if hasattr(x, "size")) for tree in (params, rest))
+    trained, fixed = (sum(x.size for x in jax.tree.leaves(tree) if hasattr(x, "size")) for tree in (params, frozen))
     train = config.train
     lines = [f"train: {train.method}, {trained:,} trained parameters of {trained + fixed:,}, {train.steps:,} steps"]
     table = state_bytes(tx, params)

@@ -38,7 +38,7 @@ def with_factors(state: PyTree, factors: Mapping[str, Any]) -> PyTree:
     return jax.tree.map(replaced, state, is_leaf=_is_holder)
 
 
-def initial_state(tx: Any, params: PyTree, places: PyTree, null_space: NullSpace | None) -> PyTree:
+def initial_opt_state(tx: Any, params: PyTree, places: PyTree, null_space: NullSpace | None) -> PyTree:
     """``tx.init(params)`` where it belongs; of the factors each device gets its part alone.
 
     Compiled whole, ``tx.init`` would have the factors as constants: all of them, in every device's program.

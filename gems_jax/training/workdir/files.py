@@ -34,7 +34,7 @@ def check_processes(config: Config, workdir: Path) -> None:
     Raises:
       ValueError: in every process, if they were not (fields named).
     """
-    fields = {name: value for name, value in flatten(plain(config)).items() if name not in _LOCAL}
+    fields = {name: value for name, value in flatten(as_json(config)).items() if name not in _LOCAL}
     check_agreement(fields | {"--workdir": str(workdir if is_remote(workdir) else workdir.resolve())})
 
 
@@ -54,9 +54,9 @@ def check_config(config: Config, workdir: Path) -> None:
     path = workdir / "config.yaml"
     if not path.is_file():
         return
-    new = flatten(absolute(plain(config)))
+    new = flatten(absolute(as_json(config)))
     # A field that did not exist yet had no effect, as its default has none. Paths were relative once.
-    old = flatten(absolute(with_defaults(read_config(path))))
+    old = flatten(absolute(with_defaults(read_kept_config(path))))
     differ = [
         name
         for name in sorted(set(old) | set(new))
@@ -64,11 +64,11 @@ def check_config(config: Config, workdir: Path) -> None:
         and not any(name == f or name.startswith(f + ".") for f in free)
     ]
     if differ:
-        shown = differences(old, new, differ)
+        shown = shown_differences(old, new, differ)
         raise ValueError(f"{workdir} belongs to another configuration ({shown}); choose another --workdir")
 
 
-def differences(there: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> str:
+def shown_differences(there: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> str:
     """Both values of the first five of these fields, for a message."""
     return "; ".join(f"{n}: {there.get(n)!r} there, {now.get(n)!r} now" for n in names[:5])
 
@@ -76,11 +76,11 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any], names: Sequenc
 def keep_config(config: Config, workdir: Path) -> None:
     """Writes ``config.yaml``, its paths absolute, unless a run of another configuration is there (`check_config`)."""
     check_config(config, workdir)
-    text = yaml.safe_dump(absolute(plain(config)), sort_keys=False)
+    text = yaml.safe_dump(absolute(as_json(config)), sort_keys=False)
     write_text(workdir / "config.yaml", f"{text}{_SUM}{_sum(text)}\n")
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_kept_config(path: Path) -> dict[str, Any]:
     """A kept ``config.yaml``; those of older versions have no checksum.
 
     Raises:
@@ -106,14 +106,14 @@ def _sum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def plain(config: Config) -> dict[str, Any]:
+def as_json(config: Config) -> dict[str, Any]:
     """The configuration as JSON values."""
     return json.loads(json.dumps(as_plain(config)))
 
 
 def with_defaults(kept: Mapping[str, Any]) -> dict[str, Any]:
     """A kept configuration with the defaults of fields that it is older than."""
-    default = plain(Config())
+    default = as_json(Config())
     filled = {n: v | kept.get(n, {}) if isinstance(v, dict) else kept.get(n, v) for n, v in default.items()}
     return dict(kept) | filled
 
