@@ -8,7 +8,8 @@ from problems import QUICK, make_grads, make_null_space, make_params
 
 import gems_jax as gj
 from gems_jax.linalg.orthonormal import orthonormal_inside
-from gems_jax.linalg.subspace import Frame, make_basis
+from gems_jax.linalg.projection import Frame
+from gems_jax.linalg.subspace import make_basis
 from gems_jax.transform.plan import make_plan
 from gems_jax.transform.settings import Settings
 

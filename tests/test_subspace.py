@@ -18,7 +18,8 @@ from gems_jax.linalg.orthonormal import (
     times,
     transposed_times,
 )
-from gems_jax.linalg.subspace import COLD_SWEEPS, Frame, align, canonical_signs, leading_vectors, make_basis
+from gems_jax.linalg.projection import Frame
+from gems_jax.linalg.subspace import COLD_SWEEPS, align, canonical_signs, leading_vectors, make_basis
 
 FEW = settings(max_examples=12, derandomize=True)
 P, Q, KEPT, RANK = 10, 7, 4, 3

@@ -1,12 +1,49 @@
 """Projection of matrices and leaves into a null space."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gems_jax.linalg.matrix_dims import MatrixSpec
-from gems_jax.linalg.subspace import Frame
+from gems_jax.linalg.orthonormal import there_and_back
+from gems_jax.linalg.stacks import by_member, placed_like, split_columns, whole, whole_columns
+
+
+class Frame(NamedTuple):
+    """A null space: everything (``factor is None``), or given by one thin factor.
+
+    Attributes:
+      factor: ``[..., p, c]`` orthonormal columns, zero columns as padding, or ``None``.
+      complement: whether ``factor`` spans the null space (``Q``) or the protected directions (``K``).
+    """
+
+    factor: jax.Array | None
+    complement: bool
+
+    def project(self, x: jax.Array) -> jax.Array:
+        """``N x``, twice, so that float32 rounding of the first pass is removed as well. ``x: [..., p, n]``."""
+        if self.factor is None:
+            return x
+        if self.factor.shape[-1] == 0:  # no protected direction, or no other
+            return jnp.zeros_like(x) if self.complement else x
+
+        def twice(factor: jax.Array, x: jax.Array) -> jax.Array:
+            # On a mesh: of a kernel that is wider than high the factor travels, otherwise what comes of its columns.
+            is_wide = x.shape[-2] < x.shape[-1]
+            frame = Frame(whole(factor) if is_wide else whole_columns(factor), self.complement)
+            x = split_columns(x) if is_wide else x
+            return frame.project_once(frame.project_once(x))
+
+        return placed_like(x, by_member(twice, self.factor, x))
+
+    def project_once(self, x: jax.Array) -> jax.Array:
+        """``N x``, once."""
+        if self.factor is None:
+            return x
+        inside = there_and_back(self.factor.astype(x.dtype), x)
+        return inside if self.complement else x - inside
 
 
 def kept_side_first(x: jax.Array, side: str) -> jax.Array:

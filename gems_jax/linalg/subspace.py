@@ -4,7 +4,7 @@ Kept side first: a gradient is ``[..., p, q]`` and a basis ``U: [..., p, r]`` sp
 of the constrained gradient. Callers transpose for the other side; leading axes are a stack of kernels.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,10 @@ from gems_jax.linalg.orthonormal import (
     transposed_times,
 )
 from gems_jax.linalg.polar import nearest_orthogonal
+from gems_jax.linalg.projection import Frame
 from gems_jax.linalg.stacks import (
-    by_member,
     map_stack,
     mesh_of_devices,
-    placed_like,
-    split_columns,
     whole,
     whole_columns,
 )
@@ -34,41 +32,6 @@ Decomposition = Literal["svd", "eigh", "subspace"]
 # Sweeps of block power iteration: from the previous basis, and from a random block.
 WARM_SWEEPS = 1
 COLD_SWEEPS = 16
-
-
-class Frame(NamedTuple):
-    """The null space that bases are made in: all of it (``factor is None``), or given by one thin factor.
-
-    Attributes:
-      factor: ``[..., p, c]`` orthonormal columns, zero columns as padding, or ``None``.
-      complement: whether ``factor`` spans the null space (``Q``) or the protected directions (``K``).
-    """
-
-    factor: jax.Array | None
-    complement: bool
-
-    def project(self, x: jax.Array) -> jax.Array:
-        """``N x``, twice, so that float32 rounding of the first pass is removed as well. ``x: [..., p, n]``."""
-        if self.factor is None:
-            return x
-        if self.factor.shape[-1] == 0:  # no protected direction, or no other
-            return jnp.zeros_like(x) if self.complement else x
-
-        def twice(factor: jax.Array, x: jax.Array) -> jax.Array:
-            # On a mesh: of a kernel that is wider than high the factor travels, otherwise what comes of its columns.
-            is_wide = x.shape[-2] < x.shape[-1]
-            frame = Frame(whole(factor) if is_wide else whole_columns(factor), self.complement)
-            x = split_columns(x) if is_wide else x
-            return frame.project_once(frame.project_once(x))
-
-        return placed_like(x, by_member(twice, self.factor, x))
-
-    def project_once(self, x: jax.Array) -> jax.Array:
-        """``N x``, once."""
-        if self.factor is None:
-            return x
-        inside = there_and_back(self.factor.astype(x.dtype), x)
-        return inside if self.complement else x - inside
 
 
 def leading_vectors(matrix: jax.Array, rank: int, method: Decomposition) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gems_jax.linalg.subspace import Frame
+from gems_jax.linalg.projection import Frame
 from gems_jax.whole_number import is_whole
 
 

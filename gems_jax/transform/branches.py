@@ -9,9 +9,8 @@ import numpy as np
 import optax
 
 from gems_jax.linalg.orthonormal import matmul, norms
-from gems_jax.linalg.projection import kept_side_first, project_stack
+from gems_jax.linalg.projection import Frame, kept_side_first, project_stack
 from gems_jax.linalg.scales import Size, limited, squares
-from gems_jax.linalg.subspace import Frame
 from gems_jax.transform.plan import Kernel
 from gems_jax.transform.refresh import (
     Bases,

@@ -66,6 +66,9 @@ class Kernel:
         return np.arange(rank) < np.maximum(np.asarray(self.free)[:, None] - used, 0)
 
 
+Group = tuple[Kernel, ...]  # kernels of one shape and treatment: one batched computation
+
+
 @dataclass(frozen=True)
 class Plan:
     """What happens to the leaves of one tree.
@@ -73,7 +76,7 @@ class Plan:
     Attributes:
       paths: of all leaves, in order.
       kernels: projected kernels.
-      groups: the same, those of one shape together: each is one batched computation.
+      groups: the same, see `Group`.
       fallback: indices of the leaves that take the fallback.
       constrained: spec and factor of fallback leaves that the null space constrains, by index.
       unnamed: fallback leaves of three or more axes, which only a rule could give a matrix role.
@@ -83,7 +86,7 @@ class Plan:
 
     paths: tuple[str, ...]
     kernels: tuple[Kernel, ...]
-    groups: tuple[tuple[Kernel, ...], ...]
+    groups: tuple[Group, ...]
     fallback: tuple[int, ...]
     constrained: dict[int, tuple[MatrixSpec, str]]
     unnamed: tuple[str, ...]

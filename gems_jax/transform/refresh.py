@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gems_jax.linalg.projection import Frame
 from gems_jax.linalg.scales import Size
 from gems_jax.linalg.stacks import map_stack, mesh_of_devices
-from gems_jax.linalg.subspace import Decomposition, Frame, make_basis
+from gems_jax.linalg.subspace import Decomposition, make_basis
 from gems_jax.transform.settings import Settings
 
 PyTree = Any

@@ -8,33 +8,20 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.boxes import drop_unfit_boxes, open_if_alone, restore_boxes, unboxed
-from gems_jax.linalg.projection import kept_side_first, project_stack, project_update, stacked
+from gems_jax.linalg.projection import project_update
 from gems_jax.linalg.scales import Size, largest, limited, size_of
-from gems_jax.linalg.subspace import Frame
-from gems_jax.null_space.space import NullSpace
 from gems_jax.task_grads import weighted_sum
 from gems_jax.transform.branches import BranchState, Presence, Steps, fuse, request_refresh, step_group
 from gems_jax.transform.diagnostics import Measured, diagnose, measure
+from gems_jax.transform.frames import Factors
 from gems_jax.transform.gates import Signals
-from gems_jax.transform.plan import Kernel, Plan
+from gems_jax.transform.plan import Group, Plan
 from gems_jax.transform.refresh import Gradients, Refresh, Request, refresh_at, refresh_groups
 from gems_jax.transform.settings import Mask, Settings
-from gems_jax.transform.state import (
-    GemsState,
-    entries,
-    gather,
-    join_inner,
-    mirror,
-    scatter,
-    split_inner,
-    to_leaves,
-    to_matrices,
-    work_dtype,
-)
+from gems_jax.transform.state import GemsState, entries, mirror, to_leaves, to_matrices, work_dtype
+from gems_jax.transform.state_rows import StateRows
 
 PyTree = Any
-Group = tuple[Kernel, ...]
-NO_FRAME = Frame(None, False)
 
 
 class Call(NamedTuple):
@@ -54,50 +41,6 @@ class Call(NamedTuple):
     losses: jax.Array | None
     counts: jax.Array | None
     extra: dict[str, Any]
-
-
-class Factors(NamedTuple):
-    """The null space in force: static facts, and the factors from the state."""
-
-    null_space: NullSpace | None
-    constraint: str
-    arrays: dict[str, jax.Array]
-
-    def of_source(self, source: str | None) -> Frame:
-        if self.null_space is None or source is None:
-            return NO_FRAME
-        frame = Frame(self.arrays[source], self.null_space.factors[source].complement)
-        protects_nothing = self.arrays[source].shape[-1] == 0 and not frame.complement
-        return NO_FRAME if protects_nothing else frame
-
-    def of_group(self, group: Group) -> Frame:
-        """``[k or 1, d, c]``, gathered only where kernels differ in their input."""
-        one = self.of_source(group[0].source)
-        if one.factor is None:
-            return one
-        sources = list(dict.fromkeys(k.source for k in group))
-        if len(sources) == 1:
-            return stacked(one)
-        factors = [self.arrays[s] for s in sources if s is not None]
-        joined = jax.lax.concatenate(factors, 0).reshape(len(factors), *factors[0].shape)
-        if len(sources) < len(group):
-            joined = joined[jnp.asarray([sources.index(k.source) for k in group])]
-        return Frame(joined, one.complement)
-
-    def on_side(self, group: Group) -> Frame:
-        """For bases made inside the null space."""
-        return self.of_group(group) if group[0].inside else NO_FRAME
-
-    def across(self, group: Group) -> Frame:
-        """For updates whose null space is on the other side than their bases."""
-        return self.of_group(group) if self.constraint == "update" and not group[0].inside else NO_FRAME
-
-    def project(self, group: Group, x: jax.Array) -> jax.Array:
-        """``N x`` on the null space's own side for matrices ``[k, p, q]``, kept side first."""
-        if self.null_space is None or group[0].source is None:
-            return x
-        flip = "in" if self.null_space.side == group[0].side else "out"
-        return kept_side_first(project_stack(kept_side_first(x, flip), self.of_group(group)), flip)
 
 
 def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings: Settings) -> tuple[PyTree, GemsState]:
@@ -123,7 +66,7 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
     measured = measure([*matrices, *alone.values()], settings.num_tasks, call.counts, call.shared)
     present = measured.present
 
-    rows = _Rows.read(state, treedef, settings)
+    rows = StateRows.read(state, treedef, settings)
     refresh = refresh_at(state.count, settings)
     turns = plan.turns(refresh.stagger_every)
     full, states, requests = [], [], []
@@ -337,76 +280,3 @@ def _decay_of_group(
         weights = factors.project(group, weights)
     flags = jnp.asarray([bool(decaying[k.index]) for k in group])
     return jnp.where(flags[:, None, None], decay * weights, 0)
-
-
-class _Rows(NamedTuple):
-    """The state's trees as lists in leaf order, to read groups from and write them back."""
-
-    shared_basis: list[Any]
-    task_basis: list[Any]
-    shared_inner: list[Any]
-    task_inner: list[Any]
-    pending: list[Any]
-    previous: list[Any]
-
-    @classmethod
-    def read(cls, state: GemsState, treedef: Any, settings: Settings) -> "_Rows":
-        structure = settings.inner_structure()
-        return cls(
-            entries(state.shared_basis, treedef),
-            entries(state.task_basis, treedef),
-            split_inner(structure, state.shared_inner, treedef),
-            split_inner(structure, state.task_inner, treedef),
-            entries(state.pending, treedef),
-            entries(state.previous, treedef),
-        )
-
-    def branch(self, group: Group, settings: Settings) -> BranchState:
-        """A group's kernels, stacked."""
-        batch_ndim = len(group[0].batch_shape)
-
-        def collect(rows: list[Any], leading: int) -> PyTree:
-            return jax.tree.map(lambda *xs: gather(xs, leading, batch_ndim), *[rows[k.index] for k in group])
-
-        has_tasks = group[0].task_rank > 0
-        return BranchState(
-            shared_basis=collect(self.shared_basis, 0),
-            task_basis=collect(self.task_basis, 1) if has_tasks else None,
-            shared_inner=collect(self.shared_inner, 0),
-            task_inner=collect(self.task_inner, 1) if has_tasks else None,
-            pending=collect(self.pending, 1),
-            previous=collect(self.previous, 1) if has_tasks and settings.gate.needs_progress else None,
-        )
-
-    def write(self, group: Group, branch: BranchState, settings: Settings) -> None:
-        """The inverse of `branch`."""
-
-        def spread(rows: list[Any], tree: PyTree, leading: int) -> None:
-            leaves = jax.tree.leaves(tree)
-            structure: Any = jax.tree.structure(tree)
-            parts = [scatter(leaf, group, leading) for leaf in leaves]
-            for j, k in enumerate(group):
-                rows[k.index] = structure.unflatten([part[j] for part in parts])
-
-        spread(self.shared_basis, branch.shared_basis, 0)
-        spread(self.shared_inner, branch.shared_inner, 0)
-        spread(self.pending, branch.pending, 1)
-        if branch.task_basis is not None:
-            spread(self.task_basis, branch.task_basis, 1)
-            spread(self.task_inner, branch.task_inner, 1)
-        if branch.previous is not None:
-            spread(self.previous, branch.previous, 1)
-
-    def trees(self, params: PyTree, treedef: Any, settings: Settings) -> dict[str, PyTree]:
-        """The state's fields, as trees like the unboxed parameters."""
-        structure = settings.inner_structure()
-        held = {i for i, basis in enumerate(self.shared_basis) if jax.tree.leaves(basis)}
-        with_tasks = {i for i, basis in enumerate(self.task_basis) if jax.tree.leaves(basis)}
-        return {
-            "shared_basis": treedef.unflatten(self.shared_basis),
-            "task_basis": treedef.unflatten(self.task_basis),
-            "shared_inner": join_inner(structure, params, {i: self.shared_inner[i] for i in held}),
-            "task_inner": join_inner(structure, params, {i: self.task_inner[i] for i in with_tasks}),
-            "pending": treedef.unflatten(self.pending),
-            "previous": treedef.unflatten(self.previous),
-        }
