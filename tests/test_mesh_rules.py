@@ -18,7 +18,7 @@ from gems_jax.config.run import MeshConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models import T5, Decoder, DecoderConfig, T5Config, load
 from gems_jax.models.mesh_rules import keep_rows
-from gems_jax.null_space.space import null_space_leak
+from gems_jax.null_space.constraint import null_space_leak
 from gems_jax.training.distributed.mesh import (
     make_mesh,
     optimiser_sharding,

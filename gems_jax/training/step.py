@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gems_jax.config.methods import METHODS
 from gems_jax.config.run import TrainConfig
 from gems_jax.leaf_path import leaf_path
-from gems_jax.null_space.space import NullSpace, null_space_leak
+from gems_jax.null_space.constraint import null_space_leak
+from gems_jax.null_space.space import NullSpace
 from gems_jax.task_grads import gramian, task_value_and_grad
 from gems_jax.training.optimiser.factors import from_state
 from gems_jax.training.optimiser.guard import last_finite

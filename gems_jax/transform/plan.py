@@ -8,7 +8,7 @@ import numpy as np
 
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixSpec, matrix_specs
-from gems_jax.null_space.space import check_factor, check_paths, constrained_spec
+from gems_jax.null_space.constraint import check_factor, check_paths, constrained_spec
 from gems_jax.transform.left_out import reasons, unprotected
 from gems_jax.transform.settings import Settings
 from gems_jax.whole_number import is_whole

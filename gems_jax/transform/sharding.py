@@ -11,7 +11,7 @@ from gems_jax.boxes import map_with_path
 from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec, resolve
 from gems_jax.linalg.stacks import check_auto
-from gems_jax.null_space.space import ConstrainToNullSpaceState
+from gems_jax.null_space.constraint import ConstrainToNullSpaceState
 from gems_jax.transform.init_plans import InitPlan, init_shapes
 from gems_jax.transform.state import GemsState
 

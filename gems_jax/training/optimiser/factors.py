@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gems_jax.null_space.space import ConstrainToNullSpaceState, NullSpace
+from gems_jax.null_space.constraint import ConstrainToNullSpaceState
+from gems_jax.null_space.space import NullSpace
 from gems_jax.transform.state import GemsState
 
 PyTree = Any

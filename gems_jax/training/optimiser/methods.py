@@ -12,7 +12,8 @@ from gems_jax import baselines
 from gems_jax.config.methods import GALORE, METHODS, TuningMethod
 from gems_jax.config.run import Config, GemsConfig
 from gems_jax.linalg.matrix_dims import stacked_matrix_dims
-from gems_jax.null_space.space import NullSpace, constrain_to_null_space
+from gems_jax.null_space.constraint import constrain_to_null_space
+from gems_jax.null_space.space import NullSpace
 from gems_jax.task_grads import merge_tasks
 from gems_jax.training.optimiser.rates import GROUPS, groups, schedule
 from gems_jax.transform import gates
