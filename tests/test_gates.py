@@ -1,6 +1,7 @@
 """Gates: shares against numpy, and a learned gate that learns."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,34 @@ def test_constant_gates_weigh_the_task_updates():
         seen[weights] = updates[0]["w"]
         np.testing.assert_allclose(state.diagnostics.gates, np.array(weights) / sum(weights))
     np.testing.assert_allclose(seen[(1, 1)], (seen[(1, 0)] + seen[(0, 1)]) / 2, atol=1e-5)
+
+
+class TurnState(NamedTuple):
+    step: jax.Array
+
+
+def worst_in_turn():
+    """A gate of a user's own: the task of the largest loss in even steps, the other ones in odd steps."""
+
+    def update(signals, state):
+        worst = signals.losses == jnp.max(signals.losses)
+        chosen = jnp.where(state.step % 2 == 0, worst, ~worst)
+        return chosen / jnp.sum(chosen), TurnState(state.step + 1)
+
+    return gj.gates.Gate(lambda num_tasks: TurnState(jnp.zeros((), jnp.int32)), update, needs=("task_losses",))
+
+
+def test_a_gate_from_outside_weighs_the_updates_and_keeps_its_state():
+    params, losses = make_params({"w": (8, 6)}), jnp.array([1.0, 3.0])
+    grads_of = lambda i: make_grads(i, shapes={"w": (8, 6)})  # noqa: E731
+    tx = functools.partial(gj.gems, 1e-2, num_tasks=2, rank=3)
+    _, state, own = run(tx(gate=worst_in_turn()), params, grads_of, 2, task_losses=losses)
+    np.testing.assert_array_equal(state[0].diagnostics.gates, [1, 0])
+    assert state[0].gate == TurnState(2)
+    _, _, second = run(tx(gate=constant((0, 1))), params, grads_of, 1)
+    np.testing.assert_allclose(own[0]["w"], second[0]["w"], rtol=1e-6)
+    with pytest.raises(ValueError, match="the gate needs task_losses"):
+        run(tx(gate=worst_in_turn()), params, grads_of, 1)
 
 
 def simulate(progress_of, steps=300, **options):
