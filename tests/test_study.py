@@ -22,18 +22,18 @@ from gems_jax.study import summary as summing
 from gems_jax.study.claims import claim
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import MAIN, changed, configured, study_methods
-from gems_jax.study.rows import (
-    Row,
+from gems_jax.study.spectra import captured
+from gems_jax.study.stopping import Stopping
+from gems_jax.study.trials import (
+    Trial,
     affordable_rates,
     chosen_rates,
     read_result,
     rise_allowed,
-    total_rows,
-    wanted_rows,
+    total_trials,
+    wanted_trials,
     write_result,
 )
-from gems_jax.study.spectra import captured
-from gems_jax.study.stopping import Stopping
 from gems_jax.training.optimiser import methods as building
 from gems_jax.training.optimiser.build import make_method
 from gems_jax.training.optimiser.rates import peak_rates, scaled
@@ -54,11 +54,11 @@ def scored(value):
 def test_every_learning_rate_is_tried_once_and_the_chosen_one_with_the_other_seeds():
     study = StudyConfig(methods=("adamw", "cagrad"), seeds=3, rest_seeds=2, grid=(1e-3, 1e-2))
     results = {}
-    while missing := [row for row in wanted_rows(study, results) if row not in results]:
+    while missing := [row for row in wanted_trials(study, results) if row not in results]:
         results[missing[0]] = scored(0.5 if missing[0].learning_rate == 1e-2 else 0.4)
-    assert len(results) == total_rows(study) == 7
+    assert len(results) == total_trials(study) == 7
     assert [row for row in results if row.seed] == [
-        Row("adamw", 1e-2, 1), Row("adamw", 1e-2, 2), Row("cagrad", 1e-2, 1)
+        Trial("adamw", 1e-2, 1), Trial("adamw", 1e-2, 2), Trial("cagrad", 1e-2, 1)
     ]  # fmt: skip
     # Main methods are finished before the others begin.
     assert [row.method for row in results] == ["adamw"] * 4 + ["cagrad"] * 3
@@ -66,9 +66,9 @@ def test_every_learning_rate_is_tried_once_and_the_chosen_one_with_the_other_see
 
 def test_a_rate_is_chosen_when_the_grid_is_finished_and_diverged_runs_are_never_chosen():
     study = StudyConfig(methods=("gems",), grid=(1e-2, 1e-3, 1e-4))
-    results = {Row("gems", 1e-2, 0): {"diverged": "..."}, Row("gems", 1e-3, 0): scored(0.3)}
+    results = {Trial("gems", 1e-2, 0): {"diverged": "..."}, Trial("gems", 1e-3, 0): scored(0.3)}
     assert chosen_rates(study, results, "gems") is None
-    results[Row("gems", 1e-4, 0)] = scored(0.3)
+    results[Trial("gems", 1e-4, 0)] = scored(0.3)
     assert chosen_rates(study, results, "gems") == (1e-4, None)  # of two equal ones the smaller
     assert chosen_rates(study, {row: {"diverged": "..."} for row in results}, "gems") is None
 
@@ -76,10 +76,10 @@ def test_a_rate_is_chosen_when_the_grid_is_finished_and_diverged_runs_are_never_
 def test_learning_rates_of_item_rows_are_tried_with_each_of_kernels():
     study = StudyConfig(methods=("gems",), seeds=2, grid=(1e-2, 1e-3), item_grid=(1e-1, 1e-2))
     results = {}
-    while missing := [row for row in wanted_rows(study, results) if row not in results]:
+    while missing := [row for row in wanted_trials(study, results) if row not in results]:
         results[missing[0]] = scored(0.5 if missing[0].rates == (1e-3, 1e-1) else 0.4)
-    assert len(results) == total_rows(study) == 5
-    assert [row for row in results if row.seed] == [Row("gems", 1e-3, 1, 1e-1)]
+    assert len(results) == total_trials(study) == 5
+    assert [row for row in results if row.seed] == [Trial("gems", 1e-3, 1, 1e-1)]
     assert len({row.folder(Path("study")) for row in results}) == 5
     made = configured(Config(), "gems", (1e-3, 1e-1), 0, width=8).train
     assert (made.learning_rate, made.item_learning_rate) == (1e-3, 1e-1)
@@ -88,7 +88,7 @@ def test_learning_rates_of_item_rows_are_tried_with_each_of_kernels():
 def finished(study, levels, rises):
     """A study run to its end: validation levels by method and learning rate, rises by method, rate and seed."""
     results = {}
-    while missing := [row for row in wanted_rows(study, results) if row not in results]:
+    while missing := [row for row in wanted_trials(study, results) if row not in results]:
         row = missing[0]
         rise = rises[row.method].get(row.learning_rate, (9.0,) * 3)[row.seed]
         results[row] = scored(levels[row.method][row.learning_rate]) | {"general": {"rise": rise}}
@@ -118,7 +118,7 @@ def test_a_budget_is_kept_by_the_mean_over_seeds_and_asks_for_the_next_best_wher
     assert {row.learning_rate for row in results if row.method == "gems" and row.seed} == {1e-1, 1e-2, 1e-3}
     assert affordable_rates(study, results, "cagrad") is None  # nothing is within it
     assert affordable_rates(study, results, "adamw") is None  # the reference has what it has
-    assert len(results) == total_rows(study, results) == 3 * 4 + 2 + 3 * 2 + 1
+    assert len(results) == total_trials(study, results) == 3 * 4 + 2 + 3 * 2 + 1
     assert affordable_rates(study, {}, "gems") is None
 
 
@@ -127,7 +127,7 @@ def test_a_budget_that_the_best_keeps_asks_for_nothing_more():
     levels = dict.fromkeys(("adamw", "gems"), {1e-3: 0.1, 1e-2: 0.2})
     results = finished(study, levels, {"adamw": {}, "gems": {1e-2: (1.0, 2.0)}})
     assert affordable_rates(study, results, "gems") == chosen_rates(study, results, "gems") == (1e-2, None)
-    assert len(results) == total_rows(study, results) == total_rows(study)
+    assert len(results) == total_trials(study, results) == total_trials(study)
 
 
 @pytest.mark.parametrize(
@@ -277,13 +277,13 @@ def quick_rows(monkeypatch):
     """Rows that take no time; what was run, in order."""
     ran = []
 
-    def run_row(config, row, shared, workdir, spectra):
+    def run_trial(config, row, shared, workdir, spectra):
         ran.append(row)
         time.sleep(0.01)
         write_result(workdir, row, scored(row.learning_rate))
         return scored(row.learning_rate)
 
-    monkeypatch.setattr(comparing, "run_row", run_row)
+    monkeypatch.setattr(comparing, "run_trial", run_trial)
     monkeypatch.setattr(comparing, "Shared", NoMaterial)
     monkeypatch.setattr(comparing, "WAIT", 0.01)
     return ran
@@ -298,8 +298,8 @@ def test_two_processes_share_the_rows_and_run_each_once(tmp_path, quick_rows):
         worker.start()
     for worker in workers:
         worker.join()
-    assert len(quick_rows) == len(set(quick_rows)) == total_rows(SMALL)
-    assert json.loads((tmp_path / "study.json").read_text())["study"]["finished"] == total_rows(SMALL)
+    assert len(quick_rows) == len(set(quick_rows)) == total_trials(SMALL)
+    assert json.loads((tmp_path / "study.json").read_text())["study"]["finished"] == total_trials(SMALL)
 
 
 def test_a_process_takes_on_one_method_after_another_the_main_ones_first(tmp_path, quick_rows):
@@ -323,11 +323,11 @@ def test_a_row_of_a_process_that_died_is_taken_over(tmp_path, quick_rows):
         holder = json.loads((tmp_path / "mine" / "lock.json").read_text())
     (held / "lock.json").write_text(json.dumps(holder | {"pid": 2**22 + 1}))
     comparing.compare(Config(), SMALL, tmp_path, "")
-    assert len(quick_rows) == total_rows(SMALL)
+    assert len(quick_rows) == total_trials(SMALL)
 
 
 def test_a_stopped_study_exits_with_143_and_goes_on(tmp_path, quick_rows, monkeypatch, capsys):
-    whole = comparing.run_row
+    whole = comparing.run_trial
 
     def stopped(config, row, shared, workdir, spectra):
         if len(quick_rows) == 3:
@@ -335,16 +335,16 @@ def test_a_stopped_study_exits_with_143_and_goes_on(tmp_path, quick_rows, monkey
             time.sleep(5)
         return whole(config, row, shared, workdir, spectra)
 
-    monkeypatch.setattr(comparing, "run_row", stopped)
+    monkeypatch.setattr(comparing, "run_trial", stopped)
     words = ["compare", "--workdir", tmp_path, "--study.methods", "[adamw,gems]", "--study.grid", "[0.001,0.01]",
              "--study.seeds", "3"]  # fmt: skip
     before = signal.getsignal(signal.SIGTERM)
     assert gems_jax(*words) == cli.EXIT_STOPPED
     assert signal.getsignal(signal.SIGTERM) == before
     assert "run again to go on" in capsys.readouterr().err
-    monkeypatch.setattr(comparing, "run_row", whole)
+    monkeypatch.setattr(comparing, "run_trial", whole)
     assert gems_jax(*words) == 0
-    assert len(quick_rows) == len(set(quick_rows)) == total_rows(SMALL)
+    assert len(quick_rows) == len(set(quick_rows)) == total_trials(SMALL)
 
 
 def test_ctrl_c_stops_with_its_own_code():
@@ -366,11 +366,11 @@ def test_other_settings_on_the_same_work_directory_are_refused(tmp_path, quick_r
     comparing.compare(changed(Config(), {"train.seed": 5}), more, tmp_path, "")  # a study may grow
     with pytest.raises(ValueError, match="other settings .train.item_learning_rate"):
         comparing.compare(changed(Config(), {"train.item_learning_rate": 0.5}), more, tmp_path, "")
-    assert len(quick_rows) == len(set(quick_rows)) == total_rows(more)
+    assert len(quick_rows) == len(set(quick_rows)) == total_trials(more)
 
 
 def test_a_damaged_result_is_named(tmp_path):
-    row = Row("gems", 1e-3, 0)
+    row = Trial("gems", 1e-3, 0)
     assert read_result(tmp_path, row) is None
     row.folder(tmp_path).mkdir(parents=True)
     (row.folder(tmp_path) / "result.json").write_text("{")
@@ -394,7 +394,7 @@ def test_times_of_a_method_are_those_of_where_most_of_its_runs_were(tmp_path):
     study = StudyConfig(methods=("gems",), main=("gems",), seeds=3, grid=(1e-3,))
     where = [("1 x fast card", 10.0, 0.1), ("1 x cpu", 900.0, 0.2), ("1 x fast card", 20.0, 0.6)]
     results = {
-        Row("gems", 1e-3, seed): scored(0.3)
+        Trial("gems", 1e-3, seed): scored(0.3)
         | {"test": {}, "seconds": seconds, "general": {"rise": rise}, "circumstances": {"device": device}}
         for seed, (device, seconds, rise) in enumerate(where)
     }
@@ -436,7 +436,7 @@ def test_what_is_within_the_budget_is_summed_up_and_tested_on_its_own(tmp_path):
 
 def test_another_method_may_be_what_others_are_compared_with(tmp_path):
     study = StudyConfig(methods=("adamw", "gems"), seeds=1, grid=(1e-3,), reference="gems")
-    results = {Row("adamw", 1e-3, 0): scored(0.2), Row("gems", 1e-3, 0): scored(0.3)}
+    results = {Trial("adamw", 1e-3, 0): scored(0.2), Trial("gems", 1e-3, 0): scored(0.3)}
     for row, found in results.items():
         found["test"] = {"rec": {"ndcg@10": 1.0, "hit@10": 1.0}}
         row.folder(tmp_path).mkdir(parents=True)

@@ -354,7 +354,7 @@ def test_a_study_of_two_methods_ends_in_numbers_and_a_page(studied):
 
 def test_a_finished_study_runs_nothing_again(studied, monkeypatch):
     folder, words = studied
-    monkeypatch.setattr("gems_jax.study.compare.run_row", None)
+    monkeypatch.setattr("gems_jax.study.compare.run_trial", None)
     before = (folder / "d" / "study.json").read_text()
     assert gems_jax(*words) == 0
     assert (folder / "d" / "study.json").read_text() == before

@@ -1,4 +1,4 @@
-"""One process at a time works on a row, so that several can share a study."""
+"""One process at a time works on a trial, so that several can share a study."""
 
 import contextlib
 import time

@@ -1,4 +1,4 @@
-"""The study: row after row, each once, by any number of processes."""
+"""The study: trial after trial, each once, by any number of processes."""
 
 import contextlib
 import functools
@@ -17,27 +17,27 @@ from gems_jax.config.run import Config
 from gems_jax.staging import write_json
 from gems_jax.study.claims import WAIT, claim, claim_waiting
 from gems_jax.study.config import StudyConfig
-from gems_jax.study.rows import Row, read_result, spelled, total_rows, wanted_rows
-from gems_jax.study.run_row import result_line, run_row
+from gems_jax.study.run_trial import result_line, run_trial
 from gems_jax.study.shared import Shared
 from gems_jax.study.stopping import Stopping
 from gems_jax.study.summary import summarise_study
+from gems_jax.study.trials import Trial, read_result, spelled, total_trials, wanted_trials
 from gems_jax.training.workdir.files import as_json, flatten, shown_differences
 
 
 def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run: bool = True) -> dict[str, Any]:
     """Runs what is missing of a study and writes ``study.json``.
 
-    Rows are independent: a study that was stopped goes on where it was, and several processes on one work directory
-    share the rows among them: each takes on one method after another, the main ones first, and helps with their rows
-    before it turns to the others.
+    Trials are independent: a study that was stopped goes on where it was, and several processes on one work directory
+    share the trials: each takes on one method after another, the main ones first, and helps with their trials before
+    it turns to the others.
 
     Args:
       config: what all methods have in common.
       study: methods, seeds, learning rates.
       workdir: of the study.
       command: that made it, for the record.
-      run: whether missing rows are run; otherwise what is finished is summed up.
+      run: whether missing trials are run; otherwise what is finished is summed up.
 
     Returns:
       What ``study.json`` holds.
@@ -48,7 +48,7 @@ def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run
     """
     with claim_waiting(workdir / "claims" / "settings"):
         check_settings(config, study, workdir)
-    results: dict[Row, dict[str, Any]] = {}
+    results: dict[Trial, dict[str, Any]] = {}
     with Stopping(), _kept_programs(workdir / "compiled"):
         if run:
             shared = Shared(config, study, workdir)
@@ -56,15 +56,15 @@ def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run
             with contextlib.ExitStack() as claims:
                 mine: set[str] = set()
                 while missing := _missing(study, results, workdir):
-                    main = [row for row in missing if row.method in study.main]
-                    for rows in (main, [row for row in missing if row not in main]):
+                    main = [trial for trial in missing if trial.method in study.main]
+                    for trials in (main, [trial for trial in missing if trial not in main]):
                         # What other processes work on is left out: it may be finished when its turn comes again.
-                        if any(attempt(row) for row in rows if row.method in mine):
+                        if any(attempt(trial) for trial in trials if trial.method in mine):
                             break
-                        if (method := _take_method(rows, mine, claims, workdir)) is not None:
+                        if (method := _take_method(trials, mine, claims, workdir)) is not None:
                             mine.add(method)
                             break
-                        if any(attempt(row) for row in rows):
+                        if any(attempt(trial) for trial in trials):
                             break
                     else:
                         time.sleep(WAIT)
@@ -77,19 +77,19 @@ def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run
     return summary
 
 
-def _missing(study: StudyConfig, results: dict[Row, dict[str, Any]], workdir: Path) -> list[Row]:
-    """Wanted rows that are not finished; reads those that are into ``results``."""
+def _missing(study: StudyConfig, results: dict[Trial, dict[str, Any]], workdir: Path) -> list[Trial]:
+    """Wanted trials that are not finished; reads those that are into ``results``."""
     while True:
-        missing = [row for row in wanted_rows(study, results) if row not in results]
-        found = {row: result for row in missing if (result := read_result(workdir, row)) is not None}
+        missing = [trial for trial in wanted_trials(study, results) if trial not in results]
+        found = {trial: result for trial in missing if (result := read_result(workdir, trial)) is not None}
         if not found:
             return missing
-        results.update(found)  # which may make more rows wanted
+        results.update(found)  # which may make more trials wanted
 
 
-def _take_method(missing: list[Row], mine: set[str], claims: contextlib.ExitStack, workdir: Path) -> str | None:
-    """A method whose rows no process has taken on yet: rows of one method share a compiled program in a process."""
-    for method in dict.fromkeys(row.method for row in missing if row.method not in mine):
+def _take_method(missing: list[Trial], mine: set[str], claims: contextlib.ExitStack, workdir: Path) -> str | None:
+    """A method whose trials no process has taken on yet: trials of one method share a compiled program in a process."""
+    for method in dict.fromkeys(trial.method for trial in missing if trial.method not in mine):
         with contextlib.ExitStack() as attempt:
             if attempt.enter_context(claim(workdir / "claims" / "methods" / method)):
                 claims.push(attempt.pop_all())  # held until the study ends; others are let go of at once
@@ -98,24 +98,29 @@ def _take_method(missing: list[Row], mine: set[str], claims: contextlib.ExitStac
 
 
 def _try(
-    config: Config, study: StudyConfig, row: Row, results: dict[Row, dict[str, Any]], shared: Shared, workdir: Path
+    config: Config,
+    study: StudyConfig,
+    trial: Trial,
+    results: dict[Trial, dict[str, Any]],
+    shared: Shared,
+    workdir: Path,
 ) -> bool:
-    """Runs a row unless another process does; whether there is news."""
-    with claim(workdir / "claims" / f"{row.method}-{spelled(row.rates, '-')}-{row.seed}") as held:
+    """Runs a trial unless another process does; whether there is news."""
+    with claim(workdir / "claims" / f"{trial.method}-{spelled(trial.rates, '-')}-{trial.seed}") as held:
         if not held:
             return False
-        found = read_result(workdir, row)  # by another process, since it was found missing
+        found = read_result(workdir, trial)  # by another process, since it was found missing
         if found is None:
-            print(f"compare: row {len(results) + 1} of {total_rows(study, results)}: {row}", flush=True)
-            look_closer = row.method in study.main and row.seed == study.seeds_of(row.method)[0]
-            found = run_row(config, row, shared, workdir, look_closer)
-            print(f"compare: {result_line(row, found, study.metric)}", flush=True)
-        results[row] = found
+            print(f"compare: row {len(results) + 1} of {total_trials(study, results)}: {trial}", flush=True)
+            look_closer = trial.method in study.main and trial.seed == study.seeds_of(trial.method)[0]
+            found = run_trial(config, trial, shared, workdir, look_closer)
+            print(f"compare: {result_line(trial, found, study.metric)}", flush=True)
+        results[trial] = found
     return True
 
 
 def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
-    """Keeps the settings that decide what a row finds, or checks that they are those of the work directory.
+    """Keeps the settings that decide what a trial finds, or checks that they are those of the work directory.
 
     Raises:
       ValueError: they differ (named).
@@ -123,7 +128,7 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
     # Where things lie, and what of the study may grow from one call to the next.
     free = {"name", "data.dir", "data.path", "model.path", "model.from_text", "null_space.path", "evaluate.samples"}
     free |= {"data.tokens", "data.prefetch", "data.threads", "train.hang_after", "train.writers", "train.profile"}
-    free |= {"train.method", "train.learning_rate", "train.seed"}  # what rows differ in
+    free |= {"train.method", "train.learning_rate", "train.seed"}  # what trials differ in
     free |= {"train.item_learning_rate"} if study.item_grid else set()
     settings = flatten(absolute(as_json(config)))
     settings = {k: v for k, v in settings.items() if k not in free and not k.startswith("pretrain.")}
@@ -148,7 +153,7 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
 
 @contextlib.contextmanager
 def _kept_programs(folder: Path) -> Iterator[None]:
-    """Compiled programs are kept on disk: rows of one method and learning rate share them, in any process."""
+    """Compiled programs are kept on disk: trials of one method and learning rate share them, in any process."""
     if jax.config.values["jax_compilation_cache_dir"]:  # they are kept elsewhere already
         yield
         return

@@ -1,4 +1,4 @@
-"""What all rows of a study share: data, base model, null spaces, evaluation rows, and what was measured of the base."""
+"""What the trials of a study share: data, base model, null spaces, evaluation rows, and what the base measured."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ class Shared:
       tables: split -> task -> the rows that are measured.
       base: loss of the base model on general text, beside a unigram guess; simple rankers on the test rows.
       width: of the model.
-      programs: that rows have compiled.
+      programs: that trials have compiled.
     """
 
     def __init__(self, config: Config, study: StudyConfig, workdir: Path):

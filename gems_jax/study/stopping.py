@@ -1,4 +1,4 @@
-"""A study ends at once when told, since every row can go on from where it was."""
+"""A study ends at once when told, since every trial can go on from where it was."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""From finished rows to what a study says: chosen learning rates, means, spreads, paired significance."""
+"""From finished trials to what a study says: chosen learning rates, means, spreads, paired significance."""
 
 import json
 import statistics
@@ -13,12 +13,12 @@ from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import metric_of_rows, paired_test
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import Rates, study_methods
-from gems_jax.study.rows import Row, affordable_rates, chosen_rates, rise_allowed, total_rows
+from gems_jax.study.trials import Trial, affordable_rates, chosen_rates, rise_allowed, total_trials
 from gems_jax.training.workdir.files import as_json
 
-Results = Mapping[Row, Mapping[str, Any]]
+Results = Mapping[Trial, Mapping[str, Any]]
 COMPARED = ("ndcg@10", "hit@10")
-# What is known of a row beside its rankings, as ``general/rise``; what of it goes by the machine.
+# What is known of a trial beside its rankings, as ``general/rise``; what of it goes by the machine.
 _COSTS = ("seconds", "processor_seconds", "tune_seconds", "evaluate_seconds", "peak_memory")
 _NUMBERS = (*_COSTS, "optimiser_bytes")
 
@@ -31,26 +31,28 @@ def summarise_study(
     Args:
       config: of the study.
       study: of the study.
-      results: what the finished rows have found.
-      workdir: of the study: its rows' rankings, ``base.json``.
+      results: what the finished trials have found.
+      workdir: of the study: its trials' rankings, ``base.json``.
       command: that made it.
     """
     rates = {name: chosen_rates(study, results, name) for name in study.names()}
-    finals = {name: _final_rows(study, results, name, rate) for name, rate in rates.items()}
+    finals = {name: _final_trials(study, results, name, rate) for name, rate in rates.items()}
     within = {name: affordable_rates(study, results, name) for name in study.names()}
-    affordable = {name: _final_rows(study, results, name, rate) for name, rate in within.items()}
-    shown = {name: [*finals[name], *(row for row in affordable[name] if row not in finals[name])] for name in finals}
+    affordable = {name: _final_trials(study, results, name, rate) for name, rate in within.items()}
+    shown = {
+        name: [*finals[name], *(trial for trial in affordable[name] if trial not in finals[name])] for name in finals
+    }
     rows: list[dict[str, Any]] = [
         {
-            "method": row.method,
-            "learning_rate": row.learning_rate,
-            "item_learning_rate": row.item_learning_rate,
-            "seed": row.seed,
-            "chosen": row in finals[row.method],
+            "method": trial.method,
+            "learning_rate": trial.learning_rate,
+            "item_learning_rate": trial.item_learning_rate,
+            "seed": trial.seed,
+            "chosen": trial in finals[trial.method],
         }
         | _row_numbers(found)
-        for row, found in sorted(results.items())
-        if row.method in finals
+        for trial, found in sorted(results.items())
+        if trial.method in finals
     ]
     summary: dict[str, Any] = {
         "format": 1,
@@ -61,7 +63,7 @@ def summarise_study(
             "methods": list(study.names()), "main": list(study.main), "seeds": study.seeds,
             "rest_seeds": study.rest_seeds, "grid": list(study.grid), "item_grid": list(study.item_grid),
             "metric": study.metric, "valid_rows": study.valid_rows, "reference": study.reference,
-            "budget": study.budget, "rise_allowed": rise_allowed(study, results), "rows": total_rows(study, results),
+            "budget": study.budget, "rise_allowed": rise_allowed(study, results), "rows": total_trials(study, results),
             "finished": len(results),
         },
         "base": _read(workdir / "base.json"),
@@ -70,17 +72,17 @@ def summarise_study(
     }  # fmt: skip
     for name, chosen in rates.items():
         entry: dict[str, Any] = {"name": name, "label": study_methods()[name].label}
-        entry |= _choice(chosen, [results[row] for row in finals[name]])
+        entry |= _choice(chosen, [results[trial] for trial in finals[name]])
         rate = entry["learning_rate"]
         entry["at_edge"] = rate is not None and len(study.grid) > 2 and rate in (min(study.grid), max(study.grid))
-        entry["seeds"] = [row.seed for row in finals[name]]
-        entry["diverged"] = sum("diverged" in results[row] for row in results if row.method == name)
+        entry["seeds"] = [trial.seed for trial in finals[name]]
+        entry["diverged"] = sum("diverged" in results[trial] for trial in results if trial.method == name)
         if finals[name]:
             first = results[finals[name][0]]
             entry |= {"curves": first.get("curves", {}), "spectra": first.get("spectra", {})}
         if affordable[name]:
-            bounded = _choice(within[name], [results[row] for row in affordable[name]])
-            entry["within_budget"] = bounded | {"seeds": [row.seed for row in affordable[name]]}
+            bounded = _choice(within[name], [results[trial] for trial in affordable[name]])
+            entry["within_budget"] = bounded | {"seeds": [trial.seed for trial in affordable[name]]}
         summary["methods"].append(entry)
     tasks = sorted({task for row in rows for task in row.get("test", {})})
     reference = finals.get(study.reference, [])
@@ -93,7 +95,7 @@ def summarise_study(
 
 
 def _choice(rates: Rates | None, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Chosen learning rates and, of the finished rows that they were run with, means and spreads."""
+    """Chosen learning rates and, of the finished trials that they were run with, means and spreads."""
     rate, items = rates or (None, None)
     entry: dict[str, Any] = {"learning_rate": rate, "item_learning_rate": items}
     if found:
@@ -102,12 +104,12 @@ def _choice(rates: Rates | None, found: Sequence[Mapping[str, Any]]) -> dict[str
     return entry
 
 
-def _places(finals: Mapping[str, Sequence[Row]], results: Results) -> list[dict[str, Any]]:
-    """Where and when the final rows were run: circumstances, each once, with the methods and the number of rows."""
+def _places(finals: Mapping[str, Sequence[Trial]], results: Results) -> list[dict[str, Any]]:
+    """Where and when the final trials were run: circumstances, each once, with the methods and the number of trials."""
     places: list[dict[str, Any]] = []
-    for method, rows in finals.items():
-        for row in rows:
-            where = dict(results[row].get("circumstances", {}))
+    for method, trials in finals.items():
+        for trial in trials:
+            where = dict(results[trial].get("circumstances", {}))
             known = next((place for place in places if place["where"] == where), None)
             if known is None:
                 known = {"where": where, "methods": [], "rows": 0}
@@ -118,18 +120,18 @@ def _places(finals: Mapping[str, Sequence[Row]], results: Results) -> list[dict[
     return places
 
 
-def _final_rows(study: StudyConfig, results: Results, method: str, rates: Rates | None) -> list[Row]:
+def _final_trials(study: StudyConfig, results: Results, method: str, rates: Rates | None) -> list[Trial]:
     if rates is None:
         return []
-    rows = [Row(method, rates[0], seed, rates[1]) for seed in study.seeds_of(method)]
-    return [row for row in rows if "test" in results.get(row, {})]
+    trials = [Trial(method, rates[0], seed, rates[1]) for seed in study.seeds_of(method)]
+    return [trial for trial in trials if "test" in results.get(trial, {})]
 
 
 def _row_numbers(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's numbers, without curves and settings; the layers' output shifts as their mean."""
+    """A trial's numbers, without curves and settings; the layers' output shifts as their mean."""
     kept = {key: found[key] for key in ("diverged", "resumed", *_NUMBERS) if key in found}
     for split in ("valid", "test"):
-        if split in found:  # the released code's variants stay with the row
+        if split in found:  # the released code's variants stay with the trial
             kept[split] = {
                 task: {name: value for name, value in values.items() if not name.startswith("released_")}
                 for task, values in found[split].items()
@@ -142,7 +144,7 @@ def _row_numbers(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _costs(found: Sequence[Mapping[str, Any]]) -> tuple[dict[str, dict[str, float | None]], str]:
-    """Times and memory, over the rows that ran where most of a method's did; and where that was."""
+    """Times and memory, over the trials that ran where most of a method's did; and where that was."""
     places = [(where.get("machine"), where.get("device")) for where in (one.get("circumstances", {}) for one in found)]
     most = statistics.mode(places)
     there = [one for one, place in zip(found, places, strict=True) if place == most]
@@ -179,8 +181,8 @@ def spread(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | N
 
 def add_significance(
     entries: Mapping[str, dict[str, Any]],
-    finals: Mapping[str, Sequence[Row]],
-    reference_rows: Sequence[Row],
+    finals: Mapping[str, Sequence[Trial]],
+    reference_trials: Sequence[Trial],
     tasks: Sequence[str],
     workdir: Path,
 ) -> None:
@@ -191,16 +193,18 @@ def add_significance(
     other users would have shown the same, for models such as these; how much models differ by seed is the standard
     deviation beside it. The p-values of all methods for a task and metric are corrected by Holm (1979).
     """
-    reference = {row.seed: row for row in reference_rows}
+    reference = {trial.seed: trial for trial in reference_trials}
     for task in tasks:
         for metric in COMPARED:
             tested: list[dict[str, Any]] = []
             for name, entry in entries.items():
-                own = {row.seed: row for row in finals[name]}
+                own = {trial.seed: trial for trial in finals[name]}
                 seeds = sorted(set(own) & set(reference))
                 if not seeds:
                     continue
-                (a, users), (b, _) = (_mean_of_rows(rows, seeds, task, metric, workdir) for rows in (own, reference))
+                (a, users), (b, _) = (
+                    _mean_of_rows(trials, seeds, task, metric, workdir) for trials in (own, reference)
+                )
                 found = paired_test(a, b, users)._asdict() | {"seeds": len(seeds)}
                 entry.setdefault("against", {})[f"{task}/{metric}"] = found
                 tested.append(found)
@@ -209,12 +213,12 @@ def add_significance(
 
 
 def _mean_of_rows(
-    rows: Mapping[int, Row], seeds: Sequence[int], task: str, metric: str, workdir: Path
+    trials: Mapping[int, Trial], seeds: Sequence[int], task: str, metric: str, workdir: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """A metric of each test row, its mean over seeds, and the row's user."""
     values, users = [], np.zeros(0)
     for seed in seeds:
-        rankings = load_rankings(rows[seed].folder(workdir) / f"ranking_{task}.npz")
+        rankings = load_rankings(trials[seed].folder(workdir) / f"ranking_{task}.npz")
         values.append(metric_of_rows(rankings, metric))
         users = rankings["user_ids"]
     return np.mean(values, axis=0), users

@@ -7,7 +7,7 @@ from typing import Any
 from gems_jax.report.results import task_label
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import REFERENCE, Rates, study_methods
-from gems_jax.study.rows import spelled
+from gems_jax.study.trials import spelled
 
 _SHOWN = ("ndcg@10", "hit@10")
 _RANKERS = {"popularity": "popularity", "co-occurrence": "item co-occurrence", "BM25": "BM25"}

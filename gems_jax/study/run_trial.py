@@ -1,4 +1,4 @@
-"""One row of a study: tuned, measured, written down."""
+"""One trial of a study: tuned, measured, written down."""
 
 import contextlib
 import gc
@@ -18,9 +18,9 @@ from gems_jax.evaluation.evaluate import evaluate_ranking
 from gems_jax.study.curves import curves
 from gems_jax.study.measure import circumstances, peak_memory, reset_peak_memory
 from gems_jax.study.methods import configured
-from gems_jax.study.rows import Row, write_result
 from gems_jax.study.shared import Shared
 from gems_jax.study.spectra import gradient_spectra
+from gems_jax.study.trials import Trial, write_result
 from gems_jax.training.build import token_roles
 from gems_jax.training.optimiser.build import make_optimiser
 from gems_jax.training.stages import Material
@@ -29,14 +29,14 @@ from gems_jax.training.tune import tune
 from gems_jax.training.workdir.files import Log, as_json
 
 
-def run_row(config: Config, row: Row, shared: Shared, workdir: Path, spectra: bool) -> dict[str, Any]:
-    """Tunes a row, or goes on with it, and writes its ``result.json`` last.
+def run_trial(config: Config, trial: Trial, shared: Shared, workdir: Path, spectra: bool) -> dict[str, Any]:
+    """Tunes a trial, or goes on with it, and writes its ``result.json`` last.
 
-    The checkpoints of a finished row are removed; rankings of the test rows, metrics and the log stay.
+    The checkpoints of a finished trial are removed; rankings of the test rows, metrics and the log stay.
 
     Args:
       config: of the study.
-      row: what to run.
+      trial: what to run.
       shared: of the study.
       workdir: of the study.
       spectra: whether those of gradients are looked at, too.
@@ -48,8 +48,8 @@ def run_row(config: Config, row: Row, shared: Shared, workdir: Path, spectra: bo
       Stopped: after a signal; run it again to go on.
       ValueError: options that cannot be.
     """
-    run = configured(config, row.method, row.rates, row.seed, shared.width)
-    folder = row.folder(workdir)
+    run = configured(config, trial.method, trial.rates, trial.seed, shared.width)
+    folder = trial.folder(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     begin, processor = time.perf_counter(), time.process_time()
     can_measure = reset_peak_memory()
@@ -84,7 +84,7 @@ def run_row(config: Config, row: Row, shared: Shared, workdir: Path, spectra: bo
         "circumstances": circumstances(),
         "config": as_json(run),
     }
-    write_result(workdir, row, result)
+    write_result(workdir, trial, result)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     gc.collect()
     return result
@@ -121,7 +121,7 @@ def optimiser_bytes(config: Config, material: Material, null_space: Any) -> int:
 
 
 def _first_batch(config: Config, material: Material) -> dict[str, Any]:
-    """Arrays of training, the same for every row of a seed."""
+    """Arrays of training, the same for every trial of a seed."""
     tables = {task: material.dataset.table("train", task) for task in material.dataset.tasks}
     encoded = {task: material.encode(config, table) for task, table in tables.items()}
     roles: dict[str, Any] = token_roles(material.model)
@@ -135,16 +135,16 @@ def _refused(folder: Path) -> bool:
     return bool(lines) and any(name.startswith("refused/") for name in lines[-1])
 
 
-def result_line(row: Row, result: Mapping[str, Any], metric: str) -> str:
-    """What a person is told when a row is finished.
+def result_line(trial: Trial, result: Mapping[str, Any], metric: str) -> str:
+    """What a person is told when a trial is finished.
 
     Example:
       >>> result = {"seconds": 93.4, "valid": {"rec": {"ndcg@10": 0.25}}, "general": {"rise": 0.51}}
-      >>> result_line(Row("gems", 3e-3, 0), result, "ndcg@10")
+      >>> result_line(Trial("gems", 3e-3, 0), result, "ndcg@10")
       'gems, learning rate 0.003, seed 0: valid ndcg@10 rec 0.250, general loss +0.510, 93 s'
     """
     if "valid" not in result:
-        return f"{row}: diverged, {result['seconds']:.0f} s"
+        return f"{trial}: diverged, {result['seconds']:.0f} s"
     tasks = " ".join(f"{task} {found[metric]:.3f}" for task, found in result["valid"].items())
     rise = result["general"]["rise"]
-    return f"{row}: valid {metric} {tasks}, general loss {rise:+.3f}, {result['seconds']:.0f} s"
+    return f"{trial}: valid {metric} {tasks}, general loss {rise:+.3f}, {result['seconds']:.0f} s"

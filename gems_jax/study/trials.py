@@ -1,4 +1,4 @@
-"""The rows of a study: which are wanted, where they lie, what they found."""
+"""The trials of a study: which are wanted, where they lie, what they found."""
 
 import dataclasses
 import itertools
@@ -14,11 +14,11 @@ from gems_jax.staging import write_json
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import Rates
 
-Results = Mapping["Row", Mapping[str, Any]]
+Results = Mapping["Trial", Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class Row:
+class Trial:
     """One run of a study: a method with a learning rate of kernels, a seed and, if it is tried, a rate of item rows."""
 
     method: str
@@ -35,9 +35,9 @@ class Row:
         """Where the run lies.
 
         Example:
-          >>> Row("gems", 3e-3, 1).folder(Path("study")).as_posix()
+          >>> Trial("gems", 3e-3, 1).folder(Path("study")).as_posix()
           'study/runs/gems/0.003/1'
-          >>> Row("gems", 3e-3, 1, 1e-2).folder(Path("study")).as_posix()
+          >>> Trial("gems", 3e-3, 1, 1e-2).folder(Path("study")).as_posix()
           'study/runs/gems/0.003-0.01/1'
         """
         return workdir / "runs" / self.method / spelled(self.rates, "-") / str(self.seed)
@@ -56,13 +56,13 @@ def spelled(rates: Rates, between: str = ", items ") -> str:
     return between.join(f"{rate:g}" for rate in rates if rate is not None)
 
 
-def read_result(workdir: Path, row: Row) -> dict[str, Any] | None:
-    """What a finished row has found; ``None`` where it is not finished.
+def read_result(workdir: Path, trial: Trial) -> dict[str, Any] | None:
+    """What a finished trial has found; ``None`` where it is not finished.
 
     Raises:
       ValueError: the file is damaged.
     """
-    path = row.folder(workdir) / "result.json"
+    path = trial.folder(workdir) / "result.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -71,9 +71,9 @@ def read_result(workdir: Path, row: Row) -> dict[str, Any] | None:
         raise ValueError(f"{path} is damaged: remove it, and the row is run again") from None
 
 
-def write_result(workdir: Path, row: Row, result: Mapping[str, Any]) -> None:
-    """Says that a row is finished."""
-    write_json(row.folder(workdir) / "result.json", dict(result))
+def write_result(workdir: Path, trial: Trial, result: Mapping[str, Any]) -> None:
+    """Says that a trial is finished."""
+    write_json(trial.folder(workdir) / "result.json", dict(result))
 
 
 def validation_score(result: Mapping[str, Any], metric: str) -> float:
@@ -114,11 +114,11 @@ def _budget_trials(study: StudyConfig, results: Results, method: str) -> tuple[l
         return [], False
     tried = []
     for rates in _by_score(study, results, method):
-        rows = _seed_rows(study, method, rates)
-        if mean_rise(results, rows[:1]) > allowed:
+        trials = _seed_trials(study, method, rates)
+        if mean_rise(results, trials[:1]) > allowed:
             continue
         tried.append(rates)
-        if any(row not in results for row in rows) or mean_rise(results, rows) <= allowed:
+        if any(trial not in results for trial in trials) or mean_rise(results, trials) <= allowed:
             return tried, True
     return tried, False
 
@@ -131,47 +131,47 @@ def rise_allowed(study: StudyConfig, results: Results) -> float | None:
     """
     if study.budget is None or (rates := chosen_rates(study, results, study.reference)) is None:
         return None
-    rows = _seed_rows(study, study.reference, rates)
-    return study.budget * mean_rise(results, rows) if all(row in results for row in rows) else None
+    trials = _seed_trials(study, study.reference, rates)
+    return study.budget * mean_rise(results, trials) if all(trial in results for trial in trials) else None
 
 
-def mean_rise(results: Results, rows: Sequence[Row]) -> float:
-    """Of the loss on general text, over the rows that did not diverge."""
-    return float(np.mean([results[row]["general"]["rise"] for row in rows if "general" in results[row]]))
+def mean_rise(results: Results, trials: Sequence[Trial]) -> float:
+    """Of the loss on general text, over the trials that did not diverge."""
+    return float(np.mean([results[trial]["general"]["rise"] for trial in trials if "general" in results[trial]]))
 
 
 def _by_score(study: StudyConfig, results: Results, method: str) -> list[Rates]:
     """The learning rates of a finished grid that did not diverge, best first; none of an unfinished one."""
-    grid = [Row(method, rate, study.seeds_of(method)[0], items) for rate, items in study.rates()]
-    if any(row not in results for row in grid):
+    grid = [Trial(method, rate, study.seeds_of(method)[0], items) for rate, items in study.rates()]
+    if any(trial not in results for trial in grid):
         return []
-    scores = {row.rates: validation_score(results[row], study.metric) for row in grid}
+    scores = {trial.rates: validation_score(results[trial], study.metric) for trial in grid}
     return sorted((rates for rates, score in scores.items() if score > -np.inf), key=lambda rates: -scores[rates])
 
 
-def _seed_rows(study: StudyConfig, method: str, rates: Rates) -> list[Row]:
-    return [Row(method, rates[0], seed, rates[1]) for seed in study.seeds_of(method)]
+def _seed_trials(study: StudyConfig, method: str, rates: Rates) -> list[Trial]:
+    return [Trial(method, rates[0], seed, rates[1]) for seed in study.seeds_of(method)]
 
 
-def wanted_rows(study: StudyConfig, results: Results) -> list[Row]:
-    """The rows known to be wanted, in the order they are run: main methods first, each kind's grid before its seeds.
+def wanted_trials(study: StudyConfig, results: Results) -> list[Trial]:
+    """The trials known to be wanted, in the order they are run: main methods first, each kind's grid before its seeds.
 
     The seeds of a method appear when its grid is finished, those within the budget behind them.
     """
-    rows: list[Row] = []
+    trials: list[Trial] = []
     names = study.names()
     for group in ([n for n in names if n in study.main], [n for n in names if n not in study.main]):
-        rows += [Row(name, rate, study.seeds_of(name)[0], items) for name in group for rate, items in study.rates()]
+        trials += [Trial(name, rate, study.seeds_of(name)[0], items) for name in group for rate, items in study.rates()]
         chosen = [(name, _by_score(study, results, name)[:1]) for name in group]
         tried = [(name, _budget_trials(study, results, name)[0]) for name in group]
         for kind in (chosen, tried):
-            kept = [_seed_rows(study, name, rates)[1:] for name, found in kind for rates in found]
+            kept = [_seed_trials(study, name, rates)[1:] for name, found in kind for rates in found]
             # Seed after seed, each with all methods.
-            rows += [row for turn in itertools.zip_longest(*kept) for row in turn if row is not None]
-    return list(dict.fromkeys(rows))
+            trials += [trial for turn in itertools.zip_longest(*kept) for trial in turn if trial is not None]
+    return list(dict.fromkeys(trials))
 
 
-def total_rows(study: StudyConfig, results: Results = MappingProxyType({})) -> int:
+def total_trials(study: StudyConfig, results: Results = MappingProxyType({})) -> int:
     """Rows of the whole study, as far as it is known: what a budget adds shows when the grids are finished."""
     total = sum(len(study.rates()) + len(study.seeds_of(name)) - 1 for name in study.names())
     for name in study.names():
