@@ -47,7 +47,6 @@ from result_file import circumstances, write
 import gems_jax as gj
 from gems_jax.ranking.beam_search import beam_search
 from gems_jax.ranking.candidate_tries import build_candidate_tries
-from gems_jax.ranking.t5_beams import T5Beams
 from gems_jax.ranking.token_logits import TokenLogits
 from gems_jax.ranking.trie import Pick, Rest, Trie, build_trie, catalogue_of
 
@@ -74,7 +73,7 @@ def floor(model: gj.models.T5, inputs: dict[str, np.ndarray], passes: tuple[tupl
     @jax.jit
     def bare(state: Any, inputs: dict[str, jax.Array], tokens: list[jax.Array]) -> Any:
         model = nnx.merge(graph, state)
-        first, memory = T5Beams.start(model, inputs)
+        first, memory = model.start_beams(inputs)
         found = [first]
         for ids in tokens:
             memory = memory.take(jnp.zeros(ids.shape[:2], jnp.int32))

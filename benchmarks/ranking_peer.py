@@ -12,7 +12,7 @@ import transformers
 from ranking_device import peer_device
 
 import gems_jax as gj
-from gems_jax.models.hf.load_save import FAMILIES
+from gems_jax.models.registry import FAMILIES
 
 
 def models(args: argparse.Namespace, added: int) -> tuple[Any, gj.models.T5]:

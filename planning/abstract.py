@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from gems_jax.models import DecoderConfig
+from gems_jax.data.batching.layouts import LAYOUTS
+from gems_jax.models.registry import FAMILIES
 from gems_jax.null_space.directions import Factor
 from gems_jax.null_space.moment_pass import kernel_specs
 from gems_jax.null_space.space import NullSpace, Side
@@ -65,10 +66,7 @@ def batch_lengths(model_config: Any, length: int) -> dict[str, int]:
       model_config: a `T5Config` or `DecoderConfig`.
       length: of inputs.
     """
-    if isinstance(model_config, DecoderConfig):
-        return dict.fromkeys(("input_ids", "attention_mask", "labels", "label_mask"), length)
-    inputs = {"input_ids": length, "attention_mask": length}
-    return inputs | dict.fromkeys(("decoder_input_ids", "labels", "label_mask"), ANSWER)
+    return LAYOUTS[FAMILIES[model_config.model_type].model.layout].columns(length, ANSWER)
 
 
 def abstract_null_space(

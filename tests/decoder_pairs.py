@@ -10,8 +10,8 @@ import transformers
 
 from gems_jax.models.decoder.hf import read_config
 from gems_jax.models.decoder.model import Decoder
-from gems_jax.models.hf.load_save import FAMILIES
 from gems_jax.models.params import param_shapes
+from gems_jax.models.registry import FAMILIES
 
 _SIZES = {
     "vocab_size": 61,

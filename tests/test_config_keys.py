@@ -17,8 +17,8 @@ from tiny import cheap_compilation
 
 from gems_jax.models import T5, T5Config, from_config, load, save
 from gems_jax.models.config_options import NO_EFFECT
-from gems_jax.models.hf.load_save import FAMILIES
 from gems_jax.models.params import param_shapes
+from gems_jax.models.registry import FAMILIES
 
 V = 40
 T5_SIZES = {"vocab_size": V, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4}

@@ -207,7 +207,7 @@ def plain_batch(table, rows, length, pad, end, start):
     for row in rows:
         prompt = table.tokens_of(row).tolist() if row >= 0 else []
         answer = [*(t for t in table.target_tokens[row].tolist() if t >= 0), end] if row >= 0 else []
-        if table.family == "decoder":
+        if table.layout == "decoder":
             tokens = prompt + answer
             put("input_ids", tokens, length, pad)
             put("attention_mask", [1] * len(tokens), length, 0)
@@ -223,15 +223,15 @@ def plain_batch(table, rows, length, pad, end, start):
     return {name: np.asarray(values) for name, values in result.items() if len(values)}
 
 
-@pytest.mark.parametrize("family", ["encoder_decoder", "decoder"])
+@pytest.mark.parametrize("layout", ["encoder_decoder", "decoder"])
 @pytest.mark.parametrize("width", [1, 3])
-def test_batches_of_both_families_are_those_of_a_loop_over_rows(family, width):
+def test_batches_of_both_layouts_are_those_of_a_loop_over_rows(layout, width):
     lengths = lengths_of(30, high=9)
     rng = np.random.default_rng(0)
     targets = rng.integers(200, 300, (30, width))
     targets[np.arange(width) >= rng.integers(1, width + 1, (30, 1))] = -1
-    base = encoded("a", lengths, family=family)
-    table = EncodedTable("a", base.tokens, base.offsets, targets.astype(np.int32), family=family)
+    base = encoded("a", lengths, layout=layout)
+    table = EncodedTable("a", base.tokens, base.offsets, targets.astype(np.int32), layout=layout)
     rows = np.array([3, -1, 29, 0, 7, -1, 3])
     found = make_batch(table, rows, 14, pad_token_id=7, eos_token_id=8, decoder_start_token_id=9)
     same(plain_batch(table, rows, 14, 7, 8, 9), found)
@@ -241,7 +241,7 @@ def test_batches_of_both_families_are_those_of_a_loop_over_rows(family, width):
 def test_a_decoders_labels_are_the_tokens_that_follow(words):
     tokenizer, items = words
     table = Table.from_rows("rec", [Row("a", [1, 2], 3), Row("b", [4], 5)])
-    result = encode_table(table, tokenizer, items, "history: {history} next:", 24, family="decoder")
+    result = encode_table(table, tokenizer, items, "history: {history} next:", 24, layout="decoder")
     batch = make_batch(result, np.arange(2), 24, eos_token_id=tokenizer.eos_token_id)
     for row in range(2):
         ids = batch["input_ids"][row]
@@ -267,8 +267,8 @@ def test_a_decoders_prompt_begins_as_its_tokenizer_begins_texts(words):
             ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
             return {"input_ids": [2, *ids] if add_special_tokens else ids}
 
-    plain = encode_table(table, tokenizer, items, "next: {history}", 24, family="decoder")
-    begun = encode_table(table, Beginning(), items, "next: {history}", 24, family="decoder")
+    plain = encode_table(table, tokenizer, items, "next: {history}", 24, layout="decoder")
+    begun = encode_table(table, Beginning(), items, "next: {history}", 24, layout="decoder")
     assert begun.tokens_of(0).tolist() == [2, *plain.tokens_of(0).tolist()]
     encoder = encode_table(table, Beginning(), items, "next: {history}", 24)
     assert encoder.tokens_of(0).tolist() == [*plain.tokens_of(0).tolist(), tokenizer.eos_token_id]
@@ -283,11 +283,11 @@ def test_prompts_of_any_items_and_lengths_are_those_of_a_loop(words, data):
     rows = [Row("u", data.draw(histories), 3, data.draw(queries)) for _ in range(data.draw(st.integers(1, 6)))]
     rows.append(Row("u", [1], 2, "tea"))
     table = Table.from_rows("src", rows)
-    family = data.draw(st.sampled_from(["encoder_decoder", "decoder"]))
+    layout = data.draw(st.sampled_from(["encoder_decoder", "decoder"]))
     fixed = tokenizer("for:", add_special_tokens=False)["input_ids"]
     room = data.draw(st.integers(3, 20))
     found = encode_table(
-        table, tokenizer, items, "for: {query} {history}", len(fixed) + room + (1 if family[0] == "e" else 4), family
+        table, tokenizer, items, "for: {query} {history}", len(fixed) + room + (1 if layout[0] == "e" else 4), layout
     )
     dropped = clipped = 0
     for row, (_, history, _, query, _) in enumerate(rows):
@@ -298,17 +298,17 @@ def test_prompts_of_any_items_and_lengths_are_those_of_a_loop(words, data):
         while len(fits) + sum(map(len, tokens)) > room:
             tokens.pop(0)
             dropped += 1
-        end = [tokenizer.eos_token_id] if family[0] == "e" else []
+        end = [tokenizer.eos_token_id] if layout[0] == "e" else []
         assert found.tokens_of(row).tolist() == fixed + fits + sum(tokens, []) + end
     assert (found.dropped_items, found.clipped_queries) == (dropped, clipped)
-    assert found.lengths_in_batch().max() <= len(fixed) + room + (1 if family[0] == "e" else 4)
+    assert found.lengths_in_batch().max() <= len(fixed) + room + (1 if layout[0] == "e" else 4)
 
 
 def test_items_and_families_that_do_not_fit_are_errors(words):
     tokenizer, items = words
     table = Table.from_rows("rec", [Row("a", [1, 2], 3)])
-    with pytest.raises(ValueError, match="family must be one of encoder_decoder, decoder, got 'llama'"):
-        encode_table(table, tokenizer, items, "{history}", 24, family="llama")
+    with pytest.raises(ValueError, match="layout must be one of encoder_decoder, decoder, got 'llama'"):
+        encode_table(table, tokenizer, items, "{history}", 24, layout="llama")
     with pytest.raises(ValueError, match=r"item 0 has tokens \[-1, 3\]"):
         encode_table(table, tokenizer, np.array([[-1, 3]]), "{history}", 24)
     with pytest.raises(ValueError, match=r"shape \(2, 2, 2\)"):
@@ -316,9 +316,9 @@ def test_items_and_families_that_do_not_fit_are_errors(words):
     with pytest.raises(ValueError, match="one item must fit"):
         encode_table(table, tokenizer, items, "{history}", 3)
     with pytest.raises(ValueError, match="a prompt and its answer have 5 tokens, more than the batch's 4"):
-        make_batch(encoded("a", [3], family="decoder"), np.array([0]), 4)
-    mixed = {"a": encoded("a", [3]), "b": encoded("b", [3], family="decoder")}
-    with pytest.raises(ValueError, match="different families, \\['decoder', 'encoder_decoder'\\]"):
+        make_batch(encoded("a", [3], layout="decoder"), np.array([0]), 4)
+    mixed = {"a": encoded("a", [3]), "b": encoded("b", [3], layout="decoder")}
+    with pytest.raises(ValueError, match="different layouts, \\['decoder', 'encoder_decoder'\\]"):
         task_batches(mixed, 1, 8, 0)
     with pytest.raises(ValueError, match=r"target_tokens has shape \(2,\)|expected \[R, L\]"):
         EncodedTable("a", np.zeros(3, np.int32), np.array([0, 3]), np.zeros(2, np.int32))
@@ -428,7 +428,7 @@ def test_a_table_is_encoded_once_and_mapped_from_files_then(words, tmp_path, mon
         assert not table.tokens.flags.owndata
         for name in ("tokens", "offsets", "target_tokens"):
             np.testing.assert_array_equal(getattr(table, name), getattr(wanted, name))
-        assert (table.task, table.family) == ("src", "encoder_decoder")
+        assert (table.task, table.layout) == ("src", "encoder_decoder")
     assert len(list(tmp_path.iterdir())) == 1
     copy = pickle.loads(pickle.dumps(again))
     assert copy.folder == again.folder

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import json
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -14,13 +15,13 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from gems_jax.config.run import Config, NullSpaceConfig, TextConfig
+from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.raw import raw_batch
 from gems_jax.data.text.general_text import read_lines, token_stream
 from gems_jax.data.text.small_tokenizer import sentinel_ids, train_tokenizer
 from gems_jax.data.text.span_corruption import heldout_batches, num_chunks, span_corruption_batch, span_lengths
 from gems_jax.training import stages
 from gems_jax.training.pretrain import heldout_text
-from gems_jax.training.text import text_batches
 
 SENTINELS = list(range(999, 899, -1))
 
@@ -242,11 +243,10 @@ def test_calibration_and_drift_read_the_field_that_the_configuration_names(tmp_p
         null_space=NullSpaceConfig(path=str(tmp_path / "null_space"), batch_size=2, batches=16),
     )
     tokens = token_stream([f"the value of number {n}" for n in range(20)], tokenizer)
-    wanted = list(text_batches(tokens, tokenizer, "encoder_decoder", 2, 16, 16))
+    wanted = list(LAYOUTS["encoder_decoder"].text_batches(tokens, tokenizer, 2, 16, 16))
     seen = []
     monkeypatch.setattr(stages, "estimate_null_space", lambda model, batches, **_: seen.append(batches) or MagicMock())
-    monkeypatch.setattr(stages, "family_of", lambda model: "encoder_decoder")
-    stages.calibrate(config, object(), tokenizer)
+    stages.calibrate(config, SimpleNamespace(layout="encoder_decoder"), tokenizer)
     for batches in (heldout_text(tokenizer, config), seen[0]):
         for one, other in zip(batches, wanted, strict=True):
             np.testing.assert_array_equal(one["input_ids"], other["input_ids"])

@@ -17,8 +17,8 @@ from tiny import cheap_compilation
 from gems_jax.evaluation.drift import general_drift, general_loss, read_shift
 from gems_jax.evaluation.output_shift import OutputShift
 from gems_jax.models import T5, T5Config
-from gems_jax.models.hf.load_save import FAMILIES
 from gems_jax.models.params import params_of
+from gems_jax.models.registry import FAMILIES
 
 V, N = 20, 7
 SIZES: dict[str, Any] = {

@@ -211,13 +211,11 @@ def measured_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[i
         whole = Dataset("shop", made.items, training | {("test", task): table for task, table in tables.items()})
         found = {task: summarise(table, np.tile(np.arange(20), (6, 1)), samples=0) for task, table in tables.items()}
         general = {"loss": 4.5, "base_loss": 4.0}
-        for name, value in (
-            ("evaluate_ranking", found), ("general_drift", general), ("heldout_text", []), ("family_of", "decoder"),
-        ):  # fmt: skip
+        for name, value in (("evaluate_ranking", found), ("general_drift", general), ("heldout_text", [])):
             monkeypatch.setattr(measuring, name, lambda *args, value=value, **options: value)
         material = SimpleNamespace(dataset=whole, items=None, tokenizer=None, model=None, encode=lambda *args: None)
         config = Config(evaluate=EvaluateConfig(samples=0))
-        return measuring.evaluate(config, material, None, None, tmp_path)
+        return measuring.evaluate(config, material, SimpleNamespace(layout="decoder"), None, tmp_path)
 
     return run
 

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models
 
 from gems_jax.items import add_item_tokens, grow
 from gems_jax.models import T5, T5Config, from_config, load, save
-from gems_jax.models.hf.load_save import FAMILIES
+from gems_jax.models.registry import FAMILIES
 
 V = 40
 CONFIG = T5Config(

@@ -20,6 +20,8 @@ from gems_jax.ranking.interactive import check_task, history_of, top_items
 from gems_jax.ranking.rank_items import rank_items
 
 WORDS = ["<pad>", "</s>", "<unk>", "history", "red", "shoe", "find"]
+# Where ranking itself is replaced.
+NO_MODEL = types.SimpleNamespace(layout=T5.layout)
 TEMPLATES = {None: "history {history}", "red shoe": "find {query} history {history}"}
 
 
@@ -132,10 +134,10 @@ def test_a_prompt_holds_the_newest_events_and_no_known_item_is_recommended(
     monkeypatch.setattr(interactive, "encode_table", encode)
     monkeypatch.setattr(interactive, "rank_items", rank)
     items = ItemIndex(np.arange(60)[:, None])
-    found = top_items(None, None, dataset, items, "{history}", 20, user="ann", k=4)
+    found = top_items(NO_MODEL, None, dataset, items, "{history}", 20, user="ann", k=4)
     assert prompts == [[44, 45, 46, 47, 48, 49]]
     assert [one.item_id for one in found] == ["B50", "B51", "B52", "B53"]
-    searched = top_items(None, tokenizer, dataset, items, "{query}", 20, user="ann", query="shoe", k=2)
+    searched = top_items(NO_MODEL, tokenizer, dataset, items, "{query}", 20, user="ann", query="shoe", k=2)
     assert [(one.item_id, one.known) for one in searched] == [("B0", True), ("B1", True)]
 
 
@@ -171,7 +173,7 @@ def test_a_query_whose_end_is_cut_off_is_told(
     said: list[str] = []
     for query in ("red shoe", "red shoe " * 20, "\U0001f389"):
         items = (tokenizer, dataset, ITEMS, TEMPLATES["red shoe"], 20)
-        top_items(None, *items, user="ann", query=query, k=2, say=said.append)
+        top_items(NO_MODEL, *items, user="ann", query=query, k=2, say=said.append)
     assert said == [
         "the query is too long for items.max_length 20: its end is cut off and not searched for",
         "the model's tokenizer knows none of the characters of '\U0001f389': all such queries are one to it",

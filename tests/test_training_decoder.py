@@ -14,10 +14,10 @@ import gems_jax as gj
 from gems_jax import cli
 from gems_jax.config.run import Config
 from gems_jax.data.text.general_text import read_lines
+from gems_jax.data.text.next_token import next_token_batches
 from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.training.losses import task_loss
-from gems_jax.training.text import causal_batches
 from gems_jax.training.trainable import split_model
 
 QWEN3 = {
@@ -123,7 +123,7 @@ def test_a_tasks_loss_is_the_mean_over_the_answers_tokens(model, vocabulary, col
 
 
 def test_general_loss_of_a_decoder_is_that_of_the_next_token(model):
-    (batch,) = causal_batches(np.random.default_rng(0).integers(2, 20, 23), 4, 6)
+    (batch,) = next_token_batches(np.random.default_rng(0).integers(2, 20, 23), 4, 6)
     logits = np.asarray(model(batch["input_ids"]), np.float64)[:, :-1]
     following = batch["input_ids"][:3, 1:]
     for width, name in ((20, "loss"), (26, "loss_full")):
@@ -135,13 +135,15 @@ def test_general_loss_of_a_decoder_is_that_of_the_next_token(model):
     assert found["tokens"] == following.size
 
 
-def test_batches_of_the_other_family_are_refused(model):
+def test_batches_of_the_other_layout_are_refused(model):
     t5 = gj.models.T5.create(
         gj.models.T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=2),
         jax.random.key(0),
     )
-    (batch,) = causal_batches(np.arange(2, 14), 2, 6)
-    with pytest.raises(ValueError, match="batch 0: a T5 needs decoder_input_ids; .*another family"):
+    (batch,) = next_token_batches(np.arange(2, 14), 2, 6)
+    with pytest.raises(
+        ValueError, match="batch 0: a T5 needs decoder_input_ids; .*another layout than 'encoder_decoder'"
+    ):
         general_loss(t5, [batch])
 
 
@@ -149,7 +151,7 @@ def test_options_that_decoders_do_not_have_are_refused(tuned, tmp_path, capsys):
     _, argv = tuned
     run = tmp_path / "run"
     assert gems_jax("train", *argv, "--train.dropout", 0.1, "--workdir", run) == cli.EXIT_BAD_INPUT
-    assert "decoders have no dropout" in capsys.readouterr().err
+    assert "a Decoder has no dropout" in capsys.readouterr().err
     assert not run.exists()
 
 

@@ -18,13 +18,13 @@ from flax import nnx
 import gems_jax as gj
 from gems_jax.config.metric_names import check_metric
 from gems_jax.config.run import Config, MeshConfig, TrainConfig
+from gems_jax.data.text.next_token import next_token_batches
 from gems_jax.training.callbacks import Callback
 from gems_jax.training.distributed.mesh import make_mesh, spec_of
 from gems_jax.training.distributed.signals import StopSignals
 from gems_jax.training.distributed.watchdog import Watchdog
 from gems_jax.training.early_stopping import Best
 from gems_jax.training.monitoring import progress as progress_module
-from gems_jax.training.monitoring.flops import model_flops
 from gems_jax.training.monitoring.metric_log import MetricLogger, StepInFlight
 from gems_jax.training.monitoring.profile import Profile
 from gems_jax.training.monitoring.progress import Progress
@@ -34,7 +34,6 @@ from gems_jax.training.optimiser.clipping import clip_tasks
 from gems_jax.training.optimiser.guard import last_finite, refuse_not_finite
 from gems_jax.training.optimiser.rates import schedule
 from gems_jax.training.optimiser.rounding import apply_updates, round_stochastically
-from gems_jax.training.text import causal_batches
 from gems_jax.training.workdir.files import Log
 
 GRADS = {"w": jnp.array([[3.0, 4.0], [0.6, 0.8]]), "b": jnp.array([[12.0], [0.0]])}
@@ -360,11 +359,11 @@ def test_a_models_operations_are_six_for_each_parameter_and_token():
     encoder, cross = 2 * (4 * 64 + 3 * 128), 2 * 64
     decoder = 8 * 64 + 3 * 128 - cross
     expected = 6 * (100 * (encoder + cross) + 10 * (decoder + 50 * 8)) + 12 * 8 * 20 * (2 * 100 + 10)
-    assert model_flops(model, 100, 10, 20) == expected
+    assert model.flops(100, 10, 20) == expected
 
 
 def test_text_for_decoders_is_cut_into_chunks_that_begin_as_the_model_expects():
-    batches = list(causal_batches(np.arange(10, 31), 2, 6, bos_token_id=1))
+    batches = list(next_token_batches(np.arange(10, 31), 2, 6, bos_token_id=1))
     assert [batch["input_ids"].tolist() for batch in batches] == [
         [[1, 10, 11, 12, 13, 14], [1, 15, 16, 17, 18, 19]],
         [[1, 20, 21, 22, 23, 24], [1, 25, 26, 27, 28, 29]],
@@ -372,9 +371,9 @@ def test_text_for_decoders_is_cut_into_chunks_that_begin_as_the_model_expects():
     first = batches[0]
     assert first["labels"][0].tolist() == [10, 11, 12, 13, 14, 0]
     assert first["label_mask"][0].tolist() == [1, 1, 1, 1, 1, 0]
-    (padded,) = causal_batches(np.arange(10, 24), 4, 6)
+    (padded,) = next_token_batches(np.arange(10, 24), 4, 6)
     assert padded["attention_mask"].sum(1).tolist() == [6, 6, 0, 0]
     with pytest.raises(ValueError, match="too few"):
-        next(causal_batches(np.arange(3), 2, 6))
+        next(next_token_batches(np.arange(3), 2, 6))
     with pytest.raises(ValueError, match="text.input_length 2 is too short"):
-        next(causal_batches(np.arange(30), 2, 2, bos_token_id=1))
+        next(next_token_batches(np.arange(30), 2, 2, bos_token_id=1))

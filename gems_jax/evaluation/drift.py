@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.evaluation.output_shift import Energies, OutputShift, ratios
-from gems_jax.models import Decoder
 
 # Logits of a model that are held at once: 64 MiB of float32.
 _MAX_LOGITS = 2**24
@@ -28,10 +28,10 @@ def general_loss(model: Any, batches: Iterable[Batch], *, progress: bool = False
     vocabulary also counts what the item tokens take.
 
     Args:
-      model: a ``gems_jax.models.T5`` or ``Decoder``.
-      batches: dictionaries of ``input_ids`` and ``attention_mask`` int ``[B, S]``, ``labels`` and ``label_mask``. For
-        a T5 these are ``[B, S_target]``, as are ``decoder_input_ids``: span corruption. For a decoder they are
-        ``[B, S]``, each label the token after its position; padding is on the right.
+      model: of ``gems_jax.models``, or another `gems_jax.models.family.LanguageModel`.
+      batches: dictionaries of ``input_ids`` and ``attention_mask`` int ``[B, S]``, ``labels`` and ``label_mask``. In
+        layout ``"encoder_decoder"`` (T5) these are ``[B, S_target]``, as are ``decoder_input_ids``: span corruption. In
+        layout ``"decoder"`` they are ``[B, S]``, each label the token after its position; padding is on the right.
       progress: shows batches done, rate and time left.
 
     Returns:
@@ -40,7 +40,7 @@ def general_loss(model: Any, batches: Iterable[Batch], *, progress: bool = False
 
     Raises:
       ValueError: if there is no target token, a label is not in the base vocabulary, or a batch is not of the
-        model's family.
+        model's layout.
 
     Example:
       >>> import jax, numpy as np
@@ -163,7 +163,7 @@ def read_shift(base: Any, batches: Sequence[Batch]) -> OutputShift:
 def _loss_sums(graphdef: Any, state: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """Sums over target tokens ``[3]``: loss over the base vocabulary, over the full one, number of tokens."""
     model = nnx.merge(graphdef, state)
-    hidden = _hidden(model, batch)
+    hidden = model.batch_hidden(batch)
     base = model.token_losses(hidden, batch["labels"], "base")
     full = model.token_losses(hidden, batch["labels"], "full") if model.config.num_added_tokens else base
     return _sums(batch, [base, full])
@@ -177,7 +177,7 @@ def _drift_sums(
     models = nnx.merge(base_graph, base_state), nnx.merge(tuned_graph, tuned_state)
     labels = batch["labels"]
     vocab_size = models[0].config.vocab_size
-    hidden = [_hidden(model, batch).reshape(labels.size, -1) for model in models]
+    hidden = [model.batch_hidden(batch).reshape(labels.size, -1) for model in models]
 
     def of_token(given: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         *read, label = given
@@ -197,14 +197,6 @@ def _drift_sums(
     return _sums(batch, list(values.T.reshape(-1, *labels.shape)))
 
 
-def _hidden(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """What the output layer is given for every target token."""
-    if isinstance(model, Decoder):
-        return model.hidden(batch["input_ids"])
-    encoded = model.encode(batch["input_ids"], batch["attention_mask"])
-    return model.decode(batch["decoder_input_ids"], encoded, batch["attention_mask"])
-
-
 def _sums(batch: dict[str, jax.Array], values: list[jax.Array]) -> jax.Array:
     """Each value summed over target tokens, and behind them the number of tokens."""
     counted = batch["label_mask"].astype(bool)
@@ -213,14 +205,13 @@ def _sums(batch: dict[str, jax.Array], values: list[jax.Array]) -> jax.Array:
 
 
 def _arrays(model: Any, batch: Batch, number: int) -> dict[str, jax.Array]:
-    """What of a batch a model of this family needs, checked."""
-    names = ["input_ids", "attention_mask", "labels", "label_mask"]
-    names += [] if isinstance(model, Decoder) else ["decoder_input_ids"]
+    """What of a batch a model needs, checked."""
+    names = LAYOUTS[model.layout].columns(0, 0)
     missing = [name for name in names if name not in batch]
     if missing:
         raise ValueError(
             f"general text, batch {number}: a {type(model).__name__} needs {missing[0]}; this batch has "
-            f"{', '.join(batch)} and is of another family of models"
+            f"{', '.join(batch)} and is of another layout than '{model.layout}'"
         )
     _check_labels(batch, model.config.vocab_size, number)
     return {name: jnp.asarray(batch[name]) for name in names}

@@ -20,6 +20,11 @@ def params_of(model: nnx.Module) -> dict[str, jax.Array]:
     return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))}
 
 
+def kernel_sizes(model: nnx.Module) -> dict[str, int]:
+    """Leaf path to number of parameters, of kernels alone."""
+    return {path: leaf.size for path, leaf in params_of(model).items() if path.endswith("kernel")}
+
+
 def model_from_params(model: type, config: Any, params: Mapping[str, Any]) -> Any:
     """A model with given weights.
 

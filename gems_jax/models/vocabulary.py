@@ -47,6 +47,11 @@ class VocabularyModel(nnx.Module):
         """
         return model_from_params(cls, config, params)
 
+    @property
+    def output_size(self) -> int:
+        """Parameters of the output layer, ``(V + N) d_model``."""
+        return int((self.config.vocab_size + self.config.num_added_tokens) * self.config.d_model)
+
     def embed(self, ids: jax.Array) -> jax.Array:
         """Rows of tokens and items ``[B, ..., d_model]`` in the compute dtype, on a mesh split by ``B``."""
         config = self.config

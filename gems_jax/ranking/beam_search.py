@@ -7,10 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from gems_jax.models.t5.model import T5
 from gems_jax.models.vocabulary import Vocabulary
-from gems_jax.ranking.decoder_beams import DecoderBeams
-from gems_jax.ranking.t5_beams import T5Beams
 from gems_jax.ranking.token_logits import TokenLogits
 from gems_jax.ranking.trie import Pick, Rest
 
@@ -54,7 +51,8 @@ def beam_search(
     are made among what it finds, as they would have been made token by token.
 
     Args:
-      model: a `T5` or a `Decoder`, which goes in as a pytree: `nnx.split` takes many times as long as its flattening.
+      model: a `gems_jax.models.family.LanguageModel`, which goes in as a pytree: `nnx.split` takes many times as long
+        as its flattening.
       inputs: ``"input_ids"`` and ``"attention_mask"``, int ``[B, S]``.
       constraint: a `Trie`, or `CandidateTries` of ``B`` rows.
       k: number of results a row.
@@ -66,8 +64,7 @@ def beam_search(
       are no more.
     """
     search = _Search(model, constraint, beams, vocabulary)
-    kind: Any = T5Beams if isinstance(model, T5) else DecoderBeams
-    logits, memory = kind.start(model, inputs)
+    logits, memory = model.start_beams(inputs)
     batch = len(logits)
     together = _MAX_LOGITS // logits.shape[1]
     scores, nodes = jnp.zeros((batch, 1)), jnp.zeros((batch, 1), jnp.int32)

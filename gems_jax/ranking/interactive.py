@@ -6,14 +6,12 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from gems_jax.data.batching.encoded_table import Family
 from gems_jax.data.batching.prompts import encode_table
 from gems_jax.data.dataset.tables import Dataset, Row, Table
 from gems_jax.data.dataset.user_history import history_of, longest_input
 from gems_jax.data.raw.blank import is_blank
 from gems_jax.data.text.plain_text import plain_ids
 from gems_jax.items.tokens import ItemIndex
-from gems_jax.models.t5.model import T5
 from gems_jax.ranking.rank_items import rank_items
 
 
@@ -85,8 +83,7 @@ def top_items(
     # A row needs a target, which the input does not depend on.
     row = Row(user, history, target=0, query=query or "")
     table = Table.from_rows("rec" if query is None else "src", [row])
-    family: Family = "encoder_decoder" if isinstance(model, T5) else "decoder"
-    encoded = encode_table(table, tokenizer, items, template, max_length, family)
+    encoded = encode_table(table, tokenizer, items, template, max_length, model.layout)
     if encoded.clipped_queries:
         say(f"the query is too long for items.max_length {max_length}: its end is cut off and not searched for")
     known = set(events)

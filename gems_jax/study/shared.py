@@ -24,7 +24,6 @@ from gems_jax.study.config import StudyConfig
 from gems_jax.study.spectra import gradient_spectra
 from gems_jax.training.compile import Programs
 from gems_jax.training.evaluate import evaluation_tables
-from gems_jax.training.losses import family_of
 from gems_jax.training.optimiser.build import needs_null_space
 from gems_jax.training.pretrain import heldout_text, unigram_loss
 from gems_jax.training.stages import Material, assemble, ensure_base, ensure_data, ensure_null_space
@@ -60,7 +59,7 @@ class Shared:
             "valid": valid_tables(self.dataset, study.valid_rows),
             "test": evaluation_tables(config, self.dataset),
         }
-        self.text = heldout_text(tokenizer, config, family_of(self.model))
+        self.text = heldout_text(tokenizer, config, self.model.layout)
         self.programs: Programs = {}
         self._shift: OutputShift | None = None
         self._spectra: dict[int, dict[str, list[float]]] = {}

@@ -20,7 +20,6 @@ from gems_jax.models.params import params_of
 from gems_jax.null_space.space import NullSpace
 from gems_jax.training.compile import Programs, compile_step
 from gems_jax.training.distributed.mesh import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part
-from gems_jax.training.losses import family_of
 from gems_jax.training.monitoring.flops import peak_flops, work_of_batch
 from gems_jax.training.optimiser.rates import peak_rates
 from gems_jax.training.stages import Material
@@ -81,14 +80,14 @@ def training_model(model: Any, config: Config) -> Any:
     """The model as it computes in training: dropout, and the products in ``train.compute_dtype``.
 
     Raises:
-      ValueError: an option that this family does not have.
+      ValueError: dropout, which this model does not have.
     """
     train = config.train
     changes: dict[str, Any] = {"dtype": train.compute_dtype or model.config.dtype}
-    if family_of(model) == "encoder_decoder":
+    if hasattr(model.config, "dropout_rate"):
         changes["dropout_rate"] = train.dropout
     elif train.dropout:
-        raise ValueError(f"train.dropout={train.dropout}: decoders have no dropout; set it to 0")
+        raise ValueError(f"train.dropout={train.dropout}: a {type(model).__name__} has no dropout; set it to 0")
     return type(model).from_params(dataclasses.replace(model.config, **changes), params_of(model))
 
 
@@ -102,7 +101,7 @@ def token_roles(model: Any) -> dict[str, int]:
     if config.eos_token_id is None:
         raise ValueError("the model has no end token (eos_token_id in config.json), which every answer ends with")
     roles = {"pad_token_id": config.pad_token_id or 0, "eos_token_id": config.eos_token_id}
-    if family_of(model) == "encoder_decoder":
+    if hasattr(config, "decoder_start_token_id"):
         roles["decoder_start_token_id"] = config.decoder_start_token_id
     return roles
 
@@ -147,8 +146,8 @@ def build(
     tables = {task: material.dataset.table("train", task) for task in material.dataset.tasks}
     tasks = tuple(tables)
     check_metric(train.metric, train.patience, train.eval_every, tasks)
-    family = family_of(material.model)
-    encoded = {task: encode(config, t, material.tokenizer, material.items, family) for task, t in tables.items()}
+    layout = material.model.layout
+    encoded = {task: encode(config, t, material.tokenizer, material.items, layout) for task, t in tables.items()}
     mesh = make_mesh(config.mesh)
     check_batch_rows(config, mesh)
     row_index, row_parts = row_part(mesh)

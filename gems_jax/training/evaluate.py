@@ -16,7 +16,6 @@ from gems_jax.evaluation.ranked_examples import readable_examples
 from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, simple_rankers
 from gems_jax.report import write_report
 from gems_jax.staging import write_json
-from gems_jax.training.losses import family_of
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.stages import Material
 
@@ -52,7 +51,7 @@ def evaluate(config: Config, material: Material, base: Any, tuned: Any, workdir:
     tables = evaluation_tables(config, material.dataset)
     encoded = {task: material.encode(config, table) for task, table in tables.items()}
     # Before the ranking, which takes long.
-    text = heldout_text(material.tokenizer, config, family_of(base))
+    text = heldout_text(material.tokenizer, config, base.layout)
     results: dict[str, Any] = {"name": config.name, "method": config.train.method, "steps": config.train.steps}
     results |= evaluate_ranking(
         tuned,

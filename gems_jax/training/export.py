@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gems_jax.config.run import Config
-from gems_jax.data.batching.encoded_table import Family
-from gems_jax.data.batching.prompts import beginning_of, encode_table, parse_template
+from gems_jax.data.batching.layouts import LAYOUTS, beginning_of
+from gems_jax.data.batching.prompts import encode_table, parse_template
 from gems_jax.data.batching.wording import prompt_text
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import save
+from gems_jax.models.family import Layout
 from gems_jax.training.export_folder import MARK, check_folder, mark_of
 from gems_jax.training.export_readme import readme
-from gems_jax.training.losses import family_of
 from gems_jax.training.stages import Material
 
 # Prompts of each task that are tokenised twice, to tell whether both ways agree.
@@ -58,12 +58,11 @@ def export(
     """
     if workdir is not None:
         check_folder(folder, workdir, config.model.path)
-    family = family_of(model)
-    tokenizer = asking_tokenizer(material.tokenizer, model.config, family)
-    agreement = compare_prompts(config, material.dataset, material.items, tokenizer, family)
+    tokenizer = asking_tokenizer(material.tokenizer, model.config, model.layout)
+    agreement = compare_prompts(config, material.dataset, material.items, tokenizer, model.layout)
     files = {
-        "README.md": readme(config, family, agreement.tried - agreement.alike, agreement.tried),
-        "prompts.json": json.dumps(_prompts(config, model.config, family), indent=2, ensure_ascii=False) + "\n",
+        "README.md": readme(config, model.layout, agreement.tried - agreement.alike, agreement.tried),
+        "prompts.json": json.dumps(_prompts(config, model.config, model.layout), indent=2, ensure_ascii=False) + "\n",
         "items.jsonl": "".join(_item_lines(material.dataset, material.items, tokenizer)),
         "generation_config.json": json.dumps(_generation(model.config, material.items), indent=2) + "\n",
     }
@@ -73,14 +72,14 @@ def export(
     return agreement
 
 
-def asking_tokenizer(tokenizer: Any, config: Any, family: Family) -> Any:
-    """A copy of a tokenizer that puts around a prompt what training did, and pads as the family needs it.
+def asking_tokenizer(tokenizer: Any, config: Any, layout: Layout) -> Any:
+    """A copy of a tokenizer that puts around a prompt what training did, and pads as the layout needs it.
 
     Args:
       tokenizer: a Hugging Face tokenizer, with the items.
       config: of the model; its padding token is used where the tokenizer has none.
-      family: an encoder's input ends with the end token; a decoder's prompt only begins with what the tokenizer puts
-        before every text, and is padded on the left, since its answer goes on behind it.
+      layout: of the model; an encoder's input ends with the end token; a decoder's prompt only begins with what the
+        tokenizer puts before every text, and is padded on the left, since its answer goes on behind it.
 
     Raises:
       ValueError: the tokenizer cannot be changed so.
@@ -90,10 +89,9 @@ def asking_tokenizer(tokenizer: Any, config: Any, family: Family) -> Any:
     asking = copy.deepcopy(tokenizer)
     if asking.pad_token is None:
         asking.pad_token = asking.convert_ids_to_tokens(config.pad_token_id)
-    asking.padding_side = "right" if family == "encoder_decoder" else "left"
+    asking.padding_side = LAYOUTS[layout].padding_side
     asking.init_kwargs["padding_side"] = asking.padding_side  # only what is named there is saved
-    first = [] if family == "encoder_decoder" else beginning_of(tokenizer)
-    last = [tokenizer.eos_token_id] if family == "encoder_decoder" else []
+    first, last = LAYOUTS[layout].around(tokenizer)
     if _around(asking) == (first, last):
         return asking
     backend = getattr(asking, "backend_tokenizer", None)
@@ -123,7 +121,7 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def compare_prompts(
-    config: Config, dataset: Dataset, items: ItemIndex, tokenizer: Any, family: Family, rows: int = _TRIED
+    config: Config, dataset: Dataset, items: ItemIndex, tokenizer: Any, layout: Layout, rows: int = _TRIED
 ) -> Agreement:
     """Tokenises the first prompts of each task's last split as text, and compares with what the run made of them.
 
@@ -134,18 +132,18 @@ def compare_prompts(
       dataset: of the run.
       items: of the run.
       tokenizer: of the exported folder.
-      family: of the model.
+      layout: of the model.
       rows: of each task.
     """
     alike, tried, other = 0, 0, ""
-    answer = 0 if family == "encoder_decoder" else items.token_ids.shape[1] + 1
+    answer = items.token_ids.shape[1] + 1 if LAYOUTS[layout].answer_follows else 0
     for task, template in config.items.prompts.items():
         split = next((split for split in ("test", "valid", "train") if (split, task) in dataset.tables), None)
         if split is None:
             continue
         table = dataset.tables[split, task]
         table = table.take(range(min(rows, len(table))))
-        encoded = encode_table(table, tokenizer, items, template, config.items.max_length, family)
+        encoded = encode_table(table, tokenizer, items, template, config.items.max_length, layout)
         for row in range(len(table)):
             text = _text(table, row, template, items, tokenizer)
             ids = list(tokenizer(text)["input_ids"])
@@ -161,9 +159,9 @@ def _text(table: Table, row: int, template: str, items: ItemIndex, tokenizer: An
     return prompt_text(parse_template(template), " ".join(tokens), table.queries[row])
 
 
-def _prompts(config: Config, model_config: Any, family: Family) -> dict[str, Any]:
+def _prompts(config: Config, model_config: Any, layout: Layout) -> dict[str, Any]:
     return {
-        "family": family,
+        "family": layout,
         "templates": {task: template.strip() for task, template in config.items.prompts.items()},
         "max_length": config.items.max_length,
         "vocabulary": config.train.loss_vocabulary,

@@ -1,7 +1,7 @@
 """The README.md of an exported folder: how to ask the model, with a program that ranks as the run does."""
 
 from gems_jax.config.run import Config
-from gems_jax.data.batching.encoded_table import Family
+from gems_jax.models.family import Layout
 
 _TEXT = """\
 # A model for recommendation and search
@@ -79,43 +79,50 @@ def rank(folder, task, history, query="", k=10):
     return [items[place]["item_id"] for place in best.indices.tolist()]
 ```
 """
-_LOGITS = {
-    "encoder_decoder": """\
+# What the text says of a layout.
+_BY_LAYOUT: dict[Layout, dict[str, str]] = {
+    "encoder_decoder": {
+        "family": "encoder-decoder",
+        "counted": ", the end token included",
+        "end": ", the end token included",
+        "model_class": "AutoModelForSeq2SeqLM",
+        "logits": """\
         begun = torch.full((len(answer), 1), model.config.decoder_start_token_id)
         given = torch.cat([begun, answer[:, :-1].clamp(min=0)], 1)
         logits = model(input_ids=rows, decoder_input_ids=given).logits.float()""",
-    "decoder": """\
+    },
+    "decoder": {
+        "family": "decoder",
+        "counted": ", the answer included",
+        "end": "; no end token follows it, since the answer goes on there",
+        "model_class": "AutoModelForCausalLM",
+        "logits": """\
         given = torch.cat([rows, answer[:, :-1].clamp(min=0)], 1)
         logits = model(input_ids=given).logits.float()[:, rows.shape[1] - 1 :]""",
+    },
 }
-_CLASS = {"encoder_decoder": "AutoModelForSeq2SeqLM", "decoder": "AutoModelForCausalLM"}
 _VOCABULARY = {"items": "the end token and the tokens of items", "full": "all tokens"}
 
 
-def readme(config: Config, family: Family, unlike: int, tried: int) -> str:
+def readme(config: Config, layout: Layout, unlike: int, tried: int) -> str:
     """The text of a folder's README.md.
 
     Args:
       config: of the run.
-      family: of the model.
+      layout: of the model.
       unlike, tried: prompts that are tokenised otherwise than in training, and all that were compared.
 
     Example:
       >>> "search: {query} history: {history} found:" in readme(Config(), "decoder", 0, 10)
       True
     """
-    sequence = family == "encoder_decoder"
     templates = "\n".join(f"- `{task}`: `{template.strip()}`" for task, template in config.items.prompts.items())
     agreement = f"In {tried - unlike} of {tried} prompts of the dataset this was compared and is so"
     agreement += f"; in {unlike} it is not." if unlike else "."
     return _TEXT.format(
-        family="encoder-decoder" if sequence else "decoder",
         templates=templates,
         max_length=config.items.max_length,
-        counted=", the end token included" if sequence else ", the answer included",
-        end=", the end token included" if sequence else "; no end token follows it, since the answer goes on there",
         agreement=agreement,
         vocabulary=_VOCABULARY[config.train.loss_vocabulary],
-        model_class=_CLASS[family],
-        logits=_LOGITS[family],
+        **_BY_LAYOUT[layout],
     )

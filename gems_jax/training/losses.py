@@ -1,4 +1,4 @@
-"""The loss of a task's batch, for both families of models."""
+"""The loss of a task's batch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gems_jax.data.batching.encoded_table import Family
-from gems_jax.models import T5, Decoder
+from gems_jax.models.family import LanguageModel
 from gems_jax.task_grads import token_mean
 from gems_jax.training.trainable import join
 
@@ -15,46 +14,23 @@ PyTree = Any
 Batch = Mapping[str, jax.Array]
 
 
-def family_of(model: Any) -> Family:
-    """``"encoder_decoder"`` or ``"decoder"``.
-
-    Raises:
-      TypeError: another class than those of ``gems_jax.models``.
-
-    Example:
-      >>> family_of("T5")
-      Traceback (most recent call last):
-      ...
-      TypeError: a model must be a gems_jax.models.T5 or Decoder, got str
-    """
-    if isinstance(model, T5):
-        return "encoder_decoder"
-    if isinstance(model, Decoder):
-        return "decoder"
-    raise TypeError(f"a model must be a gems_jax.models.T5 or Decoder, got {type(model).__name__}")
-
-
 def answer_hidden(
-    model: Any, batch: Batch, dropout_key: jax.Array | None = None, answer_length: int | None = None
+    model: LanguageModel, batch: Batch, dropout_key: jax.Array | None = None, answer_length: int | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Final states where labels are, the labels and their mask.
 
     Args:
-      model: a T5 or a Decoder.
+      model: any.
       batch: of `gems_jax.data.batching.batches.make_batch`.
-      dropout_key: of a T5.
-      answer_length: most label tokens a row has; decoders then leave all other positions out of the output layer.
+      dropout_key: where the model has dropout.
+      answer_length: most label tokens a row has; where labels have more positions, the others are left out of
+        the output layer.
 
     Returns:
       ``[B, A, d_model]``, int ``[B, A]``, ``[B, A]``.
     """
     labels, mask = batch["labels"], batch["label_mask"]
-    if family_of(model) == "encoder_decoder":
-        encoded = model.encode(batch["input_ids"], batch["attention_mask"], dropout_key=dropout_key)
-        hidden = model.decode(batch["decoder_input_ids"], encoded, batch["attention_mask"], dropout_key=dropout_key)
-        return hidden, labels, mask
-    # Padding is on the right, where no token of the text sees it: attention needs no mask.
-    hidden = model.hidden(batch["input_ids"])
+    hidden = model.batch_hidden(batch, dropout_key)
     if answer_length is not None and answer_length < labels.shape[1]:
         # Equal values keep their order, so these are the answer's positions, first to last.
         mask, places = jax.lax.top_k(mask, answer_length)

@@ -14,15 +14,15 @@ from tqdm import tqdm
 
 from gems_jax.checksums import write_checksums
 from gems_jax.config.run import Config
-from gems_jax.data.batching.encoded_table import Family
+from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.text.general_text import read_lines, shared_text, token_stream
 from gems_jax.data.text.small_tokenizer import sentinel_ids, train_tokenizer
 from gems_jax.data.text.span_corruption import span_corruption_batch
 from gems_jax.evaluation.drift import general_loss
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models import T5, T5Config, save
+from gems_jax.models.family import Layout
 from gems_jax.task_grads import token_mean
-from gems_jax.training.text import text_batches
 
 PyTree = Any
 
@@ -30,9 +30,7 @@ PyTree = Any
 def general_loss_fn(graphdef: Any, params: PyTree, batch: Mapping[str, jax.Array]) -> jax.Array:
     """Mean loss a token of span corruption."""
     model = nnx.merge(graphdef, params)
-    encoded = model.encode(batch["input_ids"], batch["attention_mask"])
-    hidden = model.decode(batch["decoder_input_ids"], encoded, batch["attention_mask"])
-    return token_mean(model.token_losses(hidden, batch["labels"], "base"), batch["label_mask"])
+    return token_mean(model.token_losses(model.batch_hidden(batch), batch["labels"], "base"), batch["label_mask"])
 
 
 def text_batch(tokens: np.ndarray, sentinels: list[int], config: Config, step: int, batch_size: int, seed: int) -> Any:
@@ -40,13 +38,14 @@ def text_batch(tokens: np.ndarray, sentinels: list[int], config: Config, step: i
     return span_corruption_batch(tokens, step, batch_size, config.text.input_length, seed, sentinel_ids=sentinels)
 
 
-def heldout_text(tokenizer: Any, config: Config, family: Family = "encoder_decoder") -> list[Mapping[str, np.ndarray]]:
-    """The batches that general-domain loss is measured on, the same for every model of one tokenizer and family."""
+def heldout_text(tokenizer: Any, config: Config, layout: Layout = T5.layout) -> list[Mapping[str, np.ndarray]]:
+    """The batches that general-domain loss is measured on, the same for every model of one tokenizer and layout."""
     text = config.text
     if shared := shared_text(text.train, text.heldout):
         print(f"text: {shared}")
     tokens = token_stream(read_lines(text.heldout, "heldout", text.field), tokenizer)
-    return list(text_batches(tokens, tokenizer, family, text.eval_batch_size, text.input_length, text.eval_batches))
+    batches = LAYOUTS[layout].text_batches
+    return list(batches(tokens, tokenizer, text.eval_batch_size, text.input_length, text.eval_batches))
 
 
 def unigram_loss(train_tokens: np.ndarray, batches: list[Mapping[str, np.ndarray]], vocab_size: int) -> float:

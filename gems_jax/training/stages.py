@@ -11,6 +11,7 @@ from flax import nnx
 from gems_jax.checksums import NAME, damage
 from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import EncodedTable
+from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.prepare import prepare
 from gems_jax.data.text.general_text import read_lines, token_stream
@@ -19,9 +20,7 @@ from gems_jax.items import ItemIndex, add_identifier_tokens, add_item_tokens, gr
 from gems_jax.models import load
 from gems_jax.null_space.estimate import estimate_null_space
 from gems_jax.null_space.space import NullSpace
-from gems_jax.training.losses import family_of
 from gems_jax.training.pretrain import pretrain
-from gems_jax.training.text import text_batches
 from gems_jax.training.tokens import encode
 
 PyTree = Any
@@ -108,8 +107,8 @@ def calibrate(config: Config, model: Any = None, tokenizer: Any = None) -> NullS
     options = config.null_space
     tokens = token_stream(read_lines(config.text.train, "train", config.text.field), tokenizer)
     # Spread over the text; no example twice.
-    batches = text_batches(
-        tokens, tokenizer, family_of(model), options.batch_size, config.text.input_length, options.batches
+    batches = LAYOUTS[model.layout].text_batches(
+        tokens, tokenizer, options.batch_size, config.text.input_length, options.batches
     )
     null_space = estimate_null_space(
         model,
@@ -146,7 +145,7 @@ class Material:
 
     def encode(self, config: Config, table: Table) -> EncodedTable:
         """A table's inputs under the configured prompt."""
-        return encode(config, table, self.tokenizer, self.items, family_of(self.model))
+        return encode(config, table, self.tokenizer, self.items, self.model.layout)
 
 
 def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Material:

@@ -3,14 +3,15 @@
 from typing import Any
 
 from gems_jax.config.run import Config
-from gems_jax.data.batching.encoded_table import EncodedTable, Family
+from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.batching.prompts import encode_table
 from gems_jax.data.batching.token_cache import encode_once
 from gems_jax.data.dataset.tables import Table
 from gems_jax.items.tokens import ItemIndex
+from gems_jax.models.family import Layout
 
 
-def encode(config: Config, table: Table, tokenizer: Any, items: ItemIndex, family: Family) -> EncodedTable:
+def encode(config: Config, table: Table, tokenizer: Any, items: ItemIndex, layout: Layout) -> EncodedTable:
     """A table's inputs under the configured prompt, from files in ``data.tokens`` where that is set.
 
     Args:
@@ -18,7 +19,7 @@ def encode(config: Config, table: Table, tokenizer: Any, items: ItemIndex, famil
       table: of one task.
       tokenizer: with the items' tokens.
       items: item number -> tokens.
-      family: of the model.
+      layout: of the model.
 
     Raises:
       ValueError: there is no prompt for the task, or it does not fit.
@@ -28,9 +29,9 @@ def encode(config: Config, table: Table, tokenizer: Any, items: ItemIndex, famil
         raise ValueError(f"items.prompts has no template for task {table.task!r}; it has {', '.join(options.prompts)}")
     template = options.prompts[table.task]
     if config.data.tokens is None:
-        encoded = encode_table(table, tokenizer, items, template, options.max_length, family)
+        encoded = encode_table(table, tokenizer, items, template, options.max_length, layout)
     else:
-        encoded = encode_once(table, tokenizer, items, template, options.max_length, config.data.tokens, family)
+        encoded = encode_once(table, tokenizer, items, template, options.max_length, config.data.tokens, layout)
     lost = []
     if encoded.clipped_queries:
         lost.append(f"the query is cut in {encoded.clipped_queries:,} of {len(encoded):,} rows")

@@ -12,7 +12,6 @@ from gems_jax.evaluation.drift import general_loss
 from gems_jax.evaluation.evaluate import evaluate_ranking
 from gems_jax.training.build import TrainingRun
 from gems_jax.training.distributed.mesh import gathered
-from gems_jax.training.losses import family_of
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.stages import Material
 from gems_jax.training.trainable import join, split_model
@@ -34,7 +33,7 @@ def validator(config: Config, material: Material, run: TrainingRun) -> Callable[
         table = material.dataset.table("valid", task)
         tables[task] = table.take(np.sort(np.random.default_rng(0).permutation(len(table))[:rows]))
     encoded = {task: material.encode(config, table) for task, table in tables.items()}
-    text = heldout_text(material.tokenizer, config, family_of(material.model)) if first else []
+    text = heldout_text(material.tokenizer, config, material.model.layout) if first else []
     names = metric_names(run.tasks)
 
     def measure(params: PyTree) -> list[float]:

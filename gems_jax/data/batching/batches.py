@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gems_jax.data.batching.encoded_table import EncodedTable
-
-Batch = dict[str, np.ndarray]
+from gems_jax.data.batching.layouts import LAYOUTS, Batch
 
 
 def gather_inputs(
@@ -39,7 +38,7 @@ def make_batch(
     eos_token_id: int = 1,
     decoder_start_token_id: int = 0,
 ) -> Batch:
-    """The batch of the given rows for models of the table's family; a row of -1 is padding, all its masks are 0.
+    """The batch of the given rows for models of the table's layout; a row of -1 is padding, all its masks are 0.
 
     The answer to an input is the item's `L` tokens, or fewer, then the end token.
 
@@ -53,17 +52,23 @@ def make_batch(
 
     Returns:
         `input_ids`, `attention_mask` int32 `[B, S]`, `row_index` int32 `[B]` and the answers.
-        Of encoder-decoders: `decoder_input_ids` (the start token, then the answer but for its last token), `labels`
-        (the answer) and `label_mask` int32 `[B, L + 1]`.
-        Of decoders: the answer follows the prompt in `input_ids`; `labels` int32 `[B, S]` are the tokens that follow,
-        `labels[:, s] = input_ids[:, s + 1]`, and `label_mask` int32 `[B, S]` is 1 where that is a token of the answer.
-        So in both families the loss compares the logits of a position with the label of that very position.
+        Layout `encoder_decoder`: `decoder_input_ids` (the start token, then the answer but for its last token),
+        `labels` (the answer) and `label_mask` int32 `[B, L + 1]`.
+        Layout `decoder`: the answer follows the prompt in `input_ids`; `labels` int32 `[B, S]` are the tokens that
+        follow, `labels[:, s] = input_ids[:, s + 1]`, and `label_mask` int32 `[B, S]` is 1 where that is a token of the
+        answer.
+        So in both layouts the loss compares the logits of a position with the label of that very position.
     """
     rows = np.asarray(rows)
-    if encoded.family == "decoder":
-        batch = _decoder_batch(encoded, rows, length, pad_token_id, eos_token_id)
-    else:
-        batch = _encoder_decoder_batch(encoded, rows, length, pad_token_id, eos_token_id, decoder_start_token_id)
+    prompts, mask = gather_inputs(encoded, rows, length, pad_token_id)
+    answers, valid = _answers(encoded, rows, pad_token_id, eos_token_id)
+    needed = int(encoded.lengths_in_batch(rows[rows >= 0]).max(initial=0))
+    if needed > length:
+        raise ValueError(
+            f"task {encoded.task!r}: a prompt and its answer have {needed} tokens, more than the batch's {length}; "
+            "encode the table with this max_length"
+        )
+    batch = LAYOUTS[encoded.layout].join(prompts, mask, answers, valid, pad_token_id, decoder_start_token_id)
     return batch | {"row_index": rows.astype(np.int32)}
 
 
@@ -74,49 +79,6 @@ def _answers(encoded: EncodedTable, rows: np.ndarray, pad: int, end: int) -> tup
     widths = (item >= 0).sum(axis=1)
     answers = np.concatenate([item, np.full((len(rows), 1), -1, np.int32)], axis=1)
     answers[np.arange(len(rows)), widths] = end
-    there = (answers >= 0) & present[:, None]
-    answers[~there] = pad
-    return answers, there
-
-
-def _encoder_decoder_batch(
-    encoded: EncodedTable, rows: np.ndarray, length: int, pad: int, end: int, start: int
-) -> Batch:
-    input_ids, attention_mask = gather_inputs(encoded, rows, length, pad)
-    labels, there = _answers(encoded, rows, pad, end)
-    decoder_input_ids = np.empty_like(labels)
-    decoder_input_ids[:, 0] = start
-    decoder_input_ids[:, 1:] = np.where(there[:, 1:], labels[:, :-1], pad)
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "decoder_input_ids": decoder_input_ids,
-        "labels": labels,
-        "label_mask": there.astype(np.int32),
-    }
-
-
-def _decoder_batch(encoded: EncodedTable, rows: np.ndarray, length: int, pad: int, end: int) -> Batch:
-    input_ids, attention_mask = gather_inputs(encoded, rows, length, pad)
-    answers, there = _answers(encoded, rows, pad, end)
-    prompt = attention_mask.sum(axis=1)
-    needed = int((prompt + there.sum(axis=1)).max(initial=0))
-    if needed > length:
-        raise ValueError(
-            f"task {encoded.task!r}: a prompt and its answer have {needed} tokens, more than the batch's {length}; "
-            "encode the table with this max_length"
-        )
-    row, place = np.nonzero(there)
-    column = prompt[row] + place
-    input_ids[row, column] = answers[row, place]
-    attention_mask[row, column] = 1
-    labels = np.full_like(input_ids, pad)
-    labels[:, :-1] = input_ids[:, 1:]
-    label_mask = np.zeros_like(input_ids)
-    label_mask[row, column - 1] = 1
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "labels": labels,
-        "label_mask": label_mask,
-    }
+    valid = (answers >= 0) & present[:, None]
+    answers[~valid] = pad
+    return answers, valid

@@ -6,17 +6,19 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gems_jax.checksums import damage
+from gems_jax.data.batching.layouts import LAYOUTS
+
+if TYPE_CHECKING:
+    from gems_jax.models.family import Layout
 
 FORMAT_VERSION = 4
 META = "encoded.json"
 _ARRAYS = {"tokens": (np.int32, 1), "offsets": (np.int64, 1), "target_tokens": (np.int32, 2)}
-Family = Literal["encoder_decoder", "decoder"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class EncodedTable:
         target_tokens: int32 `[R, L]`, the target item's tokens, -1 behind shorter ones; `[R]` stands for `[R, 1]`.
         dropped_items: history items left out, oldest first, because an input would have been too long.
         clipped_queries: rows whose query lost words at its end for the same reason.
-        family: of the models that the inputs are for.
+        layout: of the models that the inputs are for.
         folder: where the arrays are memory-mapped from, if they are: then other processes map them, too.
     """
 
@@ -45,7 +47,7 @@ class EncodedTable:
     target_tokens: np.ndarray
     dropped_items: int = 0
     clipped_queries: int = 0
-    family: Family = "encoder_decoder"
+    layout: Layout = "encoder_decoder"
     folder: Path | None = None
 
     def __post_init__(self) -> None:
@@ -74,9 +76,9 @@ class EncodedTable:
         return (self.target_tokens[rows] >= 0).sum(axis=1) + 1
 
     def lengths_in_batch(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """int64, columns of `input_ids` that rows need: in decoders the answer follows the prompt."""
+        """int64, columns of `input_ids` that rows need."""
         lengths = self.lengths(rows)
-        return lengths + self.answer_lengths(rows) if self.family == "decoder" else lengths
+        return lengths + self.answer_lengths(rows) if LAYOUTS[self.layout].answer_follows else lengths
 
     def tokens_of(self, row: int) -> np.ndarray:
         """The tokens of one input."""
@@ -109,11 +111,12 @@ def map_encoded(folder: str | Path) -> EncodedTable:
         meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
         if meta.pop("format_version") != FORMAT_VERSION:
             raise ValueError(f"{META} is not of format version {FORMAT_VERSION}")
+        layout = meta.pop("family")
         arrays = {name: _mapped(folder / f"{name}.npy", *kind) for name, kind in _ARRAYS.items()}
         rows, end = len(arrays["offsets"]) - 1, arrays["offsets"][-1]
         if rows != len(arrays["target_tokens"]) or end != len(arrays["tokens"]):
             raise ValueError("its parts do not fit together")
-        return EncodedTable(**meta, folder=folder, **arrays)  # type: ignore[arg-type]
+        return EncodedTable(**meta, layout=layout, folder=folder, **arrays)  # type: ignore[arg-type]
     except (ValueError, TypeError, KeyError, OSError, EOFError, IndexError, SyntaxError, TokenError) as error:
         raise ValueError(f"the encoded table {folder} is damaged ({error}); remove it, it is made anew") from None
 

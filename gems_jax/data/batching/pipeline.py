@@ -155,7 +155,7 @@ def _check_tables(encoded: Mapping[str, EncodedTable], max_length: int) -> None:
                 "this max_length"
             )
     for what, found in (
-        ("families", {table.family for table in encoded.values()}),
+        ("layouts", {table.layout for table in encoded.values()}),
         ("numbers of tokens an item", {table.target_tokens.shape[1] for table in encoded.values()}),
     ):
         if len(found) > 1:
@@ -255,7 +255,7 @@ def task_batches(
     """An endless iterator over batches of all tasks, by grain, with `get_state()` and `set_state(state)`.
 
     Args:
-        encoded: task to its encoded training table; `T` tasks, in this order, of one family.
+        encoded: task to its encoded training table; `T` tasks, in this order, of one layout.
         batch_size: `B`, most rows of a task in the global batch; process `p` of `n` gets rows `[p B / n, (p + 1) B /
             n)`.
         max_length: `S`, most columns of `input_ids`.

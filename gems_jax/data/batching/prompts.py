@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gems_jax.data.batching.encoded_table import FAMILIES, EncodedTable, Family
+from gems_jax.data.batching.encoded_table import EncodedTable
+from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.batching.wording import HISTORY, Pieces, words_around
 from gems_jax.data.dataset.tables import Table
 from gems_jax.data.raw.ragged import Ragged
 
 if TYPE_CHECKING:
     from gems_jax.items.tokens import ItemIndex
+    from gems_jax.models.family import Layout
 
 __all__ = ["EncodedTable", "encode_table", "item_rows", "parse_template"]
 
@@ -92,7 +94,7 @@ def encode_table(
     item_token_ids: ItemIndex | np.ndarray | Sequence[int],
     template: str,
     max_length: int,
-    family: Family = "encoder_decoder",
+    layout: Layout = "encoder_decoder",
     allocate: Allocate | None = None,
 ) -> EncodedTable:
     """Inputs of all rows: the template with history as item tokens and query as words.
@@ -111,15 +113,15 @@ def encode_table(
         item_token_ids: the tokens of each item number: an `ItemIndex`, `[N, L]` padded with -1, or `[N]`.
         template: with `{history}`; a table with queries needs `{query}` and may leave `{history}` out.
         max_length: in tokens, an encoder's end token or a decoder's answer included.
-        family: `encoder_decoder` (T5) or `decoder`.
+        layout: of the model, such as `T5.layout`.
         allocate: makes the int32 array that the tokens are written to from their number; by default in memory.
 
     Raises:
         ValueError: the template does not fit the table or the length, an item has no token, or a query is no Unicode
             text.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     has_queries = any(table.queries)
     pieces = parse_template(template, ["query"] if has_queries else ["history"])
     if not has_queries and ("query",) in pieces:
@@ -133,8 +135,8 @@ def encode_table(
         raise ValueError(f"table {table.task!r} has item number {lowest}; item numbers begin with 0")
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token (eos_token); every input ends with it")
-    around = ([], [tokenizer.eos_token_id]) if family == "encoder_decoder" else (beginning_of(tokenizer), [])
-    answer = 0 if family == "encoder_decoder" else items.shape[1] + 1
+    around = LAYOUTS[layout].around(tokenizer)
+    answer = items.shape[1] + 1 if LAYOUTS[layout].answer_follows else 0
     rows = _PromptRows(table, tokenizer, items, pieces, max_length - sum(map(len, around)) - answer)
     if rows.room < items.shape[1]:
         raise ValueError(
@@ -155,7 +157,7 @@ def encode_table(
         target_tokens=items[table.target],
         dropped_items=rows.dropped,
         clipped_queries=rows.clipped,
-        family=family,
+        layout=layout,
     )
 
 
@@ -229,13 +231,3 @@ def _joined(parts: list[Ragged]) -> np.ndarray:
     for part, starts in zip(parts, places.reshape(lengths.shape).T, strict=True):
         result[np.arange(len(part.values)) + np.repeat(starts - part.offsets[:-1], part.lengths)] = part.values
     return result
-
-
-def beginning_of(tokenizer: Any) -> list[int]:
-    """The tokens that a tokenizer puts before every text."""
-    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer("a")["input_ids"])
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start]
-    return []

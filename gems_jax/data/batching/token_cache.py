@@ -8,15 +8,18 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gems_jax.checksums import write_checksums
-from gems_jax.data.batching.encoded_table import FORMAT_VERSION, META, EncodedTable, Family, open_encoded
+from gems_jax.data.batching.encoded_table import FORMAT_VERSION, META, EncodedTable, open_encoded
 from gems_jax.data.batching.prompts import encode_table, item_rows
 from gems_jax.data.dataset.tables import Table
 from gems_jax.staging import fresh_folder, is_remote
+
+if TYPE_CHECKING:
+    from gems_jax.models.family import Layout
 
 _TEXTS = 65_536
 
@@ -28,11 +31,11 @@ def encode_once(
     template: str,
     max_length: int,
     folder: str | Path,
-    family: Family = "encoder_decoder",
+    layout: Layout = "encoder_decoder",
 ) -> EncodedTable:
     """The `encode_table` of the same arguments, from files in a folder if they are there, else written there first.
 
-    The files' folder is named by a fingerprint of all inputs: rows, tokenizer, item tokens, template, length, family.
+    The files' folder is named by a fingerprint of all inputs: rows, tokenizer, item tokens, template, length, layout.
     It appears when it is whole; processes that write it at the same time write the same.
 
     Args:
@@ -42,7 +45,7 @@ def encode_once(
         template: see `encode_table`.
         max_length: see `encode_table`.
         folder: holds a folder for each encoded table.
-        family: see `encode_table`.
+        layout: see `encode_table`.
 
     Returns:
         The table's tokens, memory-mapped.
@@ -52,7 +55,7 @@ def encode_once(
     """
     if is_remote(folder):
         raise ValueError(f"tokens cannot be mapped into memory from {folder}; name a folder on this machine's disk")
-    name = fingerprint(table, tokenizer, item_token_ids, template, max_length, family)
+    name = fingerprint(table, tokenizer, item_token_ids, template, max_length, layout)
     place = Path(folder) / f"{_plain(table.task)}-{name[:20]}"
     if (place / META).is_file():
         return open_encoded(place)
@@ -65,7 +68,7 @@ def encode_once(
 
         # An empty file cannot be mapped.
         encoded = encode_table(
-            table, tokenizer, item_token_ids, template, max_length, family, allocate if len(table) else None
+            table, tokenizer, item_token_ids, template, max_length, layout, allocate if len(table) else None
         )
         if isinstance(encoded.tokens, np.memmap):
             encoded.tokens.flush()
@@ -76,7 +79,7 @@ def encode_once(
         meta = {
             "format_version": FORMAT_VERSION,
             "task": encoded.task,
-            "family": family,
+            "family": layout,
             "dropped_items": encoded.dropped_items,
             "clipped_queries": encoded.clipped_queries,
         }
@@ -95,11 +98,11 @@ def encode_once(
 
 
 def fingerprint(
-    table: Table, tokenizer: Any, item_token_ids: Any, template: str, max_length: int, family: Family
+    table: Table, tokenizer: Any, item_token_ids: Any, template: str, max_length: int, layout: Layout
 ) -> str:
     """SHA-256 of all that decides an encoded table's content, 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    settings = [FORMAT_VERSION, table.task, template, max_length, family, len(table), tokenizer.eos_token_id]
+    settings = [FORMAT_VERSION, table.task, template, max_length, layout, len(table), tokenizer.eos_token_id]
     digest.update(json.dumps(settings).encode())
     for part in _tokenizer_parts(tokenizer):
         digest.update(part)

@@ -19,7 +19,7 @@ from gems_jax.models.config_options import (
     truth,
     whole,
 )
-from gems_jax.models.decoder.config import DecoderConfig
+from gems_jax.models.decoder.config import MODEL_TYPES, DecoderConfig
 from gems_jax.models.decoder.hf_rope import read_rope, rope_values
 from gems_jax.models.decoder.model import Decoder
 from gems_jax.models.family import Family, Weight
@@ -250,6 +250,7 @@ def untied(config: DecoderConfig) -> DecoderConfig:
 
 
 FAMILY = Family(
+    model_types=MODEL_TYPES,
     config=DecoderConfig,
     model=Decoder,
     read_config=read_config,

@@ -1,18 +1,21 @@
 """Decoder-only transformers of the Llama, Mistral, Qwen2 and Qwen3 families in Flax NNX, layers in one scan."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from gems_jax.models.cache import DecoderCache
 from gems_jax.models.decoder.attention import cached_attention, causal_attention
+from gems_jax.models.decoder.beams import DecoderBeams
+from gems_jax.models.decoder.cache import DecoderCache
 from gems_jax.models.decoder.config import DecoderConfig
 from gems_jax.models.decoder.layers import Block
 from gems_jax.models.decoder.rope import rotation
+from gems_jax.models.family import Layout
 from gems_jax.models.layer_stack import apply_layers
 from gems_jax.models.layers import Embedding, RMSNorm
+from gems_jax.models.params import kernel_sizes
 from gems_jax.models.vocabulary import VocabularyModel
 
 Window = int | jax.Array | None
@@ -37,6 +40,8 @@ class Decoder(VocabularyModel):
       >>> model(jnp.array([[5, 6, 1]])).shape
       (1, 3, 20)
     """
+
+    layout: ClassVar[Layout] = "decoder"
 
     def __init__(self, config: DecoderConfig, key: jax.Array):
         block, embedding, head, item_embedding, item_head = jax.random.split(key, 5)
@@ -76,6 +81,25 @@ class Decoder(VocabularyModel):
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
         """Logits of the token after each, float32 ``[B, S, V + N]``; arguments as of `hidden`."""
         return self.logits(self.hidden(input_ids, attention_mask))
+
+    def batch_hidden(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None = None) -> jax.Array:
+        """See `gems_jax.models.family.LanguageModel.batch_hidden`; there is no dropout.
+
+        Padding is on the right, where no token of the text sees it: attention needs no mask.
+        """
+        return self.hidden(batch["input_ids"])
+
+    def start_beams(self, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, DecoderBeams]:
+        """See `gems_jax.models.family.LanguageModel.start_beams`."""
+        return DecoderBeams.start(self, inputs)
+
+    def flops(self, input_tokens: float, answer_tokens: float, input_length: float) -> float:
+        """See `gems_jax.models.family.LanguageModel.flops`."""
+        config = self.config
+        width = config.num_heads * config.head_dim
+        head = self.output_size * answer_tokens
+        attention = 12 * config.num_layers * width * input_length * input_tokens / 2  # half of it is masked
+        return 6 * (sum(kernel_sizes(self).values()) * input_tokens + head) + attention
 
     def start(self, inputs: Mapping[str, jax.Array], max_new_tokens: int) -> tuple[jax.Array, DecoderCache]:
         """Reads prompts.

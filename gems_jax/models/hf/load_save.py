@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from gems_jax.linalg.stacks import check_auto
 from gems_jax.models.config_checks import MAX_CONFIG_BYTES, MAX_PARAMETERS, shown
 from gems_jax.models.config_options import as_whole
-from gems_jax.models.decoder import hf as decoder_folder
 from gems_jax.models.family import ITEM_TABLES, Family
 from gems_jax.models.hf.tokenizer import check_tokenizer, load_tokenizer
 from gems_jax.models.hf.weights import (
@@ -31,7 +30,7 @@ from gems_jax.models.hf.weights import (
 )
 from gems_jax.models.layer_stack import is_unstacked
 from gems_jax.models.params import param_shapes, params_of
-from gems_jax.models.t5 import hf as t5_folder
+from gems_jax.models.registry import FAMILIES
 from gems_jax.staging import fresh_folder
 
 _CONFIG = "config.json"
@@ -39,12 +38,6 @@ _CONFIG = "config.json"
 _BASE_VOCAB_SIZE = "gems_base_vocab_size"
 _HEAD = "lm_head/embedding"
 _TABLE = "token_embedding/embedding"
-
-# A further kind of model is a line here.
-FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(("t5", "mt5", "umt5"), t5_folder.FAMILY),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), decoder_folder.FAMILY),
-}
 
 
 def load(folder: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | None = None) -> tuple[Any, Any]:
@@ -84,7 +77,7 @@ def load(folder: str | os.PathLike[str], dtype: str | None = None, mesh: Mesh | 
     tokenizer = load_tokenizer(folder, config.vocab_size + config.num_added_tokens)
     check_tokenizer(tokenizer, config, folder)
     params = read_params(shapes, family.weights(config), tensors, mesh)
-    return family.model.from_params(config, params), tokenizer  # type: ignore[attr-defined]
+    return family.model.from_params(config, params), tokenizer
 
 
 def save(
@@ -184,11 +177,11 @@ def from_config(config: Any, rngs: nnx.Rngs | jax.Array) -> Any:
     count = sum(math.prod(leaf.shape) for leaf in param_shapes(family.model, config).values())
     if count > MAX_PARAMETERS:
         raise ValueError(f"the config asks for {count:,} parameters, more than {MAX_PARAMETERS:,}: check its sizes")
-    return family.model.create(config, rngs() if isinstance(rngs, nnx.Rngs) else rngs)  # type: ignore[attr-defined]
+    return family.model.create(config, rngs() if isinstance(rngs, nnx.Rngs) else rngs)
 
 
 def _read_family(values: Mapping[str, Any], place: Path | str) -> tuple[Family, Any]:
-    """The kind of model and its config, the rows of items counted apart."""
+    """The family and its config, the rows of items counted apart."""
     kind = values.get("model_type")
     if kind not in list(FAMILIES):
         raise ValueError(f"{place}: model_type is {shown(kind)}, known are {sorted(FAMILIES)}")
@@ -213,7 +206,7 @@ def _with_stored_head(config: Any, family: Family, tensors: Mapping[str, StoredT
     transformers 5 writes ``tie_word_embeddings: true`` for untied T5 models, too; older versions write a copy of the
     table for tied ones.
     """
-    if not config.tie_word_embeddings:
+    if not config.tie_word_embeddings or family.untied is None:
         return config
     untied = family.untied(config)
     names = [family.weights(untied)[leaf].name for leaf in (_TABLE, _HEAD)]
@@ -233,7 +226,7 @@ def _check_tensors(
     weights = family.weights(config)
     needed = {name for weight in weights.values() for name in weight.names()}
     ignored = list(family.ignored)
-    if config.tie_word_embeddings:
+    if config.tie_word_embeddings and family.untied is not None:
         ignored.append(re.escape(family.weights(family.untied(config))[_HEAD].name))
     missing = sorted(needed - set(tensors))
     copies = {name: family.copies[name] for name in set(tensors) - needed if name in family.copies}

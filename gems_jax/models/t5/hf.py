@@ -189,6 +189,7 @@ def untied(config: T5Config) -> T5Config:
 
 
 FAMILY = Family(
+    model_types=MODEL_TYPES,
     config=T5Config,
     model=T5,
     read_config=read_config,

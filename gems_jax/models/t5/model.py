@@ -1,17 +1,19 @@
 """T5, mT5 and UMT5 in Flax NNX, layers stacked so that a whole stack is one scan."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gems_jax.models.family import Layout
 from gems_jax.models.layer_stack import apply_layers
 from gems_jax.models.layers import Embedding, rows
-from gems_jax.models.t5.cache import T5Cache
+from gems_jax.models.params import kernel_sizes
+from gems_jax.models.t5.beams import T5Beams
 from gems_jax.models.t5.config import T5Config
-from gems_jax.models.t5.stack import DecoderBlock, EncoderBlock, Stack, key_mask
+from gems_jax.models.t5.stack import DecoderBlock, EncoderBlock, Stack, T5Cache, key_mask
 from gems_jax.models.vocabulary import Vocabulary, VocabularyModel
 
 
@@ -33,6 +35,8 @@ class T5(VocabularyModel):
       >>> model(jnp.array([[5, 6, 1]]), decoder_input_ids=jnp.array([[0, 7]])).shape
       (1, 2, 20)
     """
+
+    layout: ClassVar[Layout] = "encoder_decoder"
 
     def __init__(self, config: T5Config, key: jax.Array):
         encoder, decoder, embedding, head, item_embedding, item_head = jax.random.split(key, 6)
@@ -113,6 +117,32 @@ class T5(VocabularyModel):
             lambda block, x, bias, layer_key: block(x, encoded_rows, bias, mask, cross_mask, layer_key),
             key,
         )
+
+    def batch_hidden(self, batch: Mapping[str, jax.Array], dropout_key: jax.Array | None = None) -> jax.Array:
+        """See `gems_jax.models.family.LanguageModel.batch_hidden`."""
+        inputs, mask = batch["input_ids"], batch["attention_mask"]
+        encoded = self.encode(inputs, mask, dropout_key=dropout_key)
+        return self.decode(batch["decoder_input_ids"], encoded, mask, dropout_key=dropout_key)
+
+    def start_beams(self, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, T5Beams]:
+        """See `gems_jax.models.family.LanguageModel.start_beams`."""
+        return T5Beams.start(self, inputs)
+
+    def flops(self, input_tokens: float, answer_tokens: float, input_length: float) -> float:
+        """See `gems_jax.models.family.LanguageModel.flops`."""
+        config, kernels = self.config, kernel_sizes(self)
+        width = config.num_heads * config.d_kv
+        per_input = sum(
+            size
+            for path, size in kernels.items()
+            if path.startswith("encoder/") or path.endswith(("cross_attention/k/kernel", "cross_attention/v/kernel"))
+        )
+        per_answer = sum(kernels.values()) - per_input
+        head = self.output_size * answer_tokens
+        attention = (
+            12 * width * input_length * (config.num_layers * input_tokens + config.num_decoder_layers * answer_tokens)
+        )
+        return 6 * (per_input * input_tokens + per_answer * answer_tokens + head) + attention
 
     def logit_parts(self, hidden: jax.Array, vocabulary: Vocabulary = "full") -> list[jax.Array]:
         """See `VocabularyModel.logit_parts`; ``hidden [..., d_model]`` from `decode`, scaled where T5 does so."""

@@ -1,19 +1,15 @@
-"""General text as batches for each family: span corruption for T5, the next token for decoders."""
+"""General text as batches in which each token is the label of the one before it."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from gems_jax.data.batching.encoded_table import Family
 from gems_jax.data.text.general_text import spread_chunks
-from gems_jax.data.text.small_tokenizer import sentinel_ids
-from gems_jax.data.text.span_corruption import heldout_batches
 
 Batch = dict[str, np.ndarray]
 
 
-def causal_batches(
+def next_token_batches(
     tokens: np.ndarray,
     batch_size: int,
     input_length: int,
@@ -37,7 +33,7 @@ def causal_batches(
       ValueError: the text is shorter than a chunk, or chunks are too short.
 
     Example:
-      >>> batch = next(causal_batches(np.arange(5, 11), 2, 3))
+      >>> batch = next(next_token_batches(np.arange(5, 11), 2, 3))
       >>> batch["input_ids"].tolist(), batch["labels"].tolist()
       ([[5, 6, 7], [8, 9, 10]], [[6, 7, 0], [9, 10, 0]])
     """
@@ -57,23 +53,3 @@ def causal_batches(
         labels, label_mask = np.zeros_like(ids), np.zeros_like(ids)
         labels[:, :-1], label_mask[:, :-1] = ids[:, 1:], mask[:, 1:]
         yield {"input_ids": ids, "attention_mask": mask, "labels": labels, "label_mask": label_mask}
-
-
-def text_batches(
-    tokens: np.ndarray, tokenizer: Any, family: Family, batch_size: int, input_length: int, max_batches: int | None
-) -> Iterator[Batch]:
-    """Chunks of a text once, spread over it, as the family of models was pretrained on text.
-
-    Args:
-      tokens: int ``[N]``.
-      tokenizer: of the model.
-      family: of the model.
-      batch_size, input_length, max_batches: see `causal_batches`.
-    """
-    if family == "decoder":
-        first = tokenizer("a")["input_ids"][0]
-        beginning = first if first == tokenizer.bos_token_id else None
-        return causal_batches(tokens, batch_size, input_length, max_batches, beginning)
-    return heldout_batches(
-        tokens, batch_size, input_length, sentinel_ids=sentinel_ids(tokenizer), max_batches=max_batches
-    )

@@ -6,9 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gems_jax.models.t5.cache import T5Cache
-from gems_jax.models.t5.model import T5
-from gems_jax.models.t5.stack import key_mask
+from gems_jax.models.t5.stack import T5Cache, key_mask
 
 
 class T5Beams(NamedTuple):
@@ -29,11 +27,11 @@ class T5Beams(NamedTuple):
     encoded: T5Cache
 
     @classmethod
-    def start(cls, model: T5, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, "T5Beams"]:
+    def start(cls, model: Any, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, "T5Beams"]:
         """Encodes inputs; one beam each.
 
         Args:
-          model: the model.
+          model: a `T5`.
           inputs: ``"input_ids"`` and ``"attention_mask"``, ``[B, S]``.
 
         Returns:
@@ -47,11 +45,11 @@ class T5Beams(NamedTuple):
         """The beams int ``[B, n]`` of each row, in their order; a beam may be taken more than once."""
         return self._replace(places=jnp.take_along_axis(self.places, parents.T[..., None], axis=0))
 
-    def step(self, model: T5, ids: jax.Array) -> tuple[jax.Array, "T5Beams"]:
+    def step(self, model: Any, ids: jax.Array) -> tuple[jax.Array, "T5Beams"]:
         """Decodes more tokens of each beam, in one pass.
 
         Args:
-          model: the model.
+          model: a `T5`.
           ids: int ``[B, n, T]``.
 
         Returns:

@@ -1,13 +1,12 @@
 """A decoder for several beams a prompt, which share the prompt's keys and values."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gems_jax.models.cache import DecoderCache
-from gems_jax.models.decoder.model import Decoder
+from gems_jax.models.decoder.cache import DecoderCache
 
 
 class DecoderBeams(NamedTuple):
@@ -25,11 +24,11 @@ class DecoderBeams(NamedTuple):
     prompt: DecoderCache
 
     @classmethod
-    def start(cls, model: Decoder, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, "DecoderBeams"]:
+    def start(cls, model: Any, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, "DecoderBeams"]:
         """Reads prompts; one beam each.
 
         Args:
-          model: the model.
+          model: a `Decoder`.
           inputs: ``"input_ids"`` and ``"attention_mask"``, ``[B, S]``, padded on either side.
 
         Returns:
@@ -43,11 +42,11 @@ class DecoderBeams(NamedTuple):
         """The beams int ``[B, n]`` of each row, in their order; a beam may be taken more than once."""
         return self._replace(places=jnp.take_along_axis(self.places, parents[..., None], axis=1))
 
-    def step(self, model: Decoder, ids: jax.Array) -> tuple[jax.Array, "DecoderBeams"]:
+    def step(self, model: Any, ids: jax.Array) -> tuple[jax.Array, "DecoderBeams"]:
         """More tokens of each beam, in one pass.
 
         Args:
-          model: the model.
+          model: a `Decoder`.
           ids: int ``[B, n, T]``.
 
         Returns:
