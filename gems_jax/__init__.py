@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from gems_jax.leaf_path import leaf_path
 from gems_jax.linalg.matrix_dims import MatrixDims, default_matrix_dims, stacked_matrix_dims
 from gems_jax.null_space.constraint import constrain_to_null_space, null_space_leak
-from gems_jax.null_space.space import NullSpace, SecondMoment
+from gems_jax.null_space.second_moment import SecondMoment
+from gems_jax.null_space.space import NullSpace
 from gems_jax.task_grads import merge_tasks, task_value_and_grad, task_weights, token_mean
 from gems_jax.transform import gates
-from gems_jax.transform.gems import STATIC_ARGS, GemsState, gems, scale_by_gems
+from gems_jax.transform.gems import STATIC_ARGS, gems, scale_by_gems
+from gems_jax.transform.state import GemsState
 
 if TYPE_CHECKING:
     from gems_jax import baselines, items, models

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
 from gems_jax.config.files import checked_node, compose, read_config, section_of, wrong_leaf
 from gems_jax.config.paths import PATHS, beside, is_path

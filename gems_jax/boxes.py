@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 def is_box(x: Any) -> bool:

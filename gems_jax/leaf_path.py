@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from gems_jax.boxes import unboxed
+from gems_jax.types import PyTree
 
-PyTree = Any
 # NNX variables appear in a path as one more step, which Linen and plain trees do not have.
 _WRAPPERS = ("value", "raw_value")
 

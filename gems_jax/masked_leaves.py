@@ -9,13 +9,11 @@ Nothing but a warning depends on it.
 
 import dataclasses
 import warnings
-from typing import Any
 
 import optax
 
 from gems_jax.leaf_path import named_leaves
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 _MOST = 64  # partitions remembered
 _SHOWN = 3  # leaves named

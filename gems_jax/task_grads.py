@@ -11,8 +11,7 @@ import optax
 from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 def token_mean(losses: jax.Array, mask: jax.Array) -> jax.Array:

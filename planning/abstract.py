@@ -17,8 +17,8 @@ from gems_jax.null_space.moment_pass import kernel_specs
 from gems_jax.null_space.space import NullSpace, Side
 from gems_jax.null_space.tracing.kernel_inputs import kernel_inputs
 from gems_jax.training.distributed.mesh import param_sharding
+from gems_jax.types import PyTree
 
-PyTree = Any
 # A row's label tokens: an item, whose identifier is one token, and the end token.
 ANSWER = 2
 

@@ -18,9 +18,8 @@ from gems_jax.training.optimiser.build import is_constrained, make_optimiser
 from gems_jax.training.optimiser.rates import GROUPS
 from gems_jax.training.step import Control, make_step
 from gems_jax.training.trainable import split_model
+from gems_jax.types import PyTree
 from planning.abstract import ANSWER, abstract_null_space, batch_lengths, place, placed
-
-PyTree = Any
 
 
 class AbstractStep(NamedTuple):

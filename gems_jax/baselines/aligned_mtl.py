@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.baselines.weighting import (
-    PyTree,
     Tasks,
     inverse_eigenvalues,
     relative_gramian,
     share_of_present,
     weighted,
 )
+from gems_jax.types import PyTree
 
 
 def alignment(gramian: jax.Array) -> jax.Array:

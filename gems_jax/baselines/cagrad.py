@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.baselines.simplex import minimise_on_simplex
-from gems_jax.baselines.weighting import PyTree, Tasks, relative_gramian, share_of_present, weighted
+from gems_jax.baselines.weighting import Tasks, relative_gramian, share_of_present, weighted
+from gems_jax.types import PyTree
 
 # Of the mean squared norm: keeps the norm of a vanishing combination smooth in float32.
 _SMOOTH = 1e-8

@@ -7,8 +7,8 @@ import optax
 import optax.contrib
 
 from gems_jax.baselines.joint import joint
-from gems_jax.baselines.weighting import PyTree
 from gems_jax.boxes import unboxed
+from gems_jax.types import PyTree
 from gems_jax.whole_number import whole
 
 

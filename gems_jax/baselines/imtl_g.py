@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.baselines.weighting import PyTree, Tasks, cosines, inverse_eigenvalues, weighted
+from gems_jax.baselines.weighting import Tasks, cosines, inverse_eigenvalues, weighted
+from gems_jax.types import PyTree
 
 
 def equal_projections(tasks: Tasks, state: PyTree) -> tuple[jax.Array, PyTree]:

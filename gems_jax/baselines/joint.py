@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.baselines.weighting import PyTree, Tasks, weighted
+from gems_jax.baselines.weighting import Tasks, weighted
 from gems_jax.task_grads import task_weights
+from gems_jax.types import PyTree
 
 
 def weights_by_counts(tasks: Tasks, state: PyTree) -> tuple[jax.Array, PyTree]:

@@ -4,7 +4,8 @@ import jax
 import optax
 
 from gems_jax.baselines.simplex import minimise_on_simplex
-from gems_jax.baselines.weighting import PyTree, Tasks, relative_gramian, weighted
+from gems_jax.baselines.weighting import Tasks, relative_gramian, weighted
+from gems_jax.types import PyTree
 
 
 def shortest(tasks: Tasks, state: PyTree) -> tuple[jax.Array, PyTree]:

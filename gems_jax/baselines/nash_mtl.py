@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.baselines.weighting import PyTree, Tasks, cosines, weighted
+from gems_jax.baselines.weighting import Tasks, cosines, weighted
+from gems_jax.types import PyTree
 
 # Keeps the solution finite where tasks oppose each other exactly.
 _RIDGE = 1e-6

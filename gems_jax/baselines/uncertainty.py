@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.baselines.weighting import PyTree, Tasks, weighted
+from gems_jax.baselines.weighting import Tasks, weighted
+from gems_jax.types import PyTree
 
 # On log-variances: a loss that stays 0 would drive its weight to infinity.
 _BOUND = 20.0

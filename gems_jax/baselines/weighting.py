@@ -12,8 +12,7 @@ from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.scales import real_dtype, squares, task_peaks, to_one
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.task_grads import check_task_axis, gramian, weighted_sum
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 class Tasks(NamedTuple):

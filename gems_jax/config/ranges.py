@@ -207,7 +207,7 @@ def wrong_value(name: str, hint: Any, value: Any) -> str | None:
       "train.schedule must be one of cosine, linear, got 'cosin'; did you mean 'cosine'?"
     """
     if name in CHOICES:
-        hint = Literal[CHOICES[name]()]  # type: ignore[valid-type]
+        hint = Literal[CHOICES[name]()]
     limit = RANGES.get(name)
     if _fits(hint, value, limit, name in EMPTY):
         return None

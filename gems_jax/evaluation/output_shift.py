@@ -13,7 +13,8 @@ from gems_jax.null_space.moment_groups import moment_groups
 from gems_jax.null_space.moment_pass import Batch, MomentPass, as_function, kernel_specs, moment_pass
 from gems_jax.null_space.second_moment import SecondMoment
 from gems_jax.null_space.tracing.interpreter import Layers
-from gems_jax.null_space.tracing.kernel_inputs import PyTree, kernel_inputs
+from gems_jax.null_space.tracing.kernel_inputs import kernel_inputs
+from gems_jax.types import PyTree
 
 # Kernel's path to one number, or one a layer (experts within a layer, nested).
 Shifts = dict[str, Any]

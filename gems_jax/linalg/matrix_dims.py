@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.leaf_path import named_leaves
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 # Whole names of tables, heads over a vocabulary, gains and offsets, never parts of names: `embedding`, but not
 # `embedding_projection`; `lm_head`, but not `multi_head_attention`.

@@ -27,7 +27,7 @@ def rows(x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _normal(key: jax.Array, shape: tuple[int, ...], std: float, config: Numbers) -> nnx.Param:
+def _normal(key: jax.Array, shape: tuple[int, ...], std: float, config: Numbers) -> nnx.Param[jax.Array]:
     return nnx.Param((std * jax.random.normal(key, shape)).astype(config.param_dtype))
 
 

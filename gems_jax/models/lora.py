@@ -17,8 +17,8 @@ from flax import nnx
 from gems_jax.leaf_path import leaf_path
 from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec, matrix_specs, stacked_matrix_dims
 from gems_jax.linalg.stacks import placed_like
+from gems_jax.types import PyTree
 
-PyTree = Any
 Adapters = dict[str, dict[str, jax.Array]]
 
 

@@ -13,8 +13,7 @@ from gems_jax.linalg.orthonormal import matmul
 from gems_jax.linalg.projection import kept_side_first, project_stack, project_update
 from gems_jax.linalg.scales import real_dtype
 from gems_jax.null_space.space import NullSpace
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 class ConstrainToNullSpaceState(NamedTuple):

@@ -18,13 +18,15 @@ from gems_jax.null_space.directions import (
     stack_directions,
     warn_if_little_is_kept,
 )
+from gems_jax.null_space.fingerprint import weights_fingerprint
 from gems_jax.null_space.moment_groups import moment_groups
 from gems_jax.null_space.moment_pass import Batch, as_function, check_masks, masks_of, moment_pass
 from gems_jax.null_space.observed_roles import observe_roles
 from gems_jax.null_space.second_moment import SecondMoment, symmetric
-from gems_jax.null_space.space import NullSpace, Side, weights_fingerprint
+from gems_jax.null_space.space import NullSpace, Side
 from gems_jax.null_space.tracing.interpreter import mask_fits
-from gems_jax.null_space.tracing.kernel_inputs import Inputs, PyTree, kernel_inputs
+from gems_jax.null_space.tracing.kernel_inputs import Inputs, kernel_inputs
+from gems_jax.types import PyTree
 
 Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
 

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gems_jax.leaf_path import named_leaves
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 def weights_fingerprint(params: PyTree, paths: Mapping[str, Any] | None = None) -> str:

@@ -13,8 +13,9 @@ from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec, matrix_specs, st
 from gems_jax.null_space.second_moment import SecondMoment
 from gems_jax.null_space.space import Side
 from gems_jax.null_space.tracing.interpreter import Layers
-from gems_jax.null_space.tracing.kernel_inputs import Apply, KernelInput, PyTree, add_moments
+from gems_jax.null_space.tracing.kernel_inputs import Apply, KernelInput, add_moments
 from gems_jax.null_space.tracing.position_masks import Masks
+from gems_jax.types import PyTree
 
 Batch = Mapping[str, Any]
 

@@ -20,8 +20,8 @@ from gems_jax.null_space.directions import Factor, Rule, factor_of, warn_if_litt
 from gems_jax.null_space.fingerprint import weights_fingerprint
 from gems_jax.null_space.second_moment import SecondMoment
 from gems_jax.staging import fresh_folder
+from gems_jax.types import PyTree
 
-PyTree = Any
 Side = Literal["in", "out"]
 
 
@@ -131,7 +131,7 @@ class NullSpace:
                     f"{found[:12]} from this model; calibrate again from these weights"
                 )
 
-    def save(self, directory: str | os.PathLike) -> None:
+    def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes ``null_space.json``, ``factors.npz`` and their ``checksums.json`` into a directory, all or nothing.
 
         Raises:
@@ -167,7 +167,7 @@ class NullSpace:
             shutil.rmtree(staging, ignore_errors=True)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike) -> "NullSpace":
+    def load(cls, directory: str | os.PathLike[str]) -> "NullSpace":
         """Reads what `save` wrote.
 
         Raises:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gems_jax.config.ranges import refuse, wrong_fields
-from gems_jax.evaluation.ranking_summary import CUTOFFS, METRICS
+from gems_jax.data.preparation.few_candidates import CUTOFFS
+from gems_jax.evaluation.ranking_summary import METRICS
 from gems_jax.study.methods import MAIN, REFERENCE, Rates, study_methods
 
 

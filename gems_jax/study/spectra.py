@@ -15,8 +15,8 @@ from gems_jax.study.methods import changed
 from gems_jax.task_grads import task_value_and_grad
 from gems_jax.training.losses import task_loss
 from gems_jax.training.trainable import split_model
+from gems_jax.types import PyTree
 
-PyTree = Any
 # Shares of a kernel's smaller side at which the energy is read.
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 

@@ -16,17 +16,17 @@ from gems_jax.data.batching.device_batches import DeviceBatches
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.batching.pipeline import task_batches
 from gems_jax.evaluation.evaluate import RANKED
+from gems_jax.models.mesh_rules import ROW_AXES
 from gems_jax.models.params import params_of
 from gems_jax.null_space.space import NullSpace
 from gems_jax.training.compile import Programs, compile_step
-from gems_jax.training.distributed.mesh import ROW_AXES, batch_sharding, make_mesh, on_every_device, row_part
+from gems_jax.training.distributed.mesh import batch_sharding, make_mesh, on_every_device, row_part
 from gems_jax.training.monitoring.flops import peak_flops, work_of_batch
 from gems_jax.training.optimiser.rates import peak_rates
 from gems_jax.training.stages import Material
 from gems_jax.training.step import Control
 from gems_jax.training.tokens import encode
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 @dataclasses.dataclass

@@ -23,8 +23,7 @@ from gems_jax.training.optimiser.build import is_constrained, make_optimiser
 from gems_jax.training.optimiser.factors import initial_opt_state
 from gems_jax.training.step import make_step
 from gems_jax.training.trainable import split_model
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 class Compiled(NamedTuple):

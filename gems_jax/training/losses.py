@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from gems_jax.models.family import LanguageModel
 from gems_jax.task_grads import token_mean
 from gems_jax.training.trainable import join
+from gems_jax.types import PyTree
 
-PyTree = Any
 Batch = Mapping[str, jax.Array]
 
 

@@ -23,8 +23,7 @@ from gems_jax.leaf_path import leaf_path
 from gems_jax.models import T5, T5Config, save
 from gems_jax.models.family import Layout
 from gems_jax.task_grads import token_mean
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 def general_loss_fn(graphdef: Any, params: PyTree, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -23,8 +23,6 @@ from gems_jax.null_space.space import NullSpace
 from gems_jax.training.pretrain import pretrain
 from gems_jax.training.tokens import encode
 
-PyTree = Any
-
 
 def ensure_data(config: Config) -> Dataset:
     """The prepared dataset, prepared now where it is missing."""

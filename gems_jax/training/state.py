@@ -6,8 +6,7 @@ from gems_jax.config.run import TrainConfig
 from gems_jax.training.build import TrainingRun
 from gems_jax.training.early_stopping import Best
 from gems_jax.training.workdir.checkpoints import Checkpoints
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 class TrainState(NamedTuple):

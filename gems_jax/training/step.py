@@ -19,8 +19,8 @@ from gems_jax.training.optimiser.guard import last_finite
 from gems_jax.training.optimiser.rates import scaled, schedule
 from gems_jax.training.optimiser.rounding import apply_updates
 from gems_jax.transform.reports import diagnostics
+from gems_jax.types import PyTree
 
-PyTree = Any
 Metrics = dict[str, jax.Array]
 
 PROBES = 8  # vectors that the null space's leak is estimated with

@@ -10,8 +10,7 @@ from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config
 from gems_jax.models import lora
 from gems_jax.training.optimiser.build import is_trained
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ from gems_jax.training.workdir.assets import Assets, assets_of, check_assets, re
 from gems_jax.training.workdir.checkpoints import Checkpoints
 from gems_jax.training.workdir.files import Log, check_config, check_processes, keep_config
 from gems_jax.training.workdir.lock import WorkdirLock
+from gems_jax.types import PyTree
 
-PyTree = Any
 Validate = Callable[[PyTree], dict[str, float]]
 
 

@@ -1,7 +1,6 @@
 """Validation while a run goes on: it touches nothing of the training."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +14,7 @@ from gems_jax.training.distributed.mesh import gathered
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.stages import Material
 from gems_jax.training.trainable import join, split_model
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 def validator(config: Config, material: Material, run: TrainingRun) -> Callable[[PyTree], dict[str, float]]:

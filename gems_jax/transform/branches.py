@@ -25,8 +25,7 @@ from gems_jax.transform.refresh import (
     where_leading,
 )
 from gems_jax.transform.settings import Settings
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 class BranchState(NamedTuple):
@@ -74,7 +73,9 @@ class Steps(NamedTuple):
     failed: jax.Array
 
 
-def lift_inner(inner: optax.GradientTransformation, depth: int) -> tuple[Callable, Callable]:
+def lift_inner(
+    inner: optax.GradientTransformation, depth: int
+) -> tuple[Callable[..., PyTree], Callable[..., tuple[jax.Array, PyTree]]]:
     """The inner transform for stacks: each kernel's low-rank gradient is updated on its own.
 
     So a stacked ``[L, m, n]`` kernel behaves as ``L`` separate ones, also under transforms that look at a

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,6 @@ from gems_jax.linalg.scales import global_norm, is_normal, largest, task_peaks, 
 from gems_jax.task_grads import inner_products, task_weights
 from gems_jax.transform.branches import BranchState, Presence, Steps
 from gems_jax.transform.state import Diagnostics, work_dtype
-
-PyTree = Any
 
 
 class Measured(NamedTuple):

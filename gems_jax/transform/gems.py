@@ -21,8 +21,7 @@ from gems_jax.transform.plan import make_plan
 from gems_jax.transform.settings import Settings, static_names
 from gems_jax.transform.state import GemsState
 from gems_jax.transform.step import Call, take_step
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 # Arguments of `gems` that are Python facts: pass to optax.inject_hyperparams(gems, static_args=STATIC_ARGS).
 STATIC_ARGS = static_names()

@@ -14,8 +14,7 @@ import jax
 from gems_jax.boxes import unboxed
 from gems_jax.transform.plan import Plan
 from gems_jax.transform.settings import Settings
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 class InitPlan(NamedTuple):

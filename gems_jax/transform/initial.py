@@ -13,8 +13,7 @@ from gems_jax.transform.gates import fresh_state
 from gems_jax.transform.plan import Plan
 from gems_jax.transform.settings import Settings
 from gems_jax.transform.state import Diagnostics, GemsState, join_inner, mirror, work_dtype
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 def initial_state(params: PyTree, plan: Plan, settings: Settings) -> GemsState:

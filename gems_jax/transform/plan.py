@@ -11,9 +11,8 @@ from gems_jax.linalg.matrix_dims import MatrixSpec, matrix_specs
 from gems_jax.null_space.constraint import check_factor, check_paths, constrained_spec
 from gems_jax.transform.left_out import reasons, unprotected
 from gems_jax.transform.settings import Settings
+from gems_jax.types import PyTree
 from gems_jax.whole_number import is_whole
-
-PyTree = Any
 
 
 @dataclass(frozen=True)

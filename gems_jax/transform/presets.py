@@ -11,17 +11,18 @@ import optax
 from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
+from gems_jax.linalg.orthonormal import matmul
 from gems_jax.linalg.projection import kept_side_first
 from gems_jax.linalg.scales import real_dtype
-from gems_jax.linalg.subspace import canonical_signs, matmul
+from gems_jax.linalg.subspace import canonical_signs
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.null_space.space import NullSpace
 from gems_jax.task_grads import check_task_axis, task_weights, weighted_sum
 from gems_jax.transform.gates import Gate, Signals, fresh_state, heuristic
 from gems_jax.transform.state import work_dtype
+from gems_jax.types import PyTree
 from gems_jax.whole_number import whole
 
-PyTree = Any
 Bases = Callable[[jax.Array], Mapping[str, tuple[jax.Array, jax.Array]]]
 
 

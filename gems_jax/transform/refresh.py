@@ -12,8 +12,7 @@ from gems_jax.linalg.scales import Size
 from gems_jax.linalg.stacks import map_stack, mesh_of_devices
 from gems_jax.linalg.subspace import Decomposition, make_basis
 from gems_jax.transform.settings import Settings
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 class Refresh(NamedTuple):

@@ -11,8 +11,7 @@ from gems_jax.boxes import is_like, unboxed
 from gems_jax.transform.init_plans import InitPlan, init_shapes
 from gems_jax.transform.plan import Kernel
 from gems_jax.transform.state import entries, gems_states
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 def diagnostics(state: PyTree) -> dict[str, jax.Array]:

@@ -14,9 +14,9 @@ from gems_jax.linalg.matrix_dims import MatrixRule
 from gems_jax.linalg.subspace import Decomposition
 from gems_jax.null_space.space import NullSpace
 from gems_jax.transform.gates import Gate, heuristic
+from gems_jax.types import PyTree
 from gems_jax.whole_number import is_whole
 
-PyTree = Any
 Mask = PyTree | Callable[[PyTree], PyTree] | None
 
 # Numbers that may be arrays, and change from step to step (optax.inject_hyperparams); all else is a Python fact.

@@ -14,8 +14,8 @@ from gems_jax.linalg.stacks import check_auto
 from gems_jax.null_space.constraint import ConstrainToNullSpaceState
 from gems_jax.transform.init_plans import InitPlan, init_shapes
 from gems_jax.transform.state import GemsState
+from gems_jax.types import PyTree
 
-PyTree = Any
 Axes = tuple[str, ...]  # mesh axes over which one array axis is split
 
 

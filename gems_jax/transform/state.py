@@ -9,8 +9,7 @@ import optax
 
 from gems_jax.linalg.projection import kept_side_first
 from gems_jax.transform.plan import Kernel
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 class Diagnostics(NamedTuple):

@@ -8,8 +8,7 @@ from gems_jax.transform.branches import BranchState
 from gems_jax.transform.plan import Group
 from gems_jax.transform.settings import Settings
 from gems_jax.transform.state import GemsState, entries, gather, join_inner, scatter, split_inner
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 class StateRows(NamedTuple):

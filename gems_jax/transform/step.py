@@ -20,8 +20,7 @@ from gems_jax.transform.refresh import Gradients, Refresh, Request, refresh_at, 
 from gems_jax.transform.settings import Mask, Settings
 from gems_jax.transform.state import GemsState, entries, mirror, to_leaves, to_matrices, work_dtype
 from gems_jax.transform.state_rows import StateRows
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 class Call(NamedTuple):

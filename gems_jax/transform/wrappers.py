@@ -15,8 +15,7 @@ from gems_jax.extra_arguments import check_extras
 from gems_jax.linalg.scales import real_dtype
 from gems_jax.task_grads import check_task_axis
 from gems_jax.transform.state import gems_states, work_dtype
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 class AccumulateState(NamedTuple):

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.data.batching.batches import Batch, gather_inputs, make_batch
+from gems_jax.data.batching.batches import gather_inputs, make_batch
 from gems_jax.data.batching.encoded_table import EncodedTable
+from gems_jax.data.batching.layouts import Batch
 from gems_jax.data.batching.sampling import RowPlan, Sampling
 
 __all__ = ["Batch", "BatchIterator", "TaskBatchSource", "eval_batches", "gather_inputs", "make_batch", "task_batches"]

@@ -24,8 +24,8 @@ from gems_jax.null_space.tracing.kernel_tags import Scope
 from gems_jax.null_space.tracing.kernel_uses import find_uses
 from gems_jax.null_space.tracing.position_masks import Masks, Unknown, places_of, position_mask
 from gems_jax.null_space.tracing.token_axes import Places
+from gems_jax.types import PyTree
 
-PyTree = Any
 Apply = Callable[[PyTree, PyTree], Any]
 
 

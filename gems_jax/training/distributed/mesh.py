@@ -14,8 +14,8 @@ from gems_jax.config.run import MeshConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models.mesh_rules import ROW_AXES
 from gems_jax.transform.sharding import state_sharding
+from gems_jax.types import PyTree
 
-PyTree = Any
 Axis = str | tuple[str, ...] | None
 
 AXES = ("data", "fsdp", "tensor")

@@ -9,8 +9,7 @@ from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.null_space.space import NullSpace
 from gems_jax.transform.reports import state_bytes
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 def start_table(

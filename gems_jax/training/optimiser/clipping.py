@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.task_grads import task_weights, weighted_sum
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 def clip_tasks(max_norm: float, by: Literal["task", "global"]) -> optax.GradientTransformationExtraArgs:

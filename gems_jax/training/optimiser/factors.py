@@ -10,8 +10,8 @@ import numpy as np
 from gems_jax.null_space.constraint import ConstrainToNullSpaceState
 from gems_jax.null_space.space import NullSpace
 from gems_jax.transform.state import GemsState
+from gems_jax.types import PyTree
 
-PyTree = Any
 _HOLDERS = (GemsState, ConstrainToNullSpaceState)
 
 

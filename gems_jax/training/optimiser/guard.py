@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.transform.state import work_dtype
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 class GuardState(NamedTuple):

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import optax
@@ -20,7 +20,6 @@ from gems_jax.transform import gates
 from gems_jax.transform.gems import gems
 from gems_jax.transform.presets import released
 
-PyTree = Any
 Transform: TypeAlias = optax.GradientTransformationExtraArgs
 # ``(config, number of tasks, the null space it is to use or None) -> transform`` for gradients ``[T, *shape]``.
 Builder = Callable[[Config, int, NullSpace | None], Transform]

@@ -8,8 +8,8 @@ import optax
 
 from gems_jax.config.run import TrainConfig
 from gems_jax.leaf_path import leaf_path
+from gems_jax.types import PyTree
 
-PyTree = Any
 GROUPS = ("kernels", "items", "others")
 
 

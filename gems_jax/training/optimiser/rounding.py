@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:

@@ -16,8 +16,7 @@ from gems_jax.checksums import damage, write_checksums
 from gems_jax.leaf_path import named_leaves
 from gems_jax.staging import is_remote, remove_folder
 from gems_jax.training.distributed.cluster import is_lost
-
-PyTree = Any
+from gems_jax.types import PyTree
 
 
 def as_dict(tree: PyTree) -> dict[str, Any]:
