@@ -1,19 +1,13 @@
 """Rooms of the package: each imports what stands below it alone, no two files need each other, the core is light."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
+from house import DOCS, MODULES, rooms
 
 import gems_jax as gj
 
-DOCS = Path(__file__).parents[1] / "docs"
-spec = importlib.util.spec_from_file_location("rooms", DOCS / "rooms.py")
-rooms = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(rooms)
-
-MODULES, IMPORTS = rooms.modules(), rooms.read()
+IMPORTS = rooms.read()
 
 
 def upward(imports):

@@ -11,7 +11,7 @@ import pytest
 from tiny import gems_jax, metrics, options
 
 REPOSITORY = Path(__file__).parents[1]
-# The processes compile apart, which takes longest for GEMS; `test_training_cluster` has it in two processes.
+# The processes compile apart, which takes longest for GEMS; `training/test_cluster` has it in two processes.
 CHEAP = {"train__method": "adamw", "train__steps": 5}
 
 

@@ -1,0 +1,146 @@
+"""Runs small enough for tests: settings, raw data, the command line in this process."""
+
+import atexit
+import contextlib
+import functools
+import io
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from gems_jax import cli
+
+MODEL = {
+    "text.input_length": 48,
+    "text.eval_batches": 2,
+    "text.eval_batch_size": 8,
+    "pretrain.vocab_size": 600,
+    "pretrain.d_model": 32,
+    "pretrain.d_kv": 8,
+    "pretrain.d_ff": 32,
+    "pretrain.num_layers": 1,
+    "pretrain.num_decoder_layers": 1,
+    "pretrain.steps": 4,
+    "pretrain.batch_size": 8,
+    "null_space.batches": 4,
+    "null_space.batch_size": 16,
+}
+TUNING = {
+    "data.num_users": 60,
+    "items.max_length": 32,
+    "items.length_buckets": "[]",
+    "gems.refresh_every": 3,
+    "train.steps": 8,
+    "train.batch_size": 8,
+    "train.log_every": 1,
+    "train.checkpoint_every": 0,
+    "train.eval_every": 0,
+    "evaluate.rows": 16,
+    "evaluate.batch_size": 16,
+    "evaluate.samples": 5,
+}
+
+
+def options(root, **others):
+    """Command-line options of a tiny run whose parts lie in ``root``; ``train__steps=3`` overrides one."""
+    places = {"data.dir": root / "data", "model.path": root / "base", "null_space.path": root / "null_space"}
+    changed = {name.replace("__", "."): value for name, value in others.items()}
+    values = places | MODEL | TUNING | changed
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def gems_jax(*argv):
+    """Runs a command in this process, compiling as cheaply as possible; returns its exit code."""
+    with cheap_compilation():
+        return cli.main([str(word) for word in argv])
+
+
+def read(*argv):
+    """The configuration of a command line."""
+    return cli._config(cli.parse([str(word) for word in argv])[1])
+
+
+class Made(NamedTuple):
+    """A folder with what commands made in it, and what they said."""
+
+    root: Path
+    said: dict[str, str]
+
+
+def say(said, name, *argv):
+    """Runs a command that must succeed, and notes what it prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = gems_jax(name, *argv)
+    said[name] = out.getvalue()
+    assert code == 0, f"gems-jax {name}: {said[name]}"
+
+
+def fails(capsys, *argv):
+    """The message of a command that must be refused."""
+    capsys.readouterr()
+    assert gems_jax(*argv) == cli.EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    lines = [line for line in said.splitlines() if line.startswith("gems-jax: error: ")]
+    assert len(lines) == 1, said
+    assert "Traceback" not in said
+    return said
+
+
+@functools.cache
+def compiled_programs():
+    """A folder, until this process ends: runs of the same settings compile the same programs."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+@contextlib.contextmanager
+def cheap_compilation():
+    """A tiny run is mostly compilation, of programs that run no faster for being optimised."""
+    wanted = {"jax_disable_most_optimizations": True, "jax_compilation_cache_dir": compiled_programs()}
+    before = {name: jax.config.values[name] for name in wanted}
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def documented_program(folder):
+    """What the program in an exported folder's README.md defines."""
+    program = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    defined = {}
+    exec(compile(program.group(1), "README.md", "exec"), defined)  # noqa: S102
+    return defined
+
+
+def metrics(workdir):
+    """The lines of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def write_raw(folder, queries=True):
+    """Raw files of ten items and four users."""
+    folder.mkdir()
+    items = {str(n): {"title": f"tool {n}", "brand": "Acme"} for n in range(10)}
+    users = {f"u{n}": [n, n + 1, n + 2, n + 3] for n in range(4)}
+    lines = ["item\tquery_hem\tquery_noroot", *(f"{n}\troot tool {n % 3}\ttool {n % 3}" for n in range(10))]
+    (folder / "Scientific.item.json").write_text(json.dumps(items, indent=1))
+    (folder / "Scientific.inter.json").write_text(json.dumps(users))
+    (folder / "queries.tsv").write_text("\n".join(lines if queries else lines[:1]) + "\n")
+    return folder
+
+
+def everything_in(folder):
+    """Relative paths of all files and folders."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

@@ -1,0 +1,77 @@
+"""One table of methods: what names them, builds them and lists them agrees, and users can add to it."""
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import gems_jax, metrics, options
+
+from gems_jax import baselines
+from gems_jax.baselines.weighting import weighted
+from gems_jax.config.methods import METHODS, TuningMethod
+from gems_jax.config.run import Config, TrainConfig, check
+from gems_jax.study.config import StudyConfig
+from gems_jax.training.optimiser.build import make_method
+from gems_jax.training.optimiser.methods import BUILDERS, merged_by, register_method
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_method_has_a_builder_and_every_baseline_is_a_method():
+    assert set(BUILDERS) == set(METHODS)
+    assert {name.replace("_", "-") for name in baselines.__all__} - {"joint"} <= set(METHODS)
+
+
+def test_documents_list_the_methods_there_are():
+    listed = re.search(
+        r"\* \*\*Baselines on the same call\*\*.*?\n(?=\* )", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert set(re.findall(r"[(,] *`([a-z-]+)`", listed[0])) == set(METHODS) - {"gems"}
+    rows = [line.split(" | ") for line in (ROOT / "docs" / "methods.md").read_text().splitlines() if line[:3] == "| `"]
+    takes = {"never": "no |", "option": "with `gems.null_space` |", "always": "yes |"}
+    assert rows == [[f"| `{n}`", m.label, m.about, takes[m.null_space]] for n, m in METHODS.items()]
+
+
+def first_task(inner_tx, *, num_tasks):
+    """The gradient of the first task, the others' left out."""
+    return weighted("first_task", inner_tx, lambda tasks, state: (jnp.eye(num_tasks)[0], state), num_tasks=num_tasks)
+
+
+@pytest.fixture
+def added():
+    """A method from outside the package, for one test."""
+    register_method("first-task", merged_by(first_task), TuningMethod("the first task", "AdamW on the first task"))
+    yield "first-task"
+    del METHODS["first-task"], BUILDERS["first-task"]
+
+
+def test_a_method_from_outside_is_named_by_a_configuration_and_a_study_and_tunes(added, prepared, tmp_path):
+    config = Config(train=TrainConfig(method=added))
+    check(config)
+    assert added in StudyConfig(methods=(added,)).names()
+    params = {"block": {"kernel": jnp.ones((3, 2))}}
+    grads = {"block": {"kernel": jnp.stack([jnp.full((3, 2), 2.0), jnp.full((3, 2), -5.0)])}}
+    tx, alone = make_method(config, 2, None), optax.adam(1.0)
+    update, _ = tx.update(grads, tx.init(params), params)
+    wanted, _ = alone.update({"block": {"kernel": grads["block"]["kernel"][0]}}, alone.init(params))
+    np.testing.assert_allclose(update["block"]["kernel"], wanted["block"]["kernel"], rtol=1e-6)
+    run = tmp_path / "run"
+    assert gems_jax("train", "--workdir", run, *options(prepared.root, train__method=added, train__steps=2)) == 0
+    assert [line["step"] for line in metrics(run)] == [1, 2]
+    with pytest.raises(
+        ValueError, match=r"train.method must be one of .*, got 'first-tasks'; did you mean 'first-task'"
+    ):
+        check(Config(train=TrainConfig(method="first-tasks")))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("gems", r"method 'gems' \(GEMS\) already"), ("My method", "small letters, digits and hyphens")],
+)
+def test_a_name_that_is_taken_or_no_name_of_a_folder_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        register_method(name, merged_by(first_task), TuningMethod("mine", "mine"))
+    assert len(METHODS) == len(BUILDERS)
