@@ -39,7 +39,7 @@ from gems_jax.models import load
 from gems_jax.models.params import params_of
 from gems_jax.staging import files_in
 from gems_jax.training.stages import ensure_base
-from gems_jax.training.workdir.assets import read_assets
+from gems_jax.training.workdir.assets import read_record
 from gems_jax.training.workdir.checkpoints import Checkpoints
 from gems_jax.training.workdir.files import read_kept_config
 
@@ -93,7 +93,7 @@ def artefacts_of(root: Path, like: tuple[Any, Any]) -> list[Artefact]:
         folder("base model", root / "base", read_base),
         folder("null space", root / "null_space", NullSpace.load),
         Artefact("configuration", [run / "config.yaml"], lambda: read_kept_config(run / "config.yaml")),
-        Artefact("record", [run / "assets.json"], lambda: read_assets(run)),
+        Artefact("record", [run / "assets.json"], lambda: read_record(run)),
         folder("checkpoints", checkpoints, lambda place: read_checkpoint(place, like)),
     ]
 

@@ -116,13 +116,13 @@ class Turns:
         return self._step(*operands)
 
 
-def in_turns(config: Config, material: Any, null_space: Any, run: TrainingRun, workdir: Path, window: int) -> Turns:
+def in_turns(config: Config, assets: Any, null_space: Any, run: TrainingRun, workdir: Path, window: int) -> Turns:
     """Runs the loop on a run, halted between windows."""
     turns = Turns(run.step, window)
     make, loop.build = loop.build, lambda *_: dataclasses.replace(run, step=turns)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            loop.tune(config, material, null_space, workdir)
+            loop.tune(config, assets, null_space, workdir)
     finally:
         loop.build = make
     return turns
@@ -161,17 +161,17 @@ def main() -> None:
     dataset = ensure_data(config)
     base, tokenizer = load(ensure_base(config))
     null_space = None if args.adamw else ensure_null_space(config, base, tokenizer)
-    material = assemble(config, dataset, (base, tokenizer))
-    run = build(config, material, null_space)
+    assets = assemble(config, dataset, (base, tokenizer))
+    run = build(config, assets, null_space)
     size = sum(x.size for x in jax.tree.leaves((run.params, run.frozen)))
     begin = time.perf_counter()
-    turns = in_turns(config, material, null_space, run, root / "run", args.steps)
+    turns = in_turns(config, assets, null_space, run, root / "run", args.steps)
     print(f"{len(turns.loop)} windows in {time.perf_counter() - begin:.0f} s")
 
     # Each of the loop's lies between two of the step alone. The first holds compilation and the first refresh.
     around = [statistics.mean(pair) for pair in itertools.pairwise(turns.alone)]
     windows = list(zip(around, turns.loop, strict=True))[1:]
-    fresh = build(config, material, null_space)
+    fresh = build(config, assets, null_space)
     blocking, whole = (
         statistics.median(times) for times in zip(*saves(fresh, root / "saves", args.saves), strict=True)
     )

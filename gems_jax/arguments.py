@@ -13,7 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 
 from gems_jax.config.files import checked_node, compose, read_config, section_of, wrong_leaf
 from gems_jax.config.paths import PATHS, beside, is_path
-from gems_jax.config.ranges import hints_of, refuse, wrong_value
+from gems_jax.config.ranges import CHOICES, hints_of, refuse, wrong_value
 from gems_jax.config.renamed import current_name, current_node, old_names, say_renamed
 from gems_jax.config.run import Config, check
 
@@ -112,6 +112,9 @@ def _parser(argv: list[str], commands: Mapping[str, str]) -> tuple[ArgumentParse
         _add_options(sub, name, options)
         if name in argv[:1]:  # of the others it would only take time
             sub.add_class_arguments(Config, None)
+            for action in sub._actions:
+                if action.dest in CHOICES:  # text as far as the parser knows
+                    action.metavar = f"{{{','.join(CHOICES[action.dest]())}}}"
             options |= hints_of(Config)
             known = options
         subcommands.add_subcommand(name, sub, help=about)

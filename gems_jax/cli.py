@@ -96,7 +96,7 @@ def _prepare(options: Any) -> int:
     from gems_jax.training.stages import ensure_data
 
     config = _config(options)
-    dataset = _material(config)[3] if options.all else ensure_data(config)
+    dataset = _assets(config)[3] if options.all else ensure_data(config)
     for split, counts in dataset.row_counts().items():
         print(f"  {split}: " + ", ".join(f"{task} {count:,}" for task, count in counts.items()))
     return 0
@@ -130,8 +130,8 @@ def _calibrate(options: Any) -> int:
     return 0
 
 
-def _material(config: Any, workdir: Path | None = None, tuned: bool = False) -> tuple[Any, Any, Any, Any]:
-    """Base model, material for tuning, null space; made where missing (by one process).
+def _assets(config: Any, workdir: Path | None = None, tuned: bool = False) -> tuple[Any, Any, Any, Any]:
+    """Base model, assets for tuning, null space; made where missing (by one process).
 
     Items have the numbers that a run in ``workdir`` has given them. What is ``tuned`` needs no null space any more.
     """
@@ -182,9 +182,9 @@ def _train(options: Any) -> int:
         check_config(config, workdir)
         if not is_remote(workdir):
             check_writable(workdir, "--workdir")
-    _, material, null_space, _ = _material(config, workdir)
+    _, assets, null_space, _ = _assets(config, workdir)
     try:
-        tune(config, material, null_space, workdir)
+        tune(config, assets, null_space, workdir)
     except Stopped as stop:
         print(f"gems-jax: {stop}", file=sys.stderr)
         return stop.code
@@ -225,8 +225,8 @@ def _evaluate(options: Any) -> int:
 
     config, workdir = _tuned_run(options, check_config)
     check_writable(workdir, "--workdir")  # before the ranking
-    base, material, _, _ = _material(config, workdir, tuned=True)
-    results = evaluate(config, material, base, load_tuned(config, material, workdir), workdir)
+    base, assets, _, _ = _assets(config, workdir, tuned=True)
+    results = evaluate(config, assets, base, load_tuned(config, assets, workdir), workdir)
     # An evaluation that was refused leaves no trace: the next one takes the run's own options again.
     keep_config(config, workdir)
     print(table_of(results))
@@ -244,8 +244,8 @@ def _export(options: Any) -> int:
     config, workdir = _tuned_run(options, check_config)
     inputs = {"the dataset (data.dir)": config.data.dir, "the null space (null_space.path)": config.null_space.path}
     check_folder(options.out, workdir, config.model.path, inputs)
-    _, material, _, _ = _material(config, workdir, tuned=True)
-    agreement = export(config, material, load_tuned(config, material, workdir), options.out, workdir)
+    _, assets, _, _ = _assets(config, workdir, tuned=True)
+    agreement = export(config, assets, load_tuned(config, assets, workdir), options.out, workdir)
     print(f"export: {agreement.alike} of {agreement.tried} prompts tried have the tokens of training in transformers")
     if agreement.other:
         print(f"export: otherwise, for example: {agreement.other}")
@@ -266,16 +266,16 @@ def _find(options: Any) -> int:
     query = options.get("query")
     if query is not None:
         check_query(query)
-    _, material, _, dataset = _material(config, workdir, tuned=True)
+    _, assets, _, dataset = _assets(config, workdir, tuned=True)
     task = "rec" if query is None else "src"
     check_task(dataset, task)
     if task not in config.items.prompts:
         raise ValueError(f"this run has no task {task!r} (items.prompts has {', '.join(config.items.prompts)})")
     found = top_items(
-        load_tuned(config, material, workdir),
-        material.tokenizer,
+        load_tuned(config, assets, workdir),
+        assets.tokenizer,
         dataset,
-        material.items,
+        assets.items,
         config.items.prompts[task],
         config.items.max_length,
         user=options.user,

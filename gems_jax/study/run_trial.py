@@ -23,7 +23,7 @@ from gems_jax.study.spectra import gradient_spectra
 from gems_jax.study.trials import Trial, write_result
 from gems_jax.training.build import token_roles
 from gems_jax.training.optimiser.build import make_optimiser
-from gems_jax.training.stages import Material
+from gems_jax.training.stages import Assets
 from gems_jax.training.trainable import split_model
 from gems_jax.training.tune import tune
 from gems_jax.training.workdir.files import Log, as_json
@@ -54,12 +54,12 @@ def run_trial(config: Config, trial: Trial, shared: Shared, workdir: Path, spect
     begin, processor = time.perf_counter(), time.process_time()
     can_measure = reset_peak_memory()
     result: dict[str, Any] = {"resumed": (folder / "metrics.jsonl").is_file()}
-    material = shared.material(run)
+    assets = shared.assets(run)
     null_space = shared.null_space(run)
     begin_tuning = time.perf_counter()
     try:
         with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-            tuned = tune(run, material, null_space, folder, shared.programs)
+            tuned = tune(run, assets, null_space, folder, shared.programs)
     except ValueError as error:
         if not _refused(folder):
             raise
@@ -69,10 +69,10 @@ def run_trial(config: Config, trial: Trial, shared: Shared, workdir: Path, spect
         with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             result |= measured(run, shared, tuned, folder)
             if spectra:
-                batch = _first_batch(run, material)
+                batch = _first_batch(run, assets)
                 result["spectra"] = {
                     "before": shared.spectra_before(run, batch),
-                    "after": gradient_spectra(run, tuned, batch, tuple(material.dataset.tasks)),
+                    "after": gradient_spectra(run, tuned, batch, tuple(assets.dataset.tasks)),
                 }
         del tuned
     result["curves"] = curves(folder) if (folder / "metrics.jsonl").is_file() else {}
@@ -80,7 +80,7 @@ def run_trial(config: Config, trial: Trial, shared: Shared, workdir: Path, spect
         "seconds": time.perf_counter() - begin,
         "processor_seconds": time.process_time() - processor,
         "peak_memory": peak_memory() if can_measure else None,
-        "optimiser_bytes": optimiser_bytes(run, material, null_space),
+        "optimiser_bytes": optimiser_bytes(run, assets, null_space),
         "circumstances": circumstances(),
         "config": as_json(run),
     }
@@ -93,15 +93,15 @@ def run_trial(config: Config, trial: Trial, shared: Shared, workdir: Path, spect
 def measured(config: Config, shared: Shared, tuned: Any, folder: Path) -> dict[str, Any]:
     """Both splits' metrics and the drift on general text; rankings of the test rows go to ``folder``."""
     begin = time.perf_counter()
-    material = shared.material(config)
-    drift = general_drift(material.model, tuned, shared.text, shift=shared.shift(config))
+    assets = shared.assets(config)
+    drift = general_drift(assets.model, tuned, shared.text, shift=shared.shift(config))
     if not math.isfinite(drift["loss"]):
         return {"diverged": f"the loss on general text is {drift['loss']}"}
     found: dict[str, Any] = {"general": drift}
     for split, tables in shared.tables.items():
         found[split] = evaluate_ranking(
             tuned,
-            material.items,
+            assets.items,
             tables,
             shared.encoded(config, split),
             beams=config.evaluate.beams,
@@ -113,18 +113,18 @@ def measured(config: Config, shared: Shared, tuned: Any, folder: Path) -> dict[s
     return found | {"evaluate_seconds": time.perf_counter() - begin}
 
 
-def optimiser_bytes(config: Config, material: Material, null_space: Any) -> int:
+def optimiser_bytes(config: Config, assets: Assets, null_space: Any) -> int:
     """Memory of the optimiser's state, null space included, from shapes alone."""
-    _, params, _ = split_model(material.model, config)
-    tx = make_optimiser(config, len(material.dataset.tasks), null_space)
+    _, params, _ = split_model(assets.model, config)
+    tx = make_optimiser(config, len(assets.dataset.tasks), null_space)
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
 
 
-def _first_batch(config: Config, material: Material) -> dict[str, Any]:
+def _first_batch(config: Config, assets: Assets) -> dict[str, Any]:
     """Arrays of training, the same for every trial of a seed."""
-    tables = {task: material.dataset.table("train", task) for task in material.dataset.tasks}
-    encoded = {task: material.encode(config, table) for task, table in tables.items()}
-    roles: dict[str, Any] = token_roles(material.model)
+    tables = {task: assets.dataset.table("train", task) for task in assets.dataset.tasks}
+    encoded = {task: assets.encode(config, table) for task, table in tables.items()}
+    roles: dict[str, Any] = token_roles(assets.model)
     batch = next(task_batches(encoded, config.train.batch_size, config.items.max_length, config.train.seed, **roles))
     return {name: value for name, value in batch.items() if name != "row_index"}
 

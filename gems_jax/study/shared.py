@@ -26,7 +26,7 @@ from gems_jax.training.compile import Programs
 from gems_jax.training.evaluate import evaluation_tables
 from gems_jax.training.optimiser.build import needs_null_space
 from gems_jax.training.pretrain import heldout_text, unigram_loss
-from gems_jax.training.stages import Material, assemble, ensure_base, ensure_data, ensure_null_space
+from gems_jax.training.stages import Assets, assemble, ensure_base, ensure_data, ensure_null_space
 
 
 class Shared:
@@ -63,12 +63,12 @@ class Shared:
         self.programs: Programs = {}
         self._shift: OutputShift | None = None
         self._spectra: dict[int, dict[str, list[float]]] = {}
-        self._materials: dict[Any, Material] = {}
+        self._materials: dict[Any, Assets] = {}
         self._null_spaces: dict[str, NullSpace] = {}
         self._encoded: dict[Any, dict[str, EncodedTable]] = {}
         self.base = self._once("base.json", lambda: self._measure_base(tokenizer))
 
-    def material(self, config: Config) -> Material:
+    def assets(self, config: Config) -> Assets:
         """The grown base model and the items of a run."""
         items = config.items
         seed = config.train.seed if items.init == "random" else 0
@@ -93,23 +93,23 @@ class Shared:
     def shift(self, config: Config) -> OutputShift:
         """Second moments of the kernels' inputs on general text, of the base model."""
         if self._shift is None:
-            self._shift = read_shift(self.material(config).model, self.text)
+            self._shift = read_shift(self.assets(config).model, self.text)
         return self._shift
 
     def spectra_before(self, config: Config, batch: Mapping[str, Any]) -> dict[str, list[float]]:
         """Spectra of the gradients by the base model of a seed's first batch."""
         seed = config.train.seed
         if seed not in self._spectra:
-            material = self.material(config)
-            self._spectra[seed] = gradient_spectra(config, material.model, batch, tuple(material.dataset.tasks))
+            assets = self.assets(config)
+            self._spectra[seed] = gradient_spectra(config, assets.model, batch, tuple(assets.dataset.tasks))
         return self._spectra[seed]
 
     def encoded(self, config: Config, split: str) -> dict[str, EncodedTable]:
         """The measured rows of a split as tokens."""
         key = (split, tuple(config.items.prompts.items()), config.items.max_length, config.items.identifiers)
         if key not in self._encoded:
-            material = self.material(config)
-            self._encoded[key] = {task: material.encode(config, table) for task, table in self.tables[split].items()}
+            assets = self.assets(config)
+            self._encoded[key] = {task: assets.encode(config, table) for task, table in self.tables[split].items()}
         return self._encoded[key]
 
     def _making(self, missing: bool) -> contextlib.AbstractContextManager[None]:
@@ -127,7 +127,7 @@ class Shared:
     def _measure_base(self, tokenizer: Any) -> dict[str, Any]:
         found: dict[str, Any] = {
             "general": general_loss(self.model, self.text),
-            "general_with_items": general_loss(self.material(self._config).model, self.text),
+            "general_with_items": general_loss(self.assets(self._config).model, self.text),
             "rankers": simple_rankers(self.dataset, self.tables["test"], samples=0),
         }
         # Span corruption has targets of single pieces of the text, which a unigram model can guess at.

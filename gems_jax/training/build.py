@@ -23,7 +23,7 @@ from gems_jax.training.compile import Programs, compile_step
 from gems_jax.training.distributed.mesh import batch_sharding, make_mesh, on_every_device, row_part
 from gems_jax.training.monitoring.flops import peak_flops, work_of_batch
 from gems_jax.training.optimiser.rates import peak_rates
-from gems_jax.training.stages import Material
+from gems_jax.training.stages import Assets
 from gems_jax.training.step import Control
 from gems_jax.training.tokens import encode
 from gems_jax.types import PyTree
@@ -128,13 +128,13 @@ def check_beams(config: Config) -> None:
 
 
 def build(
-    config: Config, material: Material, null_space: NullSpace | None, programs: Programs | None = None
+    config: Config, assets: Assets, null_space: NullSpace | None, programs: Programs | None = None
 ) -> TrainingRun:
     """Makes a run; nothing is written.
 
     Args:
       config: of the run.
-      material: model, data, items.
+      assets: model, data, items.
       null_space: of the base model, or ``None``.
       programs: see `gems_jax.training.compile.compile_step`.
 
@@ -143,16 +143,16 @@ def build(
     """
     check(config)
     train = config.train
-    tables = {task: material.dataset.table("train", task) for task in material.dataset.tasks}
+    tables = {task: assets.dataset.table("train", task) for task in assets.dataset.tasks}
     tasks = tuple(tables)
     check_metric(train.metric, train.patience, train.eval_every, tasks)
-    layout = material.model.layout
-    encoded = {task: encode(config, t, material.tokenizer, material.items, layout) for task, t in tables.items()}
+    layout = assets.model.layout
+    encoded = {task: encode(config, t, assets.tokenizer, assets.items, layout) for task, t in tables.items()}
     mesh = make_mesh(config.mesh)
     check_batch_rows(config, mesh)
     row_index, row_parts = row_part(mesh)
-    answer_length = material.items.token_ids.shape[1] + 1
-    model = training_model(material.model, config)
+    answer_length = assets.items.token_ids.shape[1] + 1
+    model = training_model(assets.model, config)
     made = compile_step(mesh, model, config, tasks, null_space, answer_length, programs)
     batches = task_batches(
         encoded,
@@ -167,14 +167,14 @@ def build(
         threads=config.data.threads,
         sampling=train.sampling,
         temperature=train.temperature,
-        **token_roles(material.model),
+        **token_roles(assets.model),
     )
     return TrainingRun(
         **made._asdict(),
         tasks=tasks,
         encoded=encoded,
         batches=DeviceBatches(batches, batch_sharding(mesh)),
-        work=functools.partial(work_of_batch, material.model, parts=row_parts, count_work=peak_flops() is not None),
+        work=functools.partial(work_of_batch, assets.model, parts=row_parts, count_work=peak_flops() is not None),
         rates=on_every_device(peak_rates(train), mesh),
         seed=on_every_device(np.uint32(train.seed), mesh),
     )

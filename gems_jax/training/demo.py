@@ -50,11 +50,11 @@ def demo(config: Config, workdir: Path) -> Path:
             continue
         print(f"demo: {name}")
         base, tokenizer = load(folder, variant.model.dtype)
-        material = assemble(variant, in_run_order(dataset, place), (base, tokenizer))
+        assets = assemble(variant, in_run_order(dataset, place), (base, tokenizer))
         constrained = variant.train.method != "adamw" and variant.gems.null_space
         null_space = ensure_null_space(variant, base, tokenizer) if constrained else None
-        tuned = tune(variant, material, null_space, place)
-        results = evaluate(variant, material, base, tuned, place)
+        tuned = tune(variant, assets, null_space, place)
+        results = evaluate(variant, assets, base, tuned, place)
         if is_main:
             print(table_of(results))
     return workdir / "report.html"

@@ -17,7 +17,7 @@ from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, simp
 from gems_jax.report import write_report
 from gems_jax.staging import write_json
 from gems_jax.training.pretrain import heldout_text
-from gems_jax.training.stages import Material
+from gems_jax.training.stages import Assets
 
 
 def evaluation_tables(config: Config, dataset: Dataset) -> dict[str, Table]:
@@ -30,12 +30,12 @@ def evaluation_tables(config: Config, dataset: Dataset) -> dict[str, Table]:
     return {task: table.take(np.sort(rng.permutation(len(table))[:rows])) for task, table in tables.items()}
 
 
-def evaluate(config: Config, material: Material, base: Any, tuned: Any, workdir: Path) -> dict[str, Any]:
+def evaluate(config: Config, assets: Assets, base: Any, tuned: Any, workdir: Path) -> dict[str, Any]:
     """Writes ``eval.json`` and ``report.html``: of the model first, then once more with the rankers without a model.
 
     Args:
       config: of the run.
-      material: data, items, tokenizer.
+      assets: data, items, tokenizer.
       base: the base model, before items were added.
       tuned: the tuned one.
       workdir: of the run.
@@ -48,14 +48,14 @@ def evaluate(config: Config, material: Material, base: Any, tuned: Any, workdir:
     """
     options = config.evaluate
     compared = {name: read_evaluation(Path(folder)) for name, folder in options.compare.items()}
-    tables = evaluation_tables(config, material.dataset)
-    encoded = {task: material.encode(config, table) for task, table in tables.items()}
+    tables = evaluation_tables(config, assets.dataset)
+    encoded = {task: assets.encode(config, table) for task, table in tables.items()}
     # Before the ranking, which takes long.
-    text = heldout_text(material.tokenizer, config, base.layout)
+    text = heldout_text(assets.tokenizer, config, base.layout)
     results: dict[str, Any] = {"name": config.name, "method": config.train.method, "steps": config.train.steps}
     results |= evaluate_ranking(
         tuned,
-        material.items,
+        assets.items,
         tables,
         encoded,
         beams=options.beams,
@@ -66,7 +66,7 @@ def evaluate(config: Config, material: Material, base: Any, tuned: Any, workdir:
         progress=True,
     )
     # The base model with the item rows that tuning began from: over its own vocabulary it is the base model.
-    results["general"] = general_drift(material.model, tuned, text, progress=True)
+    results["general"] = general_drift(assets.model, tuned, text, progress=True)
     results["comparison"] = {
         name: {key: value for key, value in found.items() if key in tables or key in ("general", "steps", "method")}
         for name, found in compared.items()
@@ -76,11 +76,11 @@ def evaluate(config: Config, material: Material, base: Any, tuned: Any, workdir:
     results["examples"] = []
     for task, table in tables.items():
         found = load_rankings(workdir / f"ranking_{task}.npz")
-        titles = material.dataset.titles()
+        titles = assets.dataset.titles()
         results["examples"] += readable_examples(table, found["items"], found["scores"], titles)
     # Rankers that exhaust the memory of the machine end the process: what was measured of the model is on file then.
     _write(workdir, results | {"baselines": not_measured(tables)})
-    results["baselines"] = simple_rankers(material.dataset, tables, options.samples)
+    results["baselines"] = simple_rankers(assets.dataset, tables, options.samples)
     _write(workdir, results)
     return results
 

@@ -16,7 +16,7 @@ from gems_jax.models import save
 from gems_jax.models.family import Layout
 from gems_jax.training.export_folder import MARK, check_folder, mark_of
 from gems_jax.training.export_readme import readme
-from gems_jax.training.stages import Material
+from gems_jax.training.stages import Assets
 
 # Prompts of each task that are tokenised twice, to tell whether both ways agree.
 _TRIED = 500
@@ -36,7 +36,7 @@ class Agreement(NamedTuple):
 
 
 def export(
-    config: Config, material: Material, model: Any, folder: str | os.PathLike[str], workdir: Path | None = None
+    config: Config, assets: Assets, model: Any, folder: str | os.PathLike[str], workdir: Path | None = None
 ) -> Agreement:
     """Writes a tuned model, its tokenizer and how to ask it.
 
@@ -45,7 +45,7 @@ def export(
 
     Args:
       config: of the run.
-      material: of the run.
+      assets: of the run.
       model: tuned.
       folder: where to write, see `gems_jax.models.save`.
       workdir: of the run; the folder is marked as its export, and only such a one is replaced.
@@ -58,13 +58,13 @@ def export(
     """
     if workdir is not None:
         check_folder(folder, workdir, config.model.path)
-    tokenizer = asking_tokenizer(material.tokenizer, model.config, model.layout)
-    agreement = compare_prompts(config, material.dataset, material.items, tokenizer, model.layout)
+    tokenizer = asking_tokenizer(assets.tokenizer, model.config, model.layout)
+    agreement = compare_prompts(config, assets.dataset, assets.items, tokenizer, model.layout)
     files = {
         "README.md": readme(config, model.layout, agreement.tried - agreement.alike, agreement.tried),
         "prompts.json": json.dumps(_prompts(config, model.config, model.layout), indent=2, ensure_ascii=False) + "\n",
-        "items.jsonl": "".join(_item_lines(material.dataset, material.items, tokenizer)),
-        "generation_config.json": json.dumps(_generation(model.config, material.items), indent=2) + "\n",
+        "items.jsonl": "".join(_item_lines(assets.dataset, assets.items, tokenizer)),
+        "generation_config.json": json.dumps(_generation(model.config, assets.items), indent=2) + "\n",
     }
     if workdir is not None:
         files[MARK] = mark_of(workdir)

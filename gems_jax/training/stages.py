@@ -121,7 +121,7 @@ def calibrate(config: Config, model: Any = None, tokenizer: Any = None) -> NullS
 
 
 @dataclass(frozen=True)
-class Material:
+class Assets:
     """All that tuning and evaluation stand on.
 
     Attributes:
@@ -146,7 +146,7 @@ class Material:
         return encode(config, table, self.tokenizer, self.items, self.model.layout)
 
 
-def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Material:
+def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Assets:
     """The base model with tokens and rows for every item: one of its own, or those of its identifier."""
     model, tokenizer = base
     titles = plain_ids(dataset.titles(), tokenizer)
@@ -159,7 +159,7 @@ def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Materia
         identifiers = load_item_identifiers(config.items.identifiers, dataset.item_ids())
         items = add_identifier_tokens(tokenizer, identifiers, model.config.vocab_size)
     model = grow(model, titles, config.items.init, key=jax.random.key(config.train.seed), identifiers=items)
-    return Material(model, tokenizer, dataset, items)
+    return Assets(model, tokenizer, dataset, items)
 
 
 def _check_titles(dataset: Dataset, titles: list[list[int]]) -> None:

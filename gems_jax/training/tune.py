@@ -34,11 +34,11 @@ from gems_jax.training.monitoring.profile import Profile
 from gems_jax.training.monitoring.progress import Progress
 from gems_jax.training.monitoring.start_table import start_table
 from gems_jax.training.monitoring.writers import open_writers
-from gems_jax.training.stages import Material
+from gems_jax.training.stages import Assets
 from gems_jax.training.state import TrainState, is_over, restore
 from gems_jax.training.trainable import join, split_model
 from gems_jax.training.validation import validator
-from gems_jax.training.workdir.assets import Assets, assets_of, check_assets, read_assets, write_assets
+from gems_jax.training.workdir.assets import AssetRecord, check_record, read_record, record_of, write_record
 from gems_jax.training.workdir.checkpoints import Checkpoints
 from gems_jax.training.workdir.files import Log, check_config, check_processes, keep_config
 from gems_jax.training.workdir.lock import WorkdirLock
@@ -57,7 +57,7 @@ class Stopped(Exception):
 
 def tune(
     config: Config,
-    material: Material,
+    assets: Assets,
     null_space: NullSpace | None,
     workdir: Path,
     programs: Programs | None = None,
@@ -67,7 +67,7 @@ def tune(
 
     Args:
       config: of the run.
-      material: model, data, items.
+      assets: model, data, items.
       null_space: of the base model, or ``None``.
       workdir: takes ``config.yaml``, ``assets.json``, ``metrics.jsonl`` and ``checkpoints/``; here or on an object
         store (`gems_jax.staging.as_path`).
@@ -85,9 +85,9 @@ def tune(
       Stopped: after a signal, everything saved.
     """
     train, first = config.train, jax.process_index() == 0
-    assets = checked_assets(config, material, null_space, workdir)
+    record = checked_record(config, assets, null_space, workdir)
     profile = Profile(train.profile if first else None, workdir / "profile")
-    run = build(config, material, null_space, programs)
+    run = build(config, assets, null_space, programs)
     if first:
         print(start_table(config, run.tx, run.params, run.frozen, run.encoded, run.null_space))
     with (
@@ -100,8 +100,8 @@ def tune(
     ):
         if first:
             keep_config(config, workdir)
-            if read_assets(workdir) is None:
-                write_assets(assets, workdir)
+            if read_record(workdir) is None:
+                write_record(record, workdir)
         state = restore(run, checkpoints)
         if first and state.step:
             print(f"train: resuming from step {state.step} in {workdir}")
@@ -109,7 +109,7 @@ def tune(
         over = is_over(state, train)
         if first and over:
             print(f"train: {workdir} is trained already ({state.step} steps)")
-        validate = validator(config, material, run) if train.eval_every and not over else None
+        validate = validator(config, assets, run) if train.eval_every and not over else None
         writers = open_writers(train.writers, workdir, config.name, state.step) if first else []
         with Progress(train.steps, state.step, first) as progress:
             refused = state.position.get("refused")
@@ -120,7 +120,7 @@ def tune(
         for writer in writers:
             writer.close()
         run.batches.close()
-    graphdef, _, _ = split_model(material.model, config)
+    graphdef, _, _ = split_model(assets.model, config)
     return join(graphdef, gathered(state.params, run.mesh), gathered(run.frozen, run.mesh))
 
 
@@ -218,7 +218,7 @@ def saved(state: TrainState, run: TrainingRun, logger: MetricLogger, checkpoints
     return state._replace(position=position)
 
 
-def checked_assets(config: Config, material: Material, null_space: NullSpace | None, workdir: Path) -> Assets:
+def checked_record(config: Config, assets: Assets, null_space: NullSpace | None, workdir: Path) -> AssetRecord:
     """What the run is tuned on, when nothing in the work directory or another process speaks against it."""
     if config.train.profile and is_remote(workdir):
         raise ValueError("train.profile writes to this machine's disk alone; choose a --workdir there or leave it out")
@@ -227,10 +227,10 @@ def checked_assets(config: Config, material: Material, null_space: NullSpace | N
     with failing_together():
         check_config(config, workdir)
         check_beams(config)
-        assets = assets_of(config, material, null_space)
-        check_assets(assets, workdir, training=True)
-    check_agreement(assets.shared())
-    return assets
+        record = record_of(config, assets, null_space)
+        check_record(record, workdir, training=True)
+    check_agreement(record.shared())
+    return record
 
 
 def teller(callbacks: Sequence[Callback]) -> Callable[[int, Path], None] | None:

@@ -4,21 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from gems_jax.config.run import Config
-from gems_jax.training.stages import Material
+from gems_jax.training.stages import Assets
 from gems_jax.training.trainable import join, split_model
-from gems_jax.training.workdir.assets import assets_of, check_assets
+from gems_jax.training.workdir.assets import check_record, record_of
 from gems_jax.training.workdir.checkpoints import Checkpoints
 
 
-def load_tuned(config: Config, material: Material, workdir: Path) -> Any:
+def load_tuned(config: Config, assets: Assets, workdir: Path) -> Any:
     """The model of a work directory's last or best checkpoint, as ``evaluate.checkpoint`` says.
 
     Raises:
       FileNotFoundError: no such checkpoint.
       ValueError: it is damaged, or was tuned on another catalogue, tokenizer or base model.
     """
-    check_assets(assets_of(config, material, training=False), workdir)
-    graphdef, params, frozen = split_model(material.model, config)
+    check_record(record_of(config, assets, training=False), workdir)
+    graphdef, params, frozen = split_model(assets.model, config)
     with Checkpoints(workdir / "checkpoints", writes=False) as checkpoints:
         params = checkpoints.restore_params(params, config.evaluate.checkpoint)
     return join(graphdef, params, frozen)

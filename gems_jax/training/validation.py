@@ -12,33 +12,33 @@ from gems_jax.evaluation.evaluate import evaluate_ranking
 from gems_jax.training.build import TrainingRun
 from gems_jax.training.distributed.mesh import gathered
 from gems_jax.training.pretrain import heldout_text
-from gems_jax.training.stages import Material
+from gems_jax.training.stages import Assets
 from gems_jax.training.trainable import join, split_model
 from gems_jax.types import PyTree
 
 
-def validator(config: Config, material: Material, run: TrainingRun) -> Callable[[PyTree], dict[str, float]]:
+def validator(config: Config, assets: Assets, run: TrainingRun) -> Callable[[PyTree], dict[str, float]]:
     """A function of parameters giving metrics of a fixed choice of validation rows, and general loss.
 
     All processes call it, the first one computes, all get its numbers.
     """
-    graphdef, _, _ = split_model(material.model, config)
+    graphdef, _, _ = split_model(assets.model, config)
     frozen = gathered(run.frozen, run.mesh)
     first = jax.process_index() == 0
     rows = config.train.eval_rows
     tables = {}
-    for task in material.dataset.tasks if first else ():
-        table = material.dataset.table("valid", task)
+    for task in assets.dataset.tasks if first else ():
+        table = assets.dataset.table("valid", task)
         tables[task] = table.take(np.sort(np.random.default_rng(0).permutation(len(table))[:rows]))
-    encoded = {task: material.encode(config, table) for task, table in tables.items()}
-    text = heldout_text(material.tokenizer, config, material.model.layout) if first else []
+    encoded = {task: assets.encode(config, table) for task, table in tables.items()}
+    text = heldout_text(assets.tokenizer, config, assets.model.layout) if first else []
     names = metric_names(run.tasks)
 
     def measure(params: PyTree) -> list[float]:
         model = join(graphdef, params, frozen)
         found = evaluate_ranking(
             model,
-            material.items,
+            assets.items,
             tables,
             encoded,
             beams=config.evaluate.beams,

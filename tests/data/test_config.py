@@ -22,12 +22,12 @@ def run_of(prepared):
     changed = {"train__method": "adamw", "train__batch_size": 8}
     config = cli._config(cli.parse(["prepare", *options(prepared.root, **changed)])[1])
     dataset = ensure_data(config)
-    material = assemble(config, dataset, load(config.model.path, config.model.dtype))
+    assets = assemble(config, dataset, load(config.model.path, config.model.dtype))
 
     def build_with(**sections):
         altered = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
         with cheap_compilation():
-            return build(dataclasses.replace(config, **altered), material, None)
+            return build(dataclasses.replace(config, **altered), assets, None)
 
     return build_with
 
@@ -92,8 +92,8 @@ def test_a_task_without_a_prompt_is_named(run_of):
 def test_what_does_not_fit_an_input_is_said(prepared, capsys):
     config = cli._config(cli.parse(["prepare", *options(prepared.root)])[1])
     dataset = ensure_data(config)
-    material = assemble(config, dataset, load(config.model.path, config.model.dtype))
+    assets = assemble(config, dataset, load(config.model.path, config.model.dtype))
     short = dataclasses.replace(config, items=dataclasses.replace(config.items, max_length=14))
     capsys.readouterr()
-    encode(short, dataset.table("train", "rec"), material.tokenizer, material.items, "encoder_decoder")
+    encode(short, dataset.table("train", "rec"), assets.tokenizer, assets.items, "encoder_decoder")
     assert "items of histories, the oldest, are dropped to fit items.max_length 14" in capsys.readouterr().out

@@ -213,9 +213,9 @@ def measured_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[i
         general = {"loss": 4.5, "base_loss": 4.0}
         for name, value in (("evaluate_ranking", found), ("general_drift", general), ("heldout_text", [])):
             monkeypatch.setattr(measuring, name, lambda *args, value=value, **options: value)
-        material = SimpleNamespace(dataset=whole, items=None, tokenizer=None, model=None, encode=lambda *args: None)
+        assets = SimpleNamespace(dataset=whole, items=None, tokenizer=None, model=None, encode=lambda *args: None)
         config = Config(evaluate=EvaluateConfig(samples=0))
-        return measuring.evaluate(config, material, SimpleNamespace(layout="decoder"), None, tmp_path)
+        return measuring.evaluate(config, assets, SimpleNamespace(layout="decoder"), None, tmp_path)
 
     return run
 

@@ -14,8 +14,8 @@ from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.training.build import check_beams
 from gems_jax.training.places import check_places
-from gems_jax.training.stages import Material, ensure_base
-from gems_jax.training.workdir.assets import assets_of, check_assets, in_run_order, read_assets, write_assets
+from gems_jax.training.stages import Assets, ensure_base
+from gems_jax.training.workdir.assets import check_record, in_run_order, read_record, record_of, write_record
 from gems_jax.training.workdir.files import check_config, keep_config, read_kept_config
 
 NULL_SPACE = gj.NullSpace.from_moments({"kernel": np.diag([4.0, 1.0])}, rank=1)
@@ -33,8 +33,8 @@ def words(number):
     )
 
 
-def material(dataset=None, tokens=(7, 8, 9), number=0):
-    return Material(None, words(number), dataset or shop(), ItemIndex(np.array(tokens)[:, None]))
+def assets(dataset=None, tokens=(7, 8, 9), number=0):
+    return Assets(None, words(number), dataset or shop(), ItemIndex(np.array(tokens)[:, None]))
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def config(tmp_path):
 def run(config, tmp_path):
     workdir = tmp_path / "run"
     (workdir / "checkpoints" / "8").mkdir(parents=True)
-    write_assets(assets_of(config, material(), NULL_SPACE), workdir)
+    write_record(record_of(config, assets(), NULL_SPACE), workdir)
     return workdir
 
 
@@ -62,9 +62,9 @@ def changed_items(**changes):
 
 
 def test_the_same_is_fine_and_a_record_reads_back(run, config):
-    check_assets(assets_of(config, material(), NULL_SPACE), run, training=True)
-    check_assets(assets_of(config, material()), run)
-    assert list(read_assets(run).items) == ["i0", "i1", "i2"]
+    check_record(record_of(config, assets(), NULL_SPACE), run, training=True)
+    check_record(record_of(config, assets()), run)
+    assert list(read_record(run).items) == ["i0", "i1", "i2"]
 
 
 def test_a_catalogue_in_another_order_keeps_the_runs_numbers(run, config, capsys):
@@ -81,9 +81,9 @@ def test_a_catalogue_in_another_order_keeps_the_runs_numbers(run, config, capsys
         in_run_order(other, run, run.parent)
     (run.parent / "checksums.json").touch()
     assert in_run_order(other, run, str(run.parent)).items == shop().items
-    check_assets(assets_of(config, material(found), NULL_SPACE), run, training=True)
+    check_record(record_of(config, assets(found), NULL_SPACE), run, training=True)
     with pytest.raises(ValueError, match="the catalogue is in another order"):
-        check_assets(assets_of(config, material(other)), run)
+        check_record(record_of(config, assets(other)), run)
     with pytest.raises(ValueError, match="has 3 items, not these 2"):
         other.in_order(["i0", "i1"])
 
@@ -117,11 +117,11 @@ def test_another_catalogue_is_counted_before_anything_is_loaded(run, items, mess
 def test_prompts_tokenizer_and_base_model_are_named(run, config):
     def wrong(message, changed=config, of=None):
         with pytest.raises(ValueError, match=message):
-            check_assets(assets_of(changed, of or material()), run)
+            check_record(record_of(changed, of or assets()), run)
 
     prompts = config.items.prompts | {"rec": "next"}
     wrong("prompt of task 'rec' was 'history", dataclasses.replace(config, items=ItemsConfig(prompts=prompts)))
-    wrong("another vocabulary", of=material(number=1))
+    wrong("another vocabulary", of=assets(number=1))
     wrong("tokens of their own, or shared ones", dataclasses.replace(config, items=ItemsConfig(identifiers="x.json")))
     base = config.model.path
     for name, message in (("model.safetensors", "the base model is another"), ("tokenizer.json", "the tokenizer is")):
@@ -132,25 +132,25 @@ def test_prompts_tokenizer_and_base_model_are_named(run, config):
 
 def test_items_with_other_identifiers_are_counted(tmp_path, config):
     config = dataclasses.replace(config, items=ItemsConfig(identifiers="x.json"))
-    write_assets(assets_of(config, material()), tmp_path)
+    write_record(record_of(config, assets()), tmp_path)
     with pytest.raises(ValueError, match=r"2 items have another identifier \(such as 'i1'\)"):
-        check_assets(assets_of(config, material(tokens=(7, 9, 8))), tmp_path)
+        check_record(record_of(config, assets(tokens=(7, 9, 8))), tmp_path)
 
 
 def test_training_goes_on_with_the_same_rows_and_null_space_alone(run, config):
     more = Table.from_rows("rec", [Row("ann", [0], 1), Row("bob", [0], 2)])
     dataset = dataclasses.replace(shop(), tables=shop().tables | {("train", "rec"): more})
     other = gj.NullSpace.from_moments({"kernel": np.diag([1.0, 4.0])}, rank=1)
-    now = assets_of(config, material(dataset), other)
-    check_assets(now, run)  # to recommend, newer rows are welcome
+    now = record_of(config, assets(dataset), other)
+    check_record(now, run)  # to recommend, newer rows are welcome
     with pytest.raises(ValueError, match="training rows of task 'rec' are others; the null space is another"):
-        check_assets(now, run, training=True)
+        check_record(now, run, training=True)
 
 
 def test_a_run_of_an_older_version_loads_with_a_notice(run, config):
     (run / "assets.json").unlink()
     with pytest.warns(UserWarning, match=r"has no assets\.json, since an older version tuned it"):
-        check_assets(assets_of(config, material(number=3)), run)
+        check_record(record_of(config, assets(number=3)), run)
     dataset = shop()
     assert in_run_order(dataset, run) is dataset
 
@@ -160,10 +160,10 @@ def test_every_flipped_bit_of_a_record_is_found(run, config):
     for place in range(0, len(whole) - 1, 7):
         (run / "assets.json").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(ValueError, match=r"assets\.json is damaged"):
-            read_assets(run)
+            read_record(run)
     (run / "assets.json").write_text(json.dumps({"sha256": "", "assets": {"format_version": 9}}))
     with pytest.raises(ValueError, match="not what was written"):
-        read_assets(run)
+        read_record(run)
 
 
 def test_a_changed_configuration_is_not_taken_for_the_runs_own(tmp_path):

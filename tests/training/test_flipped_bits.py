@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from gems_jax import cli
 from gems_jax.data.batching.token_cache import encode_once
 from gems_jax.data.dataset import storage
-from gems_jax.training.workdir.assets import Assets, write_assets
+from gems_jax.training.workdir.assets import AssetRecord, write_record
 from gems_jax.training.workdir.checkpoints import Checkpoints
 from gems_jax.training.workdir.files import keep_config
 
@@ -33,8 +33,8 @@ def artefacts(prepared, tmp_path_factory):
     encode_once(table, tokenizer, np.full(10_000, 5), "{query} {history}", 32, root / "tokens")
     config = cli._config(cli.parse(["train", "--workdir", "-", *map(str, options(root))])[1])
     keep_config(config, root / "run")
-    write_assets(
-        Assets({"i0": "00", "i1": "11"}, {}, {"rec": "{history}"}, "ab", {}, {"rec": "cd"}, None), root / "run"
+    write_record(
+        AssetRecord({"i0": "00", "i1": "11"}, {}, {"rec": "{history}"}, "ab", {}, {"rec": "cd"}, None), root / "run"
     )
     like = {"kernel": jnp.arange(6.0)}, {"moment": jnp.ones(6)}
     with Checkpoints(root / "run" / "checkpoints") as checkpoints:

@@ -190,7 +190,7 @@ def base(prepared):
 
 
 @pytest.fixture(scope="module")
-def material(prepared, base):
+def assets(prepared, base):
     config = configured(prepared)
     return assemble(config, ensure_data(config), base)
 
@@ -213,7 +213,7 @@ class Told(Callback):
 
 
 def test_callbacks_are_told_of_every_update_evaluation_and_checkpoint_and_change_nothing(
-    prepared, plain, material, tmp_path, monkeypatch
+    prepared, plain, assets, tmp_path, monkeypatch
 ):
     ranked = dict.fromkeys(("hit@10", "ndcg@10"), 0.5)
     monkeypatch.setattr(validation, "evaluate_ranking", lambda *a, **k: dict.fromkeys(("rec", "src"), ranked))
@@ -221,7 +221,7 @@ def test_callbacks_are_told_of_every_update_evaluation_and_checkpoint_and_change
     config = configured(prepared, **CHEAP, train__log_every=2, train__eval_every=3, train__checkpoint_every=2)
     told = Told()
     with cheap_compilation():
-        tuned = loop.tune(config, material, None, tmp_path / "run", callbacks=[told])
+        tuned = loop.tune(config, assets, None, tmp_path / "run", callbacks=[told])
     assert [step for step, _ in told.updates] == [1, 2, 3, 4, 5]
     found = [[metrics["loss/rec"], metrics["loss/src"]] for _, metrics in told.updates]
     np.testing.assert_array_equal(found, losses(plain))
@@ -229,7 +229,7 @@ def test_callbacks_are_told_of_every_update_evaluation_and_checkpoint_and_change
     assert [line["step"] for line in metrics(tmp_path / "run") if "loss/rec" in line] == [2, 4, 5]
     assert [event for event in told.events if event[0] == "evaluation"] == [("evaluation", s, 2.5) for s in (3, 5)]
     assert [event for event in told.events if event[0] == "checkpoint"] == [("checkpoint", s, True) for s in (2, 4, 5)]
-    untold = load_tuned(configured(prepared, **CHEAP), material, plain)
+    untold = load_tuned(configured(prepared, **CHEAP), assets, plain)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(tuned), nnx.state(untold))
 
 
@@ -258,17 +258,17 @@ def test_bfloat16_parameters_stay_bfloat16_and_rounding_shows_in_the_stored_chan
     assert leaks[False] != leaks[True]
 
 
-def test_dropout_depends_on_the_seed_and_the_step_alone(prepared, material):
+def test_dropout_depends_on_the_seed_and_the_step_alone(prepared, assets):
     config = configured(prepared, **CHEAP, train__dropout=0.5)
     found = []
     with cheap_compilation():
         for numbers in ((0, 1), (1,), (0,)):
-            run = build(config, material, None)
+            run = build(config, assets, None)
             for _ in range(numbers[0]):
                 next(run.batches)
             for number in numbers:
                 # The parameters of the beginning, each time: losses differ by dropout and rows alone.
-                again = build(config, material, None).params
+                again = build(config, assets, None).params
                 *_, told = run.step(
                     again, run.tx.init(again), run.frozen, next(run.batches), run.control(number, 0, False, 0)
                 )
@@ -276,18 +276,18 @@ def test_dropout_depends_on_the_seed_and_the_step_alone(prepared, material):
     first, second, second_alone, first_alone = found
     np.testing.assert_array_equal(second, second_alone)
     np.testing.assert_array_equal(first, first_alone)
-    plain = training_model(material.model, configured(prepared))
-    dropping = training_model(material.model, config)
+    plain = training_model(assets.model, configured(prepared))
+    dropping = training_model(assets.model, config)
     assert plain.encoder.config.dropout_rate == 0
     assert dropping.encoder.block.mlp.config.dropout_rate == 0.5
 
 
-def test_runs_that_differ_in_rates_and_seed_share_a_program_and_no_others(prepared, material):
+def test_runs_that_differ_in_rates_and_seed_share_a_program_and_no_others(prepared, assets):
     programs, moved = {}, []
     changes = ({}, {"train__learning_rate": 0.5, "train__item_learning_rate": 0.25}, {"train__seed": 7})
     with cheap_compilation():
         for change in changes:
-            run = build(configured(prepared, **CHEAP, **change), material, None, programs)
+            run = build(configured(prepared, **CHEAP, **change), assets, None, programs)
             before = jax.tree.map(np.asarray, run.params)
             batch, control = next(run.batches), run.control(0, 0, False, 0)
             after, *_ = run.step(run.params, run.opt_state, run.frozen, batch, control)
@@ -302,15 +302,15 @@ def test_runs_that_differ_in_rates_and_seed_share_a_program_and_no_others(prepar
     assert moved[0][rows] == pytest.approx(rates.item_learning_rate / 3, rel=1e-3)
     assert moved[1][rows] == pytest.approx(0.25 / 3, rel=1e-3)
     assert moved[1][kernel] > 10 * moved[0][kernel] > 0
-    build(configured(prepared, **CHEAP, train__schedule="constant"), material, None, programs)
-    build(configured(prepared, **CHEAP, train__dropout=0.5), material, None, programs)
+    build(configured(prepared, **CHEAP, train__schedule="constant"), assets, None, programs)
+    build(configured(prepared, **CHEAP, train__dropout=0.5), assets, None, programs)
     assert len(programs) == 3
 
 
-def test_the_state_lies_where_the_parameters_do_and_stays_there(prepared, material):
+def test_the_state_lies_where_the_parameters_do_and_stays_there(prepared, assets):
     config = configured(prepared, **CHEAP, train__clip=1.0)
     with cheap_compilation():
-        run = build(config, material, None)
+        run = build(config, assets, None)
         places = jax.tree.map(lambda x: x.sharding, (run.params, run.opt_state))
         params, state, told = run.step(
             run.params, run.opt_state, run.frozen, next(run.batches), run.control(0, 0, False, 143)
@@ -321,12 +321,12 @@ def test_the_state_lies_where_the_parameters_do_and_stays_there(prepared, materi
     assert told["finite"].tolist() == [True, True]
 
 
-def test_the_table_at_the_start_names_ranks_null_space_and_tokens(prepared, material, base):
+def test_the_table_at_the_start_names_ranks_null_space_and_tokens(prepared, assets, base):
     config = configured(prepared)
     null_space = gj.NullSpace.load(prepared.root / "null_space")
-    run = build(dataclasses.replace(config, train=dataclasses.replace(config.train, method="adamw")), material, None)
+    run = build(dataclasses.replace(config, train=dataclasses.replace(config.train, method="adamw")), assets, None)
     text = start_table(config, make_optimiser(config, 2, null_space), run.params, run.frozen, run.encoded, null_space)
-    total = sum(x.size for x in jax.tree.leaves(nnx.state(material.model, nnx.Param)))
+    total = sum(x.size for x in jax.tree.leaves(nnx.state(assets.model, nnx.Param)))
     assert f"of {total:,}, 8 steps" in text
     assert "8 + 2 x 4" in text  # a quarter of 32
     assert "x AdamW's" in text

@@ -35,6 +35,12 @@ def test_documents_list_the_methods_there_are():
     assert rows == [[f"| `{n}`", m.label, m.about, takes[m.null_space]] for n, m in METHODS.items()]
 
 
+def test_help_lists_them_too(capsys):
+    with pytest.raises(SystemExit):
+        gems_jax("train", "--help")
+    assert f"--train.method {{{','.join(METHODS)}}}" in capsys.readouterr().out
+
+
 def first_task(inner_tx, *, num_tasks):
     """The gradient of the first task, the others' left out."""
     return weighted("first_task", inner_tx, lambda tasks, state: (jnp.eye(num_tasks)[0], state), num_tasks=num_tasks)

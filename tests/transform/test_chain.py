@@ -132,33 +132,33 @@ def test_the_report_needs_no_other_file(trained):
 def test_the_exported_folder_is_the_tuned_model(trained):
     config = resolved(["train", "--workdir", "-", *options(trained.root)])
     base = gj.models.load(trained.root / "base")
-    material = assemble(config, ensure_data(config), base)
-    tuned = load_tuned(config, material, trained.root / "run")
+    assets = assemble(config, ensure_data(config), base)
+    tuned = load_tuned(config, assets, trained.root / "run")
     loaded, tokenizer = gj.models.load(trained.root / "exported")
-    text = tokenizer(["history: " + gj.items.item_token(material.dataset.item_ids()[3]) + " next:"])
+    text = tokenizer(["history: " + gj.items.item_token(assets.dataset.item_ids()[3]) + " next:"])
     batch = {
         "input_ids": np.asarray(text["input_ids"], np.int32),
-        "decoder_input_ids": np.asarray([[0, material.item_tokens[5]]], np.int32),
+        "decoder_input_ids": np.asarray([[0, assets.item_tokens[5]]], np.int32),
     }
     ours, theirs = (np.asarray(model(**batch)) for model in (tuned, loaded))
     np.testing.assert_array_equal(ours, theirs)
-    assert np.any(ours != np.asarray(material.model(**batch)))
-    assert material.item_tokens[3] in batch["input_ids"]
+    assert np.any(ours != np.asarray(assets.model(**batch)))
+    assert assets.item_tokens[3] in batch["input_ids"]
 
 
 def test_transformers_asked_as_the_exported_folder_says_ranks_as_the_run_does(trained):
     folder = trained.root / "exported"
     config = resolved(["train", "--workdir", "-", *options(trained.root)])
-    material = assemble(config, ensure_data(config), gj.models.load(trained.root / "base"))
-    tuned = load_tuned(config, material, trained.root / "run")
+    assets = assemble(config, ensure_data(config), gj.models.load(trained.root / "base"))
+    tuned = load_tuned(config, assets, trained.root / "run")
     asked = documented_program(folder)
     model, tokenizer, prompts, items = asked["ask"](folder)
-    assert [item["item_id"] for item in items] == material.dataset.item_ids()
-    ids = material.dataset.item_ids()
+    assert [item["item_id"] for item in items] == assets.dataset.item_ids()
+    ids = assets.dataset.item_ids()
     whole = 0
     for task in ("rec", "src"):
-        table = material.dataset.table("test", task)
-        encoded = material.encode(config, table)
+        table = assets.dataset.table("test", task)
+        encoded = assets.encode(config, table)
         texts = [
             asked["prompt"](prompts, items, task, [ids[item] for item in table.history_of(row)], table.queries[row])
             for row in range(len(table))
@@ -169,8 +169,8 @@ def test_transformers_asked_as_the_exported_folder_says_ranks_as_the_run_does(tr
         whole += len(fitting)
         for row in fitting[:4]:
             ours, expected = gj.rank_items(
-                tuned, {"input_ids": encoded.tokens_of(row)[None]}, material.items, k=20,
-                beams=material.items.num_items, vocabulary=config.train.loss_vocabulary,
+                tuned, {"input_ids": encoded.tokens_of(row)[None]}, assets.items, k=20,
+                beams=assets.items.num_items, vocabulary=config.train.loss_vocabulary,
             )  # fmt: skip
             scores = asked["scores"](model, tokenizer, prompts, items, texts[row]).numpy()
             np.testing.assert_allclose(np.sort(scores)[::-1][:20], expected[0], atol=1e-5)

@@ -19,7 +19,7 @@ from gems_jax.data.dataset.remote import local_path
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import is_remote, write_text
-from gems_jax.training.stages import Material
+from gems_jax.training.stages import Assets
 
 NAME = "assets.json"
 FORMAT_VERSION = 1
@@ -32,7 +32,7 @@ _TEXTS = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
-class Assets:
+class AssetRecord:
     """Digests of all that a checkpoint means nothing without.
 
     Attributes:
@@ -62,36 +62,38 @@ class Assets:
         return {names[name]: value for name, value in (whole | lists).items() if name in names}
 
 
-def assets_of(config: Config, material: Material, null_space: NullSpace | None = None, training: bool = True) -> Assets:
+def record_of(
+    config: Config, assets: Assets, null_space: NullSpace | None = None, training: bool = True
+) -> AssetRecord:
     """What a run would be tuned on now.
 
     The files of the base model are read by the first process, about a second a gigabyte.
 
     Args:
       config: of the run.
-      material: of the run.
+      assets: of the run.
       null_space: that updates are kept in, or ``None``.
       training: whether the run is to go on; a tuned one needs no digest of its training rows.
     """
-    dataset, tokens = material.dataset, material.items.token_ids
+    dataset, tokens = assets.dataset, assets.items.token_ids
     identifiers = {}
     if config.items.identifiers is not None:
         identifiers = {
-            item.item_id: "".join(material.tokenizer.convert_ids_to_tokens(row[row >= 0].tolist()))
+            item.item_id: "".join(assets.tokenizer.convert_ids_to_tokens(row[row >= 0].tolist()))
             for item, row in zip(dataset.items, tokens, strict=True)
         }
-    return Assets(
+    return AssetRecord(
         items=_catalogue(dataset),
         identifiers=identifiers,
         prompts=dict(config.items.prompts),
-        vocabulary=_digest([json.dumps(sorted(material.tokenizer.get_vocab().items()))]),
+        vocabulary=_digest([json.dumps(sorted(assets.tokenizer.get_vocab().items()))]),
         files=_base_files(Path(config.model.path)) if jax.process_index() == 0 else {},
         rows={task: _rows(dataset.table("train", task)) for task in dataset.tasks} if training else {},
         null_space=None if null_space is None else _null_space(null_space),
     )
 
 
-def read_assets(workdir: Path) -> Assets | None:
+def read_record(workdir: Path) -> AssetRecord | None:
     """What a run was tuned on; ``None`` where an older version tuned it, or nothing did.
 
     Raises:
@@ -108,7 +110,7 @@ def read_assets(workdir: Path) -> Assets | None:
         version = found.pop("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(f"it is of format version {version}, this version reads {FORMAT_VERSION}")
-        return Assets(**found)
+        return AssetRecord(**found)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): restore it; without it, by removing it, the run is not compared any more "
@@ -116,24 +118,24 @@ def read_assets(workdir: Path) -> Assets | None:
         ) from None
 
 
-def write_assets(assets: Assets, workdir: Path) -> None:
+def write_record(record: AssetRecord, workdir: Path) -> None:
     """Keeps what a run is tuned on in its work directory."""
-    found = {"format_version": FORMAT_VERSION, **dataclasses.asdict(assets)}
+    found = {"format_version": FORMAT_VERSION, **dataclasses.asdict(record)}
     write_text(workdir / NAME, json.dumps({"sha256": _digest([json.dumps(found)]), "assets": found}) + "\n")
 
 
-def check_assets(assets: Assets, workdir: Path, training: bool = False) -> None:
+def check_record(record: AssetRecord, workdir: Path, training: bool = False) -> None:
     """Checks that a run in a work directory was tuned on these; warns where an older version kept no record.
 
     Args:
-      assets: what there is now.
+      record: of what there is now.
       workdir: of the run; one without checkpoints or record is fine.
       training: whether the run is to go on: then its rows and null space must be the same, too.
 
     Raises:
       ValueError: something differs (named).
     """
-    kept = read_assets(workdir)
+    kept = read_record(workdir)
     if kept is None:
         if any(path.name.isdigit() for path in workdir.glob("checkpoints/*")):
             warnings.warn(
@@ -142,7 +144,7 @@ def check_assets(assets: Assets, workdir: Path, training: bool = False) -> None:
                 stacklevel=3,
             )
         return
-    _refuse(_differences(kept, assets, training), workdir)
+    _refuse(_differences(kept, record, training), workdir)
 
 
 def in_run_order(dataset: Dataset, workdir: Path, folder: str | None = None) -> Dataset:
@@ -157,7 +159,7 @@ def in_run_order(dataset: Dataset, workdir: Path, folder: str | None = None) -> 
       ValueError: the catalogue has other items, or others of their titles or texts; it is in another order, and nothing
         says that the rows belong to it.
     """
-    kept = read_assets(workdir)
+    kept = read_record(workdir)
     if kept is None:
         return dataset
     now = _catalogue(dataset)
@@ -182,7 +184,7 @@ def _refuse(differences: Sequence[str], workdir: Path) -> None:
         )
 
 
-def _differences(kept: Assets, now: Assets, training: bool) -> list[str]:
+def _differences(kept: AssetRecord, now: AssetRecord, training: bool) -> list[str]:
     """All that differs, in words."""
     found = _catalogue_differences(kept.items, now.items)
     if not found and list(kept.items) != list(now.items):
