@@ -86,10 +86,10 @@ def general_drift(
 
     Returns:
       Those of `general_loss` for ``tuned`` (``"loss"``, ``"perplexity"``, ``"loss_full"``, ``"perplexity_full"``,
-      ``"tokens"``) and, with ``"base_"`` before the name, for ``base``; ``"rise"`` and ``"rise_full"``, the differences
-      of the losses; ``"top1_agreement"``, the share of target tokens for which both models hold the same token of the
-      base vocabulary most probable, and ``"top1_agreement_full"`` where item tokens may be that; ``"shift"``, the
-      kernel's path to ``|x dW| / |x W|`` of each layer. JSON values only.
+      ``"tokens"``) and, with ``"base_"`` before the name, for ``base``; ``"forgetting"`` and
+      ``"forgetting_full"``, the differences of the losses; ``"top1_agreement"``, the share of target tokens for which
+      both models hold the same token of the base vocabulary most probable, and ``"top1_agreement_full"`` where item
+      tokens may be that; ``"shift"``, the kernel's path to ``|x dW| / |x W|`` of each layer. JSON values only.
 
     Raises:
       ValueError: as `general_loss`, or if the models' kernels differ in shape.
@@ -104,7 +104,7 @@ def general_drift(
       ...          "labels": 4 * ones, "label_mask": ones}
       >>> model = T5.create(config, jax.random.key(0))
       >>> found = general_drift(model, model, [batch])
-      >>> abs(found["rise"]) < 1e-5, found["top1_agreement"], found["shift"]["decoder/block/mlp/wo/kernel"]
+      >>> abs(found["forgetting"]) < 1e-5, found["top1_agreement"], found["shift"]["decoder/block/mlp/wo/kernel"]
       (True, 1.0, [0.0])
     """
     if not batches:
@@ -139,8 +139,8 @@ def general_drift(
     result: dict[str, Any] = _losses(loss, full, tokens)
     result |= {f"base_{name}": value for name, value in _losses(base_loss, base_full, tokens).items()}
     del result["base_tokens"]
-    result["rise"] = result["loss"] - result["base_loss"]
-    result["rise_full"] = result["loss_full"] - result["base_loss_full"]
+    result["forgetting"] = result["loss"] - result["base_loss"]
+    result["forgetting_full"] = result["loss_full"] - result["base_loss_full"]
     result["top1_agreement"], result["top1_agreement_full"] = agreed / tokens, agreed_full / tokens
     return result | {"shift": ratios(energies)}
 

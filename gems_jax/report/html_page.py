@@ -62,13 +62,13 @@ def _tiles(records: RunRecords, rows: list[ResultRow], tasks: list[str]) -> str:
         value = own.value(task, "hit@10")
         if value is not None:
             tiles.append(_tile(colour, task_label(task), f"{value:.1%}", _hit_note(own, rows, task)))
-    rise = own.rise()
-    if rise is not None:
+    forgetting = own.forgetting()
+    if forgetting is not None:
         before, after = own.value("general", "base_loss"), own.value("general", "loss")
         note = f"loss on general text: {before:.2f} before tuning, {after:.2f} after"
         kept = own.value("general", "top1_agreement")
         note += "" if kept is None else f"; the first choice is the base model's for {kept:.1%} of tokens"
-        tiles.append(_tile(charts.GOOD, "General language", f"{rise:+.2f}", note))
+        tiles.append(_tile(charts.GOOD, "General language", f"{forgetting:+.2f}", note))
     _, leaks = records.series("null_space/leak")
     if len(leaks):
         note = "largest share of any update in directions that general text uses"
@@ -105,7 +105,7 @@ def _results(records: RunRecords, rows: list[ResultRow], tasks: list[str]) -> st
     )
     footnote = (
         f"{f'Held-out rows: {sizes}. ' if sizes else ''}Green marks the best of a column. hit@10: the right "
-        "item is among the first ten; ndcg@10 counts it less the lower it stands. Loss rise: how much worse "
+        "item is among the first ten; ndcg@10 counts it less the lower it stands. Forgetting: how much worse "
         "the model has become at general text, over its original vocabulary; “with items” lets the added "
         "item tokens take probability too. Top-1 kept: tokens of general text for which the most probable one is "
         "still the base model's. Ranges are 95 % confidence intervals over users."

@@ -52,7 +52,7 @@ class ResultRow:
         found = self.values.get("general", {}).get("shift")
         return {path: np.ravel(ratios) for path, ratios in found.items()} if isinstance(found, dict) else {}
 
-    def rise(self, suffix: str = "") -> float | None:
+    def forgetting(self, suffix: str = "") -> float | None:
         """How much the loss on general text rose by tuning."""
         after, before = self.value("general", "loss" + suffix), self.value("general", "base_loss" + suffix)
         return None if after is None or before is None else after - before
@@ -88,7 +88,7 @@ def _baselines(records: RunRecords) -> dict[str, Any]:
 
 
 def results_table(rows: list[ResultRow], tasks: list[str]) -> str:
-    """The results as an HTML table: two metrics of each task, the rise of the general loss and the choices kept.
+    """The results as an HTML table: two metrics of each task, forgetting and the choices kept.
 
     Args:
       rows: methods, top to bottom.
@@ -97,7 +97,7 @@ def results_table(rows: list[ResultRow], tasks: list[str]) -> str:
     Returns:
       HTML text; the best value of each column is marked.
     """
-    with_drift = any(row.rise() is not None for row in rows)
+    with_drift = any(row.forgetting() is not None for row in rows)
     span = len(_METRICS)
     groups = "".join(f'<th class="group" colspan="{span}">{escape(task_label(task))}</th>' for task in tasks)
     heads = "".join(f"<th>{metric}</th>" for _ in tasks for metric in _METRICS)
@@ -106,7 +106,7 @@ def results_table(rows: list[ResultRow], tasks: list[str]) -> str:
     if with_drift or with_choices:
         groups += f'<th class="group" colspan="{with_drift + with_choices}">General text</th>'
     if with_drift:
-        heads += "<th>loss rise</th>"
+        heads += "<th>forgetting</th>"
         columns.append(_drift_column(rows))
     if with_choices:
         heads += "<th>top-1 kept</th>"
@@ -141,17 +141,17 @@ def _column(rows: list[ResultRow], task: str, metric: str) -> list[str]:
 
 
 def _drift_column(rows: list[ResultRow]) -> list[str]:
-    rises = [row.rise() for row in rows]
-    best = min((rise for rise in rises if rise is not None), default=None)
+    changes = [row.forgetting() for row in rows]
+    best = min((forgetting for forgetting in changes if forgetting is not None), default=None)
     cells = []
-    for row, rise in zip(rows, rises, strict=True):
-        if rise is None:
+    for row, forgetting in zip(rows, changes, strict=True):
+        if forgetting is None:
             cells.append(_DASH)
             continue
-        full = row.rise("_full")
+        full = row.forgetting("_full")
         note = f'<span class="ci">{full:+.2f} with items</span>' if full is not None else ""
-        mark = ' class="best"' if rise == best else ""
-        cells.append(f"<td{mark}><b>{rise:+.2f}</b>{note}</td>")
+        mark = ' class="best"' if forgetting == best else ""
+        cells.append(f"<td{mark}><b>{forgetting:+.2f}</b>{note}</td>")
     return cells
 
 

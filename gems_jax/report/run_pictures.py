@@ -57,8 +57,8 @@ def drift_pictures(rows: list[ResultRow]) -> Iterator[str]:
         known = [(name, old, new) for name, old, new in moved if old is not None and new is not None]
         if known:
             svg = charts.drift_chart(known, _own_name(rows), "loss per token (lower is better)")
-            own = next((row for row in rows if row.kind == "run" and row.rise(suffix) is not None), None)
-            moved_by = f" (this run: {own.rise(suffix):+.3f})" if own else ""
+            own = next((row for row in rows if row.kind == "run" and row.forgetting(suffix) is not None), None)
+            moved_by = f" (this run: {own.forgetting(suffix):+.3f})" if own else ""
             yield figure(
                 title,
                 svg,

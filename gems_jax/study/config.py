@@ -24,7 +24,7 @@ class StudyConfig:
       valid_rows: validation rows of each task; 0: all.
       reference: the method that others are compared with.
       budget: most that a method may forget, as a share of what the reference does: the best learning rates of each
-        method whose rise of the loss on general text is within it are run with its seeds too. ``None``: no such choice.
+        method whose forgetting is within it are run with its seeds too. ``None``: no such choice.
     """
 
     methods: tuple[str, ...] = ()

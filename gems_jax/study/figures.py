@@ -42,12 +42,12 @@ def _plane(done: list[dict[str, Any]], tasks: list[str], budget: float | None) -
             found.append((f"{method['label']} within {budget:g}", within))
         for label, entry in found:
             x, y = (entry["numbers"][f"test/{task}/ndcg@10"]["mean"] for task in tasks[:2])
-            points.append((label, x, y, entry["numbers"]["general/rise"]["mean"]))
+            points.append((label, x, y, entry["numbers"]["general/forgetting"]["mean"]))
     labels = tuple(f"{task_label(task)}, ndcg@10" for task in tasks[:2])
-    caption = "Up and right is better, and light is better: the colour is the rise of the loss on general text."
+    caption = "Up and right is better, and light is better: the colour is forgetting, nats a token."
     return Picture(
         "plane", "The trade-off", caption,
-        plane(points, (labels[0], labels[1]), "rise of the loss on general text"),
+        plane(points, (labels[0], labels[1]), "forgetting"),
     )  # fmt: skip
 
 

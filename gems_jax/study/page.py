@@ -10,6 +10,7 @@ from gems_jax.report.results import task_label
 from gems_jax.staging import write_text
 from gems_jax.study.figures import figures
 from gems_jax.study.methods import study_methods
+from gems_jax.study.old_names import in_today_s_names
 from gems_jax.study.tables import (
     budget_table,
     comparison_table,
@@ -56,7 +57,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no result of gems-jax compare (format 1 is needed)")
     if not any("numbers" in method for method in summary["methods"]):
         raise ValueError(f"{path} has no method with a finished grid yet: let gems-jax compare go on")
-    return summary
+    return dict(in_today_s_names(summary))
 
 
 def task_names(summary: Mapping[str, Any]) -> list[str]:
@@ -81,7 +82,7 @@ def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[s
         "## Results",
         summary_table(summary, tasks),
         f"Test rows, mean ± standard deviation over seeds; {_choice(summary)} ▲ and ▼: better and worse than "
-        f"{reference} on the same users, p < {_LEVEL} after correction. Rise: of the loss a token on "
+        f"{reference} on the same users, p < {_LEVEL} after correction. Forgetting: increase of the loss a token on "
         "general text over the base model's own vocabulary. Same choice: share of general text's tokens for which the "
         "base model's most probable token still is. Seconds: where most methods were run; – for others.",
         *_remarks(summary),
@@ -99,8 +100,8 @@ def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[s
         "seeds: those are the standard deviations above.",
         "## The grid",
         grid_table(summary, tasks),
-        f"Validation {summary['study']['metric']} of {' / '.join(map(task_label, tasks))} and the rise of the loss on "
-        "general text, with the first seed; the best mean over tasks is bold.",
+        f"Validation {summary['study']['metric']} of {' / '.join(map(task_label, tasks))} and forgetting, the increase "
+        "of the loss on general text, with the first seed; the best mean over tasks is bold.",
         "## Made by",
         _made_by(summary, name),
     ]
@@ -178,16 +179,18 @@ def _beside(ours: Mapping[str, Any], label: str, summary: Mapping[str, Any], tas
             clear = test["p_corrected"] < _LEVEL
             word = ("better" if test["difference"] > 0 else "worse") if clear else "not told apart"
             sentences.append(f"{task_label(task)}: {word} ({test['difference']:+.4f} ndcg@10)")
-    rises = [m["numbers"]["general/rise"]["mean"] for m in (ours, theirs)]
-    share = f", {rises[0] / rises[1]:.2f} of it" if rises[1] > 0 else ""
-    sentences.append(f"General text: the loss rises by {rises[0]:.3f}, with {theirs['label']} by {rises[1]:.3f}{share}")
+    changes = [m["numbers"]["general/forgetting"]["mean"] for m in (ours, theirs)]
+    share = f", {changes[0] / changes[1]:.2f} of it" if changes[1] > 0 else ""
+    sentences.append(
+        f"General text: the loss rises by {changes[0]:.3f}, with {theirs['label']} by {changes[1]:.3f}{share}"
+    )
     return f"**{label} beside {theirs['label']}.** " + ". ".join(sentences) + "."
 
 
 def _budget(summary: Mapping[str, Any], tasks: list[str]) -> list[str]:
     """What the methods rank at where they may forget no more than a share of what the reference does."""
     study, (reference, label) = summary["study"], reference_of(summary)
-    if study.get("rise_allowed") is None:
+    if study.get("forgetting_allowed") is None:
         return []
     found = {m["name"]: m["within_budget"] for m in summary["methods"] if "within_budget" in m}
     searched = [m for m in summary["methods"] if m["learning_rate"] is not None and m["name"] != reference]
@@ -195,9 +198,9 @@ def _budget(summary: Mapping[str, Any], tasks: list[str]) -> list[str]:
     return [
         f"## Within {study['budget']:g} of what {label} forgets",
         budget_table(summary, tasks),
-        f"Of the grid's runs whose loss on general text rises by at most {study['rise_allowed']:.2f}, "
-        f"{study['budget']:g} of the mean rise of {label}, the best of each method on validation rows, run with its "
-        "seeds; marks as above." + (f" No such run: {', '.join(nothing)}." if nothing else ""),
+        f"Of the grid's runs whose loss on general text rises by at most {study['forgetting_allowed']:.2f}, "
+        f"{study['budget']:g} of the mean forgetting of {label}, the best of each method on validation rows, run with "
+        "its seeds; marks as above." + (f" No such run: {', '.join(nothing)}." if nothing else ""),
         *([_beside(found["gems"], study_methods()["gems"].label, summary, tasks)] if "gems" in found else []),
     ]
 

@@ -39,7 +39,7 @@ def plane(points: Sequence[tuple[str, float, float, float]], labels: tuple[str, 
     """Methods in the plane of two tasks' metrics, coloured by what they have forgotten.
 
     Args:
-      points: name, both metrics, and the rise of the loss on general text.
+      points: name, both metrics, and forgetting.
       labels: of the axes.
       colour_label: of the colours.
 
@@ -49,9 +49,17 @@ def plane(points: Sequence[tuple[str, float, float, float]], labels: tuple[str, 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.6, 6.4), layout="constrained")
         axes = figure.add_subplot()
-        x, y, rise = (np.array([point[i] for point in points], np.float64) for i in (1, 2, 3))
+        x, y, forgetting = (np.array([point[i] for point in points], np.float64) for i in (1, 2, 3))
         drawn = axes.scatter(
-            x, y, c=rise, norm=_norm(rise), cmap="viridis_r", s=70, edgecolors=_INK, linewidths=0.6, zorder=3
+            x,
+            y,
+            c=forgetting,
+            norm=_norm(forgetting),
+            cmap="viridis_r",
+            s=70,
+            edgecolors=_INK,
+            linewidths=0.6,
+            zorder=3,
         )
         for place, numbers in _together(x, y).items():
             text = ", ".join(str(number + 1) for number in numbers)
@@ -126,12 +134,12 @@ def panels(
         return _svg(figure)
 
 
-def _norm(rise: np.ndarray) -> matplotlib.colors.Normalize:
-    """Of colours: by magnitude, as rises differ by orders of it; near 0 in proportion where some are not above 0."""
-    least, most = float(rise.min()), float(rise.max())
+def _norm(forgetting: np.ndarray) -> matplotlib.colors.Normalize:
+    """Of colours: by magnitude, as they differ by orders of it; near 0 in proportion where some are not above 0."""
+    least, most = float(forgetting.min()), float(forgetting.max())
     if least > 0:
         return matplotlib.colors.LogNorm(least / 1.05, most * 1.05)
-    largest = max(float(np.abs(rise).max()), 1e-3)
+    largest = max(float(np.abs(forgetting).max()), 1e-3)
     return matplotlib.colors.SymLogNorm(linthresh=largest / 30, vmin=least, vmax=max(most, largest))
 
 

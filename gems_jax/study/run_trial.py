@@ -139,12 +139,12 @@ def result_line(trial: Trial, result: Mapping[str, Any], metric: str) -> str:
     """What a person is told when a trial is finished.
 
     Example:
-      >>> result = {"seconds": 93.4, "valid": {"rec": {"ndcg@10": 0.25}}, "general": {"rise": 0.51}}
+      >>> result = {"seconds": 93.4, "valid": {"rec": {"ndcg@10": 0.25}}, "general": {"forgetting": 0.51}}
       >>> result_line(Trial("gems", 3e-3, 0), result, "ndcg@10")
       'gems, learning rate 0.003, seed 0: valid ndcg@10 rec 0.250, general loss +0.510, 93 s'
     """
     if "valid" not in result:
         return f"{trial}: diverged, {result['seconds']:.0f} s"
     tasks = " ".join(f"{task} {found[metric]:.3f}" for task, found in result["valid"].items())
-    rise = result["general"]["rise"]
-    return f"{trial}: valid {metric} {tasks}, general loss {rise:+.3f}, {result['seconds']:.0f} s"
+    forgetting = result["general"]["forgetting"]
+    return f"{trial}: valid {metric} {tasks}, general loss {forgetting:+.3f}, {result['seconds']:.0f} s"

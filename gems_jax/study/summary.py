@@ -13,12 +13,12 @@ from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import metric_of_rows, paired_test
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import Rates, study_methods
-from gems_jax.study.trials import Trial, affordable_rates, chosen_rates, rise_allowed, total_trials
+from gems_jax.study.trials import Trial, affordable_rates, chosen_rates, forgetting_allowed, total_trials
 from gems_jax.training.workdir.files import as_json
 
 Results = Mapping[Trial, Mapping[str, Any]]
 COMPARED = ("ndcg@10", "hit@10")
-# What is known of a trial beside its rankings, as ``general/rise``; what of it goes by the machine.
+# What is known of a trial beside its rankings, as ``general/forgetting``; what of it goes by the machine.
 _COSTS = ("seconds", "processor_seconds", "tune_seconds", "evaluate_seconds", "peak_memory")
 _NUMBERS = (*_COSTS, "optimiser_bytes")
 
@@ -63,7 +63,8 @@ def summarise_study(
             "methods": list(study.names()), "main": list(study.main), "seeds": study.seeds,
             "rest_seeds": study.rest_seeds, "grid": list(study.grid), "item_grid": list(study.item_grid),
             "metric": study.metric, "valid_rows": study.valid_rows, "reference": study.reference,
-            "budget": study.budget, "rise_allowed": rise_allowed(study, results), "rows": total_trials(study, results),
+            "budget": study.budget, "forgetting_allowed": forgetting_allowed(study, results),
+            "rows": total_trials(study, results),
             "finished": len(results),
         },
         "base": _read(workdir / "base.json"),

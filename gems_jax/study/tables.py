@@ -34,7 +34,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def summary_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     """Rankers without a model, then the methods: metrics of each task, drift, time, memory."""
     head = ["", "learning rate", "seeds", *(f"{task_label(t)} {m}" for t in tasks for m in _SHOWN)]
-    head += ["rise", "same choice", "seconds a run", "optimiser, MiB"]
+    head += ["forgetting", "same choice", "seconds a run", "optimiser, MiB"]
     rows = []
     for name, found in summary["base"].get("rankers", {}).items():
         if found:
@@ -49,7 +49,7 @@ def summary_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
         seconds = _mean(numbers, "seconds", 1.0, ".0f") if method.get("timed_on") == usual else _NONE
         rows.append([
             name, spelled(rates_of(method)), str(len(method["seeds"])), *cells,
-            mean_and_spread(numbers.get("general/rise")), mean_and_spread(numbers.get("general/top1_agreement")),
+            mean_and_spread(numbers.get("general/forgetting")), mean_and_spread(numbers.get("general/top1_agreement")),
             seconds, _mean(numbers, "optimiser_bytes", 2**20, ".1f"),
         ])  # fmt: skip
     return markdown_table(head, rows)
@@ -58,10 +58,10 @@ def summary_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
 def budget_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     """What is within the study's budget of forgetting: metrics of each task and drift, beside the reference."""
     head = ["", "learning rate", "seeds", *(f"{task_label(t)} {m}" for t in tasks for m in _SHOWN)]
-    head += ["rise", "of the reference's", "same choice"]
+    head += ["forgetting", "of the reference's", "same choice"]
     name, _ = reference_of(summary)
     reference = next(method for method in summary["methods"] if method["name"] == name)
-    whole = reference["numbers"]["general/rise"]["mean"]
+    whole = reference["numbers"]["general/forgetting"]["mean"]
     rows = []
     for method in summary["methods"]:
         entry = method if method is reference else method.get("within_budget")
@@ -70,7 +70,7 @@ def budget_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
         numbers = entry["numbers"]
         rows.append([
             method["label"], spelled(rates_of(entry)), str(len(entry["seeds"])), *_test_cells(entry, tasks),
-            mean_and_spread(numbers.get("general/rise")), f"{numbers['general/rise']['mean'] / whole:.2f}",
+            mean_and_spread(numbers.get("general/forgetting")), f"{numbers['general/forgetting']['mean'] / whole:.2f}",
             mean_and_spread(numbers.get("general/top1_agreement")),
         ])  # fmt: skip
     return markdown_table(head, rows)
@@ -160,7 +160,7 @@ def forgetting_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     for method in summary["methods"]:
         cells = []
         for most in (*_RISES, float("inf")):
-            kept = [row for row in tried if row["method"] == method["name"] and row["general"]["rise"] <= most]
+            kept = [row for row in tried if row["method"] == method["name"] and row["general"]["forgetting"] <= most]
             best = max(kept, key=lambda row: sum(row["valid"][task][metric] for task in tasks), default=None)
             cells.append(_NONE if best is None else _levels(best, tasks, metric))
         rows.append([method["label"], *cells])
@@ -182,7 +182,7 @@ def _grid_cell(row: Mapping[str, Any] | None, tasks: list[str], metric: str, bes
     if "valid" not in row:
         return "diverged"
     text = _levels(row, tasks, metric)
-    return f"{f'**{text}**' if best else text}, {row['general']['rise']:+.2f}"
+    return f"{f'**{text}**' if best else text}, {row['general']['forgetting']:+.2f}"
 
 
 def _mean(numbers: Mapping[str, Any], key: str, unit: float, form: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from gems_jax.staging import write_json
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import Rates
+from gems_jax.study.old_names import in_today_s_names
 
 Results = Mapping["Trial", Mapping[str, Any]]
 
@@ -64,7 +65,7 @@ def read_result(workdir: Path, trial: Trial) -> dict[str, Any] | None:
     """
     path = trial.folder(workdir) / "result.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(in_today_s_names(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         return None
     except ValueError:
@@ -95,7 +96,7 @@ def chosen_rates(study: StudyConfig, results: Results, method: str) -> Rates | N
 def affordable_rates(study: StudyConfig, results: Results, method: str) -> Rates | None:
     """The learning rates that validation rows choose among those within the study's budget of forgetting.
 
-    A rise differs much by seed: it is the mean over a method's seeds that must be within the budget. Learning rates
+    Forgetting differs much by seed: it is the mean over a method's seeds that must be within the budget. Learning rates
     whose first seed is within it are run with the other seeds, the best first; where the mean turns out to be above,
     the next best follow.
 
@@ -109,22 +110,22 @@ def affordable_rates(study: StudyConfig, results: Results, method: str) -> Rates
 
 def _budget_trials(study: StudyConfig, results: Results, method: str) -> tuple[list[Rates], bool]:
     """The learning rates that a budget asks the seeds of, in their order, and whether the last is within it."""
-    allowed = rise_allowed(study, results)
+    allowed = forgetting_allowed(study, results)
     if allowed is None or method == study.reference:
         return [], False
     tried = []
     for rates in _by_score(study, results, method):
         trials = _seed_trials(study, method, rates)
-        if mean_rise(results, trials[:1]) > allowed:
+        if mean_forgetting(results, trials[:1]) > allowed:
             continue
         tried.append(rates)
-        if any(trial not in results for trial in trials) or mean_rise(results, trials) <= allowed:
+        if any(trial not in results for trial in trials) or mean_forgetting(results, trials) <= allowed:
             return tried, True
     return tried, False
 
 
-def rise_allowed(study: StudyConfig, results: Results) -> float | None:
-    """``study.budget`` times the mean rise of the reference's loss on general text at its chosen learning rates.
+def forgetting_allowed(study: StudyConfig, results: Results) -> float | None:
+    """``study.budget`` times the mean forgetting of the reference at its chosen learning rates.
 
     Returns:
       ``None`` without a budget, and while a seed of the reference is not finished.
@@ -132,12 +133,12 @@ def rise_allowed(study: StudyConfig, results: Results) -> float | None:
     if study.budget is None or (rates := chosen_rates(study, results, study.reference)) is None:
         return None
     trials = _seed_trials(study, study.reference, rates)
-    return study.budget * mean_rise(results, trials) if all(trial in results for trial in trials) else None
+    return study.budget * mean_forgetting(results, trials) if all(trial in results for trial in trials) else None
 
 
-def mean_rise(results: Results, trials: Sequence[Trial]) -> float:
+def mean_forgetting(results: Results, trials: Sequence[Trial]) -> float:
     """Of the loss on general text, over the trials that did not diverge."""
-    return float(np.mean([results[trial]["general"]["rise"] for trial in trials if "general" in results[trial]]))
+    return float(np.mean([results[trial]["general"]["forgetting"] for trial in trials if "general" in results[trial]]))
 
 
 def _by_score(study: StudyConfig, results: Results, method: str) -> list[Rates]:

@@ -61,10 +61,14 @@ def shift(scale: float) -> dict[str, list[float]]:
 
 
 def evaluation() -> dict[str, Any]:
-    def general(rise: float) -> dict[str, Any]:
-        full = {"loss_full": 5.05 + 1.3 * rise, "base_loss_full": 4.66}
-        kept = {"top1_agreement": 1 - 0.2 * rise, "top1_agreement_full": 1 - 0.3 * rise, "shift": shift(0.1 * rise)}
-        losses = {"loss": 4.65 + rise, "base_loss": 4.65} | full
+    def general(forgetting: float) -> dict[str, Any]:
+        full = {"loss_full": 5.05 + 1.3 * forgetting, "base_loss_full": 4.66}
+        kept = {
+            "top1_agreement": 1 - 0.2 * forgetting,
+            "top1_agreement_full": 1 - 0.3 * forgetting,
+            "shift": shift(0.1 * forgetting),
+        }
+        losses = {"loss": 4.65 + forgetting, "base_loss": 4.65} | full
         return losses | {name.replace("loss", "perplexity"): math.exp(loss) for name, loss in losses.items()} | kept
 
     def outcome(difference: float, p_value: float) -> dict[str, dict[str, float]]:

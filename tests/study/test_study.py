@@ -28,8 +28,8 @@ from gems_jax.study.trials import (
     Trial,
     affordable_rates,
     chosen_rates,
+    forgetting_allowed,
     read_result,
-    rise_allowed,
     total_trials,
     wanted_trials,
     write_result,
@@ -44,7 +44,7 @@ def scored(value):
     return {
         "valid": {"rec": {"ndcg@10": value}, "src": {"ndcg@10": value / 2}},
         "seconds": 1.0,
-        "general": {"rise": 0.1},
+        "general": {"forgetting": 0.1},
     }
 
 
@@ -85,13 +85,13 @@ def test_learning_rates_of_item_rows_are_tried_with_each_of_kernels():
     assert (made.learning_rate, made.item_learning_rate) == (1e-3, 1e-1)
 
 
-def finished(study, levels, rises):
-    """A study run to its end: validation levels by method and learning rate, rises by method, rate and seed."""
+def finished(study, levels, changes):
+    """A study run to its end: validation levels by method and learning rate, forgetting by method, rate and seed."""
     results = {}
     while missing := [row for row in wanted_trials(study, results) if row not in results]:
         row = missing[0]
-        rise = rises[row.method].get(row.learning_rate, (9.0,) * 3)[row.seed]
-        results[row] = scored(levels[row.method][row.learning_rate]) | {"general": {"rise": rise}}
+        forgetting = changes[row.method].get(row.learning_rate, (9.0,) * 3)[row.seed]
+        results[row] = scored(levels[row.method][row.learning_rate]) | {"general": {"forgetting": forgetting}}
     return results
 
 
@@ -105,13 +105,13 @@ def test_a_budget_is_kept_by_the_mean_over_seeds_and_asks_for_the_next_best_wher
         "gems": {1e-4: 0.1, 1e-3: 0.2, 1e-2: 0.3, 1e-1: 0.4},
         "cagrad": dict.fromkeys((1e-4, 1e-3, 1e-2, 1e-1), 0.5),
     }
-    rises = {
+    changes = {
         "adamw": {1e-2: (6.0, 2.0, 4.0)},
         "gems": {1e-4: (0.1,) * 3, 1e-3: (1.0, 1.5, 2.0), 1e-2: (1.0, 3.0, 3.0), 1e-1: (9.0,) * 3},
         "cagrad": {},
     }
-    results = finished(study, levels, rises)
-    assert rise_allowed(study, results) == pytest.approx(0.5 * (6 + 2 + 4) / 3)
+    results = finished(study, levels, changes)
+    assert forgetting_allowed(study, results) == pytest.approx(0.5 * (6 + 2 + 4) / 3)
     assert chosen_rates(study, results, "gems") == (1e-1, None)
     assert affordable_rates(study, results, "gems") == (1e-3, None)
     # Of the better one the first seed alone is within the budget: its other seeds say so, and are kept.
@@ -395,15 +395,15 @@ def test_times_of_a_method_are_those_of_where_most_of_its_runs_were(tmp_path):
     where = [("1 x fast card", 10.0, 0.1), ("1 x cpu", 900.0, 0.2), ("1 x fast card", 20.0, 0.6)]
     results = {
         Trial("gems", 1e-3, seed): scored(0.3)
-        | {"test": {}, "seconds": seconds, "general": {"rise": rise}, "circumstances": {"device": device}}
-        for seed, (device, seconds, rise) in enumerate(where)
+        | {"test": {}, "seconds": seconds, "general": {"forgetting": forgetting}, "circumstances": {"device": device}}
+        for seed, (device, seconds, forgetting) in enumerate(where)
     }
     (tmp_path / "base.json").write_text("{}")
     method = summing.summarise_study(Config(), study, results, tmp_path, "")["methods"][0]
     numbers = method["numbers"]
     assert numbers["seconds"]["mean"] == 15.0
     assert method["timed_on"] == "1 x fast card"
-    assert numbers["general/rise"]["mean"] == pytest.approx(0.3)
+    assert numbers["general/forgetting"]["mean"] == pytest.approx(0.3)
 
 
 def test_what_is_within_the_budget_is_summed_up_and_tested_on_its_own(tmp_path):
@@ -424,9 +424,9 @@ def test_what_is_within_the_budget_is_summed_up_and_tested_on_its_own(tmp_path):
     summary = summing.summarise_study(Config(), study, results, tmp_path, "")
     ours = summary["methods"][1]
     assert (ours["learning_rate"], ours["within_budget"]["learning_rate"]) == (1e-2, 1e-3)
-    assert summary["study"]["rise_allowed"] == pytest.approx(2.0)
+    assert summary["study"]["forgetting_allowed"] == pytest.approx(2.0)
     assert ours["within_budget"]["seeds"] == [0, 1]
-    assert ours["within_budget"]["numbers"]["general/rise"]["mean"] == pytest.approx(1.5)
+    assert ours["within_budget"]["numbers"]["general/forgetting"]["mean"] == pytest.approx(1.5)
     for entry, rank in ((ours, 1), (ours["within_budget"], 2)):
         difference = 1 / np.log2(1 + rank) - 1 / np.log2(1 + 5)
         assert entry["against"]["rec/ndcg@10"]["difference"] == pytest.approx(difference)

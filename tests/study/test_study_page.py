@@ -31,7 +31,7 @@ def made_up():
     """Three methods; CAGrad's runs all diverged."""
     grid, rows, methods = [1e-3, 3e-3, 1e-2], [], []
     names = {"adamw": ("joint AdamW", 0.20, 2.0), "gems": ("GEMS", 0.25, 0.3), "cagrad": ("CAGrad", None, None)}
-    for name, (label, level, rise) in names.items():
+    for name, (label, level, forgetting) in names.items():
         seeds = [0, 1] if level else []
         rate = {"adamw": 3e-3, "gems": 1e-2}.get(name)
         for learning_rate, seed in [(r, 0) for r in grid] + ([(rate, 1)] if level else []):
@@ -39,7 +39,7 @@ def made_up():
             if level:
                 value = level + 10 * learning_rate / 1000
                 found = {task: {"ndcg@10": value, "hit@10": 2 * value} for task in TASKS}
-                row |= {"valid": found, "test": found, "general": {"rise": rise}}
+                row |= {"valid": found, "test": found, "general": {"forgetting": forgetting}}
             else:
                 row |= {"diverged": "not finite"}
             rows.append(row)
@@ -49,7 +49,7 @@ def made_up():
             numbers = {f"test/{t}/{m}": {"mean": level * k, "sd": 0.01} for t in TASKS for m, k in
                        (("ndcg@10", 1), ("hit@10", 2))}  # fmt: skip
             method["numbers"] = numbers | {
-                "general/rise": {"mean": rise, "sd": 0.02},
+                "general/forgetting": {"mean": forgetting, "sd": 0.02},
                 "seconds": {"mean": 120.4, "sd": 1.0},
                 "optimiser_bytes": {"mean": 3 * 2**20, "sd": 0.0},
             }
@@ -137,16 +137,16 @@ def test_times_of_another_machine_than_most_are_left_out(tmp_path):
 
 def test_what_a_method_ranks_at_where_little_may_be_forgotten(tmp_path):
     summary = made_up()
-    rises = {"adamw": (0.2, 2.0, 12.0), "gems": (0.1, 0.25, 0.3)}
+    changes = {"adamw": (0.2, 2.0, 12.0), "gems": (0.1, 0.25, 0.3)}
     levels = {"adamw": (0.1, 0.3, 0.2), "gems": (0.2, 0.15, 0.25)}
-    for name in rises:
+    for name in changes:
         for row in summary["rows"]:
             if row["method"] == name and row["seed"] == 0:
                 place = summary["study"]["grid"].index(row["learning_rate"])
-                row["general"] = {"rise": rises[name][place]}
+                row["general"] = {"forgetting": changes[name][place]}
                 row["valid"] = {"rec": {"ndcg@10": levels[name][place]}, "src": {"ndcg@10": 0.5}}
             elif row["method"] == name:  # other seeds are of the chosen rate alone
-                row["general"] = {"rise": 0.0}
+                row["general"] = {"forgetting": 0.0}
                 row["valid"] = {task: {"ndcg@10": 0.9} for task in TASKS}
     table = table_rows(page_of(summary, tmp_path), "What may be forgotten")
     assert table[""] == ["at most +0.3", "at most +1", "at most +3", "at most +10", "any"]
@@ -160,21 +160,21 @@ def test_a_page_shows_what_is_within_the_budget(tmp_path):
     summary = made_up()
     assert "## Within" not in page_of(summary, tmp_path)
     gems = summary["methods"][1]
-    numbers = gems["numbers"] | {"general/rise": {"mean": 0.2, "sd": 0.05}}
+    numbers = gems["numbers"] | {"general/forgetting": {"mean": 0.2, "sd": 0.05}}
     level = gems["against"]["src/ndcg@10"]
     gems["within_budget"] = {
         "learning_rate": 3e-3, "item_learning_rate": None, "seeds": [0, 1], "numbers": numbers,
         "against": dict.fromkeys(gems["against"], level | {"difference": 0.0123}),
     }  # fmt: skip
     summary["methods"].append(summary["methods"][0] | {"name": "lora", "label": "LoRA"})
-    summary["study"] |= {"budget": 0.2, "rise_allowed": 0.4}
+    summary["study"] |= {"budget": 0.2, "forgetting_allowed": 0.4}
     text = page_of(summary, tmp_path)
     table = table_rows(text, "Within 0.2 of what joint AdamW forgets")
     assert list(table) == ["", "joint AdamW", "GEMS"]
     assert table["GEMS"] == ["0.003", "2", *["0.250 ± 0.010", "0.500 ± 0.010"] * 2, "0.200 ± 0.050", "0.10", "–"]
     assert table["joint AdamW"][6:8] == ["2.000 ± 0.020", "1.00"]
     # CAGrad's runs all diverged: that is said elsewhere.
-    assert "rises by at most 0.40, 0.2 of the mean rise of joint AdamW" in text
+    assert "rises by at most 0.40, 0.2 of the mean forgetting of joint AdamW" in text
     assert "marks as above. No such run: LoRA.\n" in text
     assert text.count("Recommendation: not told apart (+0.0123 ndcg@10)") == 1
     points = [picture for picture in figures(summary, list(TASKS)) if picture.name == "plane"][0].svg
@@ -192,6 +192,17 @@ def test_a_page_names_the_method_that_others_are_compared_with(tmp_path):
     assert "better and worse than GEMS on the same users" in text
     assert list(table_rows(text, "Against GEMS, user by user")) == ["", "joint AdamW"]
     assert "beside joint AdamW" not in text
+
+
+def test_results_with_the_names_of_an_earlier_version_make_the_same_page(tmp_path):
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "now").mkdir()
+    earlier = json.loads(json.dumps(made_up()).replace('forgetting"', 'rise"'))
+    with pytest.warns(
+        UserWarning, match="general/rise is called general/forgetting now, rise is called forgetting now"
+    ):
+        found = page_of(earlier, tmp_path / "earlier")
+    assert found == page_of(made_up(), tmp_path / "now")
 
 
 def test_a_page_says_what_the_results_say(tmp_path):
@@ -220,11 +231,11 @@ def test_a_page_says_what_the_results_say(tmp_path):
     assert "\n\na machine, 1 x cpu; Python 3.11, jax 0.1; 2026-01-01." in text
 
 
-@pytest.mark.parametrize("rises", [(0.1, 20.0, 3.0), (-0.2, 0.0, 5.0), (0.0, 0.0, 0.0)])
-def test_names_of_many_methods_stay_inside_the_picture(rises):
+@pytest.mark.parametrize("changes", [(0.1, 20.0, 3.0), (-0.2, 0.0, 5.0), (0.0, 0.0, 0.0)])
+def test_names_of_many_methods_stay_inside_the_picture(changes):
     names = [f"GEMS with a name as long as any, {number}" for number in range(18)]
-    points = [(name, 0.01 * n, 0.9, rises[n % 3]) for n, name in enumerate(names)]
-    svg = plane(points, ("x", "y"), "rise")
+    points = [(name, 0.01 * n, 0.9, changes[n % 3]) for n, name in enumerate(names)]
+    svg = plane(points, ("x", "y"), "forgetting")
     texts = [float(x) for x in re.findall(r'<g style="fill: #1f2933" transform="translate\(([-\d.]+) ', svg)]
     assert len(texts) >= 18
     assert min(texts) > 0  # they stand in the middle: what is too wide begins outside
@@ -327,7 +338,9 @@ def test_a_study_of_two_methods_ends_in_numbers_and_a_page(studied):
         assert not (place / "checkpoints").exists()
         result = json.loads((place / "result.json").read_text())
         assert result["config"]["train"]["learning_rate"] == 0.01
-        assert result["general"]["rise"] == pytest.approx(result["general"]["loss"] - result["general"]["base_loss"])
+        assert result["general"]["forgetting"] == pytest.approx(
+            result["general"]["loss"] - result["general"]["base_loss"]
+        )
     assert {"gate/rec", "captured/shared"} <= set(summary["methods"][1]["curves"])
     a, b = (
         metric_of_rows(load_rankings(folder / "d" / "runs" / name / "0.01" / "0" / "ranking_rec.npz"), "ndcg@10")
