@@ -1,4 +1,7 @@
-"""GaLore: the joint gradient in one low-rank subspace a matrix."""
+"""GaLore by optax's own implementation: the joint gradient in one low-rank subspace a matrix.
+
+``train.method: galore`` is another one: `gems_jax.gems` without task subspaces and null space, with its refreshes.
+"""
 
 from typing import Any
 

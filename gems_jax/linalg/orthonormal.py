@@ -69,13 +69,13 @@ def transposed_times(a: jax.Array, x: jax.Array) -> jax.Array:
     return jax.lax.scan(lambda total, pair: (total + matmul(pair[0].mT, pair[1]), None), begin, (parts, others))[0]
 
 
-def there_and_back(a: jax.Array, x: jax.Array) -> jax.Array:
+def project_onto_span(a: jax.Array, x: jax.Array) -> jax.Array:
     """``A A^T x`` of a tall ``A``."""
     return by_member(lambda a, x: times(a, transposed_times(a, x)), a, x)
 
 
-def _there_and_back_whole(a: jax.Array, x: jax.Array) -> jax.Array:
-    """`there_and_back` of a thin ``x``."""
+def _project_onto_span_whole(a: jax.Array, x: jax.Array) -> jax.Array:
+    """`project_onto_span` of a thin ``x``."""
     return times(a, whole_columns(transposed_times(a, x)))
 
 
@@ -225,7 +225,7 @@ def orthonormal_inside(
 
     def multiplied(block: jax.Array) -> jax.Array:
         assert matrix is not None
-        return project(by_member(_there_and_back_whole, matrix, block))
+        return project(by_member(_project_onto_span_whole, matrix, block))
 
     def projected(block: jax.Array) -> jax.Array:
         block = project(block)

@@ -14,12 +14,12 @@ from gems_jax.linalg.orthonormal import (
     matmul,
     norms,
     orthonormal_inside,
-    there_and_back,
+    project_onto_span,
     times,
     transposed_times,
 )
 from gems_jax.linalg.polar import nearest_orthogonal
-from gems_jax.linalg.projection import Frame
+from gems_jax.linalg.projection import Projector
 from gems_jax.linalg.stacks import (
     map_stack,
     mesh_of_devices,
@@ -39,7 +39,7 @@ def leading_vectors(matrix: jax.Array, rank: int, method: Decomposition) -> jax.
 
     * ``svd``: ``jnp.linalg.svd``, the reference; where it does not converge (LAPACK's gives NaN for some fine
       matrices of deficient rank) eigenvectors of ``A A^T``.
-    * ``eigh``: eigenvectors of the Gram matrix of the smaller side; where the kept side is the larger one
+    * ``eigh``: eigenvectors of the Gram matrix of the smaller side; where the projected axis is the larger one
       ``U = A V S^-1``. Several times faster on CPU, same captured energy (singular values below about 3e-4
       of the largest lose accuracy in float32, which costs energy of order 1e-7).
 
@@ -153,7 +153,7 @@ def align(basis: jax.Array, previous: jax.Array) -> jax.Array:
 def make_basis(
     gradient: jax.Array,
     rank: int,
-    frame: Frame,
+    projector: Projector,
     *,
     method: Decomposition,
     signs: Literal["canonical", "align"],
@@ -171,7 +171,7 @@ def make_basis(
     Args:
       gradient: ``[..., p, q]`` finite or not; leading axes are a stack of kernels.
       rank: columns of the basis.
-      frame: null space of the kept side.
+      projector: null space of the projected axis.
       method: decomposition, see `leading_vectors`.
       signs: ``canonical`` or ``align``, see the functions of these names.
       previous: ``[..., p, rank]`` the basis in force, zeros before the first.
@@ -191,9 +191,9 @@ def make_basis(
     warm = jnp.asarray(has_previous)
     there = jnp.ones((1, rank), gradient.dtype) if columns is None else columns[..., None, :].astype(gradient.dtype)
     if method == "subspace":
-        basis, remains = _iterated(gradient, frame, exclude, previous, warm, there, key)
+        basis, remains = _iterated(gradient, projector, exclude, previous, warm, there, key)
     else:
-        basis, remains = _decomposed(gradient, rank, frame, method, exclude, there, key)
+        basis, remains = _decomposed(gradient, rank, projector, method, exclude, there, key)
     # Flags of the bases lie with those of the gradient, and through them would have the gradient split as bases are.
     usable = finite & is_normal & remains & whole(is_finite(basis))
     if signs == "align":
@@ -205,7 +205,7 @@ def make_basis(
 
 def _iterated(
     gradient: jax.Array,
-    frame: Frame,
+    projector: Projector,
     exclude: jax.Array | None,
     previous: jax.Array,
     warm: jax.Array,
@@ -219,10 +219,10 @@ def _iterated(
     rank = previous.shape[-1]
 
     def project(x: jax.Array) -> jax.Array:
-        return _projected(x, frame.project_once, exclude)
+        return _projected(x, projector.project_once, exclude)
 
     # The former basis too: inside but for its rounding, which may meet a gradient that is much larger outside.
-    fill = jnp.broadcast_to(_random(frame, previous.shape[-2], there, key), previous.shape)
+    fill = jnp.broadcast_to(_random(projector, previous.shape[-2], there, key), previous.shape)
     together = project(jnp.concatenate([previous, fill], axis=-1))
     start, fill = whole_columns(together[..., :rank]), whole_columns(together[..., rank:])
     # Generic directions inside see as much of what remains of the gradient as is their share of all directions.
@@ -238,14 +238,14 @@ def _iterated(
 def _decomposed(
     gradient: jax.Array,
     rank: int,
-    frame: Frame,
+    projector: Projector,
     method: Decomposition,
     exclude: jax.Array | None,
     there: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """By `leading_vectors` of the projected gradient; and whether more than rounding remains of it, ``[..., 1, 1]``."""
-    inside, coordinates, lift = _coordinates(frame, gradient.dtype)
+    inside, coordinates, lift = _coordinates(projector, gradient.dtype)
     others = None if exclude is None else coordinates(exclude)
     matrix = coordinates(gradient)
     fill = jnp.broadcast_to(
@@ -267,7 +267,7 @@ def _decomposed(
     # Decompositions that fail give NaN, which would be taken for columns that vanish, and completed.
     remains &= whole(is_finite(basis))
     exact = method == "svd" or gradient.shape[-2] <= gradient.shape[-1]
-    if not exact or frame.factor is not None or exclude is not None:
+    if not exact or projector.factor is not None or exclude is not None:
         basis = orthonormal_inside(basis, project, fill)
     return lift(basis), remains
 
@@ -277,16 +277,16 @@ def _projected(x: jax.Array, once: Project, others: jax.Array | None) -> jax.Arr
 
     def both(x: jax.Array) -> jax.Array:
         x = once(x)
-        return x if others is None else x - there_and_back(others, x)
+        return x if others is None else x - project_onto_span(others, x)
 
     return jax.lax.fori_loop(0, 2, lambda _, x: both(x), x)
 
 
-def _random(frame: Frame, rows: int, there: jax.Array, key: jax.Array) -> jax.Array:
+def _random(projector: Projector, rows: int, there: jax.Array, key: jax.Array) -> jax.Array:
     """Generic columns ``[..., p, rank]``, zeros where there is no room; of the null space where its basis is known."""
-    if frame.factor is None or not frame.complement:
+    if projector.factor is None or not projector.complement:
         return there * jax.random.normal(key, (rows, there.shape[-1]), there.dtype)
-    factor = frame.factor.astype(there.dtype)
+    factor = projector.factor.astype(there.dtype)
     return times(factor, there * jax.random.normal(key, (factor.shape[-1], there.shape[-1]), there.dtype))
 
 
@@ -302,14 +302,14 @@ def _scaled(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     return matrix / jnp.where(is_normal, largest, 1), is_normal
 
 
-def _coordinates(frame: Frame, dtype: Any) -> tuple[Project, Project, Project]:
+def _coordinates(projector: Projector, dtype: Any) -> tuple[Project, Project, Project]:
     """Where bases are made: ``N x``, then from outside to coordinates, and back.
 
     Coordinates are those of a thin basis ``Q`` of the null space, if that is what is kept: fewer rows.
     """
-    if frame.factor is None or not frame.complement:
-        return frame.project_once, lambda x: x, lambda x: x
-    factor = frame.factor.astype(dtype)
+    if projector.factor is None or not projector.complement:
+        return projector.project_once, lambda x: x, lambda x: x
+    factor = projector.factor.astype(dtype)
     # Within a stack there are columns of zeros: coordinates of nothing.
     there = jnp.any(factor != 0, axis=-2)[..., None].astype(dtype)
     return lambda x: x * there, lambda x: transposed_times(factor, x), lambda x: times(factor, x)

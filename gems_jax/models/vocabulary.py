@@ -108,7 +108,7 @@ class VocabularyModel(nnx.Module):
         if vocabulary == "base" or (vocabulary == "full" and not config.num_added_tokens):
             return [base]
         if not config.num_added_tokens:
-            raise ValueError("vocabulary='items' needs a model with item tokens: grow it (gems_jax.items.tokens.grow)")
+            raise ValueError("vocabulary='items' needs a model with item tokens: grow it (gems_jax.items.grow)")
         items = (self.item_embedding if config.tie_word_embeddings else self.item_head).embedding[...]
         if vocabulary == "full":
             return [base, items]

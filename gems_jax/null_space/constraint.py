@@ -10,7 +10,7 @@ from gems_jax.boxes import map_with_path
 from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, check_role, is_guess, resolve
 from gems_jax.linalg.orthonormal import matmul
-from gems_jax.linalg.projection import kept_side_first, project_stack, project_update
+from gems_jax.linalg.projection import project_stack, project_update, projected_axis_first
 from gems_jax.linalg.scales import real_dtype
 from gems_jax.null_space.space import NullSpace
 from gems_jax.types import PyTree
@@ -70,8 +70,8 @@ def constrain_to_null_space(
             name = leaf_path(path)
             if name not in null_space.inputs:
                 return update
-            frame = null_space.factor(name).frame(state.factors[null_space.inputs[name]])
-            return project_update(update, spec_of(name, update), frame, null_space.side)
+            projector = null_space.factor(name).projector(state.factors[null_space.inputs[name]])
+            return project_update(update, spec_of(name, update), projector, null_space.side)
 
         return map_with_path(constrain, updates), state
 
@@ -111,11 +111,11 @@ def null_space_leak(
         update = jnp.asarray(update)
         spec = constrained_spec(name, update, null_space, matrix_dims)
         update = update.astype(jnp.promote_types(update.dtype, jnp.float32))
-        matrices = kept_side_first(spec.to_matrices(update), null_space.side)
+        matrices = projected_axis_first(spec.to_matrices(update), null_space.side)
         if probes is not None:
             vectors = jax.random.normal(jax.random.key(0), (matrices.shape[-1], probes), matrices.dtype)
             matrices = matmul(matrices, vectors)
-        protected = matrices - project_stack(matrices, null_space.factor(name).frame())
+        protected = matrices - project_stack(matrices, null_space.factor(name).projector())
         size = jnp.linalg.norm(matrices, axis=(-2, -1))
         leaks[name] = jnp.max(jnp.linalg.norm(protected, axis=(-2, -1)) / jnp.where(size > 0, size, 1))
     return leaks

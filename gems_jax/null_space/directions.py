@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gems_jax.linalg.projection import Frame
+from gems_jax.linalg.projection import Projector
 from gems_jax.whole_number import is_whole
 
 
@@ -36,8 +36,8 @@ class Factor:
     def dim(self) -> int:
         return self.basis.shape[-2]
 
-    def frame(self, basis: jax.Array | None = None) -> Frame:
-        return Frame(jnp.asarray(self.basis if basis is None else basis), self.complement)
+    def projector(self, basis: jax.Array | None = None) -> Projector:
+        return Projector(jnp.asarray(self.basis if basis is None else basis), self.complement)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gems_jax.models.vocabulary import Vocabulary
 from gems_jax.ranking.token_logits import TokenLogits
-from gems_jax.ranking.trie import Pick, Rest
+from gems_jax.ranking.trie import Completions, Pick
 
 # Logits in memory at once: rows of a batch are taken in turns where theirs would be more (1 GiB of float32).
 _MAX_LOGITS = 2**28
@@ -29,7 +29,7 @@ class Constraint(Protocol):
         self, depth: int, nodes: jax.Array, logits: TokenLogits, offset: jax.Array
     ) -> tuple[jax.Array, Pick]: ...
     def items_at(self, depth: int, nodes: jax.Array) -> jax.Array: ...
-    def rest(self, nodes: jax.Array) -> Rest: ...
+    def rest(self, nodes: jax.Array) -> Completions: ...
 
 
 @functools.partial(jax.jit, static_argnames=("k", "beams", "vocabulary"))
@@ -143,12 +143,12 @@ class _Search(NamedTuple):
             ended = [(items, ends / (depth + 1))]
         return ended, (best, *pick(chosen))
 
-    def rest(self, scores: jax.Array, nodes: jax.Array, row: Any) -> Rest:
+    def rest(self, scores: jax.Array, nodes: jax.Array, row: Any) -> Completions:
         """What a row's beams may still lead to, see `Trie.rest`."""
-        found: Rest = self.constraint.of_row(row).rest(_alive(nodes, scores))
+        found: Completions = self.constraint.of_row(row).rest(_alive(nodes, scores))
         return found
 
-    def finish(self, read: jax.Array, scores: jax.Array, rest: Rest) -> tuple[jax.Array, jax.Array]:
+    def finish(self, read: jax.Array, scores: jax.Array, rest: Completions) -> tuple[jax.Array, jax.Array]:
         """The items that a row's beams end in, and their scores.
 
         Args:
@@ -170,7 +170,7 @@ class _Search(NamedTuple):
             chosen = self._chosen(scores[:, None] + jnp.cumsum(found, axis=1), left, rest)
         return rest.items, jnp.where(chosen, values, -jnp.inf)
 
-    def _chosen(self, sums: jax.Array, left: jax.Array, rest: Rest) -> jax.Array:
+    def _chosen(self, sums: jax.Array, left: jax.Array, rest: Completions) -> jax.Array:
         """Which of more items than beams a search token by token would have ended in: it makes the choices of `look`.
 
         Args:

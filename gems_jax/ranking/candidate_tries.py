@@ -8,7 +8,7 @@ import numpy as np
 
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.ranking.token_logits import TokenLogits
-from gems_jax.ranking.trie import Pick, Rest
+from gems_jax.ranking.trie import Completions, Pick
 
 # What more than the beams may be read at the end, as a share of them: where a few of a row's candidates begin alike,
 # reading all of these costs less than one more pass to choose among them.
@@ -80,10 +80,10 @@ class CandidateTries:
             here &= self.table[node, 1 + depth] < 0
         return jnp.where(here, self.table[node, 0], -1)
 
-    def rest(self, nodes: jax.Array) -> Rest:
+    def rest(self, nodes: jax.Array) -> Completions:
         """What beams at nodes ``[n]`` of the depth `cut` may lead to: see `Trie.rest`."""
         if self.cut == self.depth:
-            return Rest.one_each(self.items_at(self.depth, nodes))
+            return Completions.one_each(self.items_at(self.depth, nodes))
         beam = self._beam(self.cut, nodes)
         reached = (beam >= 0) & (self.table[:, self.cut] >= 0)
         (place,) = jnp.nonzero(reached, size=self.most, fill_value=len(self.table))
@@ -91,7 +91,7 @@ class CandidateTries:
         place = jnp.where(here, place, 0).astype(jnp.int32)
         known = jnp.asarray(self.table)[place]
         nodes = jnp.concatenate([known[:, self.depth + self.cut + 1 :], place[:, None]], axis=1)
-        return Rest(
+        return Completions(
             beam=jnp.maximum(beam[place], 0),
             tokens=known[:, 1 + self.cut : 1 + self.depth],
             nodes=nodes,

@@ -16,7 +16,7 @@ from gems_jax.ranking.token_logits import TokenLogits
 Pick = Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 
 
-class Rest(NamedTuple):
+class Completions(NamedTuple):
     """The items that a row's beams may still lead to, in the order of the trie.
 
     Args:
@@ -32,7 +32,7 @@ class Rest(NamedTuple):
     items: jax.Array
 
     @classmethod
-    def one_each(cls, items: jax.Array) -> "Rest":
+    def one_each(cls, items: jax.Array) -> "Completions":
         """Of beams that lead to one item each, int32 ``[n]``, and have read all of its tokens."""
         nothing = jnp.zeros((len(items), 0), jnp.int32)
         return cls(jnp.arange(len(items), dtype=jnp.int32), nothing, nothing, items)
@@ -118,9 +118,9 @@ class Trie:
         """The items whose identifiers end at nodes ``[n]`` of a depth, -1 for none."""
         return jnp.where(nodes >= 0, self.item[jnp.maximum(nodes, 0)], -1)
 
-    def rest(self, nodes: jax.Array) -> Rest:
+    def rest(self, nodes: jax.Array) -> Completions:
         """What beams at nodes ``[n]`` of the depth `cut` may lead to, -1 for a beam that has ended: one item each."""
-        return Rest.one_each(self.items_at(self.depth, nodes))
+        return Completions.one_each(self.items_at(self.depth, nodes))
 
 
 def build_trie(items: ItemIndex) -> Trie:

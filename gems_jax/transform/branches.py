@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from gems_jax.linalg.orthonormal import matmul, norms
-from gems_jax.linalg.projection import Frame, kept_side_first, project_stack
+from gems_jax.linalg.projection import Projector, project_stack, projected_axis_first
 from gems_jax.linalg.scales import Size, limited, squares
 from gems_jax.transform.plan import Kernel
 from gems_jax.transform.refresh import (
@@ -48,7 +48,7 @@ class BranchState(NamedTuple):
     previous: jax.Array | None
 
 
-class Presence(NamedTuple):
+class TaskMask(NamedTuple):
     """Which branches have something to learn from: ``tasks: [T]`` bool, ``shared: []`` bool."""
 
     tasks: jax.Array
@@ -135,8 +135,8 @@ def request_refresh(
     state: BranchState,
     gradients: Gradients,
     sizes: tuple[Size, Size | None],
-    present: Presence,
-    frame: Frame,
+    present: TaskMask,
+    projector: Projector,
     refresh: Refresh,
     turns: tuple[int, ...],
 ) -> Request:
@@ -145,9 +145,9 @@ def request_refresh(
     def alive(size: Size, there: jax.Array) -> jax.Array:
         return there & present.shared & size.is_there()
 
-    if frame.factor is not None:
+    if projector.factor is not None:
         count = state.shared_basis.shape[0]
-        frame = frame._replace(factor=jnp.broadcast_to(frame.factor, (count, *frame.factor.shape[-2:])))
+        projector = projector._replace(factor=jnp.broadcast_to(projector.factor, (count, *projector.factor.shape[-2:])))
     masks = _column_masks(group, refresh.settings.complementary)
     shared_size, task_size = sizes
     usable = alive(shared_size, present.shared)[None]
@@ -156,7 +156,7 @@ def request_refresh(
     if task_size is not None and state.task_basis is not None:
         usable = jnp.concatenate([usable, alive(task_size, present.tasks[:, None])])
         bases, pending = (state.shared_basis, state.task_basis), state.pending
-    return Request(bases, gradients, sizes, pending, usable, frame, masks, turns)
+    return Request(bases, gradients, sizes, pending, usable, projector, masks, turns)
 
 
 def step_group(
@@ -164,7 +164,7 @@ def step_group(
     request: Request,
     refreshed: Refreshed,
     weights: jax.Array,
-    present: Presence,
+    present: TaskMask,
     scales: jax.Array,
     refresh: Refresh,
     extra: dict[str, Any],
@@ -177,7 +177,7 @@ def step_group(
     Args:
       state: see `BranchState`.
       request: of this step, see `request_refresh`; its gradients are those stepped on: ``[k, p, q]`` ``G_s`` and
-        ``[T, k, p, q]``, or ``None`` where there are no task branches in this step; kept side first, float32 or
+        ``[T, k, p, q]``, or ``None`` where there are no task branches in this step; projected axis first, float32 or
         float64.
       refreshed: what came of it.
       weights: ``[k, p, q]`` the kernels themselves, for inner transforms that look at them.
@@ -252,7 +252,7 @@ def fuse(
     steps: Steps,
     gates: jax.Array,
     scale: float | jax.Array,
-    across: Frame,
+    across: Projector,
 ) -> jax.Array:
     """``dW = scale * (U_s X_s + sum_t g_t U_t X_t)``, one product (arXiv 2601.09496, section 3).
 
@@ -273,5 +273,5 @@ def fuse(
         basis = jnp.concatenate([basis, jnp.moveaxis(state.task_basis, 0, 2).reshape(k, p, -1)], axis=-1)
         low = jnp.concatenate([low, jnp.moveaxis(gated, 0, 1).reshape(k, -1, low.shape[-1])], axis=1)
     if across.factor is not None:
-        low = kept_side_first(project_stack(kept_side_first(low, "out"), across), "out")
+        low = projected_axis_first(project_stack(projected_axis_first(low, "out"), across), "out")
     return matmul(basis, jnp.asarray(scale, low.dtype) * low)

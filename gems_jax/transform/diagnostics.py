@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gems_jax.linalg.scales import global_norm, is_normal, largest, task_peaks, to_one
 from gems_jax.task_grads import inner_products, task_weights
-from gems_jax.transform.branches import BranchState, Presence, Steps
+from gems_jax.transform.branches import BranchState, Steps, TaskMask
 from gems_jax.transform.state import Diagnostics, work_dtype
 
 
@@ -27,7 +27,7 @@ class Measured(NamedTuple):
 
     norms: jax.Array
     cosines: jax.Array
-    present: Presence
+    present: TaskMask
     finite: jax.Array
     weights: jax.Array
     scales: jax.Array
@@ -70,7 +70,7 @@ def measure(
         norms=jnp.minimum(norms / scales, jnp.finfo(norms.dtype).max),
         cosines=jnp.where(outer > 0, products / jnp.where(outer > 0, outer, 1), 0),
         # What all tasks share and is not finite makes all of them leave the step out, and is counted for each.
-        present=Presence(tasks, is_there & jnp.isfinite(peak)),
+        present=TaskMask(tasks, is_there & jnp.isfinite(peak)),
         finite=finite & jnp.isfinite(peak),
         weights=weights,
         scales=jnp.concatenate([to_one(most)[None], scales]),

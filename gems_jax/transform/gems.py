@@ -20,7 +20,7 @@ from gems_jax.transform.initial import initial_state
 from gems_jax.transform.plan import make_plan
 from gems_jax.transform.settings import Settings, static_names
 from gems_jax.transform.state import GemsState
-from gems_jax.transform.step import Call, take_step
+from gems_jax.transform.step import UpdateArguments, take_step
 from gems_jax.types import PyTree
 
 # Arguments of `gems` that are Python facts: pass to optax.inject_hyperparams(gems, static_args=STATIC_ARGS).
@@ -168,7 +168,7 @@ def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
                 raise ValueError(f"{name} has shape {list(jnp.shape(value))}, expected [{num_tasks}], one a task")
         check_task_axis(updates, params, num_tasks)
         warn_of_stacked_leaves(updates, "gems")
-        call = Call(
+        call = UpdateArguments(
             grads=[jnp.asarray(g) for g in jax.tree.leaves(updates)],
             weights=[jnp.asarray(w) for w in jax.tree.leaves(params)],
             shared=None if shared_grads is None else _shared_leaves(shared_grads, params),

@@ -12,7 +12,7 @@ from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
 from gems_jax.linalg.orthonormal import matmul
-from gems_jax.linalg.projection import kept_side_first
+from gems_jax.linalg.projection import projected_axis_first
 from gems_jax.linalg.scales import real_dtype
 from gems_jax.linalg.subspace import canonical_signs
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
@@ -242,14 +242,14 @@ def released(
                     task_grad, shared_grad = matmul(task_grad, projector), matmul(shared_grad, projector)
                 given = stored.get(path, (None, None))
                 total, shared_basis, shared_moments = branch(
-                    held.shared_basis, held.shared, kept_side_first(shared_grad, side), due, given[0]
+                    held.shared_basis, held.shared, projected_axis_first(shared_grad, side), due, given[0]
                 )
                 tasks, task_basis, task_moments = branch(
-                    held.task_basis, held.task, kept_side_first(task_grad, side), due, given[1]
+                    held.task_basis, held.task, projected_axis_first(task_grad, side), due, given[1]
                 )
                 leaves[path] = ReleasedKernel(shared_basis, task_basis, shared_moments, task_moments)
                 total += jnp.sum(gates.astype(dtype)[:, None, None, None] * tasks, axis=0)
-                direction = scale * spec.from_matrices(kept_side_first(total, side))
+                direction = scale * spec.from_matrices(projected_axis_first(total, side))
             step = -size * direction
             # Decay acts on the already updated weights: W + dW = (W + step) (1 - lr wd).
             decay = jnp.asarray(rate, dtype) * weight_decay

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gems_jax.linalg.projection import Frame
+from gems_jax.linalg.projection import Projector
 from gems_jax.linalg.scales import Size
 from gems_jax.linalg.stacks import map_stack, mesh_of_devices
 from gems_jax.linalg.subspace import Decomposition, make_basis
@@ -71,7 +71,7 @@ Masks = tuple[jax.Array | None, jax.Array | None]  # of columns, [k, r] and [k, 
 
 
 def compute_bases(
-    old: Bases, gradients: Gradients, do: jax.Array, frame: Frame, masks: Masks, refresh: Refresh
+    old: Bases, gradients: Gradients, do: jax.Array, projector: Projector, masks: Masks, refresh: Refresh
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     """New bases of the branches in ``do: [1 + T, k]`` whose gradients yield one, and which those are."""
 
@@ -81,7 +81,7 @@ def compute_bases(
         return make_basis(
             gradient,
             previous.shape[-1],
-            Frame(factor, frame.complement),
+            Projector(factor, projector.complement),
             method=refresh.method,
             signs=refresh.settings.signs,
             previous=previous,
@@ -97,13 +97,13 @@ def compute_bases(
             return one(varying, shared)
         return map_stack(one, depth, varying, shared)
 
-    shared, replaced = stack(1, (gradients[0], old[0]), (frame.factor, None, masks[0]))
+    shared, replaced = stack(1, (gradients[0], old[0]), (projector.factor, None, masks[0]))
     done = (replaced & do[0])[None]
     shared = where_leading(done[0], shared, old[0])
     if old[1] is None or gradients[1] is None:
         return shared, None, done
     exclude = shared if refresh.settings.complementary else None
-    task, replaced = stack(2, (gradients[1], old[1]), (frame.factor, exclude, masks[1]))
+    task, replaced = stack(2, (gradients[1], old[1]), (projector.factor, exclude, masks[1]))
     task_done = replaced & do[1:]
     return shared, where_leading(task_done, task, old[1]), jnp.concatenate([done, task_done])
 
@@ -117,7 +117,7 @@ class Request(NamedTuple):
       sizes: of these.
       pending: ``[1 + T, k]`` bool, branches that wait (``[1, k]`` without task branches).
       usable: the same shape, branches whose gradient is finite and not zero.
-      frame: factor ``[k, p, c]``, or none.
+      projector: factor ``[k, p, c]``, or none.
       masks: of the columns there is room for.
       turns: of each of the ``k``, the step of an interval in which it is refreshed where refreshes are staggered,
         in order: see `gems_jax.transform.plan.Plan.turns`.
@@ -128,7 +128,7 @@ class Request(NamedTuple):
     sizes: tuple[Size, Size | None]
     pending: jax.Array
     usable: jax.Array
-    frame: Frame
+    projector: Projector
     masks: Masks
     turns: tuple[int, ...]
 
@@ -199,7 +199,7 @@ def _where_any(
 
 
 def _everything(request: Request, refresh: Refresh, do: jax.Array) -> Found:
-    return compute_bases(request.old, request.gradients, do, request.frame, request.masks, refresh)
+    return compute_bases(request.old, request.gradients, do, request.projector, request.masks, refresh)
 
 
 def _nothing(bases: Bases, do: jax.Array) -> Found:
@@ -258,7 +258,7 @@ def _few(request: Request, refresh: Refresh, do: jax.Array) -> Found:
         (cut(old[0], 0), maybe_cut(old[1], 1)),
         (cut(gradients[0], 0), maybe_cut(gradients[1], 1)),
         cut(do, 1),
-        request.frame._replace(factor=maybe_cut(request.frame.factor, 0)),
+        request.projector._replace(factor=maybe_cut(request.projector.factor, 0)),
         (maybe_cut(masks[0], 0), maybe_cut(masks[1], 0)),
         refresh,
     )

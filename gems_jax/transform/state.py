@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.linalg.projection import kept_side_first
+from gems_jax.linalg.projection import projected_axis_first
 from gems_jax.transform.plan import Kernel
 from gems_jax.types import PyTree
 
@@ -135,20 +135,20 @@ def scatter(x: jax.Array, group: Sequence[Kernel], leading: int) -> list[jax.Arr
 
 
 def to_matrices(leaves: Sequence[jax.Array], group: Sequence[Kernel], leading: int) -> jax.Array:
-    """Parameters or gradients ``[*lead, *shape]`` of a group as ``[*lead, k, p, q]``, kept side first."""
+    """Parameters or gradients ``[*lead, *shape]`` of a group as ``[*lead, k, p, q]``, projected axis first."""
     spec, side = group[0].spec, group[0].side
     if len(leaves) == 1:
-        return kept_side_first(spec.to_matrices(leaves[0], leading), side)
+        return projected_axis_first(spec.to_matrices(leaves[0], leading), side)
     joined = jax.lax.concatenate(list(leaves), leading)
     joined = joined.reshape(*joined.shape[:leading], len(leaves), *spec.shape)
     stacked = spec.to_matrices(joined, leading + 1)
-    return kept_side_first(stacked.reshape(*stacked.shape[: leading + 1], *stacked.shape[-2:]), side)
+    return projected_axis_first(stacked.reshape(*stacked.shape[: leading + 1], *stacked.shape[-2:]), side)
 
 
 def to_leaves(matrices: jax.Array, group: Sequence[Kernel]) -> list[jax.Array]:
-    """``[k, p, q]``, kept side first -> the kernels' own shapes."""
+    """``[k, p, q]``, projected axis first -> the kernels' own shapes."""
     spec = group[0].spec
-    matrices = kept_side_first(matrices, group[0].side)
+    matrices = projected_axis_first(matrices, group[0].side)
     if len(group) == 1:
         return [spec.from_matrices(matrices)]
     stacked = spec.from_matrices(matrices[:, None], leading=1)

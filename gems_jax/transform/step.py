@@ -11,9 +11,9 @@ from gems_jax.boxes import drop_unfit_boxes, open_if_alone, restore_boxes, unbox
 from gems_jax.linalg.projection import project_update
 from gems_jax.linalg.scales import Size, largest, limited, size_of
 from gems_jax.task_grads import weighted_sum
-from gems_jax.transform.branches import BranchState, Presence, Steps, fuse, request_refresh, step_group
+from gems_jax.transform.active_null_space import ActiveNullSpace
+from gems_jax.transform.branches import BranchState, Steps, TaskMask, fuse, request_refresh, step_group
 from gems_jax.transform.diagnostics import Measured, diagnose, measure
-from gems_jax.transform.frames import Factors
 from gems_jax.transform.gates import Signals
 from gems_jax.transform.plan import Group, Plan
 from gems_jax.transform.refresh import Gradients, Refresh, Request, refresh_at, refresh_groups
@@ -23,7 +23,7 @@ from gems_jax.transform.state_rows import StateRows
 from gems_jax.types import PyTree
 
 
-class Call(NamedTuple):
+class UpdateArguments(NamedTuple):
     """What one call of ``update`` was given, as lists in leaf order.
 
     Attributes:
@@ -42,7 +42,9 @@ class Call(NamedTuple):
     extra: dict[str, Any]
 
 
-def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings: Settings) -> tuple[PyTree, GemsState]:
+def take_step(
+    call: UpdateArguments, params: PyTree, state: GemsState, plan: Plan, settings: Settings
+) -> tuple[PyTree, GemsState]:
     """Merges, projects, steps, fuses and constrains; see `gems_jax.gems`.
 
     Args:
@@ -57,7 +59,7 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
     """
     bare = unboxed(params)
     treedef: Any = jax.tree.structure(bare)
-    factors = Factors(settings.null_space, settings.constraint, state.null_space)
+    active = ActiveNullSpace(settings.null_space, settings.constraint, state.null_space)
     groups = _groups(plan, call, settings.num_tasks)
     grouped = {k.index for group in groups for k in group}
     alone = {i: call.grads[i] for i in range(len(call.grads)) if i not in grouped}
@@ -73,7 +75,7 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
         gradients, peaks = _shared_and_task(call, group, gradient, measured)
         full.append(_energy(gradients, peaks, measured.scales))
         states.append(rows.branch(group, settings))
-        requests.append(_request(group, states[-1], gradients, peaks, present, factors, refresh, turns))
+        requests.append(_request(group, states[-1], gradients, peaks, present, active, refresh, turns))
     branches = [
         step_group(
             before,
@@ -97,9 +99,9 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
     updates: list[Any] = [None] * len(call.weights)
     emitted: list[jax.Array] = []
     for group, (steps, branch) in zip(groups, branches, strict=True):
-        update = fuse(branch, steps, gates, settings.scale, factors.across(group))
+        update = fuse(branch, steps, gates, settings.scale, active.across(group))
         if decay is not None:
-            update += _decay_of_group(call, group, decay.astype(update.dtype), decaying, factors)
+            update += _decay_of_group(call, group, decay.astype(update.dtype), decaying, active)
         emitted.append(update)
         for k, leaf in zip(group, to_leaves(update, group), strict=True):
             updates[k.index] = leaf
@@ -109,9 +111,9 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
     for i, update in steps_alone.items():
         if decay is not None and decaying[i] and i not in _frozen(plan):
             update += decay.astype(update.dtype) * call.weights[i].astype(update.dtype)
-        if i in plan.constrained and factors.null_space is not None:
+        if i in plan.constrained and active.null_space is not None:
             spec, source = plan.constrained[i]
-            update = project_update(update, spec, factors.of_source(source), factors.null_space.side)
+            update = project_update(update, spec, active.of_source(source), active.null_space.side)
         updates[i] = update
         emitted.append(update)
 
@@ -127,7 +129,7 @@ def take_step(call: Call, params: PyTree, state: GemsState, plan: Plan, settings
     return jax.tree.unflatten(jax.tree.structure(params), updates), new_state
 
 
-def _groups(plan: Plan, call: Call, num_tasks: int) -> list[Group]:
+def _groups(plan: Plan, call: UpdateArguments, num_tasks: int) -> list[Group]:
     """Groups of the plan, apart where some leaves came with a full task axis and others merged."""
     groups: list[Group] = []
     for group in plan.groups:
@@ -137,7 +139,9 @@ def _groups(plan: Plan, call: Call, num_tasks: int) -> list[Group]:
     return groups
 
 
-def _shared_and_task(call: Call, group: Group, gradient: jax.Array, measured: Measured) -> tuple[Gradients, Gradients]:
+def _shared_and_task(
+    call: UpdateArguments, group: Group, gradient: jax.Array, measured: Measured
+) -> tuple[Gradients, Gradients]:
     """``G_s: [k, p, q]`` and ``G_t: [T, k, p, q]`` (``None`` where merged already), in the working dtype.
 
     And bounds of their largest entries, ``[k]`` and ``[T, k]``.
@@ -179,8 +183,8 @@ def _request(
     state: BranchState,
     gradients: Gradients,
     peaks: Gradients,
-    present: Presence,
-    factors: Factors,
+    present: TaskMask,
+    active: ActiveNullSpace,
     refresh: Refresh,
     turns: dict[int, tuple[int, ...]],
 ) -> Request:
@@ -188,16 +192,16 @@ def _request(
     shared, task = gradients
     if group[0].task_rank == 0:
         task = None
-    if factors.constraint == "gradient":
-        shared = factors.project(group, shared)
-        task = None if task is None else jax.vmap(lambda g: factors.project(group, g))(task)
+    if active.constraint == "gradient":
+        shared = active.project(group, shared)
+        task = None if task is None else jax.vmap(lambda g: active.project(group, g))(task)
     mine = tuple(turn for k in group for turn in turns[k.index])
     sizes = _sizes((shared, task), peaks)
-    return request_refresh(group, state, (shared, task), sizes, present, factors.on_side(group), refresh, mine)
+    return request_refresh(group, state, (shared, task), sizes, present, active.on_side(group), refresh, mine)
 
 
 def _gates(
-    call: Call,
+    call: UpdateArguments,
     branches: Sequence[tuple[Steps, BranchState]],
     captured: jax.Array,
     measured: Measured,
@@ -224,7 +228,7 @@ def _gates(
 
 
 def _fallback(
-    call: Call,
+    call: UpdateArguments,
     params: PyTree,
     grads: dict[int, jax.Array],
     measured: Measured,
@@ -271,11 +275,11 @@ def _decaying(params: PyTree, mask: Mask) -> list[bool]:
 
 
 def _decay_of_group(
-    call: Call, group: Group, decay: jax.Array, decaying: Sequence[bool], factors: Factors
+    call: UpdateArguments, group: Group, decay: jax.Array, decaying: Sequence[bool], active: ActiveNullSpace
 ) -> jax.Array:
     """``weight_decay * N W`` for the members that decay."""
     weights = to_matrices([call.weights[k.index] for k in group], group, 0).astype(decay.dtype)
-    if factors.constraint == "update":
-        weights = factors.project(group, weights)
+    if active.constraint == "update":
+        weights = active.project(group, weights)
     flags = jnp.asarray([bool(decaying[k.index]) for k in group])
     return jnp.where(flags[:, None, None], decay * weights, 0)

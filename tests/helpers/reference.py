@@ -39,7 +39,7 @@ def heuristic_gates(losses, norms, counts, a=0.4, b=0.4, c=0.2):
 
 @dataclass
 class Reference:
-    """``rank``, ``task_rank``: of every kernel; ``protected``: ``{name: K [p, k]}`` on the kept side."""
+    """``rank``, ``task_rank``: of every kernel; ``protected``: ``{name: K [p, k]}`` on the projected axis."""
 
     num_tasks: int
     rank: int

@@ -18,7 +18,7 @@ from gems_jax.linalg.orthonormal import (
     times,
     transposed_times,
 )
-from gems_jax.linalg.projection import Frame
+from gems_jax.linalg.projection import Projector
 from gems_jax.linalg.subspace import COLD_SWEEPS, align, canonical_signs, leading_vectors, make_basis
 
 FEW = settings(max_examples=12, derandomize=True)
@@ -63,7 +63,7 @@ def compiled(method, signs, complement, transposed):
 
     def basis(gradient, factor, previous, has_previous):
         return make_basis(
-            gradient, RANK, Frame(factor, complement), method=method.split(",")[0], signs=signs, previous=previous,
+            gradient, RANK, Projector(factor, complement), method=method.split(",")[0], signs=signs, previous=previous,
             has_previous=has_previous, key=jax.random.key(0),
         )  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_a_decomposition_that_does_not_converge_is_replaced_by_the_other_or_leav
     broken = {"svd": nan(jnp.linalg.svd)} | ({"eigh": nan(jnp.linalg.eigh)} if failing == "both" else {})
     with mock.patch.multiple(jnp.linalg, **broken):
         basis, usable = make_basis(
-            jnp.asarray(gradient, jnp.float32), RANK, Frame(None, False), method="svd", signs="canonical",
+            jnp.asarray(gradient, jnp.float32), RANK, Projector(None, False), method="svd", signs="canonical",
             previous=jnp.asarray(previous, jnp.float32), has_previous=jnp.array(True), key=jax.random.key(0),
         )  # fmt: skip
     assert usable == (failing == "svd")
@@ -266,10 +266,10 @@ def test_the_inverse_of_a_cholesky_factor_is_that_of_float64():
 @functools.cache
 def from_a_random_block(method, protected):
     def basis(gradient, factor):
-        frame = Frame(factor if protected else None, False)
+        projector = Projector(factor if protected else None, False)
         none = jnp.zeros((*gradient.shape[:-1], 32))
         return make_basis(
-            gradient, 32, frame, method="subspace", signs="canonical", previous=none,
+            gradient, 32, projector, method="subspace", signs="canonical", previous=none,
             has_previous=jnp.zeros(len(gradient), bool), key=jax.random.key(0),
         )[0]  # fmt: skip
 
@@ -314,7 +314,7 @@ def test_a_stack_of_kernels_gets_the_bases_of_its_members(method):
 
     def bases(gradient, factor, previous, warm, exclude, columns):
         return make_basis(
-            gradient, RANK, Frame(factor, False), method=method.split(",")[0], signs="canonical", previous=previous,
+            gradient, RANK, Projector(factor, False), method=method.split(",")[0], signs="canonical", previous=previous,
             has_previous=warm, exclude=exclude, columns=columns, key=jax.random.key(0),
         )  # fmt: skip
 

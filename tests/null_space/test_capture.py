@@ -333,7 +333,7 @@ def test_a_flax_model_is_calibrated_as_it_is():
     keep = np.concatenate([mask] * 3)
     for path, rows in (("first/kernel", x), ("second/kernel", hidden)):
         vectors = np.linalg.eigh(second_moment(rows, keep))[1][:, ::-1][:, :2]
-        found = np.asarray(ns.factor(path).frame().project(jnp.eye(rows.shape[-1])))
+        found = np.asarray(ns.factor(path).projector().project(jnp.eye(rows.shape[-1])))
         np.testing.assert_allclose(found, np.eye(rows.shape[-1]) - vectors @ vectors.T, atol=1e-4)
     ns.check_weights(nnx.state(model, nnx.Param))
 
@@ -364,7 +364,7 @@ def test_a_flax_model_with_head_split_kernels_is_calibrated_by_the_roles_observe
     hidden = np.einsum("bshf,hfd->bsd", heads, np.asarray(model.o.kernel[...], float)) + model.o.bias[...]
     for path, rows in (("mix/kernel", x), ("o/kernel", heads.reshape(3, 7, 6)), ("dense/kernel", hidden)):
         vectors = np.linalg.eigh(second_moment(rows))[1][:, -2:]
-        found = np.asarray(ns.factor(path).frame().project(jnp.eye(rows.shape[-1])))
+        found = np.asarray(ns.factor(path).projector().project(jnp.eye(rows.shape[-1])))
         np.testing.assert_allclose(found, np.eye(rows.shape[-1]) - vectors @ vectors.T, atol=1e-4)
     updates = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
     tx = gj.constrain_to_null_space(ns, rule)

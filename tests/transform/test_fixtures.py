@@ -113,7 +113,7 @@ def test_null_space_by_threshold_is_the_released_projector(name):
     ns = gj.NullSpace.from_moments({"w": moment}, threshold=float(case["threshold"]), side="out")
     factor = ns.factor("w")
     assert factor.dim - int(factor.kept) == int(case["null_dim"])
-    projector = factor.frame().project(jnp.eye(factor.dim))
+    projector = factor.projector().project(jnp.eye(factor.dim))
     np.testing.assert_allclose(projector, case["P_f64"], atol=5e-6)
 
 

@@ -8,7 +8,7 @@ from problems import QUICK, make_grads, make_null_space, make_params
 
 import gems_jax as gj
 from gems_jax.linalg.orthonormal import orthonormal_inside
-from gems_jax.linalg.projection import Frame
+from gems_jax.linalg.projection import Projector
 from gems_jax.linalg.subspace import make_basis
 from gems_jax.transform.plan import make_plan
 from gems_jax.transform.settings import Settings
@@ -176,14 +176,14 @@ def test_a_decomposition_that_fails_never_becomes_a_basis(decomposition, monkeyp
     gradient = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     for wide in (gradient, gradient.T):
         old = jnp.eye(len(wide), 2)
-        for frame in (Frame(None, False), Frame(jnp.eye(len(wide), 1), False)):
+        for projector in (Projector(None, False), Projector(jnp.eye(len(wide), 1), False)):
             basis, usable = make_basis(
-                jnp.asarray(wide), 2, frame, method=decomposition, signs="canonical", previous=old,
+                jnp.asarray(wide), 2, projector, method=decomposition, signs="canonical", previous=old,
                 has_previous=jnp.asarray(True), key=jax.random.key(0),
             )  # fmt: skip
             if decomposition == "svd":  # falls back
                 assert bool(usable)
-                inside = wide * (np.arange(len(wide)) >= (frame.factor is not None))[:, None]
+                inside = wide * (np.arange(len(wide)) >= (projector.factor is not None))[:, None]
                 best = np.linalg.svd(inside.astype(float))[1][:2]
                 np.testing.assert_allclose(np.linalg.norm(basis.T @ inside) ** 2, np.sum(best**2), rtol=1e-5)
                 np.testing.assert_allclose(basis.T @ basis, np.eye(2), atol=1e-5)

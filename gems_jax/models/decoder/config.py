@@ -21,7 +21,7 @@ class DecoderConfig:
       num_layers: layers.
       num_heads, num_kv_heads: attention heads of the queries, and of the keys and values they share in groups.
       model_type: ``"llama"``, ``"mistral"``, ``"qwen2"`` (biases of q, k and v) or ``"qwen3"`` (norms of q and k).
-      num_added_tokens: N, rows added for items behind the pretrained ones (see `gems_jax.items.tokens.grow`).
+      num_added_tokens: N, rows added for items behind the pretrained ones (see `gems_jax.items.grow`).
       attention_bias: biases of q, k, v and o (Llama, Qwen3).
       mlp_bias: biases of the feed-forward layer (Llama).
       rope_theta, rope_scaling: see `gems_jax.models.decoder.rope.rotation`.

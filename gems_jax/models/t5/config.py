@@ -21,7 +21,7 @@ class T5Config:
       d_model, d_kv, d_ff: widths of the residual stream, of one attention head and of the feed-forward layer.
       num_layers, num_decoder_layers: layers of the encoder and of the decoder.
       num_heads: attention heads.
-      num_added_tokens: N, rows added for items behind the pretrained ones (see `gems_jax.items.tokens.grow`).
+      num_added_tokens: N, rows added for items behind the pretrained ones (see `gems_jax.items.grow`).
       feed_forward: ``"gated-gelu"`` (T5 1.1) or ``"relu"`` (T5).
       relative_buckets, relative_max_distance: relative positions are learned per bucket, see `position_buckets`.
       dropout_rate: applied only in calls that are given a ``dropout_key``.
