@@ -115,14 +115,14 @@ class Trained:
     def __init__(self, family, sizes):
         from gems_jax.training.compile import compile_step
         from gems_jax.training.distributed.mesh import row_part
-        from gems_jax.training.optimiser import build as optimiser
+        from gems_jax.training.optimiser import methods
 
         model = model_of(family)
         self.family = family
         self.mesh = mesh_of(sizes)
-        rule = optimiser.stacked_matrix_dims
+        rule = methods.stacked_matrix_dims
         some = lambda path, leaf: rule(path, leaf) if re.search(KERNELS[family], path) else None  # noqa: E731
-        with mock.patch.object(optimiser, "stacked_matrix_dims", some):
+        with mock.patch.object(methods, "stacked_matrix_dims", some):
             self.made = compile_step(self.mesh, model, config_of(), TASKS, null_space_of(model), 2)
         self.begin = self.gathered(self.made.params)
         part, parts = row_part(self.mesh)
