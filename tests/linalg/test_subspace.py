@@ -218,7 +218,8 @@ def test_orthonormal_columns_keep_leading_spans_and_directions(method, seed, sma
     once, q = np.asarray(once, float), np.asarray(q, float)
     np.testing.assert_allclose(q.T @ q, np.eye(4), atol=2e-6)
     if distances.min() > 0.05:
-        np.testing.assert_allclose(once.T @ once, np.eye(4), atol=2e-4)
+        # What rounding leaves of one pass by a Gram matrix grows with the square of the block's condition number.
+        np.testing.assert_allclose(once.T @ once, np.eye(4), atol=100 * 2**-23 * np.linalg.cond(block) ** 2)
         assert distance == pytest.approx(distances.min(), rel=1e-2)
     else:
         assert not distance > 0.06
