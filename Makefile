@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # LAPACK's threads fight XLA's on CPU.
 export OPENBLAS_NUM_THREADS ?= 1
+CORE_TESTS := tests/test_house.py tests/test_task_grads.py $(addprefix tests/,linalg null_space transform baselines)
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast lint clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/gems-jax demo
@@ -13,6 +14,10 @@ demo: $(VENV)/train.stamp
 # Two processes; files stay whole, for what their tests share, and in their order, which has the long ones before the end.
 test: $(VENV)/test.stamp lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# The core, for the inner loop; a test of seconds is marked slow.
+test-fast: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" $(CORE_TESTS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -131,6 +131,7 @@ def test_uncertainty_starts_at_one_and_comes_to_rest_at_half_the_inverse_loss():
     np.testing.assert_allclose(weights_of(as_row(updates), rows), 1 / (2 * losses), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_uncertainty_trains_with_its_own_optimiser_and_keeps_what_an_absent_task_has():
     tx = make("uncertainty", 2)
     state, s, mu, nu = tx.init(PARAMS), np.zeros(2), np.zeros(2), np.zeros(2)
@@ -519,6 +520,7 @@ def test_without_parameters_and_num_tasks_a_leaf_that_differs_is_named():
     assert tx.update(grads, state)[0]["w"].shape == (4, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MERGING)
 def test_a_leaf_merged_before_stands_for_every_task(name):
     same = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)

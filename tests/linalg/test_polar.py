@@ -36,12 +36,14 @@ def test_the_nearest_orthogonal_matrix_is_found_whatever_the_singular_values(sma
         np.testing.assert_allclose(found, exact, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_singular_value_of_zero_is_completed_even_where_nothing_is_rounded():
     found = np.asarray(nearest_orthogonal(jnp.diag(jnp.array([1.0, 0.0, 0.5, 0.0])), jnp.ones((1, 4), bool)))
     np.testing.assert_allclose(found.T @ found, np.eye(4), atol=2e-6)
     np.testing.assert_allclose(found[[0, 2]][:, [0, 2]], np.eye(2), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_not_there_stays_exactly_as_it_is():
     inner, exact = matrix([0.9, 0.5, 0.2], 3)
     padded = np.zeros((5, 5))

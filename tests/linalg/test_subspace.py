@@ -113,6 +113,7 @@ def test_unusable_gradients_leave_the_former_basis_in_force(method):
         np.testing.assert_array_equal(u, previous)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["svd", "both"])
 def test_a_decomposition_that_does_not_converge_is_replaced_by_the_other_or_leaves_the_former_basis(failing):
     gradient, previous = matrix(SPECTRA["apart"], 0), orthonormal(P, RANK, 1)
@@ -138,6 +139,7 @@ def anywhere(x):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(10, 7), (7, 10), (8, 8)], ids=str)
 def test_all_methods_span_the_float64_singular_vectors(shape):
     a = matrix(np.geomspace(8, 0.1, 8), 3, shape)
@@ -179,6 +181,7 @@ def test_canonical_signs_take_the_first_of_equal_entries():
     np.testing.assert_array_equal(canonical_signs(jnp.zeros((3, 2))), jnp.zeros((3, 2)))
 
 
+@pytest.mark.slow
 @FEW
 @given(seed=st.integers(0, 1000))
 def test_align_is_the_nearest_rotation_and_undoes_any(seed):
@@ -277,6 +280,7 @@ def from_a_random_block(method, protected):
     return jax.jit(of_platform(method, basis))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["subspace", *PLATFORMS])
 @pytest.mark.parametrize("protected", [False, True], ids=["anywhere", "in a null space"])
 @pytest.mark.parametrize("decay", [0.05, 0.4, 1.0, 3.0, 8.0])
@@ -298,6 +302,7 @@ def test_power_iteration_from_a_random_block_survives_any_spectrum(decay, protec
     assert np.min(np.sum((bases.swapaxes(1, 2) @ gradients) ** 2, axis=(1, 2)) / best) > 0.995
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stack_of_kernels_gets_the_bases_of_its_members(method):
     """Members of all kinds: one without a former basis, one of rank one, one that is not finite."""

@@ -92,6 +92,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(protected(found, path), protected(expected, path), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_inputs_that_kernels_share_and_the_encoded_text_count_once(whole):
     groups = {}
     for path, name in whole.inputs.items():
@@ -115,6 +116,7 @@ def test_inputs_that_kernels_share_and_the_encoded_text_count_once(whole):
     assert whole.factor("decoder/block/cross_attention/q/kernel").basis.shape[0] == LAYERS
 
 
+@pytest.mark.slow
 def test_padding_of_either_side_changes_nothing_also_where_both_are_of_one_length(model, whole):
     padded = []
     for seed in (0, 1):
@@ -139,6 +141,7 @@ def check_groups(inputs, limit):
     return len(groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "passes"), [(4 * 6**2, 7), (4 * (2 * 6**2 + 4**2), 3), (10**6, 1)])
 def test_a_memory_limit_takes_more_passes_and_gives_the_same(limit, passes):
     params, read = small_params(), []
@@ -158,6 +161,7 @@ def test_a_memory_limit_takes_more_passes_and_gives_the_same(limit, passes):
     assert read == [1] + [2] * passes
 
 
+@pytest.mark.slow
 def test_an_encoder_and_a_decoder_in_groups_of_layers_give_the_same(model, whole):
     limit = 4 * 2 * (HIDDEN**2 + 5 * WIDTH**2)
     function = as_function(model)
@@ -188,6 +192,7 @@ def compiled_pass(model, batch, group=None):
     return add.lower(function.params, batch, jax.eval_shape(start)).compile(compiler_options=QUICK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [t5, decoder])
 def test_no_logits_over_the_vocabulary_are_computed(make):
     batch = t5_batch()
@@ -323,6 +328,7 @@ print(json.dumps({path: t.protected(found, path).tolist() for path in found.fact
 """
 
 
+@pytest.mark.slow
 def test_moments_spread_over_a_mesh_are_those_of_one_device():
     whole = estimate_null_space(small, small_batches(), params=small_params(), rank=2, progress=False)
     here, tests = Path(__file__).parent, Path(__file__).parents[1]

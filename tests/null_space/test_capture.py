@@ -313,6 +313,7 @@ def test_batches_of_another_kind_are_refused():
         add_moments(apply, params, array(3, 2, 4), {"w": entry.zeros()}, specs)
 
 
+@pytest.mark.slow
 def test_a_flax_model_is_calibrated_as_it_is():
     from flax import nnx
 
@@ -338,6 +339,7 @@ def test_a_flax_model_is_calibrated_as_it_is():
     ns.check_weights(nnx.state(model, nnx.Param))
 
 
+@pytest.mark.slow
 def test_a_flax_model_with_head_split_kernels_is_calibrated_by_the_roles_observed():
     from flax import nnx
 

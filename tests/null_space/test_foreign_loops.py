@@ -13,6 +13,8 @@ from problems import QUICK, assert_no_leak
 
 import gems_jax as gj
 
+pytestmark = pytest.mark.slow
+
 LOSS_BASED = ("uncertainty", "dwa")  # baselines with a state of their own
 WIDTHS = (6, 16, 16, 3)
 
@@ -73,6 +75,7 @@ def optax_loop(optimizer, params, batches, **extra):
     return params, opt_state, np.array(history)
 
 
+@pytest.mark.slow
 def test_a_plain_optax_loop_lowers_every_tasks_loss_and_keeps_general_outputs():
     schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-2, 5, 80)
     gems = gj.gems(schedule, num_tasks=2, rank=0.5, refresh_every=20, null_space=protected(), weight_decay=1e-3)
@@ -98,6 +101,7 @@ class Model(nnx.Module):
         return self.layers[1](self.dropout(nnx.relu(self.layers[0](x))))
 
 
+@pytest.mark.slow
 def test_an_nnx_loop_with_its_optimizer_lowers_every_tasks_loss():
     model = Model(nnx.Rngs(0))
     tx = gj.gems(2e-2, num_tasks=2, rank=0.5, refresh_every=20, null_space=protected())
@@ -134,6 +138,7 @@ def test_an_nnx_loop_with_its_optimizer_lowers_every_tasks_loss():
 # --- micro-batches -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_loop_over_micro_batches_updates_every_kth_and_ends_where_large_batches_do():
     k, updates = 4, 30
     make = lambda: gj.gems(2e-2, num_tasks=2, rank=0.5, refresh_every=10)  # noqa: E731

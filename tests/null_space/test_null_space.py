@@ -218,6 +218,7 @@ def test_the_leak_is_the_protected_share_of_an_update():
     assert gj.null_space_leak({"w": np.zeros((8, 6))}, ns)["w"] == 0
 
 
+@pytest.mark.slow
 def test_the_leak_can_be_estimated_from_a_few_vectors():
     k = orthonormal(64, 16, 0)
     ns = gj.NullSpace.from_moments({"w": k @ k.T}, rank=16)

@@ -58,6 +58,7 @@ def attend(weights, x):
     return heads, x + heads @ weights["out"].reshape(D, D)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linen", "scanned", "nnx"])
 def test_attention_of_flax_does_not_move_on_general_text(kind):
     x = general_text()

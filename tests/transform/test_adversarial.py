@@ -24,7 +24,7 @@ from problems import (
 
 import gems_jax as gj
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
+pytestmark = [pytest.mark.usefixtures("cheap_programs"), pytest.mark.slow]
 FEW = settings(max_examples=10, derandomize=True)
 SHAPES = {"tall": (10, 6), "stack": (2, 8, 6), "free": (6, 9), "scale": (6,)}
 CONSTRAINED = {"tall": 10, "stack": 8}
@@ -195,6 +195,7 @@ def sequences(kinds=KINDS):
     return steps.map(lambda rows: [*rows, ("normal",) * TASKS])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 @FEW
 @given(sequence=sequences())
@@ -202,6 +203,7 @@ def test_whatever_comes_state_and_updates_stay_sound(name, sequence):
     drive(name, sequence)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_all_tasks_at_once_from_the_first_step_over_a_refresh_and_again(name, kind):
@@ -218,6 +220,7 @@ def test_tasks_that_take_turns_have_each_their_own_steps():
     np.testing.assert_array_equal(np.asarray(state[0].shared_inner.count["tall"]), [STEPS])
 
 
+@pytest.mark.slow
 @FEW
 @given(sequence=sequences(("normal", "zero", "nan", "constant", "rank one")))
 def test_bfloat16_parameters_and_gradients_stand_it_too(sequence):
@@ -226,6 +229,7 @@ def test_bfloat16_parameters_and_gradients_stand_it_too(sequence):
     assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 @FEW
 @given(
     order=st.permutations(range(TASKS)),

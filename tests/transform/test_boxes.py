@@ -198,6 +198,7 @@ def test_nnx_s_optimizer_keeps_arrays_that_their_names_fit():
         NamedSharding(EIGHT, P("fsdp", "tp")).shard_shape((1, 8, 2))
 
 
+@pytest.mark.slow
 def test_a_train_state_of_boxes_is_saved_and_restored_where_its_parameters_lie(tmp_path):
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)
     params = jax.tree.map(

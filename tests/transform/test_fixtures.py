@@ -128,6 +128,7 @@ def test_heuristic_gates_are_the_released_ones():
             np.testing.assert_allclose(found, case["gates"][row], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gate_network_and_its_temperature_are_the_released_ones():
     case = load("gates")
     names = sorted(key for key in case if key.startswith("net_") and key not in ("net_temperature", "net_gates_f32"))

@@ -45,6 +45,7 @@ def test_each_coefficient_has_its_signal():
         np.testing.assert_allclose(only.update(Signals(*signals, progress=ones), ())[0], [0.75, 0.25])
 
 
+@pytest.mark.slow
 def test_norms_of_projected_gradients_can_be_used_instead():
     params, shapes = make_params({"w": (8, 6), "bias": (6,)}), {"w": (8, 6), "bias": (6,)}
 
@@ -62,6 +63,7 @@ def test_norms_of_projected_gradients_can_be_used_instead():
     assert gates["projected"][0] < 0.7
 
 
+@pytest.mark.slow
 def test_constant_gates_weigh_the_task_updates():
     params = make_params({"w": (8, 6)})
     grads_of = lambda i: make_grads(i, shapes={"w": (8, 6)})  # noqa: E731
@@ -113,6 +115,7 @@ def simulate(progress_of, steps=300, **options):
     return np.asarray(gates), state
 
 
+@pytest.mark.slow
 def test_a_learned_gate_moves_to_the_task_whose_updates_lower_the_mean_loss():
     gates, _ = simulate(lambda i: jnp.array([1.0, -0.2]))
     np.testing.assert_allclose(gates[0], [0.5, 0.5], atol=1e-6)
@@ -196,6 +199,7 @@ def training_run():
     return jax.jit(run, compiler_options=QUICK)
 
 
+@pytest.mark.slow
 def test_training_a_network_the_gate_leaves_a_task_of_pure_noise():
     """The second task's few rows have random labels: nothing that it learns lowers the mean loss on the next batch."""
     for seed in range(6):
@@ -242,6 +246,7 @@ def test_arguments_out_of_range_are_refused(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_gates_are_used_through_the_package():
     tx = gj.gems(1e-2, num_tasks=2, rank=2, gate=gj.gates.constant([1, 3]))
     params = {"w": jnp.ones((4, 5))}

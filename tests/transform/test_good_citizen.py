@@ -43,6 +43,7 @@ def test_buffers_can_be_donated_and_the_states_types_stay():
     assert compiled._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_first_in_a_chain_with_clipping_and_a_schedule_behind():
     schedule = optax.linear_schedule(0.0, 1.0, 2)
     plain = gj.scale_by_gems(num_tasks=2, rank=3)
@@ -163,6 +164,7 @@ def test_the_leaves_that_nobody_merges_are_named_whatever_was_made_before():
     assert shapes_after_a_step(optax.partition(parts | {"freeze": merged(zeros())}, labels)) == TREE
 
 
+@pytest.mark.slow
 def test_injected_hyperparameters_are_arrays_in_the_state():
     make = optax.inject_hyperparams(gj.gems, static_args=gj.STATIC_ARGS)
     tx = make(learning_rate=1e-2, num_tasks=2, rank=3, scale=0.5, weight_decay=0.1)
@@ -234,6 +236,7 @@ def test_state_has_the_same_form_from_abstract_parameters():
     assert [x.shape for x in jax.tree.leaves(abstract)] == [x.shape for x in jax.tree.leaves(tx.init(params))]
 
 
+@pytest.mark.slow
 def test_nnx_optimizer_trains_a_model_and_names_its_leaves_as_plain_trees_do():
     from flax import nnx
 
@@ -260,6 +263,7 @@ def test_nnx_optimizer_trains_a_model_and_names_its_leaves_as_plain_trees_do():
     assert_no_leak({"kernel": model.kernel[...] - before}, ns, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_plain_training_loop_lowers_both_tasks_losses():
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(8, 4))
@@ -360,6 +364,7 @@ def test_a_rule_that_returns_something_else_is_a_type_error():
         gj.gems(1e-3, num_tasks=2, matrix_dims=lambda path, leaf: "in").init(make_params(SHAPES))
 
 
+@pytest.mark.slow
 def test_calls_that_do_not_fit_are_refused_by_name():
     tx = gj.gems(1e-3, num_tasks=2, rank=2)
     params, grads = make_params(SHAPES), grads_of(0)

@@ -53,6 +53,7 @@ def test_kernels_and_other_leaves_take_the_steps_of_the_transforms_given(name):
         params = jax.tree.map(lambda p, du: p + du, params, seen[i])
 
 
+@pytest.mark.slow
 def test_stacks_of_experts_are_their_experts_one_by_one():
     """``[E, m, n]`` and ``[L, E, m, n]``, under a transform that looks at whole matrices and a null space each."""
     rng = np.random.default_rng(0)

@@ -10,6 +10,8 @@ import pytest
 import sharded_iteration
 from documented_sends import check_sent, line_of
 
+pytestmark = pytest.mark.slow
+
 RUNS = sharded_iteration.RUNS
 
 

@@ -59,6 +59,7 @@ def test_every_matrix_has_one_turn_in_an_interval_whatever_the_size_of_its_stack
 SHAPES = {"one": (4, 6), "other": (1, 5, 4), "pair a": (3, 4), "pair b": (3, 4), "stack": (4, 3, 5)}
 
 
+@pytest.mark.slow
 def test_staggered_every_member_of_every_stack_is_refreshed_once_an_interval():
     every = 3
     tx = gj.scale_by_gems(num_tasks=2, rank=1, refresh_every=every, stagger=True, matrix_dims=RULE)
@@ -72,6 +73,7 @@ def test_staggered_every_member_of_every_stack_is_refreshed_once_an_interval():
     assert [int(s.diagnostics.refreshed) for s in states[1:]] == [12, 0, 12] * 2
 
 
+@pytest.mark.slow
 def test_a_turn_that_finds_the_task_merged_or_absent_is_made_up_for_at_its_next_step():
     """Also of a kernel alone of its shape, and where several steps make one update."""
     shapes = {"alone": (4, 6), "stack": (2, 3, 5)}
@@ -127,6 +129,7 @@ def dead(kind):
     return ns, shapes, grads_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decomposition", ["eigh", "subspace"])
 def test_a_branch_that_gets_no_basis_is_not_asked_again_before_the_next_refresh(decomposition, monkeypatch):
     """It would have all kernels of its shape decomposed again in every step."""
@@ -164,6 +167,7 @@ def spy(log):
     return wrapped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decomposition", ["svd", "eigh", "subspace"])
 def test_a_decomposition_that_fails_never_becomes_a_basis(decomposition, monkeypatch):
     """LAPACK's give NaN where they do not converge, also for fine matrices; what is left of them is not completed."""

@@ -98,6 +98,7 @@ def problem(num_tasks, seed):
     return params, grads_of, losses, counts, projectors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_tasks", "seed", "merged_by_caller", "tolerance"),
     # Weights by counts are float32, so only a gradient merged by the caller is float64 all the way.

@@ -56,6 +56,7 @@ def assert_same_bits(found, expected):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=gj.leaf_path(path))
 
 
+@pytest.mark.slow
 def test_the_state_is_arrays_alone(trained):
     for leaf in jax.tree.leaves(trained[0][1]):
         assert isinstance(leaf, jax.Array)
@@ -63,6 +64,7 @@ def test_the_state_is_arrays_alone(trained):
         assert leaf.dtype in (jnp.float32, jnp.int32, jnp.bool)
 
 
+@pytest.mark.slow
 def test_orbax_gives_the_bare_state_back_from_its_shapes(trained, tmp_path):
     (params, state), expected = trained
     abstract = jax.eval_shape(TX.init, PARAMS)
@@ -114,6 +116,7 @@ def test_numpy_gives_the_leaves_back_by_their_paths_without_pickle(trained, tmp_
     assert_same_bits(go_on(params, back, 3, 6), expected)
 
 
+@pytest.mark.slow
 def test_a_transform_made_anew_takes_the_state_of_another(trained):
     """Nothing passes from ``init`` to ``update`` but the state: another process need not call ``init``."""
     (params, state), expected = trained

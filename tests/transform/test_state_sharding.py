@@ -219,6 +219,7 @@ def eight_devices():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", sharded_steps.MESHES)
 def test_sharded_steps_equal_those_on_one_device_over_a_refresh(eight_devices, mesh):
     found = eight_devices[mesh]

@@ -53,6 +53,7 @@ def reference_case(constrained, names, decomposition, dtype=np.float32, **option
     assert {x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)} == {np.dtype(dtype)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constrained", [False, True])
 def test_follows_the_numpy_reference_over_refreshes(constrained):
     reference_case(constrained, list(SHAPES), "svd", weight_decay=0.1, scale=0.5)
@@ -72,6 +73,7 @@ def test_eigh_and_each_option_follow_the_numpy_reference(constrained, options):
     reference_case(constrained, ["square", "out_bias"] if constrained else ["tall", "out_bias"], "eigh", **options)
 
 
+@pytest.mark.slow
 def test_in_float64_it_follows_the_numpy_reference_to_float64_s_accuracy():
     with jax.enable_x64(True):
         reference_case(True, ["square", "out_bias"], "svd", np.float64, signs="align", weight_decay=0.1)
@@ -127,6 +129,7 @@ INNERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", INNERS)
 def test_no_update_leaves_the_null_space_whatever_the_inner_transform(inner):
     params, ns, grads_of = constrained_problem()
@@ -141,6 +144,7 @@ def test_no_update_leaves_the_null_space_whatever_the_inner_transform(inner):
     assert gj.diagnostics(state)["refreshed"] == 0  # the last step was no refresh, the first and third were
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"decomposition": "subspace"}, {"complementary": True, "signs": "align", "stagger": True}, {"side": "out"}],
@@ -168,6 +172,7 @@ def test_a_constrained_kernel_outside_the_subspaces_is_projected_too():
     assert np.max(np.abs(seen[-1]["v"])) > 1e-4
 
 
+@pytest.mark.slow
 def test_constraint_on_the_gradient_leaks_under_adam_where_the_one_on_the_update_does_not():
     ns, protected = make_null_space({"w": 6}, side="out")
     rule = {"num_tasks": 2, "rank": 3, "null_space": ns}
@@ -213,6 +218,7 @@ def test_a_kernel_whose_null_space_is_empty_does_not_move():
     assert np.max(np.abs(new["v"] - params["v"])) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constraint", ["update", "gradient"])
 def test_kernels_without_a_protected_direction_move_as_if_unconstrained(constraint):
     """And those without a free one do not, whether they have subspaces or take the fallback."""
@@ -333,6 +339,7 @@ def test_complementary_task_bases_are_orthogonal_to_the_shared_one():
     assert overlap(apart) < 1e-5
 
 
+@pytest.mark.slow
 def test_other_decompositions_capture_what_svd_captures():
     svd, eigh, subspace = (
         one_kernel(4, refresh_every=1, rank=2, decomposition=name)[1].diagnostics.captured
@@ -363,6 +370,7 @@ def test_auto_decomposition_is_subspace_iteration_on_tpu(monkeypatch):
     assert "eigh" not in program("auto")
 
 
+@pytest.mark.slow
 def test_seed_decides_how_bases_of_poor_gradients_are_completed():
     ns, _ = make_null_space({"w": 8})
     thin = lambda i: {"w": np.ones((2, 8, 6), np.float32)}  # noqa: E731
@@ -375,6 +383,7 @@ def test_seed_decides_how_bases_of_poor_gradients_are_completed():
     np.testing.assert_allclose(first[..., 0], other[..., 0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_decay_acts_on_the_leaves_of_its_mask():
     shapes = {"w": (8, 6), "v": (8, 6), "bias": (6,)}
     grads = {n: np.zeros((2, *s), np.float32) for n, s in shapes.items()}
@@ -419,6 +428,7 @@ def test_extra_arguments_reach_inner_and_fallback():
     assert difference(two, jax.tree.map(lambda u: 2 * u, one)) < 1e-6
 
 
+@pytest.mark.slow
 def test_head_split_and_expert_kernels_are_their_reshaped_matrices():
     rng = np.random.default_rng(0)
     flat = {"a": rng.normal(size=(8, 6)).astype(np.float32), "b": rng.normal(size=(2, 8, 6)).astype(np.float32)}
@@ -434,6 +444,7 @@ def test_head_split_and_expert_kernels_are_their_reshaped_matrices():
     assert difference(found, [split(u, ()) for u in expected]) < 1e-5
 
 
+@pytest.mark.slow
 def test_unrolled_layers_and_their_stack_get_the_same_updates():
     names = ["l0", "l1", "l2"]
     ns_stack, ns_apart = stacked_null_spaces()

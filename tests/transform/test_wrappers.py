@@ -51,6 +51,7 @@ def train(tx, batches, params=PARAMS):
     return params, state, seen
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_equal_one_batch_of_all_their_rows():
     large = [make_batch(24, seed) for seed in range(3)]
     small = [part for batch in large for part in micro_batches(batch, 3)]
@@ -65,6 +66,7 @@ def test_accumulated_micro_batches_equal_one_batch_of_all_their_rows():
     assert int(state.micro_step) == 0
 
 
+@pytest.mark.slow
 def test_a_task_without_tokens_in_some_micro_batches_is_weighted_by_those_it_has():
     large = make_batch(16, 0)
     large["mask"] = large["mask"].at[1, :8].set(0)
