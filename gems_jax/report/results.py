@@ -121,7 +121,7 @@ def results_table(rows: list[ResultRow], tasks: list[str]) -> str:
         body += f'<tr class="{" ".join(classes)}"><td>{escape(row.name)}</td>{cells}</tr>'
     return (
         f'<div class="card scroll"><table><thead><tr><th class="group"></th>{groups}</tr>'
-        f"<tr><th>ResultRow</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<tr><th>Method</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

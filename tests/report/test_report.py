@@ -214,6 +214,8 @@ def test_report_shows_what_separates_this_run_from_others(full_report: str) -> N
 
 def test_report_shows_which_choices_were_kept_and_how_far_each_layer_moved(full_report: str) -> None:
     assert "<th>top-1 kept</th>" in full_report
+    heads = re.search(r"<tr><th>Method</th>.*?</tr>", full_report)
+    assert "<th>forgetting</th>" in heads[0]
     assert "for 92.6% of tokens" in full_report
     assert "<h3>How far each layer&#x27;s output has moved</h3>" in full_report
     assert "The largest, 13.0%, is in decoder mlp wo." in full_report

@@ -57,12 +57,12 @@ def line_ends(block: bytes, last: bool) -> np.ndarray:
 
 
 def split_plain(block: bytes, last: bool) -> CsvRecords:
-    """CsvRecords of a text without quoting: its lines."""
+    """Records of a text without quoting: its lines."""
     return CsvRecords(line_ends(block, last), [])
 
 
 def split_quoted(block: bytes, delimiter: bytes, last: bool) -> CsvRecords:
-    """CsvRecords of a text with quoting as in RFC 4180; a quotation mark inside a column that has none first is text.
+    """Records of a text with quoting as in RFC 4180; a quotation mark inside a column that has none first is text.
 
     Example:
         >>> split_quoted(b'1,"a\\nb ""c"", d"\\n2,6" nails\\n3,"4', b",", last=False).ends.tolist()

@@ -1,4 +1,4 @@
-"""ParsedTimes of raw tables as seconds: numbers of several units, dates of several forms, one column at a time."""
+"""Times of raw tables as seconds: numbers of several units, dates of several forms, one column at a time."""
 
 from __future__ import annotations
 
