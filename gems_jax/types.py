@@ -2,5 +2,10 @@
 
 from typing import Any, TypeAlias
 
+import numpy as np
+
 # Nested containers of arrays, as JAX takes them; there is no type for that.
 PyTree: TypeAlias = Any
+
+# The arrays of a batch on the host, by name.
+Batch: TypeAlias = dict[str, np.ndarray]

@@ -63,7 +63,7 @@ class Shared:
         self.programs: Programs = {}
         self._shift: OutputShift | None = None
         self._spectra: dict[int, dict[str, list[float]]] = {}
-        self._materials: dict[Any, Assets] = {}
+        self._assets: dict[Any, Assets] = {}
         self._null_spaces: dict[str, NullSpace] = {}
         self._encoded: dict[Any, dict[str, EncodedTable]] = {}
         self.base = self._once("base.json", lambda: self._measure_base(tokenizer))
@@ -73,11 +73,11 @@ class Shared:
         items = config.items
         seed = config.train.seed if items.init == "random" else 0
         key = (items.init, items.identifiers, seed)
-        if key not in self._materials:
-            self._materials.clear()  # one grown model at a time
+        if key not in self._assets:
+            self._assets.clear()  # one grown model at a time
             _, tokenizer = load(self._folder, config.model.dtype)  # growing adds to the tokenizer
-            self._materials[key] = assemble(config, self.dataset, (self.model, tokenizer))
-        return self._materials[key]
+            self._assets[key] = assemble(config, self.dataset, (self.model, tokenizer))
+        return self._assets[key]
 
     def null_space(self, config: Config) -> NullSpace | None:
         """The null space that a run needs, estimated where it is missing."""

@@ -1,1 +1,1 @@
-"""training: see the modules."""
+"""Tuning a model on all tasks: the loop and its stages."""

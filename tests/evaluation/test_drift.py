@@ -3,7 +3,6 @@ against transformers' modules on torch."""
 
 import functools
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,13 +11,14 @@ import pytest
 import torch
 from decoder_pairs import ours, torch_decoder, torch_t5
 from flax import nnx
-from tiny import cheap_compilation
 
 from gems_jax.evaluation.drift import general_drift, general_loss, read_shift
 from gems_jax.evaluation.output_shift import OutputShift
 from gems_jax.models import T5, T5Config
 from gems_jax.models.params import params_of
 from gems_jax.models.registry import FAMILIES
+
+pytestmark = pytest.mark.usefixtures("cheap_programs")
 
 V, N = 20, 7
 SIZES: dict[str, Any] = {
@@ -29,12 +29,6 @@ SIZES: dict[str, Any] = {
     "num_decoder_layers": 1,
     "num_heads": 2,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_cheaply() -> Iterator[None]:
-    with cheap_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import cheap_compilation
 
 from gems_jax.config.run import Config, EvaluateConfig
 from gems_jax.data.batching.prompts import EncodedTable
@@ -27,13 +26,9 @@ from gems_jax.models.params import params_of
 from gems_jax.training import evaluate as measuring
 from gems_jax.training.evaluate import read_evaluation
 
+pytestmark = pytest.mark.usefixtures("cheap_programs")
+
 V, N = 20, 30
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_cheaply() -> Iterator[None]:
-    with cheap_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

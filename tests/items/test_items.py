@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from shared import SHARED, needs_shared
-from tiny import cheap_compilation
 
 from gems_jax.data.batching.prompts import item_rows
 from gems_jax.data.text.small_tokenizer import train_tokenizer
@@ -26,13 +25,9 @@ from gems_jax.models import T5, T5Config, from_config, load, save
 from gems_jax.models.hf.tokenizer import load_tokenizer
 from gems_jax.ranking.trie import build_trie
 
+pytestmark = pytest.mark.usefixtures("cheap_programs")
+
 TEXT = "cheap garden lamps and red garden chairs for a small balcony"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cheap_compilation() -> Any:
-    with cheap_compilation():
-        yield
 
 
 @pytest.fixture

@@ -18,11 +18,12 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from shared import SHARED, needs_shared
 from t5_rows import tokenizer_of, tokens_of
-from tiny import cheap_compilation
 
 from gems_jax.items import add_item_tokens, grow
 from gems_jax.models import T5, T5Config, from_config, load, save
 from gems_jax.models.registry import FAMILIES
+
+pytestmark = pytest.mark.usefixtures("cheap_programs")
 
 V = 40
 CONFIG = T5Config(
@@ -34,12 +35,6 @@ def torch_logits(folder: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
     reference = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
     with torch.no_grad():
         return reference(**{name: torch.tensor(value) for name, value in inputs.items()}).logits.float().numpy()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cheap_compilation() -> Any:
-    with cheap_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

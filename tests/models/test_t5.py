@@ -11,18 +11,13 @@ import pytest
 import torch
 from flax import nnx
 from t5_rows import SIZES, V, batch_of, inputs_of, mean_loss
-from tiny import cheap_compilation
 
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models import T5, T5Config, position_buckets
 
+pytestmark = pytest.mark.usefixtures("cheap_programs")
+
 CONFIG = T5Config(**SIZES)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cheap_compilation() -> Any:
-    with cheap_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

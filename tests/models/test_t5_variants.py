@@ -13,10 +13,11 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file
 from t5_rows import SIZES, V, batch_of, inputs_of, mean_loss, tokenizer_of
-from tiny import cheap_compilation
 
 from gems_jax.models import T5, T5Config, greedy, load, save
 from gems_jax.models.params import params_of
+
+pytestmark = pytest.mark.usefixtures("cheap_programs")
 
 KINDS = {
     "t5": {"feed_forward_proj": "relu"},
@@ -30,12 +31,6 @@ CLASSES = {
     "mt5": (transformers.MT5Config, transformers.MT5ForConditionalGeneration),
     "umt5": (transformers.UMT5Config, transformers.UMT5ForConditionalGeneration),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cheap_compilation() -> Any:
-    with cheap_compilation():
-        yield
 
 
 @dataclasses.dataclass

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 from decoder_pairs import ours, ragged_batch, torch_decoder, torch_t5
-from tiny import cheap_compilation
 
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import T5, T5Config, greedy, save, unstacked
@@ -15,16 +14,12 @@ from gems_jax.ranking.beam_search import beam_search
 from gems_jax.ranking.candidate_tries import build_candidate_tries
 from gems_jax.ranking.rank_items import rank_items
 
+pytestmark = pytest.mark.usefixtures("cheap_programs")
+
 UMT5 = T5Config(
     vocab_size=61, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=4, model_type="umt5"
 )  # fmt: skip
 ITEMS = ItemIndex(np.array([(a, b, c) for a in (10, 11) for b in (12, 13) for c in (14, 15, 16)]))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_cheaply():
-    with cheap_compilation():
-        yield
 
 
 @functools.cache

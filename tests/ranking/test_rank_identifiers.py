@@ -2,7 +2,7 @@
 against scoring every item in full."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -13,7 +13,6 @@ import torch
 from decoder_pairs import ours, ragged_batch, torch_decoder, torch_t5
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import cheap_compilation
 
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.models.params import params_of
@@ -23,14 +22,10 @@ from gems_jax.ranking.beam_search import beam_search
 from gems_jax.ranking.candidate_tries import build_candidate_tries
 from gems_jax.ranking.rank_items import rank_items
 
+pytestmark = pytest.mark.usefixtures("cheap_programs")
+
 FAMILIES = ("t5", "llama-2", "qwen3 window")
 CODES = np.arange(10, 40)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_cheaply() -> Iterator[None]:
-    with cheap_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

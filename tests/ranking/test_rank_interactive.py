@@ -2,13 +2,11 @@
 
 import dataclasses
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from tiny import cheap_compilation
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -19,16 +17,12 @@ from gems_jax.ranking import interactive
 from gems_jax.ranking.interactive import check_task, history_of, top_items
 from gems_jax.ranking.rank_items import rank_items
 
+pytestmark = pytest.mark.usefixtures("cheap_programs")
+
 WORDS = ["<pad>", "</s>", "<unk>", "history", "red", "shoe", "find"]
 # Where ranking itself is replaced.
 NO_MODEL = types.SimpleNamespace(layout=T5.layout)
 TEMPLATES = {None: "history {history}", "red shoe": "find {query} history {history}"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_cheaply() -> Iterator[None]:
-    with cheap_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

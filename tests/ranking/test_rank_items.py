@@ -1,7 +1,6 @@
 """Ranking items of one token each against scoring every item in full, and against a beam search in PyTorch."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from tiny import cheap_compilation
 from transformers import T5Config as TorchConfig
 from transformers import T5ForConditionalGeneration
 
@@ -17,6 +15,8 @@ from gems_jax.items.tokens import ItemIndex
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models import T5, T5Config
 from gems_jax.ranking.rank_items import rank_items
+
+pytestmark = pytest.mark.usefixtures("cheap_programs")
 
 V, N, D = 30, 40, 16
 CONFIG = T5Config(
@@ -29,12 +29,6 @@ CONFIG = T5Config(
     num_decoder_layers=2,
     num_heads=2,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_cheaply() -> Iterator[None]:
-    with cheap_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -267,7 +267,7 @@ def _value(config, dotted):
 # --- sharing rows among processes, stopping -----------------------------------------------------------------------
 
 
-class NoMaterial:
+class NoAssets:
     def __init__(self, *_):
         self.width = 8
 
@@ -284,7 +284,7 @@ def quick_rows(monkeypatch):
         return scored(row.learning_rate)
 
     monkeypatch.setattr(comparing, "run_trial", run_trial)
-    monkeypatch.setattr(comparing, "Shared", NoMaterial)
+    monkeypatch.setattr(comparing, "Shared", NoAssets)
     monkeypatch.setattr(comparing, "WAIT", 0.01)
     return ran
 

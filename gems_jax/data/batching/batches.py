@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from gems_jax.data.batching.encoded_table import EncodedTable
-from gems_jax.data.batching.layouts import LAYOUTS, Batch
+from gems_jax.data.batching.layouts import LAYOUTS
+from gems_jax.types import Batch
 
 
 def gather_inputs(

@@ -10,11 +10,10 @@ import numpy as np
 from gems_jax.data.text.next_token import next_token_batches
 from gems_jax.data.text.small_tokenizer import sentinel_ids
 from gems_jax.data.text.span_corruption import heldout_batches
+from gems_jax.types import Batch
 
 if TYPE_CHECKING:
     from gems_jax.models.family import Layout
-
-Batch = dict[str, np.ndarray]
 
 
 class RowLayout(Protocol):

@@ -11,8 +11,8 @@ import numpy as np
 
 from gems_jax.data.batching.batches import gather_inputs, make_batch
 from gems_jax.data.batching.encoded_table import EncodedTable
-from gems_jax.data.batching.layouts import Batch
 from gems_jax.data.batching.sampling import RowPlan, Sampling
+from gems_jax.types import Batch
 
 __all__ = ["Batch", "BatchIterator", "TaskBatchSource", "eval_batches", "gather_inputs", "make_batch", "task_batches"]
 

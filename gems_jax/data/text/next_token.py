@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gems_jax.data.text.general_text import spread_chunks
-
-Batch = dict[str, np.ndarray]
+from gems_jax.types import Batch
 
 
 def next_token_batches(

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gems_jax.data.text.general_text import spread_chunks
-
-Batch = dict[str, np.ndarray]
+from gems_jax.types import Batch
 
 
 def span_lengths(input_length: int, noise_density: float = 0.15, mean_span: float = 3.0) -> tuple[int, int, int, int]:
