@@ -48,7 +48,7 @@ import gems_jax as gj
 from gems_jax.ranking.beam_search import beam_search
 from gems_jax.ranking.candidate_tries import build_candidate_tries
 from gems_jax.ranking.token_logits import TokenLogits
-from gems_jax.ranking.trie import Pick, Rest, Trie, build_trie, catalogue_of
+from gems_jax.ranking.trie import Completions, Pick, Trie, build_trie, catalogue_of
 
 FOUR_LEVEL_CODES = 256
 # What the medians are held to.
@@ -184,8 +184,8 @@ class AnyCode:
 
         return values.reshape(-1), pick
 
-    def rest(self, nodes: jax.Array) -> Rest:
-        return Rest.one_each(nodes)
+    def rest(self, nodes: jax.Array) -> Completions:
+        return Completions.one_each(nodes)
 
 
 def constraint_cost(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,13 +1,18 @@
-"""Rooms of the package: each imports what stands below it alone, no two files need each other, the core is light."""
+"""Rooms of the package: each imports what stands below it alone, no two files need each other, the core is light.
+
+And what stands outside the package calls things in it by the names that they have.
+"""
 
 import sys
 
 import pytest
 from house import DOCS, MODULES, rooms
+from named_code import ROOT, missing, named, named_in_prose, named_in_strings, pages, programs
 
 import gems_jax as gj
 
 IMPORTS = rooms.read()
+PROGRAMS = programs()
 
 
 def upward(imports):
@@ -77,3 +82,36 @@ def test_public_names_are_listed_and_found():
 
 def test_the_drawing_shows_the_imports_as_they_are():
     assert (DOCS / "rooms.svg").read_text() == rooms.drawing(IMPORTS), "run: python docs/rooms.py"
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_program_outside_the_package_takes_names_that_are_there(path):
+    assert missing(named(PROGRAMS[path])) == []
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_page_speaks_of_names_that_are_there(path):
+    assert missing(named_in_prose(path.read_text())) == []
+
+
+def test_programs_in_strings_of_tests_import_names_that_are_there():
+    # But for this file, which has names that are gone.
+    texts = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py") if path.name != "test_house.py"}
+    assert {path: names for path, text in texts.items() if (names := missing(named_in_strings(text)))} == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "gone"),
+    [
+        (named, "def f():\n    from gems_jax.task_grads import merge_tasks, absent", "gems_jax.task_grads.absent"),
+        (named, "import gems_jax.absent", "gems_jax.absent"),
+        (named, "import planning.memory as m\nm.absent(1)", "planning.memory.absent"),
+        (named, "import gems_jax.linalg\ngems_jax.linalg.absent", "gems_jax.linalg.absent"),
+        (named, "import gems_jax as gj\ngj.gates.constant, gj.gates.absent()", "gems_jax.gates.absent"),
+        (named_in_prose, "Call `gj.gems`, not `gj.absent(x)`.", "gems_jax.absent"),
+        (named_in_strings, "run('import jax; import gems_jax.absent')", "gems_jax.absent"),
+        (named_in_strings, "run('from gems_jax import (\\n    gems,\\n    absent,\\n)')", "gems_jax.absent"),
+    ],
+)
+def test_a_name_that_is_gone_is_found(names, text, gone):
+    assert missing(names(text)) == [gone]
