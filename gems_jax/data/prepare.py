@@ -115,7 +115,7 @@ def _prepare_here(
             return dataset
         say(f"data: {out_dir} is of an earlier format; making it again")
     begin = time.perf_counter()
-    storage.check_place(out_dir)
+    storage.check_target(out_dir)
     say(f"data: reading {options.name}" + (f" from {path}" if path is not None else ""))
     left_out = Path(out_dir).with_name(f"{Path(out_dir).name}.quarantine.jsonl")
     try:
@@ -135,9 +135,9 @@ def _check_same(out_dir: str | Path, settings: Mapping[str, Any]) -> None:
     """Raises where the dataset that is there is another one: runs may stand on it."""
     made = storage.settings_of(out_dir)
     raw = {"raw": with_sums(made, settings)} if "raw" in settings else {}
-    found = differences(made, {**settings, **raw})
-    if found:
-        raise OtherDataset(out_dir, found)
+    differing = differences(made, {**settings, **raw})
+    if differing:
+        raise OtherDataset(out_dir, differing)
 
 
 def _prepare_at_once(
@@ -163,7 +163,7 @@ def _prepare_elsewhere(url: str, options: PrepareOptions, entry: SourceEntry, sa
     try:
         dataset = _prepare_here(local, options, entry, say)
     except OtherDataset as error:
-        raise OtherDataset(url, error.found) from None  # the copy would come back from there
+        raise OtherDataset(url, error.differences) from None  # the copy would come back from there
     remote.send(local, url, say)
     return dataset
 

@@ -129,7 +129,7 @@ def test_two_items_that_differ_by_decimals_alone_stay_two(tmp_path):
 def test_arrays_of_postgres_and_sets_are_lists():
     lists = read_lists(["{a,b}", '{"a b",c}', "{'a', 'b'}", "{'a': 1}"], Division())
     texts = lists.texts.to_pylist()
-    assert [[texts[i] for i in lists.places[row]] for row in range(3)] == [["a", "b"], ["a b", "c"], ["a", "b"]]
+    assert [[texts[i] for i in lists.indices[row]] for row in range(3)] == [["a", "b"], ["a b", "c"], ["a", "b"]]
     assert lists.bad.tolist() == [False, False, False, True]
 
 

@@ -28,7 +28,7 @@ def lists_of(cells, **division):
     """Ids of every cell, None where it is no list, and which cells were divided by a guess."""
     lists = read_lists(cells, Division(**division))
     texts = lists.texts.to_pylist()
-    ids = [None if bad else [texts[i] for i in lists.places[n]] for n, bad in enumerate(lists.bad)]
+    ids = [None if bad else [texts[i] for i in lists.indices[n]] for n, bad in enumerate(lists.bad)]
     return ids, np.flatnonzero(lists.divided).tolist()
 
 

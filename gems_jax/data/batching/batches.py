@@ -26,8 +26,8 @@ def gather_inputs(
     mask = columns < lengths[:, None]
     input_ids = np.full((len(rows), length), pad_token_id, np.int32)
     # A mask assigns row by row, so the tokens of all rows one after the other fill it.
-    places = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))
-    input_ids[mask] = encoded.tokens[places]
+    positions = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(int(lengths.sum()))
+    input_ids[mask] = encoded.tokens[positions]
     return input_ids, mask.astype(np.int32)
 
 

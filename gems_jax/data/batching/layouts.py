@@ -110,9 +110,9 @@ class _Decoder:
     def join(
         self, prompts: np.ndarray, mask: np.ndarray, answers: np.ndarray, valid: np.ndarray, pad: int, start: int
     ) -> Batch:
-        row, place = np.nonzero(valid)
-        column = mask.sum(axis=1)[row] + place
-        prompts[row, column] = answers[row, place]
+        row, position = np.nonzero(valid)
+        column = mask.sum(axis=1)[row] + position
+        prompts[row, column] = answers[row, position]
         mask[row, column] = 1
         labels = np.full_like(prompts, pad)
         labels[:, :-1] = prompts[:, 1:]

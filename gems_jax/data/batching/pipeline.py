@@ -88,7 +88,7 @@ class TaskBatchSource:
         return rng.permutation(size).astype(np.int32 if size < 2**31 else np.int64)
 
     def _stream(self, task: str, first: int, last: int) -> np.ndarray:
-        """int64: the rows at these places of a task's endless stream of epochs."""
+        """int64: the rows at these positions of a task's endless stream of epochs."""
         size = len(self._encoded[task])
         parts = [
             self._permutation(task, epoch)[max(first - epoch * size, 0) : last - epoch * size]
@@ -120,9 +120,9 @@ class TaskBatchSource:
             first = int(self._plan.before(step)[number])
             chosen = self._stream(task, first, first + int(self._plan.counts(step)[number]))
         else:
-            window, place = divmod(step, self._length_window)
-            places, rows, ends = self._window(window)
-            rank = int(places[place])
+            window, offset = divmod(step, self._length_window)
+            ranks, rows, ends = self._window(window)
+            rank = int(ranks[offset])
             chosen = rows[task][ends[rank, number] : ends[rank + 1, number]]
         result = np.full(self._batch_size, -1, np.int64)
         result[: len(chosen)] = chosen
@@ -155,12 +155,12 @@ def _check_tables(encoded: Mapping[str, EncodedTable], max_length: int) -> None:
                 f"task {task!r}: an input has {longest} tokens, max_length is {max_length}; encode the table with "
                 "this max_length"
             )
-    for what, found in (
+    for what, values in (
         ("layouts", {table.layout for table in encoded.values()}),
         ("numbers of tokens an item", {table.target_tokens.shape[1] for table in encoded.values()}),
     ):
-        if len(found) > 1:
-            raise ValueError(f"the tasks' tables have different {what}, {sorted(found)}; encode all for one model")
+        if len(values) > 1:
+            raise ValueError(f"the tasks' tables have different {what}, {sorted(values)}; encode all for one model")
 
 
 class BatchIterator(Iterator[Batch]):

@@ -226,8 +226,8 @@ def _repeated(tokens: list[int], count: int) -> Ragged:
 def _joined(parts: list[Ragged]) -> np.ndarray:
     """All rows one after the other, of each first its part of the first, then its part of the second, and so on."""
     lengths = np.stack([part.lengths for part in parts], axis=1)
-    places = np.cumsum(lengths.reshape(-1)) - lengths.reshape(-1)
+    offsets = np.cumsum(lengths.reshape(-1)) - lengths.reshape(-1)
     result = np.empty(int(lengths.sum()), np.int32)
-    for part, starts in zip(parts, places.reshape(lengths.shape).T, strict=True):
+    for part, starts in zip(parts, offsets.reshape(lengths.shape).T, strict=True):
         result[np.arange(len(part.values)) + np.repeat(starts - part.offsets[:-1], part.lengths)] = part.values
     return result

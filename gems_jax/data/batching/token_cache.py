@@ -56,11 +56,11 @@ def encode_once(
     if is_remote(folder):
         raise ValueError(f"tokens cannot be mapped into memory from {folder}; name a folder on this machine's disk")
     name = fingerprint(table, tokenizer, item_token_ids, template, max_length, layout)
-    place = Path(folder) / f"{_plain(table.task)}-{name[:20]}"
-    if (place / META).is_file():
-        return open_encoded(place)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = fresh_folder(place)
+    table_folder = Path(folder) / f"{_plain(table.task)}-{name[:20]}"
+    if (table_folder / META).is_file():
+        return open_encoded(table_folder)
+    table_folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = fresh_folder(table_folder)
     try:
 
         def allocate(count: int) -> np.ndarray:
@@ -87,14 +87,14 @@ def encode_once(
         del encoded
         write_checksums(temporary)
         try:
-            os.rename(temporary, place)
+            os.rename(temporary, table_folder)
         except OSError:
             # Another process was first.
-            if not (place / META).is_file():
+            if not (table_folder / META).is_file():
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return open_encoded(place)
+    return open_encoded(table_folder)
 
 
 def fingerprint(

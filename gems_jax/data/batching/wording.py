@@ -22,8 +22,8 @@ class Words(NamedTuple):
 
     Args:
         before, after: the history; without one all is `before`.
-        query: int64 `[K, 3]`, where the query's tokens stand: 0 in `before` or 1 in `after`, the place of the first
-            and the place behind the last.
+        query: int64 `[K, 3]`, where the query's tokens stand: 0 in `before` or 1 in `after`, the index of the first
+            and the index behind the last.
     """
 
     before: Ragged
@@ -70,14 +70,16 @@ def words_around(pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: A
     for has_history, chosen in numbers.items():
         if not chosen:
             continue
-        place = pieces.index(HISTORY) if has_history else len(pieces)
+        index = pieces.index(HISTORY) if has_history else len(pieces)
         token = _splitting(item, tokenizer) if has_history else ""
         queries = [texts[number][1] for number in chosen]
-        for side, part in enumerate((pieces[:place], pieces[place + 1 :])):
+        for side, part in enumerate((pieces[:index], pieces[index + 1 :])):
             around = (token, "") if side else ("", token)
-            found = _tokenise([(around[0], prompt_text(part, "", query), around[1]) for query in queries], tokenizer)
+            tokenised = _tokenise(
+                [(around[0], prompt_text(part, "", query), around[1]) for query in queries], tokenizer
+            )
             ends = _ends(part, tokenizer, around[0]) if QUERY in part else None
-            for number, query, ids in zip(chosen, queries, found, strict=True):
+            for number, query, ids in zip(chosen, queries, tokenised, strict=True):
                 if ends is not None:
                     ids = _spelled(ids, part, query, ends, named, tokenizer)
                     start = _common(ids, ends[0])
@@ -106,8 +108,8 @@ def _spelled(
 
 def _ends(pieces: Pieces, tokenizer: Any, ahead: str) -> tuple[list[int], list[int]]:
     """The tokens before a query and those behind it."""
-    place = pieces.index(QUERY)
-    first, last = ("".join(x for x in part if isinstance(x, str)) for part in (pieces[:place], pieces[place + 1 :]))
+    index = pieces.index(QUERY)
+    first, last = ("".join(x for x in part if isinstance(x, str)) for part in (pieces[:index], pieces[index + 1 :]))
     behind_word, word = _tokenise([("", _WORD + last.rstrip(), ""), ("", _WORD, "")], tokenizer)
     return _tokenise([(ahead, first.strip(), "")], tokenizer)[0], behind_word[len(word) :]
 
@@ -115,19 +117,19 @@ def _ends(pieces: Pieces, tokenizer: Any, ahead: str) -> tuple[list[int], list[i
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two lists begin with together."""
     pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _splitting(item: int, tokenizer: Any) -> str:
     """An item's token as text, if the tokenizer finds it in one; else nothing."""
     names = getattr(tokenizer, "convert_ids_to_tokens", None)
     token = names(item) if names else None
-    found = token is not None and list(tokenizer(token, add_special_tokens=False)["input_ids"]) == [item]
-    return str(token) if found else ""
+    is_one_token = token is not None and list(tokenizer(token, add_special_tokens=False)["input_ids"]) == [item]
+    return str(token) if is_one_token else ""
 
 
 def _tokenise(texts: Sequence[tuple[str, str, str]], tokenizer: Any) -> list[list[int]]:
-    """The tokens of each text's middle part, in the place where it stands."""
+    """The tokens of each text's middle part, where it stands in the text."""
     if not texts:
         return []
     joined = ["".join(parts) for parts in texts]

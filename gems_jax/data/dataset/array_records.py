@@ -88,19 +88,19 @@ def join_tables(shards: Sequence[Path], folder: Path) -> None:
     """
     import tensorflow_datasets as tfds
 
-    places = [next(shard.glob(f"*/{VERSION}")) for shard in shards]
-    builders = [tfds.builder_from_directory(place, file_format="array_record") for place in places]
-    target = folder / places[0].parent.name / VERSION
+    directories = [next(shard.glob(f"*/{VERSION}")) for shard in shards]
+    builders = [tfds.builder_from_directory(directory, file_format="array_record") for directory in directories]
+    target = folder / directories[0].parent.name / VERSION
     target.mkdir(parents=True)
     splits = []
     # In the order of the first shard that has them.
     for name in dict.fromkeys(name for builder in builders for name in builder.info.splits):
-        found = [builder.info.splits[name] for builder in builders if name in builder.info.splits]
-        lengths = [length for split in found for length in split.shard_lengths]
-        whole = found[0].replace(shard_lengths=lengths, num_bytes=sum(split.num_bytes for split in found))
+        split_infos = [builder.info.splits[name] for builder in builders if name in builder.info.splits]
+        lengths = [length for split in split_infos for length in split.shard_lengths]
+        whole = split_infos[0].replace(shard_lengths=lengths, num_bytes=sum(split.num_bytes for split in split_infos))
         template = whole.filename_template.replace(data_dir=target)
         splits.append(whole.replace(filename_template=template))
-        paths = [path for split in found for path in split.filepaths]
+        paths = [path for split in split_infos for path in split.filepaths]
         for number, path in enumerate(paths):
             _link(Path(path), Path(template.sharded_filepath(shard_index=number, num_shards=len(paths))))
     info = builders[0].info
@@ -124,8 +124,8 @@ def read_tables(folder: Path, keys: list[tuple[str, ...]], num_items: int) -> di
     import tensorflow_datasets as tfds
 
     try:
-        place = next(folder.glob(f"*/{VERSION}"))
-        builder = tfds.builder_from_directory(place, file_format="array_record")
+        directory = next(folder.glob(f"*/{VERSION}"))
+        builder = tfds.builder_from_directory(directory, file_format="array_record")
         stored = set(builder.info.splits)
         tables = {}
         for split, task in keys:

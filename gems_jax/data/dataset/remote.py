@@ -16,7 +16,7 @@ CARD = "card.json"
 
 
 def local_path(url: str | Path) -> Path:
-    """Where this machine keeps its copy: in ``XDG_CACHE_HOME`` (``~/.cache``), one place for each address."""
+    """Where this machine keeps its copy: in ``XDG_CACHE_HOME`` (``~/.cache``), one folder for each address."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "gems_jax" / hashlib.sha256(str(url).rstrip("/").encode()).hexdigest()[:16] / "data"
 
@@ -31,24 +31,24 @@ def bring(url: str | Path, local: Path, say: Callable[[str], None]) -> None:
 
     Args:
         url: of a prepared dataset.
-        local: its place here.
+        local: its folder here.
         say: takes a line.
     """
-    place = as_path(url)
-    if not exists(url) or _card(place) == _card(local):
+    remote_folder = as_path(url)
+    if not exists(url) or _card(remote_folder) == _card(local):
         return
     say(f"data: copying {url} to {local}")
     local.parent.mkdir(parents=True, exist_ok=True)
     temporary = fresh_folder(local)
     try:
-        for name, file in files_in(place):
+        for name, file in files_in(remote_folder):
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_bytes(file.read_bytes())
         shutil.rmtree(local, ignore_errors=True)
         os.replace(temporary, local)
     except OSError:
         # Another process of this machine was first.
-        if _card(place) != _card(local):
+        if _card(remote_folder) != _card(local):
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -59,20 +59,20 @@ def send(local: Path, url: str | Path, say: Callable[[str], None]) -> None:
 
     What is written appears whole: the card, without which it is no dataset, goes first and comes last.
     """
-    place = as_path(url)
-    if exists(url) and _card(place) == _card(local):
+    remote_folder = as_path(url)
+    if exists(url) and _card(remote_folder) == _card(local):
         return
     say(f"data: copying {local} to {url}")
     if exists(url):
-        (place / CARD).unlink()
-    found = dict(files_in(local))
-    for name, file in files_in(place) if place.exists() else ():
-        if name not in found:
+        (remote_folder / CARD).unlink()
+    local_files = dict(files_in(local))
+    for name, file in files_in(remote_folder) if remote_folder.exists() else ():
+        if name not in local_files:
             file.unlink()
-    for name in sorted(found, key=lambda name: name == CARD):
-        target = place / name
+    for name in sorted(local_files, key=lambda name: name == CARD):
+        target = remote_folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(found[name].read_bytes())
+        target.write_bytes(local_files[name].read_bytes())
 
 
 def _card(folder: Any) -> bytes | None:

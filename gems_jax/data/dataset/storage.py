@@ -57,16 +57,16 @@ def settings_of(folder: str | Path) -> Any:
 
 
 def save(dataset: Dataset, folder: str | Path) -> Path:
-    """Write a dataset to a temporary folder beside its place and rename it there; a folder in its place goes.
+    """Writes a dataset to a temporary folder beside the one named and renames it; a dataset that is there goes.
 
     Args:
         dataset: what to write.
-        folder: its place.
+        folder: where it goes.
 
     Returns:
         The folder.
     """
-    return _publish(dataset, folder, lambda place: write_tables(dataset.name, dataset.tables, place))
+    return _publish(dataset, folder, lambda tables: write_tables(dataset.name, dataset.tables, tables))
 
 
 def save_shards(dataset: Dataset, shards: Sequence[Path], folder: str | Path) -> Path:
@@ -75,16 +75,16 @@ def save_shards(dataset: Dataset, shards: Sequence[Path], folder: str | Path) ->
     Args:
         dataset: what to write; only the names of its tables count.
         shards: folders that `write_tables` wrote to, in the order of the rows.
-        folder: its place.
+        folder: where it goes.
 
     Returns:
         The folder.
     """
-    return _publish(dataset, folder, lambda place: join_tables(shards, place))
+    return _publish(dataset, folder, lambda tables: join_tables(shards, tables))
 
 
-def check_place(folder: str | Path) -> None:
-    """Raises where a dataset cannot be written because something else is in its place."""
+def check_target(folder: str | Path) -> None:
+    """Raises where a dataset cannot be written to a folder, because something else is there."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; a prepared dataset is a folder, name another place")
@@ -94,7 +94,7 @@ def check_place(folder: str | Path) -> None:
 
 def _publish(dataset: Dataset, folder: str | Path, write: Callable[[Path], None]) -> Path:
     folder = Path(folder)
-    check_place(folder)
+    check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = fresh_folder(folder)
     try:

@@ -58,7 +58,7 @@ class Table:
         target: int32 `[R]`, the item number to be found.
         queries: `R` strings, empty where the task has no query.
         negatives: int32 `[R, C]` item numbers to rank the target against, or None (training).
-        time: float64 `[R]` of the interactions with the targets (seconds, or places in the user's sequence), or None.
+        time: float64 `[R]` of the targets' interactions (seconds, or positions in the user's sequence), or None.
     """
 
     task: str

@@ -152,7 +152,7 @@ def get_ready(
         record.add("a search for each event whose item has a query", examples)
     examples = _one_target_a_row(examples, preprocessing)
     record.add(f"one target a row ({preprocessing.multi_click})", examples)
-    examples, items, place = _renumbered(examples, source.items, source.used_only or bool(preprocessing.core))
+    examples, items, new_numbers = _renumbered(examples, source.items, source.used_only or bool(preprocessing.core))
     clean = not recorded or preprocessing.on_leak == "remove"
     return Ready(
         name=source.name,
@@ -160,7 +160,7 @@ def get_ready(
         items=items,
         preprocessing=preprocessing,
         negatives=EvaluationNegatives(
-            examples, items, seed, num_negatives, remove_positives=clean, by_query=by_query.renumbered(place)
+            examples, items, seed, num_negatives, remove_positives=clean, by_query=by_query.renumbered(new_numbers)
         ),
         clean=clean,
         timed=timed or not recorded,
@@ -206,20 +206,20 @@ def _are_timed(examples: Examples, path: str) -> bool:
 
 
 def _with_searches(examples: Examples, query_of_item: Mapping[str, str]) -> Examples:
-    """Rows of items that have a query once more, as searches; events are numbered by their place in the sequence."""
+    """Rows of items that have a query once more, as searches; events are numbered by their position in the sequence."""
     names = examples.names
     order = np.lexsort((np.arange(len(examples)), examples.time, examples.user))
-    place = np.empty(len(examples), np.float64)
-    place[order] = np.arange(len(examples))
-    examples = examples.replace(time=place)
+    positions = np.empty(len(examples), np.float64)
+    positions[order] = np.arange(len(examples))
+    examples = examples.replace(time=positions)
     query = np.asarray(
         [names.queries.add(query_of_item[item]) if item in query_of_item else UNKNOWN for item in names.items.names],
         np.int32,
     )[examples.targets.values]
-    found = query != UNKNOWN
-    searches = examples.take(found)
+    has_query = query != UNKNOWN
+    searches = examples.take(has_query)
     task = np.full(len(searches), names.tasks.get("src"), np.int32)
-    return Examples.join([examples, searches.replace(task=task, query=query[found])])
+    return Examples.join([examples, searches.replace(task=task, query=query[has_query])])
 
 
 def _one_target_a_row(examples: Examples, preprocessing: Preprocessing) -> Examples:
@@ -231,7 +231,13 @@ def _one_target_a_row(examples: Examples, preprocessing: Preprocessing) -> Examp
 
 
 def _renumbered(examples: Examples, items: list[Item], used_only: bool) -> tuple[Examples, list[Item], np.ndarray]:
-    """Items by their place in the catalogue, from which those that no row names may go; and all names' places."""
+    """Rows with items numbered by their position in the catalogue, the catalogue, and the new number of each old one.
+
+    Args:
+        examples: rows whose items are numbered in the order they were read.
+        items: the catalogue.
+        used_only: whether items that no row names leave the catalogue.
+    """
     lists = {
         name: part
         for name in ("targets", "history", "negatives", "shown")
@@ -243,11 +249,11 @@ def _renumbered(examples: Examples, items: list[Item], used_only: bool) -> tuple
         for part in lists.values():
             used[part.values] = True
         items = [item for item in items if (number := names.get(item.item_id)) != UNKNOWN and used[number]]
-    place = np.full(len(names), UNKNOWN, np.int32)
+    new_numbers = np.full(len(names), UNKNOWN, np.int32)
     for position, item in enumerate(items):
         if (number := names.get(item.item_id)) != UNKNOWN:
-            place[number] = position
-    return examples.replace(**{name: part.map(place) for name, part in lists.items()}), items, place
+            new_numbers[number] = position
+    return examples.replace(**{name: part.map(new_numbers) for name, part in lists.items()}), items, new_numbers
 
 
 def _with_histories(

@@ -42,8 +42,8 @@ def _why(ready: Ready, split: str, task: str) -> str:
     examples = ready.examples
     rows = np.flatnonzero(examples.task == examples.names.tasks.get(task))
     # A row of several targets is several here and one to hold out.
-    places = np.stack([examples.user[rows], examples.file[rows], examples.number[rows]])
-    users = np.unique(places, axis=1)[0]
+    raw_rows = np.stack([examples.user[rows], examples.file[rows], examples.number[rows]])
+    users = np.unique(raw_rows, axis=1)[0]
     most = int(np.bincount(users).max(initial=0))
     if most >= MIN_ROWS or ready.card["splits"] == "leave one out":
         return "its rows were left out by preprocessing.min_history, or because they would show what is held out"

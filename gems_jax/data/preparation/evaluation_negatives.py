@@ -40,9 +40,9 @@ class QueryItems(NamedTuple):
         """The items of each row's query, none for -1."""
         return self.items.take(np.append(self.group, len(self.items) - 1)[query])
 
-    def renumbered(self, place: np.ndarray) -> QueryItems:
-        """With other item numbers; items whose place is -1 go."""
-        items = self.items.map(place)
+    def renumbered(self, new_numbers: np.ndarray) -> QueryItems:
+        """With other item numbers; items whose new number is -1 go."""
+        items = self.items.map(new_numbers)
         return self._replace(items=items.keep(items.values >= 0))
 
 
@@ -55,12 +55,12 @@ def items_by_query(examples: Examples, query_of_item: Mapping[str, str] | None =
     """
     names = examples.names
     row_of, item = examples.targets.row_of, examples.targets.values
-    found = examples.query[row_of] >= 0
+    has_query = examples.query[row_of] >= 0
     left_out = np.asarray(names.left_out.names, np.int64).reshape(-1, 2)
     of_items = [(names.queries.add(text), names.items.get(name)) for name, text in (query_of_item or {}).items()]
     known = np.asarray([pair for pair in of_items if pair[1] >= 0], np.int64).reshape(-1, 2)
-    query = np.concatenate([examples.query[row_of[found]], left_out[:, 0], known[:, 0]])
-    items = np.concatenate([item[found], left_out[:, 1], known[:, 1]])
+    query = np.concatenate([examples.query[row_of[has_query]], left_out[:, 0], known[:, 0]])
+    items = np.concatenate([item[has_query], left_out[:, 1], known[:, 1]])
     groups: dict[str, int] = {}
     group = np.asarray(
         [groups.setdefault(" ".join(text.casefold().split()), len(groups)) for text in names.queries.names], np.int64
@@ -152,10 +152,10 @@ def _row_keys(examples: Examples, rows: np.ndarray) -> list[str]:
     users, tasks = examples.names.users.names, examples.names.tasks.names
     seen: dict[str, int] = {}
     keys = [""] * len(rows)
-    for place, row in zip(order.tolist(), rows[order].tolist(), strict=True):
+    for index, row in zip(order.tolist(), rows[order].tolist(), strict=True):
         name = f"{SPLITS[examples.split[row]]}/{tasks[examples.task[row]]}/{users[examples.user[row]]}"
         number = seen[name] = seen.get(name, -1) + 1
-        keys[place] = f"{name}/{number}"
+        keys[index] = f"{name}/{number}"
     return keys
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Places that metrics look at.
+# Ranks that metrics look at.
 CUTOFFS = (5, 10, 20)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS
 from gems_jax.data.raw.examples import Examples
-from gems_jax.data.raw.ragged import Ragged, pair_keys, place_of, row_blocks
+from gems_jax.data.raw.ragged import Ragged, pair_keys, positions_in, row_blocks
 
 TRAIN, VALID, TEST = range(len(SPLITS))
 # Rows of a user of which two can be held out.
@@ -90,11 +90,11 @@ def leaking_history(events: Events) -> np.ndarray:
         for rows in row_blocks(events.history.offsets):
             block = events.history.rows(rows)
             row = rows.start + block.row_of
-            place, found = place_of(pair_keys(events.user[row], block.values, size), held)
+            position, is_held = positions_in(pair_keys(events.user[row], block.values, size), held)
             if events.time is not None:
-                found &= first[place] < events.time[row]
+                is_held &= first[position] < events.time[row]
             values = slice(events.history.offsets[rows.start], events.history.offsets[rows.stop])
-            leaks[values] |= found & (events.split[row] <= split)
+            leaks[values] |= is_held & (events.split[row] <= split)
     return leaks
 
 

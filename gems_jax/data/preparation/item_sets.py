@@ -79,8 +79,11 @@ class ItemSets:
         """Writes it to an `.npz` file."""
         user_of: dict[str, np.ndarray] = {
             f"{kind}{split}": np.asarray(list(values), dtype)
-            for split, found in enumerate(self._user_of)
-            for kind, values, dtype in (("items", found.keys(), np.int64), ("users", found.values(), np.str_))
+            for split, user_by_item in enumerate(self._user_of)
+            for kind, values, dtype in (
+                ("items", user_by_item.keys(), np.int64),
+                ("users", user_by_item.values(), np.str_),
+            )
         }
         with_users = np.asarray(self._with_users)
         np.savez(path, allow_pickle=False, named=self.named, targets=self.targets, with_users=with_users, **user_of)

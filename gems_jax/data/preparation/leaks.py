@@ -10,7 +10,7 @@ import numpy as np
 from gems_jax.data.dataset.tables import SPLITS, Dataset, Table
 from gems_jax.data.preparation.holdout import VALID, Events, leaking_history, leaking_targets, own_targets
 from gems_jax.data.preparation.item_sets import ItemSets
-from gems_jax.data.raw.ragged import Ragged, distinct_pairs, pair_keys, place_of
+from gems_jax.data.raw.ragged import Ragged, distinct_pairs, pair_keys, positions_in
 
 _REMEDY = "repair the data, or let prepare take them out and count them (data.preprocessing.on_leak: remove)"
 
@@ -19,8 +19,8 @@ _ROWS = 65_536
 
 class _TableRows(NamedTuple):
     events: Events
-    place: np.ndarray  # position of a row in its table
-    table: np.ndarray  # number of its table
+    number: np.ndarray  # of each row in its table
+    table: np.ndarray  # of each row, its index in `keys`
     keys: list[tuple[str, str]]
     users: list[str]
 
@@ -28,9 +28,9 @@ class _TableRows(NamedTuple):
 def check_leaks(dataset: Dataset, repeats: bool = False, cold_items: bool = True) -> dict[str, Any]:
     """Raises where what is held out can be seen, and says which items the splits share.
 
-    An event is a user's interaction with an item at a time, `(user, time, item)`: the row's timestamp, or its place in
-    the user's sequence. The target of a row is the event at the row's time; its history stands for events before that.
-    A row may see events of the splits before its own (a test history holds train and valid events), and training
+    An event is a user's interaction with an item at a time, `(user, time, item)`: the row's timestamp, or its position
+    in the user's sequence. The target of a row is the event at the row's time; its history stands for events before
+    that. A row may see events of the splits before its own (a test history holds train and valid events), and training
     rows those of training. Everything else is a leak:
 
     - an event held out for valid or test that is also a target of an earlier split for the same user;
@@ -77,8 +77,8 @@ def check_events(dataset: Dataset, repeats: bool = False, before: Mapping[tuple[
         _fail(dataset, rows, np.flatnonzero(targets), events.target[targets], "as a target the held-out", before)
     history = leaking_history(events)
     if history.any():
-        places = np.flatnonzero(history)
-        row, item = events.history.row_of[places], events.history.values[places]
+        positions = np.flatnonzero(history)
+        row, item = events.history.row_of[positions], events.history.values[positions]
         _fail(dataset, rows, row, item, "in its history the held-out", before)
     if not repeats:
         _check_own(dataset, rows, before)
@@ -93,7 +93,7 @@ def _check_own(dataset: Dataset, rows: _TableRows, before: Mapping[tuple[str, st
         row = int(events.history.row_of[own[0]])
         key = rows.keys[rows.table[row]]
         raise ValueError(
-            f"{dataset.name}: {len(own):,} leaks. {'/'.join(key)} row {before.get(key, 0) + rows.place[row]} of user "
+            f"{dataset.name}: {len(own):,} leaks. {'/'.join(key)} row {before.get(key, 0) + rows.number[row]} of user "
             f"{rows.users[events.user[row]]!r} has in its history item {dataset.items[events.target[row]].item_id!r}, "
             f"its own target; where users take items again, say so (data.preprocessing.repeats: true)"
         )
@@ -118,9 +118,9 @@ def _flatten(dataset: Dataset, repeats: bool) -> _TableRows:
         np.concatenate([table.target for table in tables]),
         Ragged.join([Ragged(table.history, table.offsets) for table in tables]),
     )
-    place = np.concatenate([np.arange(len(table)) for table in tables])
-    number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    return _TableRows(events, place, number, keys, list(users))
+    number = np.concatenate([np.arange(len(table)) for table in tables])
+    table_of = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    return _TableRows(events, number, table_of, keys, list(users))
 
 
 def _times(table: Table) -> np.ndarray:
@@ -142,7 +142,7 @@ def _fail(
     where = "/".join(rows.keys[rows.table[np.flatnonzero(held)[-1]]]) if held.any() else "test"
     key = rows.keys[rows.table[row]]
     raise ValueError(
-        f"{dataset.name}: {len(leaking):,} leaks. {'/'.join(key)} row {before.get(key, 0) + rows.place[row]} of user "
+        f"{dataset.name}: {len(leaking):,} leaks. {'/'.join(key)} row {before.get(key, 0) + rows.number[row]} of user "
         f"{user!r} has {how} item {dataset.items[item].item_id!r}, a target of {where}; {_REMEDY}"
     )
 
@@ -165,9 +165,9 @@ def _check_negatives(dataset: Dataset, rows: _TableRows, before: Mapping[tuple[s
         user = np.asarray([users[name] for name in table.user_ids], np.int64)
         for start in range(0, len(table), _ROWS):
             block = table.negatives[start : start + _ROWS]
-            wrong = place_of(pair_keys(user[start : start + _ROWS, None], block, size), positives)[1]
+            wrong = positions_in(pair_keys(user[start : start + _ROWS, None], block, size), positives)[1]
             if wrong.any():
-                row, column = (int(place[0]) for place in np.nonzero(wrong))
+                row, column = (int(indices[0]) for indices in np.nonzero(wrong))
                 number = before.get(key, 0) + start + row
                 name, item = table.user_ids[start + row], dataset.items[block[row, column]].item_id
                 raise ValueError(

@@ -18,17 +18,17 @@ class OtherDataset(ValueError):
     """A folder holds another dataset than the one asked for.
 
     Args:
-        place: the folder.
-        found: `differences`.
+        folder: holds the other dataset.
+        differences: the settings that differ, as the function `differences` words them.
     """
 
-    def __init__(self, place: str | Path, found: Sequence[str]):
-        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    def __init__(self, folder: str | Path, differences: Sequence[str]):
+        more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         super().__init__(
-            f"{place} holds another dataset than the one asked for: {'; '.join(found[:SHOWN])}{more}. Name another "
-            "data.dir for this one or, if no run needs the other any more, remove the folder"
+            f"{folder} holds another dataset than the one asked for: {'; '.join(differences[:SHOWN])}{more}. Name "
+            "another data.dir for this one or, if no run needs the other any more, remove the folder"
         )
-        self.found = found
+        self.differences = differences
 
 
 def differences(made: Any, wanted: Mapping[str, Any]) -> list[str]:
@@ -65,23 +65,23 @@ def _with_defaults(key: str, value: Any) -> Any:
     return {name: list(part) if isinstance(part, tuple) else part for name, part in (defaults | value).items()}
 
 
-def _differences(place: str, made: Any, wanted: Any) -> Iterator[str]:
+def _differences(setting: str, made: Any, wanted: Any) -> Iterator[str]:
     if isinstance(made, dict) and isinstance(wanted, Mapping):
         for key in dict.fromkeys((*made, *wanted)):
-            if place == "raw":
+            if setting == "raw":
                 if made.get(key) != wanted.get(key):
                     how = "has changed since" if key in made and key in wanted else "is gone"
                     yield f"the raw file {key} {'was not there' if key not in made else how}"
             else:
-                inner = f"{place}.{key}" if place else key
+                inner = f"{setting}.{key}" if setting else key
                 yield from _differences(inner, made.get(key, _NOTHING), wanted.get(key, _NOTHING))
     elif made != wanted:
         # A dictionary against nothing: what it has.
         if isinstance(made, dict) or isinstance(wanted, Mapping):
             mine, other = (value if isinstance(value, Mapping) else {} for value in (made, wanted))
-            yield from _differences(place, dict(mine), other)
+            yield from _differences(setting, dict(mine), other)
         else:
-            yield f"{place}: {_word(made)} there, {_word(wanted)} here"
+            yield f"{setting}: {_word(made)} there, {_word(wanted)} here"
 
 
 class _Nothing:

@@ -44,17 +44,17 @@ class ReadCache:
             quarantine: gets this file's bad rows.
             read: reads the file.
         """
-        place = self._folder / f"{number:05d}"
-        if (place / NEW).is_file():
+        file_folder = self._folder / f"{number:05d}"
+        if (file_folder / NEW).is_file():
             if total > 1:
                 self._say(f"data: file {number + 1} of {total} is read already")
-            return _load(place, names, quarantine)
+            return _load(file_folder, names, quarantine)
         self._pace = self._pace or Pace(total, number)
         known, bad = {name: len(getattr(names, name)) for name in vars(names)}, len(quarantine.rows)
         remarks = dict(quarantine.remarks)
         rows = read()
         new = {name: getattr(names, name).names[count:] for name, count in known.items()}
-        temporary = fresh_folder(place)
+        temporary = fresh_folder(file_folder)
         if rows is not None:
             np.savez(temporary / COLUMNS, allow_pickle=False, **_arrays(rows))
         said = [
@@ -64,7 +64,7 @@ class ReadCache:
         ]
         stored = {"names": new, "bad": quarantine.rows[bad:], "remarks": said, "rows": rows is not None}
         (temporary / NEW).write_text(json.dumps(stored), encoding="utf-8")
-        os.rename(temporary, place)
+        os.rename(temporary, file_folder)
         if total > 1:
             self._say(f"data: file {number + 1} of {total} read, {self._pace.of(number + 1)}")
         return rows
@@ -80,8 +80,8 @@ def _arrays(rows: Examples) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _load(place: Path, names: Names, quarantine: Quarantine) -> Examples | None:
-    stored = json.loads((place / NEW).read_text(encoding="utf-8"))
+def _load(folder: Path, names: Names, quarantine: Quarantine) -> Examples | None:
+    stored = json.loads((folder / NEW).read_text(encoding="utf-8"))
     for kind, new in stored["names"].items():
         for name in new:
             getattr(names, kind).add(name)
@@ -91,7 +91,7 @@ def _load(place: Path, names: Names, quarantine: Quarantine) -> Examples | None:
     if not stored["rows"]:
         return None
     columns: dict[str, Any] = {}
-    with np.load(place / COLUMNS, allow_pickle=False) as arrays:
+    with np.load(folder / COLUMNS, allow_pickle=False) as arrays:
         for key in arrays:
             kind, _, name = key.partition(".")
             if kind == "values":

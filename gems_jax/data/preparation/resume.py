@@ -1,4 +1,4 @@
-"""What a preparation has finished so far, in a folder beside its place, so that it goes on there after a kill."""
+"""What a preparation has finished so far, in a folder beside the dataset's, so that it goes on there after a kill."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def unfinished_folder(out: Path, settings: dict[str, Any], say: Callable[[str], 
     else ends the preparation (a kill, a full disk) leaves it for the next one.
 
     Args:
-        out: the dataset's place.
+        out: the dataset's folder.
         settings: what decides its content, JSON values.
         say: takes a line.
     """
-    place = out.with_name(f".{out.name}.unfinished")
+    folder = out.with_name(f".{out.name}.unfinished")
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = _locked(place, say)
+    lock = _locked(folder, say)
     try:
-        if _stored(place / SETTINGS) != settings:
-            for entry in place.iterdir():
+        if _stored(folder / SETTINGS) != settings:
+            for entry in folder.iterdir():
                 if entry.is_dir():
                     shutil.rmtree(entry)
-            write_json(place / SETTINGS, settings)
+            write_json(folder / SETTINGS, settings)
         try:
-            yield place
+            yield folder
         except (ValueError, TypeError, FileNotFoundError):
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
 
@@ -59,26 +59,26 @@ def _stored(path: Path) -> Any:
         return None
 
 
-def _locked(place: Path, say: Callable[[str], None]) -> int:
+def _locked(folder: Path, say: Callable[[str], None]) -> int:
     """An open file that holds the folder's lock, which ends with the process."""
     said = False
     while True:
-        place.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         try:
-            lock = os.open(place / "lock", os.O_RDWR | os.O_CREAT)
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:  # removed in between
             continue
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The one before may have removed the folder and with it this lock.
-            if (place / "lock").exists() and os.path.samestat(os.fstat(lock), os.stat(place / "lock")):
+            if (folder / "lock").exists() and os.path.samestat(os.fstat(lock), os.stat(folder / "lock")):
                 return lock
             os.close(lock)
         except BlockingIOError:
             os.close(lock)
             if not said:
-                say(f"data: another process prepares {place.name[1:].removesuffix('.unfinished')}; waiting for it")
+                say(f"data: another process prepares {folder.name[1:].removesuffix('.unfinished')}; waiting for it")
                 said = True
             time.sleep(0.5)
         except OSError:

@@ -93,9 +93,9 @@ def _drop_targets(examples: Examples, bad: np.ndarray, reason: str, quarantine: 
         return examples
     row_of = examples.targets.row_of
     names = examples.names.items.names
-    for place in np.flatnonzero(bad):
-        row = int(row_of[place])
-        where = f"{examples.where(row)}, item {names[examples.targets.values[place]]}"
+    for index in np.flatnonzero(bad):
+        row = int(row_of[index])
+        where = f"{examples.where(row)}, item {names[examples.targets.values[index]]}"
         quarantine.add("target", where, reason, examples.describe(row))
     kept = examples.replace(targets=examples.targets.keep(~bad))
     return kept.take(kept.targets.lengths > 0)
@@ -105,6 +105,6 @@ def _report_history(examples: Examples, strange: np.ndarray, quarantine: Quarant
     assert examples.history is not None
     row_of = examples.history.row_of
     names = examples.names.items.names
-    for place in np.flatnonzero(strange):
-        where = examples.where(int(row_of[place]))
-        quarantine.add("history", where, UNKNOWN_ITEM, f"item {names[examples.history.values[place]]}")
+    for index in np.flatnonzero(strange):
+        where = examples.where(int(row_of[index]))
+        quarantine.add("history", where, UNKNOWN_ITEM, f"item {names[examples.history.values[index]]}")

@@ -63,15 +63,15 @@ class Finished:
             **{reason: count for reason, count in self.removed.items() if count},
         }
 
-    def add(self, place: Path) -> None:
+    def add(self, folder: Path) -> None:
         """A shard on disk."""
-        stats = json.loads((place / STATS).read_text(encoding="utf-8"))
+        stats = json.loads((folder / STATS).read_text(encoding="utf-8"))
         self.rows.update({(split, task): count for split, task, count in stats["rows"]})
         self.users += stats["users"]
         self.removed.update(stats["removed"])
-        self.sets.merge(ItemSets.load(place / SETS))
+        self.sets.merge(ItemSets.load(folder / SETS))
         if any(count for _, _, count in stats["rows"]):
-            self.folders.append(place / TABLES)
+            self.folders.append(folder / TABLES)
 
 
 def user_shards(user: np.ndarray, rows: int) -> Iterator[np.ndarray]:
@@ -114,12 +114,12 @@ def finish_shards(ready: Ready, folder: Path, repeats: bool, cold_items: bool, s
     total, done = len(ready.examples), 0
     pace: Pace | None = None
     for number, rows in enumerate(user_shards(ready.examples.user, ROWS)):
-        place = folder / f"{number:05d}"
-        there = (place / STATS).is_file()
+        shard_folder = folder / f"{number:05d}"
+        there = (shard_folder / STATS).is_file()
         if not there:
             pace = pace or Pace(total, done)
-            _write_shard(ready, rows, place, dict(finished.rows), repeats, cold_items)
-        finished.add(place)
+            _write_shard(ready, rows, shard_folder, dict(finished.rows), repeats, cold_items)
+        finished.add(shard_folder)
         done += len(rows)
         if len(rows) < total and pace is not None:
             say(f"data: shard {number + 1}, {done:,} of {total:,} rows done, {pace.of(done)}")
@@ -131,7 +131,7 @@ def finish_shards(ready: Ready, folder: Path, repeats: bool, cold_items: bool, s
 def _write_shard(
     ready: Ready,
     rows: np.ndarray,
-    place: Path,
+    shard_folder: Path,
     before: dict[tuple[str, str], int],
     repeats: bool,
     cold_items: bool,
@@ -142,7 +142,7 @@ def _write_shard(
         check_events(dataset, repeats, before)
     sets = ItemSets(len(ready.items), with_users=not cold_items)
     sets.add(shard.tables)
-    temporary = fresh_folder(place)
+    temporary = fresh_folder(shard_folder)
     sets.save(temporary / SETS)
     if any(map(len, shard.tables.values())):
         write_tables(ready.name, shard.tables, temporary / TABLES)
@@ -152,4 +152,4 @@ def _write_shard(
         "removed": shard.removed,
     }
     (temporary / STATS).write_text(json.dumps(stats), encoding="utf-8")
-    os.rename(temporary, place)
+    os.rename(temporary, shard_folder)

@@ -60,7 +60,7 @@ def plain_type(kind: Any, decode: bool = True) -> Any:
         fields = [plain_type(field.type, decode) for field in kind]
         if any(field is None for field in fields):
             return None
-        return pa.struct([field.with_type(found) for field, found in zip(kind, fields, strict=True)])
+        return pa.struct([field.with_type(plain) for field, plain in zip(kind, fields, strict=True)])
     if hasattr(kind, "value_type"):
         inner = plain_type(kind.value_type, decode)
         large = types.is_large_list(kind) or str(kind).startswith("large_list")

@@ -69,11 +69,11 @@ def without_words(texts: Any, words: Sequence[str]) -> tuple[Any, dict[str, int]
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found = pc.fill_null(pc.is_in(texts, value_set=pa.array(list(words), texts.type), skip_nulls=True), False)
-    if not pc.any(found).as_py():
+    is_word = pc.fill_null(pc.is_in(texts, value_set=pa.array(list(words), texts.type), skip_nulls=True), False)
+    if not pc.any(is_word).as_py():
         return texts, {}
-    counts = pc.value_counts(texts.filter(found)).to_pylist()
-    return pc.if_else(found, None, texts), {entry["values"]: entry["counts"] for entry in counts}
+    counts = pc.value_counts(texts.filter(is_word)).to_pylist()
+    return pc.if_else(is_word, None, texts), {entry["values"]: entry["counts"] for entry in counts}
 
 
 def _is_visible(character: str) -> bool:

@@ -64,10 +64,10 @@ def _as_json(text: str) -> str | None:
         return None
 
     def replace(match: re.Match[str]) -> str:
-        found = match.group()
-        if found[0] == "'":
-            return f'"{found[1:-1]}"'
-        return "},{" if found[0] == "}" else _JSON[found]
+        matched = match.group()
+        if matched[0] == "'":
+            return f'"{matched[1:-1]}"'
+        return "},{" if matched[0] == "}" else _JSON[matched]
 
     return _DIFFERENCE.sub(replace, text)
 
@@ -87,23 +87,23 @@ class _Reader:
 
     def __init__(self, text: str):
         self.text = text
-        self.place = 0
+        self.position = 0
         self.kind = ""
         self.token = ""
         self.advance()
 
     def fail(self, problem: str) -> ValueError:
-        return ValueError(f"{problem} at character {self.place} of {self.text[:60]!r}")
+        return ValueError(f"{problem} at character {self.position} of {self.text[:60]!r}")
 
     def advance(self) -> None:
-        match = _TOKEN.match(self.text, self.place)
+        match = _TOKEN.match(self.text, self.position)
         if match is None:
-            if self.text[self.place :].strip():
+            if self.text[self.position :].strip():
                 raise self.fail("neither a list, a dictionary, text nor a number")
             self.kind, self.token = "end", ""
             return
         self.kind, self.token = str(match.lastgroup), match.group(str(match.lastgroup))
-        self.place = match.end()
+        self.position = match.end()
 
     def value(self) -> Any:
         result = self.part(0)

@@ -37,38 +37,38 @@ def read_header(path: Path, beginning: bytes, reading: Reading, needed: Sequence
     Raises:
         ValueError: there is none, or it is not UTF-8.
     """
-    place, line = 0, 1
+    start, line = 0, 1
     given = reading.delimiter_character
     while True:
-        ends = line_ends(beginning[place:], True)
+        ends = line_ends(beginning[start:], True)
         if not len(ends):
             raise ValueError(f"{path} is empty; it needs a header line")
-        text = beginning[place : place + int(ends[0])]
+        text = beginning[start : start + int(ends[0])]
         bare = text.rstrip(b"\r\n")
         if bare.strip() and not _names_delimiter(bare):
             break
         if bare.strip():
             given = given or bare[4:].decode("ascii", "replace")
-        place, line = place + len(text), line + 1
+        start, line = start + len(text), line + 1
     tabs = is_tab_separated(path)
     quoted = reading.quoting == "rfc4180" if reading.quoting else not tabs or b'"' in text
     lines = 1
     while quoted and text.count(b'"') % 2 and lines < len(ends):
         # A name with a line break in it.
-        text = beginning[place : place + int(ends[lines])]
+        text = beginning[start : start + int(ends[lines])]
         lines += 1
     candidates = [given] if given else sorted(_DELIMITERS, key=lambda mark: (mark != "\t") if tabs else 0)
     try:
         text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} has no readable header line ({error}); is it UTF-8?") from None
-    found = [(parse(text, delimiter, quoted), delimiter) for delimiter in candidates]
+    parsed = [(parse(text, delimiter, quoted), delimiter) for delimiter in candidates]
     # Of those that give equally many of the needed columns the one that gives most, then the first.
     wanted = set(map(trimmed, needed))
-    names, delimiter = max(found, key=lambda pair: (len(wanted & set(map(trimmed, pair[0]))), len(pair[0])))
+    names, delimiter = max(parsed, key=lambda pair: (len(wanted & set(map(trimmed, pair[0]))), len(pair[0])))
     if not wanted & set(map(trimmed, names)) and bare.lstrip(b" [").startswith(b'{"'):
         raise ValueError(f"{path} holds JSON objects; name it .jsonl or .json")
-    return Header(names, delimiter, quoted, place + len(text), line + lines)
+    return Header(names, delimiter, quoted, start + len(text), line + lines)
 
 
 def _names_delimiter(line: bytes) -> bool:

@@ -18,19 +18,19 @@ class CsvRecords(NamedTuple):
 
 
 class UnclosedError(Exception):
-    """A quotation mark that nothing closes, at a place of the block."""
+    """A quotation mark that nothing closes, at a position in the block."""
 
-    def __init__(self, place: int):
-        super().__init__(place)
-        self.place = place
+    def __init__(self, position: int):
+        super().__init__(position)
+        self.position = position
 
 
 class SwallowedError(Exception):
-    """A quotation mark at a place of the block is closed lines later, in the middle of a column."""
+    """A quotation mark at a position in the block is closed lines later, in the middle of a column."""
 
-    def __init__(self, place: int, end: int):
-        super().__init__(place, end)
-        self.place, self.end = place, end
+    def __init__(self, position: int, end: int):
+        super().__init__(position, end)
+        self.position, self.end = position, end
 
 
 def line_ends(block: bytes, last: bool) -> np.ndarray:
@@ -103,13 +103,13 @@ def _split_loose(block: bytes, ends: np.ndarray, delimiter: bytes, last: bool) -
     mark = re.escape(delimiter)
     # A column without quotation marks around it, up to its delimiter or the end of the line.
     plain = re.compile(rb"[^" + mark + rb"\r\n]*+")
-    found: list[int] = []
+    record_ends: list[int] = []
     malformed: list[int] = []
     position, line, ends_list = 0, 0, ends.tolist()
     while line < len(ends_list):
         end = ends_list[line]
         if block.find(b'"', position, end) < 0:
-            found.append(end)
+            record_ends.append(end)
             position, line = end, line + 1
             continue
         start, wrong, opened = position, False, -1
@@ -119,12 +119,12 @@ def _split_loose(block: bytes, ends: np.ndarray, delimiter: bytes, last: bool) -
                 if match is None:
                     if last:
                         raise UnclosedError(position)
-                    return CsvRecords(np.asarray(found, np.int64), malformed)
+                    return CsvRecords(np.asarray(record_ends, np.int64), malformed)
                 if block.find(b"\n", position, match.end()) >= 0 or block.find(b"\r", position, match.end()) >= 0:
                     opened = position
                 position = match.end()
                 if position == len(block) and not last:
-                    return CsvRecords(np.asarray(found, np.int64), malformed)
+                    return CsvRecords(np.asarray(record_ends, np.int64), malformed)
                 if block[position : position + 1] not in (delimiter, b"\n", b"\r", b""):
                     if opened >= 0:
                         raise SwallowedError(opened, position)
@@ -141,7 +141,7 @@ def _split_loose(block: bytes, ends: np.ndarray, delimiter: bytes, last: bool) -
             break
         position, line = ends_list[line], line + 1
         if wrong:
-            malformed.append(len(found))
-        found.append(position)
+            malformed.append(len(record_ends))
+        record_ends.append(position)
         assert position > start
-    return CsvRecords(np.asarray(found, np.int64), malformed)
+    return CsvRecords(np.asarray(record_ends, np.int64), malformed)

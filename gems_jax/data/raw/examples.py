@@ -81,10 +81,10 @@ class LeftOut:
         of_rows = query[rows & (query >= 0)]
         self.names += zip(of_rows[wanted.row_of].tolist(), wanted.values.tolist(), strict=True)
 
-    def with_items(self, place: np.ndarray) -> LeftOut:
-        """With other item numbers: `place` has the new one of each."""
+    def with_items(self, new_numbers: np.ndarray) -> LeftOut:
+        """With other item numbers: `new_numbers` has the new one of each old one."""
         result = LeftOut()
-        result.names = [(query, int(place[item])) for query, item in self.names]
+        result.names = [(query, int(new_numbers[item])) for query, item in self.names]
         return result
 
     def __len__(self) -> int:
@@ -117,8 +117,8 @@ class Examples:
         user: int32 `[R]`.
         task: int32 `[R]`.
         query: int32 `[R]`, -1 without one.
-        time: float64 `[R]`: seconds, or places in the order of events; nan where that is not known.
-        split: int8 `[R]`, places in `("train", "valid", "test")`; -1 where rows are not split yet.
+        time: float64 `[R]`: seconds, or positions in the order of events; nan where that is not known.
+        split: int8 `[R]`, indices into `("train", "valid", "test")`; -1 where rows are not split yet.
         targets: items interacted with, at least one a row.
         history: items before, oldest first; None where it is to be made from the rows before.
         history_task: tasks of the history's events, aligned with it.

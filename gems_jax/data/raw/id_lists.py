@@ -38,11 +38,11 @@ class Division(NamedTuple):
 
 
 class IdLists(NamedTuple):
-    """Numbers into a pyarrow string array of all ids one after the other, and by cell whether it is no list, whether it
+    """Indices into a pyarrow string array of all ids one after the other, and by cell whether it is no list, whether it
     was divided by a guess, and whether it is taken for one id though it holds a mark that could divide it.
     """
 
-    places: Ragged
+    indices: Ragged
     texts: Any
     bad: np.ndarray
     divided: np.ndarray
@@ -50,12 +50,12 @@ class IdLists(NamedTuple):
 
 
 def as_lists(column: Any) -> tuple[Ragged, Any, np.ndarray]:
-    """Lists of ids: numbers into a pyarrow string array of all ids one after the other, and cells that are no list.
+    """Lists of ids: indices into a pyarrow string array of all ids one after the other, and cells that are no list.
 
     A cell is a list, the text of one (JSON, Python, numpy), or ids with spaces, commas, semicolons or bars between.
     """
     lists = read_lists(column, Division())
-    return lists.places, lists.texts, lists.bad
+    return lists.indices, lists.texts, lists.bad
 
 
 def read_lists(column: Any, division: Division, missing: tuple[str, ...] = MISSING_WORDS) -> IdLists:

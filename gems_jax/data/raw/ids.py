@@ -163,7 +163,7 @@ def _remark_alike(names: Sequence[str], quarantine: Quarantine, what: str) -> No
 def _remark_near(names: Sequence[str], catalogue: KnownIds, quarantine: Quarantine) -> None:
     """Counts items that are not in the catalogue but for other case or zeros; shows its ids where most are not."""
     unknown = dict.fromkeys(name for name in names if name not in catalogue.ids)
-    near = [(name, found) for name in unknown if (found := catalogue.near(name)) is not None]
+    near = [(name, known_id) for name in unknown if (known_id := catalogue.near(name)) is not None]
     if len(unknown) > len(near) and len(unknown) >= len(names) / 2:
         shown = ", ".join(repr(known[:40]) for known in sorted(catalogue.ids)[:3])
         quarantine.remark(

@@ -103,19 +103,19 @@ def is_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
 def _values(request: ReadRequest, blocks: Iterable[bytes], is_array: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     text = JsonText(blocks)
     text.skip()
-    text.place += is_array
+    text.position += is_array
     number = 0
     while True:
-        before = text.place
+        before = text.position
         text.skip()
-        if text.at_end() or (is_array and text.buffer[text.place] == "]"):
+        if text.at_end() or (is_array and text.buffer[text.position] == "]"):
             break
         if not number:
-            following = _following(text.buffer[before : text.place])
+            following = _following(text.buffer[before : text.position])
         number += 1
-        start = text.place
+        start = text.position
         value, problem = text.value(request.limits.row)
-        raw = text.buffer[start : text.place] if not problem else text.buffer[start : start + 4096]
+        raw = text.buffer[start : text.position] if not problem else text.buffer[start : start + 4096]
         if problem:
             reason = request.limits.too_long if problem == TOO_LONG else problem
             text.skip_to(following)
@@ -129,7 +129,7 @@ def _values(request: ReadRequest, blocks: Iterable[bytes], is_array: bool) -> It
     if is_array:
         if text.at_end():
             raise ValueError(f"{request.path} is cut off: its JSON array is not closed; get the whole file")
-        text.place += 1
+        text.position += 1
         text.skip()
         if not text.at_end():
             raise ValueError(f"{request.path} goes on after its JSON array is closed; write one array, or a row a line")
@@ -142,7 +142,7 @@ def _following(before: str) -> re.Pattern[str]:
 
 
 class JsonText:
-    """A text that is decoded as far as it is needed; `place` is where reading stands in `buffer`.
+    """A text that is decoded as far as it is needed; `position` is where reading stands in `buffer`.
 
     Args:
         blocks: of its bytes.
@@ -152,7 +152,7 @@ class JsonText:
         self._blocks = iter(blocks)
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self._ended = False
-        self.buffer, self.place = "", 0
+        self.buffer, self.position = "", 0
 
     def more(self, least: int = 1) -> bool:
         """Reads on, `least` characters if there are as many; whether there was anything."""
@@ -168,25 +168,25 @@ class JsonText:
     def skip(self) -> None:
         """Behind white space and commas."""
         while True:
-            match = _BETWEEN.match(self.buffer, self.place)
-            self.place = match.end() if match else self.place
-            if self.place < len(self.buffer) or not self.more():
+            match = _BETWEEN.match(self.buffer, self.position)
+            self.position = match.end() if match else self.position
+            if self.position < len(self.buffer) or not self.more():
                 return
 
     def at_end(self) -> bool:
         """Whether nothing follows."""
-        return self.place >= len(self.buffer) and not self.more()
+        return self.position >= len(self.buffer) and not self.more()
 
     def forget(self) -> None:
         """What was read need not be kept."""
-        if self.place > _BLOCK:
-            self.buffer, self.place = self.buffer[self.place :], 0
+        if self.position > _BLOCK:
+            self.buffer, self.position = self.buffer[self.position :], 0
 
     def value(self, limit: int) -> tuple[Any, str]:
-        """The next JSON value, or what is wrong; the place is behind a value, and stays where there is none."""
+        """The next JSON value, or what is wrong; the position goes behind a value, and stays where there is none."""
         while True:
             try:
-                value, place = _DECODER.raw_decode(self.buffer, self.place)
+                value, end = _DECODER.raw_decode(self.buffer, self.position)
             except RecursionError:
                 return None, DEEP
             except json.JSONDecodeError as error:
@@ -197,10 +197,10 @@ class JsonText:
             except ValueError:
                 return None, MALFORMED
             else:
-                if place < len(self.buffer) or self._ended:
-                    length, self.place = place - self.place, place
+                if end < len(self.buffer) or self._ended:
+                    length, self.position = end - self.position, end
                     return value, TOO_LONG if length > limit else ""
-            have = len(self.buffer) - self.place
+            have = len(self.buffer) - self.position
             if have > limit:
                 return None, TOO_LONG
             # Twice as much each time: a long value is not parsed often.
@@ -208,13 +208,13 @@ class JsonText:
 
     def skip_to(self, following: re.Pattern[str]) -> None:
         """Behind a malformed value, to where the next one seems to begin; else to the bracket that ends the text."""
-        self.place += 1
-        while not (match := following.search(self.buffer, self.place)):
+        self.position += 1
+        while not (match := following.search(self.buffer, self.position)):
             # What begins the next value may be cut in two.
-            place = max(self.place, len(self.buffer) - 256)
+            start = max(self.position, len(self.buffer) - 256)
             if not self.more():
                 bare = self.buffer.rstrip()
-                self.place = max(min(self.place, len(bare)), len(bare) - bare.endswith("]"))
+                self.position = max(min(self.position, len(bare)), len(bare) - bare.endswith("]"))
                 return
-            self.buffer, self.place = self.buffer[place:], 0
-        self.place = match.end()
+            self.buffer, self.position = self.buffer[start:], 0
+        self.position = match.end()

@@ -42,26 +42,26 @@ class NamedColumns:
                 raise ValueError(f"{option} says that {role} is not to be read, but it is needed; name its column")
         # Role to the files that lack it, and what these files have.
         self._absent: dict[str, list[Path]] = {}
-        self._found: list[str] = []
+        self._names_there: list[str] = []
 
     def batches(self, path: Path, quarantine: Quarantine, kind: str) -> Iterator[Batch]:
         """The batches of a file, see `read_batches`."""
         named = () if kind_of(path) == "json" else tuple(self._columns)
         needed = tuple(dict.fromkeys((*self._needed, *named)))
-        found: dict[str, None] = {}
+        names: dict[str, None] = {}
         for batch in read_batches(path, self._roles, needed, quarantine, kind, self._option, self._reading):
-            found.update(dict.fromkeys(batch.names))
+            names.update(dict.fromkeys(batch.names))
             yield batch
         for role, name in self._columns.items():
-            if found and column_of(name, found) is None:
+            if names and column_of(name, names) is None:
                 self._absent.setdefault(role, []).append(path)
-                self._found = list(found)
+                self._names_there = list(names)
 
     def check(self, num_files: int) -> None:
         """Raises where none of the files read has a column that the options name."""
         for role, paths in self._absent.items():
             if len(paths) == num_files:
-                raise missing_column(paths[0], role, self._columns[role], self._found, self._option)
+                raise missing_column(paths[0], role, self._columns[role], self._names_there, self._option)
 
 
 def _names_of_roles(option: str, columns: Mapping[str, str]) -> dict[str, str]:

@@ -164,7 +164,7 @@ class TableFiles(Reading):
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What `prepare` is told beside the place of the dataset, see there for each.
+    """What `prepare` is told beside the dataset's folder, see there for each.
 
     Attributes:
       folder: ``path`` as such.

@@ -45,7 +45,7 @@ def check_operations(path: Path) -> None:
     kept = shared = 0
     before = ""
     stream = io.BytesIO(data)
-    for operation, argument, place in pickletools.genops(stream):
+    for operation, argument, position in pickletools.genops(stream):
         name = operation.name
         run = _RUN.match(data, stream.tell())
         if run:
@@ -64,7 +64,7 @@ def check_operations(path: Path) -> None:
         elif name in _REFUSED:
             raise pickle.UnpicklingError(_REFUSED[name])
         elif name == "FRAME":
-            if int(argument or 0) > len(data) - (place or 0):
+            if int(argument or 0) > len(data) - (position or 0):
                 raise pickle.UnpicklingError("it is cut off")
             # It may stand between a long text and its number.
             continue

@@ -50,7 +50,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def check_parts(value: Any, most: int) -> None:
-    """Containers that stand in several places count in each, as all that walks, prints or compares them finds them.
+    """Containers that stand in several others count in each, as all that walks, prints or compares them finds them.
 
     Example:
         >>> inner = ["a"]
@@ -68,7 +68,7 @@ def check_parts(value: Any, most: int) -> None:
     Raises:
         pickle.UnpicklingError: it has more, or is nested more than `MAX_DEPTH` deep, as is what contains itself.
     """
-    # Containers of one depth, each with the number of places that it stands in.
+    # Containers of one depth, each with how often it stands in others.
     level: dict[int, tuple[Any, int]] = {0: ([value], 1)}
     held = 0
     for _ in range(MAX_DEPTH + 1):

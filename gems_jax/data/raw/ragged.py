@@ -156,15 +156,15 @@ def pair_keys(first: np.ndarray, second: np.ndarray, size: int) -> np.ndarray:
     return first.astype(np.int64) * size + second
 
 
-def place_of(keys: np.ndarray, ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def positions_in(keys: np.ndarray, ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each key stands in a sorted array without repeats (somewhere, if it does not), and whether it does.
 
     Example:
-        >>> place, found = place_of(np.array([7, 2]), np.array([2, 5]))
-        >>> int(place[1]), found.tolist()
+        >>> position, present = positions_in(np.array([7, 2]), np.array([2, 5]))
+        >>> int(position[1]), present.tolist()
         (0, [False, True])
     """
     if not len(ordered):
         return np.zeros(keys.shape, np.int64), np.zeros(keys.shape, bool)
-    place = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-    return place, ordered[place] == keys
+    position = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+    return position, ordered[position] == keys

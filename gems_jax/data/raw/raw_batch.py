@@ -61,19 +61,19 @@ class ReadRequest:
     reading: Reading
     limits: Limits
 
-    def present(self, found: Sequence[str]) -> dict[str, str]:
-        """The columns of the roles among those found, by their names there.
+    def present(self, names: Sequence[str]) -> dict[str, str]:
+        """The roles' columns among those of a file, by their names there.
 
         Raises:
             ValueError: a needed column is missing, or one that is read is there twice.
         """
-        columns = {role: there for role, name in self.roles.items() if (there := column_of(name, found)) is not None}
+        columns = {role: there for role, name in self.roles.items() if (there := column_of(name, names)) is not None}
         for role in self.needed:
             if role not in columns:
                 lost = [other for other in self.needed if other not in columns]
-                raise missing_column(self.path, role, self.roles[role], found, self.option, lost == [*self.needed])
+                raise missing_column(self.path, role, self.roles[role], names, self.option, lost == [*self.needed])
         for role in columns:
-            same = _columns_of(self.roles[role], found)
+            same = _columns_of(self.roles[role], names)
             if len(same) > 1:
                 raise ValueError(f"{self.path} has {len(same)} columns {self.roles[role]!r}; rename all but one")
         return columns
@@ -91,23 +91,23 @@ class ReadRequest:
             )
 
 
-def column_of(name: str, found: Collection[str]) -> str | None:
-    """The column of a name among those found: as it is written or, where none is, without the blanks around it.
+def column_of(name: str, names: Collection[str]) -> str | None:
+    """The column of a name among those of a file: as it is written or, where none is, without the blanks around it.
 
     Example:
         >>> column_of("query", ["user", " query "]), column_of("query", ["Query"])
         (' query ', None)
     """
-    return next(iter(_columns_of(name, found)), None)
+    return next(iter(_columns_of(name, names)), None)
 
 
-def _columns_of(name: str, found: Collection[str]) -> list[str]:
-    same = [other for other in found if other == name]
-    return same or [other for other in found if trimmed(other) == trimmed(name)]
+def _columns_of(name: str, names: Collection[str]) -> list[str]:
+    same = [other for other in names if other == name]
+    return same or [other for other in names if trimmed(other) == trimmed(name)]
 
 
 def missing_column(
-    path: Path, role: str, name: str, found: Sequence[str], option: str, all_missing: bool = False
+    path: Path, role: str, name: str, names: Sequence[str], option: str, all_missing: bool = False
 ) -> ValueError:
     """The error of a column that is not there: what is, what was perhaps meant, and where to name it.
 
@@ -115,16 +115,16 @@ def missing_column(
         path: of the file.
         role: that needs it.
         name: what it should be called.
-        found: names of the columns that are there.
+        names: names of the columns that are there.
         option: that names columns; empty where there is none.
         all_missing: whether no needed column is there, so that the names may be no names at all.
     """
-    near = _near(name, found) or _near(role, found)
-    shown = ", ".join(shorten(repr(text), 80) for text in found[:20]) + (", ..." if len(found) > 20 else "")
+    near = _near(name, names) or _near(role, names)
+    shown = ", ".join(shorten(repr(text), 80) for text in names[:20]) + (", ..." if len(names) > 20 else "")
     hint = ""
     if all_missing and kind_of(path) == "csv":
         hint = "The first line holds the columns' names: where it is a row already, write a line of names above it"
-        if len(found) == 1 and option.startswith("files."):
+        if len(names) == 1 and option.startswith("files."):
             hint += "; where all names stand in one column here, files.delimiter says which character is between them"
     elif all_missing and kind_of(path) == "json":
         hint = "Each row is an object whose keys are the columns' names"
@@ -136,9 +136,9 @@ def missing_column(
     )
 
 
-def _near(name: str, found: Sequence[str]) -> str | None:
+def _near(name: str, names: Sequence[str]) -> str | None:
     """The name that was perhaps meant."""
-    folded = {text.casefold(): text for text in found}
+    folded = {text.casefold(): text for text in names}
     near = difflib.get_close_matches(name.casefold(), folded, 1)
     return folded[near[0]] if near and len(near[0]) < 80 else None
 

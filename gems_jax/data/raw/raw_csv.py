@@ -100,9 +100,9 @@ def _split(request: ReadRequest, header: Header, data: bytes, last: bool, line: 
     try:
         return split_quoted(data, header.delimiter.encode(), last)
     except UnclosedError as error:
-        raise _unclosed(request, line + _lines(data[: error.place]), "") from None
+        raise _unclosed(request, line + _lines(data[: error.position]), "") from None
     except SwallowedError as error:
-        begin, end = line + _lines(data[: error.place]), line + _lines(data[: error.end])
+        begin, end = line + _lines(data[: error.position]), line + _lines(data[: error.end])
         raise ValueError(
             f"{request.path}: the quotation mark that opens in line {begin} is closed in the middle of a column of "
             f"line {end}, so rows between them would be lost; {_remedy(request, begin)}"
@@ -140,17 +140,17 @@ def _check_swallowed(request: ReadRequest, header: Header, shapes: RowShapes, bl
     begins = np.concatenate([[0], lines[:-1]])
     # Lines that begin inside of a record.
     inner = np.flatnonzero(~np.isin(begins, starts))
-    for place in inner.tolist():
-        text = block.data[begins[place] : lines[place]].decode("utf-8", "replace")
+    for line in inner.tolist():
+        text = block.data[begins[line] : lines[line]].decode("utf-8", "replace")
         if shapes.fits(text):
-            record = int(np.searchsorted(ends, begins[place], side="right"))
+            record = int(np.searchsorted(ends, begins[line], side="right"))
             begin = block.line + int(np.searchsorted(begins, starts[record]))
             trust = "" if request.limits.option is None else (
                 f"; where the column is meant to have these lines, set {request.limits.option}quoting to rfc4180"
             )  # fmt: skip
             raise ValueError(
                 f"{request.path}: a quotation mark that opens in line {begin} is closed lines later, and line "
-                f"{block.line + place} in between looks like a row of its own ({text.strip()[:80]!r}), which would be "
+                f"{block.line + line} in between looks like a row of its own ({text.strip()[:80]!r}), which would be "
                 f"lost; {_remedy(request, begin)}{trust}"
             )
 

@@ -44,8 +44,8 @@ class Limits(NamedTuple):
     @classmethod
     def of(cls, reading: Reading | None, option: str | None = "files.") -> Limits:
         """Those of the options, or the defaults."""
-        found = reading or Reading()
-        return cls(found.max_row_bytes, found.max_expansion, None if reading is None else option)
+        options = reading or Reading()
+        return cls(options.max_row_bytes, options.max_expansion, None if reading is None else option)
 
     @property
     def too_long(self) -> str:
@@ -57,11 +57,11 @@ class Limits(NamedTuple):
         """Bytes that a compressed file may hold."""
         return max(ALWAYS_READ, self.expansion * path.stat().st_size)
 
-    def too_large(self, path: Path, found: int) -> ValueError:
+    def too_large(self, path: Path, size: int) -> ValueError:
         """The error of a compressed file that holds more."""
         name = f"; raise {self.option}max_expansion where it is meant" if self.option is not None else ""
         return ValueError(
-            f"{path} has {path.stat().st_size:,} bytes and holds {found:,} or more once it is decompressed, more than "
+            f"{path} has {path.stat().st_size:,} bytes and holds {size:,} or more once it is decompressed, more than "
             f"{self.expansion} times as many{name}"
         )
 
@@ -78,10 +78,10 @@ def local_name(name: str) -> str:
     """
     if name.startswith("file:"):
         rest = name.removeprefix("file:")
-        host, slash, place = rest[2:].partition("/") if rest.startswith("//") else ("", "/", rest.removeprefix("/"))
+        host, slash, path = rest[2:].partition("/") if rest.startswith("//") else ("", "/", rest.removeprefix("/"))
         if host not in ("", "localhost") or not slash or rest[:1] != "/":
             raise ValueError(f"{name} names no absolute path on this machine; write it as file:///folder/file.csv")
-        return "/" + unquote(place)
+        return "/" + unquote(path)
     return os.path.expanduser(name)
 
 
@@ -96,37 +96,37 @@ def find_files(folder: Path, name: str) -> list[Path]:
         FileNotFoundError: there is none.
         ValueError: the name is on an object store.
     """
-    return [Path(path) for path in _found(folder, name, _is_table, "table", "name a CSV, JSON or parquet file")]
+    return [Path(path) for path in _find(folder, name, _is_table, "table", "name a CSV, JSON or parquet file")]
 
 
 def find_text(name: str) -> list[Path]:
     """The same for text: tables, `.txt` files, or any file that is named itself or fits a pattern."""
-    return [Path(path) for path in _found(Path(), name, _is_text, "text", "name a .txt, .jsonl, .parquet or CSV file")]
+    return [Path(path) for path in _find(Path(), name, _is_text, "text", "name a .txt, .jsonl, .parquet or CSV file")]
 
 
-def _found(folder: Path, name: str, wanted: Callable[[Path], bool], what: str, remedy: str) -> list[str]:
+def _find(folder: Path, name: str, wanted: Callable[[Path], bool], what: str, remedy: str) -> list[str]:
     local = local_name(str(name))
     if "://" in local:
         raise ValueError(f"{name} is not on this machine; raw files are read here: copy them, name the copy")
-    place = folder / local
-    if place.is_file():
-        return [str(place)]
-    if place.is_dir():
-        entries = sorted(place.iterdir())
-        found = [str(path) for path in entries if path.is_file() and wanted(path)]
-        if not found:
+    target = folder / local
+    if target.is_file():
+        return [str(target)]
+    if target.is_dir():
+        entries = sorted(target.iterdir())
+        files = [str(path) for path in entries if path.is_file() and wanted(path)]
+        if not files:
             there = ", ".join(path.name + "/" * path.is_dir() for path in entries[:10]) or "nothing"
-            raise FileNotFoundError(f"{place} is a folder without a {what}; it holds {there}; {remedy}, or a pattern")
-        return found
+            raise FileNotFoundError(f"{target} is a folder without a {what}; it holds {there}; {remedy}, or a pattern")
+        return files
     if set(local) & set("*?["):
         pattern = _literal_folders(os.path.join(folder, local))
-        found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-        if not found:
-            raise FileNotFoundError(f"{place} does not exist: no file fits the pattern; {remedy}")
-        return found
-    if place.exists():
-        raise ValueError(f"{place} is neither a file nor a folder; {remedy}")
-    raise FileNotFoundError(f"{place} does not exist; {remedy}, a folder of such files or a pattern")
+        files = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+        if not files:
+            raise FileNotFoundError(f"{target} does not exist: no file fits the pattern; {remedy}")
+        return files
+    if target.exists():
+        raise ValueError(f"{target} is neither a file nor a folder; {remedy}")
+    raise FileNotFoundError(f"{target} does not exist; {remedy}, a folder of such files or a pattern")
 
 
 def _literal_folders(pattern: str) -> str:

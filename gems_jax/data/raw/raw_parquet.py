@@ -32,13 +32,13 @@ def read_parquet(request: ReadRequest) -> Iterator[Batch]:
             raise ValueError(f"{request.path} is compressed as a whole, by {codec}; decompress it")
     try:
         with parquet.ParquetFile(request.path) as file:
-            found = list(file.schema_arrow.names)
-            roles = request.present(found)
+            names = list(file.schema_arrow.names)
+            roles = request.present(names)
             leaves = _leaves(file, set(roles.values()))
             batch_rows = _check_size(request, file.metadata, [number for number, _ in leaves])
             texts = [path for _, path in leaves if path is not None]
         with parquet.ParquetFile(request.path, read_dictionary=texts) as file:
-            yield from _batches(request, file, roles, tuple(found), batch_rows)
+            yield from _batches(request, file, roles, tuple(names), batch_rows)
     except MemoryError:
         raise ValueError(
             f"{request.path} needs more memory than there is: a cell of a column holds too much; leave the column out "
@@ -50,13 +50,13 @@ def read_parquet(request: ReadRequest) -> Iterator[Batch]:
 
 def _leaves(file: Any, names: set[str]) -> list[tuple[int, str | None]]:
     """Numbers of the columns as they are stored, and paths of those that are text."""
-    found: list[tuple[int, str | None]] = []
+    leaves: list[tuple[int, str | None]] = []
     for number in range(len(file.schema)):
         column = file.schema.column(number)
         if column.path.split(".")[0] in names or column.path in names:
             is_text = column.physical_type == "BYTE_ARRAY" and column.logical_type.type in ("STRING", "NONE", "JSON")
-            found.append((number, column.path if is_text else None))
-    return found
+            leaves.append((number, column.path if is_text else None))
+    return leaves
 
 
 def _check_size(request: ReadRequest, about: Any, leaves: list[int]) -> int:
@@ -75,7 +75,7 @@ def _check_size(request: ReadRequest, about: Any, leaves: list[int]) -> int:
 
 
 def _batches(
-    request: ReadRequest, file: Any, roles: dict[str, str], found: tuple[str, ...], rows: int
+    request: ReadRequest, file: Any, roles: dict[str, str], all_names: tuple[str, ...], rows: int
 ) -> Iterator[Batch]:
     row, held, allowed = 0, 0, request.limits.allowed(request.path)
     for record in file.iter_batches(rows, columns=sorted(set(roles.values()))):
@@ -85,8 +85,8 @@ def _batches(
         numbers = np.arange(row + 1, row + 1 + record.num_rows)
         row += record.num_rows
         long = lengths > request.limits.row
-        for place in np.flatnonzero(long).tolist():
-            request.leave_out(int(numbers[place]), request.limits.too_long, f"{int(lengths[place]):,} bytes")
+        for position in np.flatnonzero(long).tolist():
+            request.leave_out(int(numbers[position]), request.limits.too_long, f"{int(lengths[position]):,} bytes")
         lengths[long] = 0
         held += int(lengths.sum())
         if held > allowed:
@@ -96,7 +96,7 @@ def _batches(
                 request.path,
                 numbers[index],
                 {role: plain_column(_take(columns[name], index)) for role, name in roles.items()},
-                found,
+                all_names,
             )
 
 

@@ -24,8 +24,8 @@ def summed(settings: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(settings["path"])
     sums = sums_of(folder, list(raw))
     for name, (size, changed) in raw.items():
-        found = (folder / name).stat()
-        if (found.st_size, found.st_mtime_ns) != (size, changed):
+        status = (folder / name).stat()
+        if (status.st_size, status.st_mtime_ns) != (size, changed):
             raise ValueError(f"the raw file {folder / name} has changed while it was prepared; prepare again")
     return {**settings, "raw": {name: [*entry, sums[name]] for name, entry in raw.items()}}
 

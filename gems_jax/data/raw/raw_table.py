@@ -58,22 +58,22 @@ def read_batches(
 
 
 def _read_json(request: ReadRequest) -> Iterator[Batch]:
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     numbers: list[int] = []
     rows: list[dict[str, Any]] = []
     for number, row in read_rows(request):
-        found.update(dict.fromkeys(row))
+        names.update(dict.fromkeys(row))
         numbers.append(number)
         rows.append(row)
         if len(rows) == BLOCK_ROWS:
-            yield _json_batch(request, list(found), numbers, rows)
+            yield _json_batch(request, list(names), numbers, rows)
             numbers, rows = [], []
     if rows:
-        yield _json_batch(request, list(found), numbers, rows)
+        yield _json_batch(request, list(names), numbers, rows)
 
 
-def _json_batch(request: ReadRequest, found: list[str], numbers: list[int], rows: list[dict[str, Any]]) -> Batch:
-    roles = request.present(found)
+def _json_batch(request: ReadRequest, names: list[str], numbers: list[int], rows: list[dict[str, Any]]) -> Batch:
+    roles = request.present(names)
     whole = [rows[0].get(roles[role]) for role in request.needed]
     if len(rows) == 1 and whole and all(isinstance(value, list | dict) and len(value) > 1 for value in whole):
         raise ValueError(
@@ -81,4 +81,4 @@ def _json_batch(request: ReadRequest, found: list[str], numbers: list[int], rows
             "to_json(orient='records', lines=True)"
         )
     columns = {role: [row.get(name) for row in rows] for role, name in roles.items()}
-    return Batch(request.path, np.asarray(numbers), columns, tuple(found))
+    return Batch(request.path, np.asarray(numbers), columns, tuple(names))

@@ -74,21 +74,21 @@ class RowColumns:
         lists = self._lists(role, known)
         self._reject_cells(role, lists.bad, reasons.unreadable(role))
         # Items of unreadable cells must not enter the vocabulary.
-        places = lists.places.keep(~lists.bad[lists.places.row_of])
+        indices = lists.indices.keep(~lists.bad[lists.indices.row_of])
         self._remark_cells(lists.divided, role, "were divided at spaces, commas, semicolons or bars")
         self._remark_cells(lists.whole, role, "hold spaces, commas, semicolons or bars and were taken for one id each")
-        return Ragged(names.encode(lists.texts.take(places.values)), places.offsets)
+        return Ragged(names.encode(lists.texts.take(indices.values)), indices.offsets)
 
     def times(self) -> np.ndarray:
         """Seconds, float64 `[R]`, nan without the column."""
         if "timestamp" not in self:
             return np.full(len(self), np.nan)
         times = read_times(self._batch.columns["timestamp"], self._files.time_format, self._missing)
-        found = np.flatnonzero(times.zoneless)
-        if len(found):
+        rows = np.flatnonzero(times.zoneless)
+        if len(rows):
             text = "{n} timestamps say no zone, beside others that do, and were read as UTC"
-            example = f"{self._where(int(found[0]))}, {self._batch.raw(int(found[0]))['timestamp']!r}"
-            self._quarantine.remark(text, len(found), example)
+            example = f"{self._where(int(rows[0]))}, {self._batch.raw(int(rows[0]))['timestamp']!r}"
+            self._quarantine.remark(text, len(rows), example)
         self.reject(times.unclear, reasons.DAY_OR_MONTH)
         self.reject(times.bad, reasons.ODD_TIME)
         self.reject(np.isnan(times.seconds), reasons.NO_TIME)
@@ -115,15 +115,15 @@ class RowColumns:
     def history_tasks(self, history: Ragged, names: Names) -> Ragged:
         """The task of each of the histories' items."""
         lists = self._lists("history_task", None)
-        wrong = lists.bad | (lists.places.lengths != history.lengths)
+        wrong = lists.bad | (lists.indices.lengths != history.lengths)
         self.reject(wrong, "the history's tasks are not one for each of its items")
         numbers = self._task_numbers(lists.texts, names)
         result = np.full(len(history.values), UNKNOWN, np.int32)
-        result[~wrong[history.row_of]] = numbers[lists.places.values[~wrong[lists.places.row_of]]]
+        result[~wrong[history.row_of]] = numbers[lists.indices.values[~wrong[lists.indices.row_of]]]
         return Ragged(result, history.offsets)
 
     def splits(self, split: str | None) -> np.ndarray:
-        """Places in the order of splits; -1 where rows are not split yet."""
+        """Indices into the splits; -1 where rows are not split yet."""
         if split is not None:
             return np.full(len(self), SPLITS.index(split), np.int8)
         if "split" not in self:
@@ -151,11 +151,11 @@ class RowColumns:
         return np.asarray([*local, UNKNOWN], np.int32)[index]
 
     def _remark_cells(self, cells: np.ndarray, role: str, what: str) -> None:
-        found = np.flatnonzero(cells)
-        if len(found):
-            cell = self._batch.raw(int(found[0]))[role]
+        rows = np.flatnonzero(cells)
+        if len(rows):
+            cell = self._batch.raw(int(rows[0]))[role]
             text = f"{{n}} cells of {role} {what} (files.separators)"
-            self._quarantine.remark(text, len(found), f"{self._where(int(found[0]))}, {str(cell)[:60]!r}")
+            self._quarantine.remark(text, len(rows), f"{self._where(int(rows[0]))}, {str(cell)[:60]!r}")
 
     def _where(self, row: int) -> str:
         return f"{self._batch.path.name}: row {self._batch.numbers[row]}"

@@ -134,10 +134,10 @@ def _of_numbers(numbers: np.ndarray, form: str | None) -> np.ndarray:
         seconds = np.where(np.abs(numbers) >= least, numbers / unit, seconds)
     for length, written in _DIGITS.items():
         dates = np.flatnonzero((numbers >= 10.0 ** (length - 1) * 1.97) & (numbers < 10.0 ** (length - 1) * 2.1))
-        for place in dates.tolist():
-            date = _stripped(_digits(numbers[place]), written)
+        for index in dates.tolist():
+            date = _stripped(_digits(numbers[index]), written)
             if not math.isnan(date):
-                seconds[place] = date
+                seconds[index] = date
     return seconds
 
 
@@ -160,12 +160,12 @@ def of_dates(numbers: np.ndarray) -> np.ndarray | None:
     """
     if not len(numbers) or numbers.min() < 1970_01_01 or numbers.max() > 2100_01_01:
         return None
-    distinct, place = np.unique(numbers, return_inverse=True)
+    distinct, inverse = np.unique(numbers, return_inverse=True)
     # A century has fewer days than that: these are no dates, and need not be tried.
     if len(distinct) > 50_000:
         return None
     dates = np.asarray([_stripped(_digits(number), _DAY) for number in distinct.tolist()])
-    return None if np.isnan(dates).any() else dates[place]
+    return None if np.isnan(dates).any() else dates[inverse]
 
 
 def looks_like_days(numbers: np.ndarray) -> bool:

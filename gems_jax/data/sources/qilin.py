@@ -49,8 +49,8 @@ def raw_files(folder: Path) -> dict[str, list[Path]]:
         raise FileNotFoundError(f"{folder} is not a folder; {FETCH}")
     files = {}
     for part in (*PARTS, NOTES):
-        places = [*(folder / part).glob("*"), *folder.glob(f"{part}.*"), *folder.glob(f"{part}-*")]
-        files[part] = sorted(path for path in places if path.is_file() and kind_of(path))
+        candidates = [*(folder / part).glob("*"), *folder.glob(f"{part}.*"), *folder.glob(f"{part}-*")]
+        files[part] = sorted(path for path in candidates if path.is_file() and kind_of(path))
         if not files[part]:
             raise FileNotFoundError(f"{folder} has no {part} (a folder of parquet files, or {part}.csv); {FETCH}")
     return files
@@ -70,24 +70,24 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
     folder = options.folder
     files = raw_files(folder)
     names = Names()
-    found: list[Examples] = []
+    blocks: list[Examples] = []
     total = 0
-    places = [(part.split("_")[0], path) for part in PARTS for path in files[part]]
-    for number, (kind, path) in enumerate(places):
+    kinds_and_paths = [(part.split("_")[0], path) for part in PARTS for path in files[part]]
+    for number, (kind, path) in enumerate(kinds_and_paths):
 
         def read_file(kind: str = kind, path: Path = path) -> Examples | None:
             return read_requests(path, kind, names, quarantine)
 
-        rows = cache.rows_of(number, len(places), names, quarantine, read_file)
+        rows = cache.rows_of(number, len(kinds_and_paths), names, quarantine, read_file)
         if rows is not None:
             total += len(rows)
             # A request without a click is neither a target nor a history.
-            found.append(rows.take(rows.targets.lengths > 0))
+            blocks.append(rows.take(rows.targets.lengths > 0))
     bad = sum(row["kind"] == "row" for row in quarantine.rows)
     quarantine.check("row", total + bad, folder)
     if not total:
         raise ValueError(f"{folder} holds no request; {FETCH}")
-    examples = same_ids(Examples.join(found), None, quarantine)
+    examples = same_ids(Examples.join(blocks), None, quarantine)
     items = read_notes(files[NOTES], examples, quarantine)
     return Source("qilin", str(folder), examples, items)
 
@@ -132,9 +132,9 @@ def encode_requests(batch: Batch, names: Names, kind: str, quarantine: Quarantin
         shown.append([note for note, click in _notes(details) if not click] + again)
     seconds, absurd = as_times(times)
     bad = absurd | np.isnan(seconds)
-    for place in np.flatnonzero(bad).tolist():
+    for position in np.flatnonzero(bad).tolist():
         quarantine.add(
-            "row", _where(batch, rows[place]), "its time is none between 1970 and 2100", batch.raw(rows[place])
+            "row", _where(batch, rows[position]), "its time is none between 1970 and 2100", batch.raw(rows[position])
         )
     index = np.asarray(rows, np.int64)
     keep = history.take(index)

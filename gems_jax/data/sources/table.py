@@ -85,24 +85,24 @@ def read_interactions(
     """
     columns = NamedColumns("files.columns", files.columns, ("user_id", "target"), files)
     names = Names()
-    found: list[Examples] = []
+    file_rows: list[Examples] = []
     before = len(quarantine.rows)
-    places = interaction_files(folder, files)
-    for number, (split, path) in enumerate(places):
+    splits_and_paths = interaction_files(folder, files)
+    for number, (split, path) in enumerate(splits_and_paths):
 
         def read_file(path: Path = path, split: str | None = split) -> Examples | None:
             batches = columns.batches(path, quarantine, "row")
             blocks = [encode_batch(batch, names, files, quarantine, split, catalogue) for batch in batches]
             return Examples.join(_same_columns(blocks)) if blocks else None
 
-        rows = cache.rows_of(number, len(places), names, quarantine, read_file)
-        found += [] if rows is None else [rows]
-    columns.check(len(places))
+        rows = cache.rows_of(number, len(splits_and_paths), names, quarantine, read_file)
+        file_rows += [] if rows is None else [rows]
+    columns.check(len(splits_and_paths))
     bad = sum(row["kind"] == "row" for row in quarantine.rows[before:])
-    quarantine.check("row", sum(map(len, found)) + bad, f"{folder}: {files.interactions}")
-    if not found:
+    quarantine.check("row", sum(map(len, file_rows)) + bad, f"{folder}: {files.interactions}")
+    if not file_rows:
         raise ValueError(f"{folder}: {files.interactions} holds no row of interactions")
-    examples = Examples.join(_same_columns(found))
+    examples = Examples.join(_same_columns(file_rows))
     _remark_tasks(examples, files, quarantine)
     if files.time_format is None:
         examples = settle_times(examples, quarantine)
@@ -145,7 +145,7 @@ def encode_batch(
     rows.reject(searches & (query == UNKNOWN), reasons.NO_QUERY)
     rows.remark_queries(task, ~searches & (query != UNKNOWN), names)
     query = np.where(searches, query, UNKNOWN).astype(np.int32)
-    places = rows.splits(split)
+    splits = rows.splits(split)
     history_task = None
     if history is not None and "history_task" in rows:
         history_task = rows.history_tasks(history, names)
@@ -153,7 +153,7 @@ def encode_batch(
     usable = rows.usable()
     names.left_out.add_rows(query, targets, ~usable)
     return Examples(
-        names, names.users.encode(users), task, query, time, places, targets, file, batch.numbers,
+        names, names.users.encode(users), task, query, time, splits, targets, file, batch.numbers,
         history, history_task, negatives,
     ).take(usable)  # fmt: skip
 

@@ -41,9 +41,9 @@ def plain_reader(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]]:
         for text in texts:
             check_unicode(text)
         if plain is None:
-            found = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
-            return [list(ids) for ids in found["input_ids"]]
-        return [list(found.ids) for found in plain.encode_batch(list(texts), add_special_tokens=False)]
+            encoding = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
+            return [list(ids) for ids in encoding["input_ids"]]
+        return [list(encoding.ids) for encoding in plain.encode_batch(list(texts), add_special_tokens=False)]
 
     return read
 

@@ -175,7 +175,7 @@ def _tables(
     for user, events in timelines.items():
         items = [event.item for event in events]
         for position in range(MIN_HISTORY, len(events)):
-            split, history_end = _place(position, len(events))
+            split, history_end = _split_and_end(position, len(events))
             item, query = events[position]
             task = "src" if query else "rec"
             negatives = None
@@ -187,7 +187,7 @@ def _tables(
     return {key: Table.from_rows(key[1], table_rows) for key, table_rows in rows.items()}
 
 
-def _place(position: int, total: int) -> tuple[str, int]:
+def _split_and_end(position: int, total: int) -> tuple[str, int]:
     """Split of an event and where its history ends: valid and test rows see nothing of their own pair."""
     if position >= total - 2:
         return "test", total - 2

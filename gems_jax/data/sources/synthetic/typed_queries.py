@@ -57,8 +57,8 @@ def _slip(words: str, rng: np.random.Generator) -> str:
     typed = words.split()
     chance = rng.random()
     if chance < TYPO_SHARE:
-        place = int(rng.integers(len(typed)))
-        typed[place] = _misspell(typed[place], rng)
+        index = int(rng.integers(len(typed)))
+        typed[index] = _misspell(typed[index], rng)
     elif chance < TYPO_SHARE + HALF_WORD_SHARE and len(typed[-1]) > 4:
         typed[-1] = typed[-1][: int(rng.integers(3, len(typed[-1])))]
     return " ".join(typed)
@@ -67,10 +67,10 @@ def _slip(words: str, rng: np.random.Generator) -> str:
 def _misspell(word: str, rng: np.random.Generator) -> str:
     if len(word) < 4:
         return word
-    place = int(rng.integers(1, len(word) - 1))
+    index = int(rng.integers(1, len(word) - 1))
     kind = int(rng.integers(3))
     if kind == 0:
-        return word[:place] + word[place + 1 :]
+        return word[:index] + word[index + 1 :]
     if kind == 1:
-        return word[:place] + word[place] + word[place:]
-    return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
+        return word[:index] + word[index] + word[index:]
+    return word[:index] + word[index + 1] + word[index] + word[index + 2 :]
