@@ -141,20 +141,20 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
     if name in ("demo", "train", *ON_A_RUN):
         default = "runs/demo/gems" if name == "demo" else None
         how: dict[str, Any] = {"required": True} if default is None else {"default": default}
-        add("--workdir", str, "of the run", **how)
+        add("--workdir", str, "folder of the run", **how)
     if name == "pretrain":
         add("--out", str, "folder to write; default: model.path", default=None)
     if name == "export":
         add("--out", str, "folder to write", required=True)
     if name in ("recommend", "search"):
-        add("--user", str, "as the dataset names them", required=True)
+        add("--user", str, "the user's id in the dataset", required=True)
         add("--k", int, "number of items", default=10)
     if name == "search":
         sub.add_argument("query", type=str, help="what the user searches for")
     if name == "prepare":
-        sub.add_argument("--all", action="store_true", help="also the base model and the null space, where missing")
+        sub.add_argument("--all", action="store_true", help="also make a missing base model and null space")
     if name == "train":
-        add("--distributed", bool, "form a cluster from the environment", default=False)
+        add("--distributed", bool, "join the cluster that the environment describes", default=False)
     if name == "compare":
         from gems_jax.study.command import add_options
 

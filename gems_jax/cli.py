@@ -15,16 +15,16 @@ EXIT_INTERRUPTED = 130
 EXIT_STOPPED = 143
 
 COMMANDS = {
-    "demo": "the whole path on a tiny model, ends in a report",
-    "prepare": "raw interactions -> validated, split dataset; bad rows quarantined and counted",
-    "pretrain": "a small base model from plain text",
-    "calibrate": "general text -> null space of the base model",
-    "train": "tune on all tasks; first makes what is missing; resumes by itself",
-    "evaluate": "rank both tasks, measure general-domain drift, write eval.json and report.html",
-    "export": "the tuned model as a Hugging Face folder",
-    "recommend": "what a tuned model recommends to a user next",
-    "search": "what a tuned model finds for a user's query",
-    "compare": "many methods with the same effort for each; resumes by itself; ends in study.json and a page",
+    "demo": "run the whole path on a tiny model and write a report",
+    "prepare": "turn raw interactions into a validated, split dataset; set bad rows aside and count them",
+    "pretrain": "train a small base model on plain text",
+    "calibrate": "estimate the base model's null space from general text",
+    "train": "tune on all tasks; first make missing inputs; resume a run that was stopped",
+    "evaluate": "rank both tasks, measure forgetting, write eval.json and report.html",
+    "export": "write the tuned model as a Hugging Face folder",
+    "recommend": "list the items that a tuned model recommends to a user",
+    "search": "list the items that a tuned model finds for a user's query",
+    "compare": "tune by several methods with the same effort for each; resume; write study.json",
 }
 
 

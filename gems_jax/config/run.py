@@ -17,23 +17,21 @@ class DataConfig:
     """The interactions.
 
     Attributes:
-      name: of the source: ``marketplace`` (generated), ``table`` (your own logs), ``amazon``, ``amazon_scientific``,
-        ``qilin`` or ``released`` (the authors' six tables); see docs/data.md. One that was registered, too.
-      path: folder of the raw files, for datasets that have some.
-      dir: folder of the prepared dataset; made where it is missing.
-      seed: of negatives, and of the generated marketplace.
-      num_negatives: candidates beside the target in valid and test.
-      num_users: of the generated marketplace.
-      max_bad_fraction: share of bad rows above which preparation stops.
+      name: the source: ``marketplace`` (generated), ``table`` (your own logs), ``amazon``, ``amazon_scientific``,
+        ``qilin``, ``released`` (the authors' six tables), or one that was registered; see docs/data.md.
+      path: folder of the raw files, for sources that read files.
+      dir: folder of the prepared dataset; it is made where it is missing.
+      seed: seed of the negatives and of the generated marketplace.
+      num_negatives: candidates beside the target in each row of valid and test.
+      num_users: users of the generated marketplace.
+      max_bad_fraction: preparation stops if a larger share of the rows is bad.
       preprocessing: which users and items stay, how histories and splits are made.
-      files: names and columns of a ``table``.
-      category: of an ``amazon`` dataset.
-      tokens: folder where training tables are kept as tokens: each is encoded once, by whatever run comes first, and
-        mapped into memory from then on, see `gems_jax.data.batching.token_cache.encode_once`; ``None``: encoded at
-        every start, in memory.
-      prefetch: training batches made ahead, see `gems_jax.data.batching.pipeline.task_batches`; 0: each when it is
-        needed.
-      threads: that make them.
+      files: names and columns of a ``table``'s files.
+      category: category of an ``amazon`` dataset.
+      tokens: folder for encoded training tables: the first run encodes them, later runs map the files into memory; see
+        `gems_jax.data.batching.token_cache.encode_once`. ``null``: every run encodes its tables in memory.
+      prefetch: training batches that are made ahead; 0: each is made when it is needed.
+      threads: threads that make training batches.
     """
 
     name: str = "marketplace"
@@ -53,16 +51,17 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """General text, whose knowledge is to be kept.
+    """General text, which stands for the knowledge to be kept.
 
     Attributes:
-      train: a file, a folder of files or a pattern, of plain text in UTF-8 (``.txt``), JSON lines or arrays, parquet
-        or CSV, text also compressed; or ``pydoc``: Python's own documentation.
-      heldout: the same for measuring drift.
-      field: of rows of JSON, parquet and CSV, that holds their text.
+      train: text that the null space, and a pretrained base, are made from: ``pydoc`` (Python's own documentation), or
+        a file, a folder of files or a pattern of plain text in UTF-8 (``.txt``), JSON lines or arrays, parquet or CSV;
+        text may be compressed.
+      heldout: text that forgetting is measured on, named in the same ways.
+      field: field of JSON, parquet and CSV rows that holds the text.
       input_length: tokens of an input.
-      eval_batches: batches of ``eval_batch_size`` inputs that drift is measured on, spread over the text.
-      eval_batch_size: inputs a batch.
+      eval_batches: number of batches that forgetting is measured on, spread over the text.
+      eval_batch_size: inputs in each of these batches.
     """
 
     train: str = "pydoc"
@@ -75,16 +74,24 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """A small T5 1.1 from plain text by span corruption, for machines that can download none.
+    """A small T5 1.1, pretrained on plain text by span corruption, for machines that can download no model.
 
     Attributes:
-      vocab_size: of the tokenizer trained on the same text.
+      vocab_size: tokens of the tokenizer, which is trained on the same text.
       tokenizer: folder of a tokenizer to use instead.
-      d_model, d_kv, d_ff, num_layers, num_decoder_layers, num_heads: shape of the model.
-      tie_word_embeddings: one table for inputs and outputs (T5 1.1 has two).
-      steps, batch_size, learning_rate, warmup: of AdamW with a cosine schedule to a tenth.
-      weight_decay: of kernels.
-      seed: of weights and order.
+      d_model: width of the model.
+      d_kv: width of an attention head.
+      d_ff: width inside a feed-forward layer.
+      num_layers: layers of the encoder.
+      num_decoder_layers: layers of the decoder.
+      num_heads: attention heads of a layer.
+      tie_word_embeddings: whether inputs and outputs share one table (T5 1.1 has two).
+      steps: number of updates.
+      batch_size: inputs of an update.
+      learning_rate: highest learning rate of AdamW; it falls to a tenth along a cosine.
+      warmup: steps in which the learning rate rises from 0.
+      weight_decay: weight decay of kernels.
+      seed: seed of the weights and of the order of inputs.
     """
 
     vocab_size: int = 2048
@@ -109,9 +116,9 @@ class ModelConfig:
     """The base model.
 
     Attributes:
-      path: Hugging Face folder; made by ``pretrain`` where it is missing and ``from_text`` is set.
+      path: Hugging Face folder of the base model. Where it is missing, ``pretrain`` makes it if ``from_text`` is true.
       from_text: whether a missing base model is pretrained.
-      dtype: of parameters and computation.
+      dtype: dtype of parameters and computation.
     """
 
     path: str = "runs/demo/base"
@@ -121,15 +128,18 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class NullSpaceConfig:
-    """The general-domain null space: exactly one of ``energy``, ``rank``, ``threshold``.
+    """The general-domain null space: give exactly one of ``energy``, ``rank`` and ``threshold``.
 
     Attributes:
-      path: folder; made by ``calibrate`` where it is missing.
-      energy, rank, threshold, side: see `gems_jax.NullSpace.from_moments`.
-      min_share: where ``energy`` is the rule, the least share of an input's directions that is protected: one outlier
-        can hold nearly all of an input's energy.
-      batches: batches of general text it is estimated from.
-      batch_size: inputs a batch.
+      path: folder of the null space; ``calibrate`` makes it where it is missing.
+      energy: protect the fewest directions that hold this share of an input's second moment.
+      rank: protect this many directions; a number with a decimal point is a share of the input's dimension.
+      threshold: protect the directions whose eigenvalue is at least this large.
+      min_share: with ``energy``, protect at least this share of the directions, because a few outliers can hold nearly
+        all of an input's energy.
+      side: ``in``: protect directions of the kernels' inputs; ``out``: of their outputs.
+      batches: batches of general text that the null space is estimated from.
+      batch_size: inputs in each of these batches.
     """
 
     path: str = "runs/demo/null_space"
@@ -147,14 +157,14 @@ class ItemsConfig:
     """Item tokens and prompts.
 
     Attributes:
-      init: of their rows: the mean of the ``title`` tokens' rows, or ``random``.
-      identifiers: JSON file of items that share tokens, see `gems_jax.items.load_item_identifiers`; ``None``: each
-        item has a token of its own.
-      prompts: a template a task, of ``{history}`` and, for searches, ``{query}``.
-      max_length: tokens of an input; the oldest items are dropped.
-      length_buckets: lengths that batches may have instead, a compilation each.
-      length_window: steps of training whose rows are sorted by length and cut into batches, short with short, which
-        with ``length_buckets`` saves padding; 1: rows stay as they are shuffled.
+      init: how item rows start: as the mean of the ``title`` tokens' rows, or ``random``.
+      identifiers: JSON file of identifiers that share tokens, see `gems_jax.items.load_item_identifiers`; ``null``:
+        each item has a token of its own.
+      prompts: each task's template, with ``{history}`` and, for searches, ``{query}``.
+      max_length: most tokens of an input; the oldest items are dropped from longer ones.
+      length_buckets: shorter lengths that batches may be padded to; each costs one compilation.
+      length_window: number of training steps whose rows are sorted by length together, so that short rows share a
+        batch; with ``length_buckets`` this saves padding. 1: rows stay as they are shuffled.
     """
 
     init: Literal["title", "random"] = "title"
@@ -175,10 +185,22 @@ class GemsConfig:
     """Options of `gems_jax.gems`, by the same names.
 
     Attributes:
-      null_space: whether updates are constrained.
-      gate: ``heuristic``, ``learned`` or ``equal``.
-      rank, task_rank: a whole number of columns, or with a decimal point a share: ``1`` is one column, ``1.0`` all.
-      others: see `gems_jax.gems`.
+      rank: columns of the shared basis; a number with a decimal point is a share of the kernel's smaller side: ``1`` is
+        one column, ``1.0`` the whole side.
+      task_rank: the same for each task's own basis; ``null``: half of ``rank``; 0: no bases of their own.
+      side: side of the kernel that bases span; ``auto``: the null space's, without one the smaller side.
+      refresh_every: steps between new bases.
+      decomposition: how bases are computed; ``auto``: ``subspace`` on TPU, ``eigh`` elsewhere.
+      signs: ``canonical``, or ``align``: rotate a new basis onto the old one within its span.
+      moments: whether Adam's moments are kept (``keep``) or zeroed (``reset``) when bases are made anew.
+      complementary: whether the tasks' bases are orthogonal to the shared one.
+      stagger: whether a refresh is spread over the steps, a few kernels of each stack in every step.
+      scale: factor on the low-rank updates.
+      gate: how the tasks' own updates are weighted: ``heuristic`` (by their shares of loss, gradient norm and tokens),
+        ``learned`` (by a small network) or ``equal``.
+      null_space: whether updates stay inside the null space.
+      constraint: ``update``: every update is inside the null space; ``gradient``: only gradients are projected, as in
+        the authors' release, which guarantees nothing.
     """
 
     rank: int | float = 0.25
@@ -198,11 +220,11 @@ class GemsConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters (arXiv 2106.09685), for ``train.method: lora``; merged into kernels where the model is used.
+    """Low-rank adapters (arXiv 2106.09685), for ``train.method: lora``; merged into the kernels when a model is used.
 
     Attributes:
-      rank: of every adapter.
-      alpha: scale; the adapters' product is multiplied by ``alpha / rank``.
+      rank: rank of every adapter.
+      alpha: the adapters' product is multiplied by ``alpha / rank``.
     """
 
     rank: int = 8
@@ -211,12 +233,13 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How the devices of all processes are laid out; what is left of them splits the rows of batches.
+    """How the devices of all processes are laid out; rows of batches are split over those that no field below takes.
 
     Attributes:
-      fsdp: devices over which parameters and optimiser state are split; they split rows, too.
-      tensor: devices over which the products themselves are split.
-      task: devices over which the tasks are split, each with gradients, bases and moments of its tasks alone.
+      fsdp: number of devices over which parameters, optimiser state and rows are split.
+      tensor: number of devices over which each matrix product is split.
+      task: number of devices over which the tasks are split; each holds gradients, bases and moments of its own tasks
+        alone.
     """
 
     fsdp: int = 1
@@ -229,44 +252,46 @@ class TrainConfig:
     """Tuning on all tasks.
 
     Attributes:
-      method: a name of `gems_jax.config.methods.METHODS`, such as ``gems``, ``adamw`` or ``pcgrad``; docs/methods.md
-        lists them.
-      steps: updates.
-      batch_size: most rows of each task an update, over all processes.
-      accumulate: parts that the rows of an update are worked through in, one after the other; needs less memory.
-      sampling: rows of each task a step: ``equal``, ``ratio`` to the tables' sizes or by ``temperature``; see
-        `gems_jax.data.batching.pipeline.task_batches`.
-      temperature: of the sampling of that name.
-      learning_rate: of kernels.
-      item_learning_rate: of the added item rows.
-      other_learning_rate: of pretrained rows, norms and relative positions where they are trained.
-      schedule: ``cosine`` or ``linear`` decay to 0, or ``constant``, after ``warmup`` steps.
-      warmup: steps of linear warm-up.
-      weight_decay: decoupled, on kernels.
-      clip: largest norm of a gradient; ``None``: no clipping, as in the multi-task loop of arXiv 2601.09496.
-      clip_by: ``task``: each task's gradient by its own norm; ``global``: all by the norm of the joint gradient.
-      train_embeddings, train_norms, train_positions: whether pretrained rows (embedding and head), norms and
-        relative positions train; they are outside the null space and cause most of the forgetting.
-      loss_vocabulary: ``items``: the softmax over the items and the end token; ``full``: over all tokens.
-      loss_chunk: label tokens whose logits are held at once; ``None``: as many as make 64 MiB.
-      compute_dtype: of the products, where it is not ``model.dtype``: ``bfloat16`` with ``model.dtype`` float32 is
+      method: name of a method, such as ``gems``, ``adamw`` or ``pcgrad``; docs/methods.md lists them.
+      steps: number of updates.
+      batch_size: most rows of each task in an update, over all processes.
+      accumulate: parts into which an update's rows are cut, computed one after the other; more parts need less memory.
+      sampling: how many rows each task has in a step: ``equal``, in ``ratio`` to the tables' sizes, or by
+        ``temperature``; see `gems_jax.data.batching.pipeline.task_batches`.
+      temperature: temperature of that sampling, from 1 (``ratio``) upwards (towards ``equal``).
+      learning_rate: learning rate of kernels.
+      item_learning_rate: learning rate of the item rows, which are added to the embedding.
+      other_learning_rate: learning rate of pretrained rows, norms and relative positions, where they are trained.
+      schedule: course of the learning rates after ``warmup``: ``cosine`` or ``linear`` decay to 0, or ``constant``.
+      warmup: steps in which learning rates rise linearly from 0.
+      weight_decay: decoupled weight decay of kernels.
+      clip: largest norm of a gradient; ``null``: no clipping, as in the multi-task loop of arXiv 2601.09496.
+      clip_by: ``task``: clip each task's gradient by its own norm; ``global``: clip all by the norm of the joint one.
+      train_embeddings: whether pretrained rows (embedding and head) train; they are outside the null space and cause
+        most of the forgetting.
+      train_norms: whether the layers' norms train; they are outside the null space.
+      train_positions: whether relative positions train; they are outside the null space.
+      loss_vocabulary: ``items``: softmax over the items and the end token; ``full``: over all tokens.
+      loss_chunk: label tokens whose logits are held at once; ``null``: as many as make 64 MiB.
+      compute_dtype: dtype of matrix products; ``null``: ``model.dtype``. ``bfloat16`` with ``model.dtype`` float32 is
         mixed precision with float32 master weights.
       stochastic_rounding: whether bfloat16 parameters are rounded up or down at random, so that small updates are not
-        lost. Rounding, of either kind, takes the stored change out of the null space: ``null_space/leak_stored``.
-      dropout: rate (T5).
-      seed: of order, dropout and rounding.
+        lost. Rounding of either kind takes the stored change out of the null space; ``null_space/leak_stored`` says by
+        how much.
+      dropout: dropout rate (T5).
+      seed: seed of order, dropout and rounding.
       log_every: steps between lines of metrics.
       eval_every: steps between evaluations on validation rows; 0: none.
-      eval_rows: validation rows of each task in those.
-      metric: of those evaluations, such as ``eval/rec/ndcg@10`` or ``eval/general/loss``, by which the best checkpoint
-        is kept; ``None``: the last ones alone are.
-      patience: evaluations in a row without a better ``metric`` after which the run ends; 0: it never ends early.
-      checkpoint_every: steps between checkpoints; 0: only the last.
-      keep_checkpoints: newest checkpoints that are kept, beside the best.
-      max_non_finite: updates in a row that may be refused because a loss or gradient is not finite.
-      hang_after: seconds in one phase of a step after which a watchdog says so; 0: no watchdog.
-      profile: first and last step to be profiled, into ``profile/`` of the work directory.
-      writers: where metrics go beside ``metrics.jsonl``; each needs its package.
+      eval_rows: validation rows of each task in these evaluations.
+      metric: validation metric that chooses the best checkpoint, such as ``eval/rec/ndcg@10`` or ``eval/general/loss``;
+        ``null``: there is no best one, and only the newest are kept.
+      patience: end the run after this many evaluations in a row without a better ``metric``; 0: never end early.
+      checkpoint_every: steps between checkpoints; 0: only at the end.
+      keep_checkpoints: number of newest checkpoints that are kept, beside the best.
+      max_non_finite: end the run after this many updates in a row are refused because a loss or gradient is not finite.
+      hang_after: seconds in one phase of a step after which a watchdog prints where the run hangs; 0: no watchdog.
+      profile: first and last step to profile, into ``profile/`` of the work directory.
+      writers: where metrics go beside ``metrics.jsonl``; each writer needs its package.
     """
 
     method: str = "gems"
@@ -310,13 +335,13 @@ class EvaluateConfig:
     """Measuring a tuned model.
 
     Attributes:
-      split: ``test`` or ``valid``.
-      checkpoint: ``last`` or ``best``, by ``train.metric``; `gems-jax export` takes it, too.
-      beams: items whose end token is scored.
-      batch_size: rows a pass.
-      rows: rows of each task; ``None``: all.
+      split: rows to measure: ``test`` or ``valid``.
+      checkpoint: ``last``, or ``best`` by ``train.metric``; ``gems-jax export`` takes it, too.
+      beams: width of the beam search, at least 20.
+      batch_size: rows that are ranked at once.
+      rows: rows of each task; ``null``: all.
       samples: bootstrap resamples of the confidence intervals.
-      compare: work directories of other runs, shown beside this one.
+      compare: other runs that the report shows beside this one, each name with its work directory.
     """
 
     split: Literal["test", "valid"] = "test"
@@ -333,7 +358,7 @@ class Config:
     """Everything a run is made of.
 
     Attributes:
-      name: of the run, in tables.
+      name: name of the run in tables.
     """
 
     name: str = "GEMS"

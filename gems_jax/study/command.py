@@ -20,10 +20,10 @@ def add_options(parser: Any, add: Callable[..., None], known: dict[str, Any]) ->
       add: adds an option: its name, type and help.
       known: name to type of what a configuration file may hold.
     """
-    add("--workdir", str, "of the study; needed to run one", default=None)
-    parser.add_argument("--summarise", action="store_true", help="run nothing, sum up the rows that are finished")
+    add("--workdir", str, "folder of the study; needed to run one", default=None)
+    parser.add_argument("--summarise", action="store_true", help="run nothing; sum up the runs that are finished")
     add("--page", str, "Markdown file to write from the results", default=None)
-    about = "study.json that --page is made from, without running anything; default: that of --workdir"
+    about = "study.json to make --page from, without running anything; default: that of --workdir"
     add("--results", str, about, default=None)
     parser.add_class_arguments(StudyConfig, "study")
     known["study"] = StudyConfig

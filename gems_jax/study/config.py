@@ -14,17 +14,18 @@ class StudyConfig:
     """Methods, seeds and learning rates of a study.
 
     Attributes:
-      methods: by name, see `gems_jax.study.methods`; empty: all.
-      main: those that are run with ``seeds`` seeds.
-      seeds: of the main methods.
-      rest_seeds: of the others.
+      methods: names of the methods to run, see `gems_jax.study.methods`; empty: all.
+      main: methods that are run with ``seeds`` seeds.
+      seeds: number of seeds of the main methods.
+      rest_seeds: number of seeds of the other methods.
       grid: learning rates of kernels that are tried for every method, each with the first seed.
-      item_grid: learning rates of item rows, each tried with all of those; empty: ``train.item_learning_rate`` alone.
-      metric: of validation rows, its mean over tasks decides the learning rate.
+      item_grid: learning rates of item rows, each tried with every one of ``grid``; empty: ``train.item_learning_rate``
+        alone.
+      metric: validation metric whose mean over the tasks chooses the learning rate.
       valid_rows: validation rows of each task; 0: all.
-      reference: the method that others are compared with.
-      budget: most that a method may forget, as a share of what the reference does: the best learning rates of each
-        method whose forgetting is within it are run with its seeds too. ``None``: no such choice.
+      reference: method that the others are compared with.
+      budget: most that a method may forget, as a share of the reference's forgetting. The best learning rates within it
+        are run with all of the method's seeds, too. ``null``: no such choice.
     """
 
     methods: tuple[str, ...] = ()

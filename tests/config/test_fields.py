@@ -5,6 +5,7 @@ import math
 import typing
 
 import pytest
+from jsonargparse import ArgumentParser
 from tiny import everything_in, fails
 
 from gems_jax.config.ranges import RANGES, hints_of
@@ -48,6 +49,15 @@ def refusal(name, value):
     with pytest.raises(ValueError, match=name.rpartition(".")[2]) as refused:
         check(with_value(name, value))
     return str(refused.value)
+
+
+def test_help_says_of_every_field_what_it_is():
+    said = {}
+    for kind, name in ((Config, "run"), (StudyConfig, "study"), (TableFiles, "run.data.files")):
+        parser = ArgumentParser()
+        parser.add_class_arguments(kind, name)
+        said |= {action.dest.removeprefix("run."): action.help for action in parser._actions}
+    assert [name for name in FIELDS if not said[name] or said[name].startswith("of ")] == []
 
 
 def test_every_number_has_a_range():

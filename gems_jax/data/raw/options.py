@@ -22,19 +22,20 @@ class Preprocessing:
     """What is done to rows between reading and writing; ``None``: what the source does by default.
 
     Attributes:
-      core: users and items of fewer events are left out, again and again until none is left (``qilin`` 3, ``amazon``
-        5); 0: none.
-      min_rows: users with fewer rows of a task are left out (``qilin`` 3).
-      both_tasks: users that did not do everything, search and recommendation, are left out (``qilin``).
-      max_history: newest events a history keeps (20); 0: all.
-      min_history: rows with shorter histories are left out (``amazon`` 1).
-      multi_click: a row of several targets is ``expand``ed to one row each, or keeps the ``first``.
+      core: leave out users and items with fewer events, again and again until all that stay have as many; 0: none.
+        Default: 3 for ``qilin``, 5 for ``amazon``.
+      min_rows: leave out a user's rows of a task if the user has fewer of them. Default: 3 for ``qilin``.
+      both_tasks: whether users without rows of both search and recommendation are left out. Default: true for
+        ``qilin``.
+      max_history: newest events that a history keeps; 0: all. Default: 20.
+      min_history: leave out rows with shorter histories. Default: 1 for ``amazon``.
+      multi_click: ``expand``: a row of several targets becomes one row for each; ``first``: it keeps the first.
       repeats: whether a user may interact with an item again. If not, the second time is a bad row, and no held-out
-        item stands anywhere in what trains. If so, events are told apart by their times.
-      history_tasks: task to the tasks whose events its histories keep, all where it is not named; the authors'
-        release for Amazon has ``{rec: [rec]}``.
-      on_leak: where splits came with the data and leak, ``fail``, or ``remove`` what leaks and count it.
-      cold_items: whether valid and test may have targets that training never shows, where splits came with the data.
+        item stands anywhere in training rows. If so, events are told apart by their times.
+      history_tasks: for each task, the tasks whose events its histories keep; a task that is not named keeps all. The
+        authors' release for Amazon has ``{rec: [rec]}``.
+      on_leak: where the splits came with the data and leak: ``fail``, or ``remove`` what leaks and count it.
+      cold_items: whether valid and test may have targets that training never shows, if the splits came with the data.
     """
 
     core: int | None = None
@@ -74,14 +75,14 @@ class Reading:
     """How files of rows are read.
 
     Attributes:
-      delimiter: between the columns of a text table, one character; None: the one of tab, comma, semicolon and bar that
+      delimiter: character between the columns of a text table; ``null``: the one of tab, comma, semicolon and bar that
         gives the header the columns needed.
       quoting: ``rfc4180``: a column that begins with a quotation mark ends with one, and has delimiters, line breaks
-        and doubled quotation marks inside; ``none``: quotation marks are characters like others. None: ``none`` for
+        and doubled quotation marks inside; ``none``: quotation marks are characters like others. ``null``: ``none`` for
         ``.tsv`` without quotation marks in the header, else ``rfc4180``, with a check that no column holds other rows.
-      max_row_bytes: longer rows are left out as bad ones.
-      max_expansion: a compressed file (parquet included) that holds more times its own size than this, and more than
-        64 MiB, is refused.
+      max_row_bytes: longer rows are bad rows.
+      max_expansion: refuse a compressed file (parquet included) that unpacks to more than this many times its size and
+        to more than 64 MiB.
     """
 
     delimiter: str | None = None
@@ -120,18 +121,20 @@ class TableFiles(Reading):
       interactions: a file, a folder of files or a pattern under the data's folder, or elsewhere where it is absolute or
         begins with ``file://``: CSV, JSON lines, JSON arrays or parquet (text also as ``.gz``, ``.bz2``, ``.zst``,
         ``.lz4``); or one for each of ``train``, ``valid`` and ``test``.
-      items: the catalogue; None: the items are those that occur, and their ids are their titles.
-      columns: of the interactions, role to name, where they differ. Roles: ``user_id``, ``target`` (both needed),
-        ``task``, ``history``, ``history_task``, ``query``, ``negatives``, ``timestamp``, ``split``.
-      item_columns: of the catalogue, role to name, where they differ. Roles: ``item_id``, ``title``, ``text``.
+      items: the catalogue; ``null``: the items are those that occur, and their ids are their titles.
+      columns: role to column of the interactions, where a column is not named as its role. Roles: ``user_id``,
+        ``target`` (both needed), ``task``, ``history``, ``history_task``, ``query``, ``negatives``, ``timestamp``,
+        ``split``.
+      item_columns: role to column of the catalogue, where a column is not named as its role. Roles: ``item_id``,
+        ``title``, ``text``.
       tasks: the file's names of tasks to the ones to use, say ``{search: src}``.
       query_tasks: tasks that need a query.
-      missing: words that stand for nothing wherever a cell consists of one, in every format and column; as many
-        programs write them, see `gems_jax.data.raw.blank.MISSING_WORDS`.
+      missing: words that mean an empty cell where they stand alone in one, in every format and column. By default those
+        that many programs write, see `gems_jax.data.raw.blank.MISSING_WORDS`.
       separators: role (``target``, ``history``, ``history_task``, ``negatives``) to the text between the ids of a cell;
-        empty: such a cell is one id always. Where a role is not named, the catalogue tells what an id is, and without
-        one a target is one id and a list is divided at spaces, commas, semicolons and bars.
-      time_format: how times are written where that cannot be seen: ``s``, ``ms``, ``us``, ``ns`` since 1970, ``days``
+        an empty text: such a cell is always one id. For a role that is not named, the catalogue tells what an id is;
+        without a catalogue, a target is one id, and a list is divided at spaces, commas, semicolons and bars.
+      time_format: how times are written, where they do not show it: ``s``, ``ms``, ``us``, ``ns`` since 1970, ``days``
         as spreadsheets count them, or a form of ``strptime`` such as ``%d/%m/%Y %H:%M``.
     """
 
