@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from house import DOCS, MODULES, rooms
-from named_code import ROOT, missing, named, named_in_prose, named_in_strings, pages, programs
+from named_code import ROOT, absent_words, missing, named, named_in_prose, named_in_strings, pages, programs
 
 import gems_jax as gj
 
@@ -92,6 +92,12 @@ def test_a_program_outside_the_package_takes_names_that_are_there(path):
 @pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_page_speaks_of_names_that_are_there(path):
     assert missing(named_in_prose(path.read_text())) == []
+
+
+def test_the_tour_of_the_house_names_files_and_functions_that_are_there():
+    assert absent_words((DOCS / "architecture.md").read_text()) == []
+    page = "`transform/gone.py` has `no_such_name(x)`, not `gone/`, as `transform/step.py` has `take_step`"
+    assert absent_words(page) == ["gone/", "no_such_name", "transform/gone.py"]
 
 
 def test_programs_in_strings_of_tests_import_names_that_are_there():

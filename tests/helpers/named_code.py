@@ -75,6 +75,21 @@ def named_in_prose(page):
     return {first.replace("gj", "gems_jax") + rest for first, rest in DOTTED.findall(page)}
 
 
+def absent_words(page):
+    """Words between backticks of a page that are no file, no folder and no name in the package's code."""
+    folders = (*OURS, "tests", "docs", "benchmarks", "launch")
+    places = [path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    code = [(ROOT / place).read_text() for place in places if place.endswith(".py") and place.startswith(OURS)]
+    names = set(re.findall(r"\w+", "\n".join(code)))
+
+    def there(word):
+        if "/" in word or word.endswith(".py"):
+            return any(f"/{word}" in f"/{place}" for place in places)
+        return word.split(".")[-1] in names
+
+    return sorted(word for word in set(re.findall(r"`([A-Za-z_][\w./]*)[`(]", page)) if not there(word))
+
+
 def resolved(full, absent=None):
     """The module, class, function or value of this name."""
     try:
