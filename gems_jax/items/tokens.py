@@ -58,8 +58,8 @@ class ItemIndex:
         order = np.lexsort(ids.T[::-1])
         twice = (ids[order][1:] == ids[order][:-1]).all(1)
         if twice.any():
-            place = int(np.argmax(twice))
-            first, second = sorted(order[place : place + 2].tolist())
+            index = int(np.argmax(twice))
+            first, second = sorted(order[index : index + 2].tolist())
             raise ValueError(f"token_ids: items {first} and {second} have the same tokens {ids[first].tolist()}")
         ids.flags.writeable = False
         object.__setattr__(self, "token_ids", ids)
@@ -172,32 +172,32 @@ def load_item_identifiers(path: str | os.PathLike[str], item_ids: Sequence[str])
         raise ValueError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
         raise ValueError(f"{path} must hold one JSON object, item id to tokens")
-    known, found = set(item_ids), {}
+    known, tokens_of = set(item_ids), {}
     owners: dict[tuple[str, ...], str] = {}
     for item_id, written in pairs:
         if item_id not in known:
             raise ValueError(f"{path}: item {item_id!r} is not one of the {len(known)} items of the catalogue")
-        if item_id in found:
+        if item_id in tokens_of:
             raise ValueError(f"{path}: item {item_id!r} stands there twice")
         tokens = _identifier(written, f"{path}: item {item_id!r}")
         if tokens in owners:
             raise ValueError(f"{path}: items {owners[tokens]!r} and {item_id!r} have the same identifier {tokens}")
         owners[tokens] = item_id
-        found[item_id] = tokens
-    missing = [item_id for item_id in item_ids if item_id not in found]
+        tokens_of[item_id] = tokens
+    missing = [item_id for item_id in item_ids if item_id not in tokens_of]
     if missing:
         raise ValueError(f"{path}: no identifier for {len(missing)} items, such as {missing[0]!r}")
-    return [found[item_id] for item_id in item_ids]
+    return [tokens_of[item_id] for item_id in item_ids]
 
 
-def _identifier(written: Any, place: str) -> tuple[str, ...]:
+def _identifier(written: Any, where: str) -> tuple[str, ...]:
     tokens = re.findall(r"<[^<>]*>", written) if isinstance(written, str) else written
     if isinstance(written, str) and "".join(tokens) != written:
-        raise ValueError(f"{place}: {written!r} is no row of tokens like '<a_12><b_7>'; give a list of tokens")
+        raise ValueError(f"{where}: {written!r} is no row of tokens like '<a_12><b_7>'; give a list of tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, str) and token.strip() == token for token in tokens):
-        raise ValueError(f"{place}: {written!r} must be a list of tokens or a string like '<a_12><b_7>'")
+        raise ValueError(f"{where}: {written!r} must be a list of tokens or a string like '<a_12><b_7>'")
     if not tokens or not all(tokens):
-        raise ValueError(f"{place}: the identifier or one of its tokens is empty: {written!r}")
+        raise ValueError(f"{where}: the identifier or one of its tokens is empty: {written!r}")
     return tuple(tokens)
 
 
@@ -240,8 +240,8 @@ def index_identifiers(tokenizer: Any, identifiers: Sequence[Sequence[str]]) -> I
     vocabulary = tokenizer.get_vocab()
     ids = np.full((len(identifiers), max((len(tokens) for tokens in identifiers), default=0)), -1, np.int32)
     for item, tokens in enumerate(identifiers):
-        for place, token in enumerate(tokens):
+        for column, token in enumerate(tokens):
             if token not in vocabulary:
                 raise ValueError(f"the tokenizer lacks {token}, a token of item {item}: add_identifier_tokens adds it")
-            ids[item, place] = vocabulary[token]
+            ids[item, column] = vocabulary[token]
     return ItemIndex(ids)

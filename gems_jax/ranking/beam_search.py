@@ -68,7 +68,7 @@ def beam_search(
     batch = len(logits)
     together = _MAX_LOGITS // logits.shape[1]
     scores, nodes = jnp.zeros((batch, 1)), jnp.zeros((batch, 1), jnp.int32)
-    read, found = logits[:, None], []
+    read, results = logits[:, None], []
     parents = tokens = nodes  # of no meaning before the first choice
     for depth in range(constraint.cut):
         if depth:
@@ -77,14 +77,14 @@ def beam_search(
         rows = read, scores, nodes, constraint.rows
         at_once = max(1, together // read.shape[1])
         ended, (scores, parents, nodes, tokens) = _over_rows(functools.partial(search.look, depth), rows, at_once)
-        found += ended
+        results += ended
     rest = jax.vmap(search.rest)(scores, nodes, constraint.rows)
     parents, tokens, scores = (jnp.take_along_axis(of, rest.beam, axis=1) for of in (parents, tokens, scores))
     tokens = jnp.concatenate([tokens[..., None], jnp.maximum(rest.tokens, 0)], axis=2)
     hidden, _ = memory.take(parents).step(model, tokens)
     at_once = max(1, together // (tokens.shape[1] * tokens.shape[2]))
-    found.append(_over_rows(search.finish, (hidden, scores, rest), at_once))
-    items, values = (jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+    results.append(_over_rows(search.finish, (hidden, scores, rest), at_once))
+    items, values = (jnp.concatenate(parts, axis=1) for parts in zip(*results, strict=True))
     missing = max(0, k - values.shape[1])
     values = jnp.pad(values, ((0, 0), (0, missing)), constant_values=-jnp.inf)
     items = jnp.pad(items, ((0, 0), (0, missing)), constant_values=-1)
@@ -145,8 +145,8 @@ class _Search(NamedTuple):
 
     def rest(self, scores: jax.Array, nodes: jax.Array, row: Any) -> Completions:
         """What a row's beams may still lead to, see `Trie.rest`."""
-        found: Completions = self.constraint.of_row(row).rest(_alive(nodes, scores))
-        return found
+        completions: Completions = self.constraint.of_row(row).rest(_alive(nodes, scores))
+        return completions
 
     def finish(self, read: jax.Array, scores: jax.Array, rest: Completions) -> tuple[jax.Array, jax.Array]:
         """The items that a row's beams end in, and their scores.
@@ -156,18 +156,18 @@ class _Search(NamedTuple):
           scores: float32 ``[M]``, the sums before.
           rest: what was left.
         """
-        count, places, width = read.shape
+        count, length, width = read.shape
         logits = self.logits(self.constraint.cut, read.reshape(-1, width))
         left = jnp.sum(rest.tokens >= 0, axis=1)
-        place = jnp.arange(places)
+        position = jnp.arange(length)
         expected = jnp.pad(rest.tokens, ((0, 0), (0, 1)))
-        expected = jnp.where(place == left[:, None], self.model.config.eos_token_id, expected)
-        found = logits.at(jnp.arange(count * places), expected.reshape(-1)) - logits.log_normaliser()
-        found = jnp.where(place <= left[:, None], found.reshape(count, places), 0.0)
-        values = (scores + found.sum(axis=1)) / (self.constraint.cut + left + 1)
+        expected = jnp.where(position == left[:, None], self.model.config.eos_token_id, expected)
+        token_scores = logits.at(jnp.arange(count * length), expected.reshape(-1)) - logits.log_normaliser()
+        token_scores = jnp.where(position <= left[:, None], token_scores.reshape(count, length), 0.0)
+        values = (scores + token_scores.sum(axis=1)) / (self.constraint.cut + left + 1)
         chosen = rest.items >= 0
         if count > self.beams:
-            chosen = self._chosen(scores[:, None] + jnp.cumsum(found, axis=1), left, rest)
+            chosen = self._chosen(scores[:, None] + jnp.cumsum(token_scores, axis=1), left, rest)
         return rest.items, jnp.where(chosen, values, -jnp.inf)
 
     def _chosen(self, sums: jax.Array, left: jax.Array, rest: Completions) -> jax.Array:

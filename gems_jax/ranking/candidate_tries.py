@@ -86,13 +86,13 @@ class CandidateTries:
             return Completions.one_each(self.items_at(self.depth, nodes))
         beam = self._beam(self.cut, nodes)
         reached = (beam >= 0) & (self.table[:, self.cut] >= 0)
-        (place,) = jnp.nonzero(reached, size=self.most, fill_value=len(self.table))
-        here = place < len(self.table)
-        place = jnp.where(here, place, 0).astype(jnp.int32)
-        known = jnp.asarray(self.table)[place]
-        nodes = jnp.concatenate([known[:, self.depth + self.cut + 1 :], place[:, None]], axis=1)
+        (index,) = jnp.nonzero(reached, size=self.most, fill_value=len(self.table))
+        here = index < len(self.table)
+        index = jnp.where(here, index, 0).astype(jnp.int32)
+        known = jnp.asarray(self.table)[index]
+        nodes = jnp.concatenate([known[:, self.depth + self.cut + 1 :], index[:, None]], axis=1)
         return Completions(
-            beam=jnp.maximum(beam[place], 0),
+            beam=jnp.maximum(beam[index], 0),
             tokens=known[:, 1 + self.cut : 1 + self.depth],
             nodes=nodes,
             items=jnp.where(here, known[:, 0], -1),

@@ -15,8 +15,8 @@ from gems_jax.items.tokens import ItemIndex
 from gems_jax.ranking.rank_items import rank_items
 
 
-class Found(NamedTuple):
-    """An item that was found.
+class RankedItem(NamedTuple):
+    """An item of a user's ranking.
 
     Args:
       item_id, title: of the catalogue.
@@ -44,7 +44,7 @@ def top_items(
     beams: int = 20,
     vocabulary: Literal["full", "items"] = "full",
     say: Callable[[str], None] = print,
-) -> list[Found]:
+) -> list[RankedItem]:
     """Ranks the whole catalogue for a user, after the newest events that the dataset knows of them.
 
     Without a query all items the user has ever interacted with are left out; with one they are marked, since people
@@ -96,12 +96,12 @@ def top_items(
         beams=max(beams, wanted),
         vocabulary=vocabulary,
     )
-    found = [
-        Found(dataset.items[item].item_id, dataset.items[item].title, float(score), item in known)
+    ranked = [
+        RankedItem(dataset.items[item].item_id, dataset.items[item].title, float(score), item in known)
         for item, score in zip(ids[0].tolist(), np.asarray(scores[0]), strict=True)
         if item >= 0 and (query is not None or item not in known)
     ]
-    return found[:k]
+    return ranked[:k]
 
 
 def check_query(query: str) -> None:
@@ -135,15 +135,15 @@ def check_task(dataset: Dataset, task: str) -> None:
         )
 
 
-def as_lines(found: Sequence[Found]) -> str:
+def as_lines(ranked: Sequence[RankedItem]) -> str:
     """A line an item, for a terminal.
 
     Example:
-      >>> print(as_lines([Found("B01", "Red shoe", -1.25, False), Found("B02", "Sock", -2.0, True)]))
+      >>> print(as_lines([RankedItem("B01", "Red shoe", -1.25, False), RankedItem("B02", "Sock", -2.0, True)]))
        1. Red shoe  (B01, -1.250)
        2. Sock  (B02, -2.000, in the history)
     """
     return "\n".join(
-        f"{place:2d}. {item.title}  ({item.item_id}, {item.score:.3f}{', in the history' if item.known else ''})"
-        for place, item in enumerate(found, 1)
+        f"{rank:2d}. {item.title}  ({item.item_id}, {item.score:.3f}{', in the history' if item.known else ''})"
+        for rank, item in enumerate(ranked, 1)
     )

@@ -208,8 +208,8 @@ def relevance(ranked_items: Array, targets: Array) -> np.ndarray:
         raise ValueError(
             f"ranked_items has shape {ranked.shape} and targets {wanted.shape}: all but the last axis must agree"
         )
-    found = (ranked[..., :, None] == wanted[..., None, :]) & (ranked[..., :, None] >= 0)
-    return found.any(axis=-1).astype(np.int64)
+    matches = (ranked[..., :, None] == wanted[..., None, :]) & (ranked[..., :, None] >= 0)
+    return matches.any(axis=-1).astype(np.int64)
 
 
 def _ndcg(relevance: Array, relevant: Array, k: int) -> Array:

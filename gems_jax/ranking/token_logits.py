@@ -33,9 +33,9 @@ class TokenLogits(NamedTuple):
 
     def at(self, beams: jax.Array, tokens: jax.Array | int) -> jax.Array:
         """Logits of tokens in beams, of shapes that broadcast; of no meaning for tokens that no part has."""
-        found = None
+        logits = None
         for part, first in zip(self.parts, self.first, strict=True):
             here = part.at[beams, tokens - first].get(mode="clip", wrap_negative_indices=False)
-            found = here if found is None else jnp.where(tokens >= first, here, found)
-        assert found is not None
-        return found
+            logits = here if logits is None else jnp.where(tokens >= first, here, logits)
+        assert logits is not None
+        return logits

@@ -12,7 +12,7 @@ import numpy as np
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.ranking.token_logits import TokenLogits
 
-# From places among an expansion's scores to the beam, node and token that each stands for, int32 [n] each.
+# From indices into an expansion's scores to the beam, node and token that each stands for, int32 [n] each.
 Pick = Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 
 
@@ -98,14 +98,14 @@ class Trie:
           float32 ``[n * degree]``, ``-inf`` where a node has fewer children, and what tells them apart.
         """
         degree = self.degrees[depth]
-        place = jnp.arange(degree, dtype=jnp.int32)
+        offsets = jnp.arange(degree, dtype=jnp.int32)
         node = jnp.maximum(nodes, 0)
         first = self.first_child[node]
         count = jnp.where(nodes >= 0, self.first_child[node + 1] - first, 0)
-        child = first[:, None] + place
+        child = first[:, None] + offsets
         token = self.token.at[child].get(mode="clip")
         values = logits.at(jnp.arange(len(nodes))[:, None], token) + offset[:, None]
-        values = jnp.where(place < count[:, None], values, -jnp.inf)
+        values = jnp.where(offsets < count[:, None], values, -jnp.inf)
 
         def pick(chosen: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
             beam = chosen // degree
