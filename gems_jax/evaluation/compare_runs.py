@@ -46,11 +46,11 @@ def compare_runs(
     shared = [task for task in tasks[a] if task in tasks[b]]
     if not shared:
         raise ValueError(f"{a} has ranked {', '.join(tasks[a])}, {b} {', '.join(tasks[b])}: no task is in both")
-    found: Comparison = {}
+    comparison: Comparison = {}
     for task in shared:
         one, other = (load_rankings(Path(folder) / f"ranking_{task}.npz") for folder in (a, b))
         try:
-            found[task] = {
+            comparison[task] = {
                 name: {
                     "a": float(metric_of_rows(one, name).mean()),
                     "b": float(metric_of_rows(other, name).mean()),
@@ -60,7 +60,7 @@ def compare_runs(
             }
         except ValueError as error:
             raise ValueError(f"{a} and {b}, task {task!r}: {error}") from None
-    return found
+    return comparison
 
 
 def compare_with_each(
@@ -76,27 +76,27 @@ def compare_with_each(
     Returns:
       Name to `compare_runs`, as the report shows it.
     """
-    found = {}
+    comparisons = {}
     for name, folder in others.items():
         try:
-            found[name] = compare_runs(run, folder, samples=samples)
+            comparisons[name] = compare_runs(run, folder, samples=samples)
         except (ValueError, FileNotFoundError) as error:
             warnings.warn(f"{name!r} is not compared user by user: {error}", stacklevel=2)
-    return found
+    return comparisons
 
 
-def comparison_lines(found: Comparison) -> str:
+def comparison_lines(comparison: Comparison) -> str:
     """A line a task and metric, for a terminal.
 
     Args:
-      found: of `compare_runs`.
+      comparison: of `compare_runs`.
 
     Example:
       >>> row = {"a": 0.25, "b": 0.125, "difference": 0.125, "low": 0.0625, "high": 0.25, "p_value": 0.01, "users": 8}
       >>> print(comparison_lines({"rec": {"ndcg@10": row}}))
       rec  ndcg@10  0.2500 against 0.1250: +0.1250 [+0.0625, +0.2500], p = 0.0100, 8 users
     """
-    return "\n".join(_line(task, name, row) for task, rows in found.items() for name, row in rows.items())
+    return "\n".join(_line(task, name, row) for task, rows in comparison.items() for name, row in rows.items())
 
 
 def _line(task: str, name: str, row: Mapping[str, Any]) -> str:
@@ -107,10 +107,10 @@ def _line(task: str, name: str, row: Mapping[str, Any]) -> str:
 
 
 def _tasks(folder: Path) -> list[str]:
-    found = sorted(path.stem.removeprefix("ranking_") for path in folder.glob("ranking_*.npz"))
-    if not found:
+    tasks = sorted(path.stem.removeprefix("ranking_") for path in folder.glob("ranking_*.npz"))
+    if not tasks:
         raise FileNotFoundError(f"{folder} holds no ranking_<task>.npz: evaluate the run there first")
-    return found
+    return tasks
 
 
 def main(argv: Sequence[str] | None = None) -> int:

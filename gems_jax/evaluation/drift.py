@@ -103,8 +103,8 @@ def general_drift(
       >>> batch = {"input_ids": 5 * ones, "attention_mask": ones, "decoder_input_ids": 4 * ones,
       ...          "labels": 4 * ones, "label_mask": ones}
       >>> model = T5.create(config, jax.random.key(0))
-      >>> found = general_drift(model, model, [batch])
-      >>> abs(found["forgetting"]) < 1e-5, found["top1_agreement"], found["shift"]["decoder/block/mlp/wo/kernel"]
+      >>> drift = general_drift(model, model, [batch])
+      >>> abs(drift["forgetting"]) < 1e-5, drift["top1_agreement"], drift["shift"]["decoder/block/mlp/wo/kernel"]
       (True, 1.0, [0.0])
     """
     if not batches:
@@ -129,8 +129,8 @@ def general_drift(
             for number, batch in enumerate(batches):
                 arrays = _arrays(base, batch, number)
                 if not pass_number:
-                    found = _drift_sums(before[0], after[0], before[1], after[1], arrays)
-                    sums += np.asarray(found, np.float64)
+                    batch_sums = _drift_sums(before[0], after[0], before[1], after[1], arrays)
+                    sums += np.asarray(batch_sums, np.float64)
                 if not read:
                     shift.add(arrays)
                 bar.update()

@@ -71,8 +71,8 @@ def rank_table(
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
             # Rows that fill the last batch rank the candidates of row 0 and are thrown away.
             allowed = None if candidates is None else candidates[np.maximum(rows, 0)]
-            found, values = rank_items(model, inputs, items, allowed, k, beams, vocabulary=vocabulary)
-            ids[rows[real]], scores[rows[real]] = np.asarray(found)[real], np.asarray(values)[real]
+            ranked, values = rank_items(model, inputs, items, allowed, k, beams, vocabulary=vocabulary)
+            ids[rows[real]], scores[rows[real]] = np.asarray(ranked)[real], np.asarray(values)[real]
             bar.update(int(real.sum()))
     if np.isnan(scores).any():
         raise ValueError(

@@ -97,12 +97,12 @@ def co_occurrence(training: Sequence[Table], table: Table, num_items: int) -> Sc
         together.data = np.where(together.indices == entry_of, 0.0, together.data).astype(np.float32)
         together = sp.diags_array(1.0 / root[known]) @ together @ sp.diags_array(1.0 / root)
         weights = sp.csr_array((np.ones(len(history), np.float32), (row_of, column)), shape=(len(rows), len(known)))
-        found = (weights @ together).tocsr()
+        similarity = (weights @ together).tocsr()
         ties = 1e-6 * lengths[:, None].astype(np.float32)
         if candidates is None:
-            return np.asarray(found.toarray() + ties * counts, np.float32)
-        places = np.repeat(np.arange(len(rows)), candidates.shape[1])
-        chosen = np.asarray(found[places, candidates.ravel()]).reshape(candidates.shape)
+            return np.asarray(similarity.toarray() + ties * counts, np.float32)
+        row_index = np.repeat(np.arange(len(rows)), candidates.shape[1])
+        chosen = np.asarray(similarity[row_index, candidates.ravel()]).reshape(candidates.shape)
         return np.asarray(chosen + ties * counts[candidates], np.float32)
 
     def score(rows: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
@@ -144,13 +144,13 @@ def bm25(documents: Sequence[str], table: Table, stem: bool = False) -> Scorer:
         width = len(documents) if candidates is None else candidates.shape[1]
         result = np.zeros((len(rows), width), np.float32)
         by_query: dict[str, list[int]] = {}
-        for place, row in enumerate(rows.tolist()):
-            by_query.setdefault(table.queries[row], []).append(place)
-        for query, places in by_query.items():
+        for index, row in enumerate(rows.tolist()):
+            by_query.setdefault(table.queries[row], []).append(index)
+        for query, indices in by_query.items():
             known = [word for word in terms(query) if word in retriever.vocab_dict]
             if known:
-                found = retriever.get_scores(known)
-                result[places] = found if candidates is None else found[candidates[places]]
+                values = retriever.get_scores(known)
+                result[indices] = values if candidates is None else values[candidates[indices]]
         return result
 
     return score
@@ -240,10 +240,10 @@ def bm25_scores(items: Sequence[Item], table: Table, candidates: np.ndarray, ste
 def _blocks(sizes: np.ndarray, most: int) -> Iterator[slice]:
     """Consecutive rows whose sizes add up to `most`, or single ones that are larger."""
     start, total = 0, 0
-    for place, size in enumerate(sizes.tolist()):
-        if place > start and total + size > most:
-            yield slice(start, place)
-            start, total = place, 0
+    for index, size in enumerate(sizes.tolist()):
+        if index > start and total + size > most:
+            yield slice(start, index)
+            start, total = index, 0
         total += size
     yield slice(start, len(sizes))
 

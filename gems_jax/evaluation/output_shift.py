@@ -63,9 +63,9 @@ class OutputShift:
     ):
         self._function = as_function(base)
         self._specs = kernel_specs(self._function.params, matrix_dims)
-        found = kernel_inputs(self._function.apply, self._function.params, self._function.called(batch), self._specs)
-        self._inputs = {entry.name: entry for entry in found.inputs}
-        self._groups = moment_groups(found.inputs, memory_limit)
+        traced = kernel_inputs(self._function.apply, self._function.params, self._function.called(batch), self._specs)
+        self._inputs = {entry.name: entry for entry in traced.inputs}
+        self._groups = moment_groups(traced.inputs, memory_limit)
         self._base = _leaves(self._function.params, self._specs)
         self._group: Mapping[str, Layers | None] = {}
         self._sums: dict[str, SecondMoment] = {}
@@ -105,7 +105,7 @@ class OutputShift:
         Raises:
           ValueError: as `check`.
         """
-        kernels, found = self._kernels(tuned), dict(before or {})
+        kernels, collected = self._kernels(tuned), dict(before or {})
         for name, moment in self._sums.items():
             layers = self._group[name]
             for path in self._inputs[name].kernels:
@@ -113,11 +113,11 @@ class OutputShift:
                 assert spec is not None
                 energies = np.asarray(_energies(spec, self._base[path], kernels[path], moment.total, layers))
                 if layers is None:
-                    found[path] = energies
+                    collected[path] = energies
                 else:
-                    whole = found.setdefault(path, np.zeros((2, *spec.batch_shape), np.float32))
+                    whole = collected.setdefault(path, np.zeros((2, *spec.batch_shape), np.float32))
                     whole[:, layers[0] : layers[1]] = energies
-        return found
+        return collected
 
     def _kernels(self, tuned: Any) -> dict[str, jax.Array]:
         kernels = _leaves(as_function(tuned).params, self._specs)
@@ -139,12 +139,12 @@ def ratios(energies: Energies) -> Shifts:
       >>> ratios({"kernel": np.array([[4.0, 0.0], [16.0, 0.0]])})
       {'kernel': [0.5, 0.0]}
     """
-    found: Shifts = {}
+    shifts: Shifts = {}
     for path in sorted(energies):
         moved, output = energies[path]
         with np.errstate(divide="ignore", invalid="ignore"):
-            found[path] = np.sqrt(np.where(output > 0, np.maximum(moved, 0.0) / output, 0.0)).tolist()
-    return found
+            shifts[path] = np.sqrt(np.where(output > 0, np.maximum(moved, 0.0) / output, 0.0)).tolist()
+    return shifts
 
 
 def _energies(
@@ -161,8 +161,8 @@ def _energies(
     first = slice(None) if layers is None else slice(*layers)
 
     def matrices(leaf: jax.Array) -> jax.Array:
-        found = spec.to_matrices(leaf.astype(jnp.float32)).reshape(*spec.batch_shape, *spec.matrix_shape)
-        return found[first] if spec.batch_shape else found
+        stack = spec.to_matrices(leaf.astype(jnp.float32)).reshape(*spec.batch_shape, *spec.matrix_shape)
+        return stack[first] if spec.batch_shape else stack
 
     return _traces(matrices(base), matrices(tuned), lower)
 

@@ -45,7 +45,7 @@ def readable_examples(
     examples = []
     for row in rows.tolist():
         target = int(table.target[row])
-        found = [
+        results = [
             {"title": titles[item], "score": float(score), "hit": item == target}
             for item, score in zip(ids[row, :shown].tolist(), scores[row, :shown], strict=True)
             if item >= 0
@@ -56,7 +56,7 @@ def readable_examples(
                 "user": str(table.user_ids[row]),
                 "history": [titles[item] for item in table.history_of(row).tolist()],
                 "query": table.queries[row],
-                "top": found,
+                "top": results,
                 "target": titles[target],
             }
         )

@@ -24,7 +24,7 @@ def shuffled_candidates(table: Table, seed: int) -> np.ndarray:
       seed: of the order, which depends on nothing else but the task's name.
 
     Returns:
-      Places in ``table.candidates()``, int ``[R, 1 + C]``.
+      Columns of ``table.candidates()``, int ``[R, 1 + C]``.
     """
     rng = np.random.default_rng([seed, zlib.crc32(table.task.encode())])
     width = 1 + (0 if table.negatives is None else table.negatives.shape[1])
@@ -55,8 +55,8 @@ def summarise(
     Example:
       >>> from gems_jax.data.dataset.tables import Row
       >>> table = Table.from_rows("rec", [Row("ann", [0], 3)])
-      >>> found = summarise(table, np.array([[1, 3, 2, 0, 4]]), samples=0)
-      >>> found["mrr@5"], found["released_mrr@5"], "hit@10" in found
+      >>> summary = summarise(table, np.array([[1, 3, 2, 0, 4]]), samples=0)
+      >>> summary["mrr@5"], summary["released_mrr@5"], "hit@10" in summary
       (0.5, 0.5, False)
     """
     ranked = np.asarray(ranked)
@@ -75,10 +75,10 @@ def summarise(
     summary: dict[str, Any] = {}
     if samples:
         intervals = bootstrap_intervals(np.stack(list(values.values()), axis=1), users, samples=samples, seed=seed)
-    for place, (name, of_rows) in enumerate(values.items()):
+    for column, (name, of_rows) in enumerate(values.items()):
         summary[name] = float(of_rows.mean())
         if samples:
-            summary[f"{name}_ci"] = intervals[place].tolist()
+            summary[f"{name}_ci"] = intervals[column].tolist()
     for k in cutoffs:
         summary |= {f"{name}@{k}": float(getattr(metrics, name)(relevance, k).mean()) for name in RELEASED_METRICS}
     if candidates is None and table.negatives is not None:

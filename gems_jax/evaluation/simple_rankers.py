@@ -13,7 +13,7 @@ from gems_jax.evaluation import non_neural
 from gems_jax.evaluation.non_neural import Scorer
 from gems_jax.evaluation.ranking_summary import evaluate_scorer
 
-# The place of the reason in the entry of a ranker that could not be measured.
+# The key of the reason in the entry of a ranker that could not be measured.
 MISSING = "missing"
 _NOT_YET = "the evaluation ended before it was measured: evaluate again"
 
@@ -59,7 +59,7 @@ def _searches(table: Table) -> bool:
     return any(table.queries)
 
 
-def _popular_among_found(log: _Log, table: Table) -> Scorer:
+def _popular_among_matches(log: _Log, table: Table) -> Scorer:
     counts = non_neural.target_counts(log.of_task(table), log.num_items)
     return non_neural.with_popularity(log.titles_and_queries(table), counts)
 
@@ -78,7 +78,7 @@ _RANKERS: dict[str, _Ranker] = {
         _searches, lambda log, table: non_neural.bm25(non_neural.titles(log.items), table, stem=True)
     ),
     "BM25, titles and queries": _Ranker(_searches, _Log.titles_and_queries),
-    "BM25, titles and queries, popularity": _Ranker(_searches, _popular_among_found),
+    "BM25, titles and queries, popularity": _Ranker(_searches, _popular_among_matches),
 }
 
 
