@@ -156,13 +156,13 @@ def bars_chart(
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(rows=len(rows))
         highest = max(max(value, interval[1] if interval else value) for _, value, interval in rows)
-        for place, (name, value, interval) in enumerate(rows):
-            axes.barh(place, value, height=0.66, color=colour if name == highlighted else NEUTRAL)
+        for position, (name, value, interval) in enumerate(rows):
+            axes.barh(position, value, height=0.66, color=colour if name == highlighted else NEUTRAL)
             end = value
             if interval:
-                axes.plot(interval, [place, place], color=INK, linewidth=1.3, solid_capstyle="butt")
+                axes.plot(interval, [position, position], color=INK, linewidth=1.3, solid_capstyle="butt")
                 end = interval[1]
-            axes.text(end + 0.015 * highest, place, f"{value:.3f}", va="center",
+            axes.text(end + 0.015 * highest, position, f"{value:.3f}", va="center",
                       fontweight="bold" if name == highlighted else "normal")  # fmt: skip
         # Where nothing is above 0 there is still an axis.
         axes.set_xlim(0, (highest or 1.0) * 1.16)
@@ -185,13 +185,13 @@ def drift_chart(rows: Sequence[tuple[str, float, float]], highlighted: str, xlab
         figure, axes = _canvas(rows=len(rows) + 1)
         values = [value for _, before, after in rows for value in (before, after)]
         span = max(max(values) - min(values), 0.05 * abs(max(values)), 1e-6)
-        for place, (name, before, after) in enumerate(rows):
+        for position, (name, before, after) in enumerate(rows):
             colour = GOOD if name == highlighted else RIVAL
-            axes.plot([before, after], [place, place], color=colour, linewidth=7, alpha=0.35,
+            axes.plot([before, after], [position, position], color=colour, linewidth=7, alpha=0.35,
                       solid_capstyle="round")  # fmt: skip
-            axes.plot(before, place, "o", color="white", markeredgecolor=MUTED, markersize=8)
-            axes.plot(after, place, "o", color=colour, markersize=9)
-            axes.text(max(before, after) + 0.045 * span, place, f"{after - before:+.2f}", va="center",
+            axes.plot(before, position, "o", color="white", markeredgecolor=MUTED, markersize=8)
+            axes.plot(after, position, "o", color=colour, markersize=9)
+            axes.text(max(before, after) + 0.045 * span, position, f"{after - before:+.2f}", va="center",
                       fontweight="bold" if name == highlighted else "normal")  # fmt: skip
         axes.plot([], [], "o", color="white", markeredgecolor=MUTED, markersize=8, label="before tuning")
         axes.plot([], [], "o", color=MUTED, markersize=9, label="after")

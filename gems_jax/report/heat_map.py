@@ -45,8 +45,8 @@ def heat_map(rows: Sequence[tuple[str, np.ndarray]], xlabel: str) -> str:
         for row, column in np.argwhere(np.isfinite(grid)) if width <= _WITH_NUMBERS else ():
             value = grid[row, column]
             colour = "white" if value > 0.75 * largest else INK
-            place = column + 0.5, row + 0.5
-            axes.text(*place, _per_cent(value), ha="center", va="center", fontsize=9, color=colour)
+            centre = column + 0.5, row + 0.5
+            axes.text(*centre, _per_cent(value), ha="center", va="center", fontsize=9, color=colour)
         return svg(figure)
 
 

@@ -150,12 +150,12 @@ def _examples(records: RunRecords, tasks: list[str]) -> str:
 
 def _example(example: dict[str, Any], tasks: list[str]) -> str:
     task, top = str(example.get("task", "")), example.get("top", [])
-    place = tasks.index(task) if task in tasks else 0
-    found = next((rank for rank, item in enumerate(top, 1) if item.get("hit")), None)
-    verdict = f"right item at place {found}" if found else f"right item not among the first {len(top)}"
+    index = tasks.index(task) if task in tasks else 0
+    hit_rank = next((rank for rank, item in enumerate(top, 1) if item.get("hit")), None)
+    verdict = f"right item at place {hit_rank}" if hit_rank else f"right item not among the first {len(top)}"
     history = [str(item) for item in example.get("history", [])]
     left_out = f"<li>… {len(history) - 5} earlier</li>" if len(history) > 5 else ""
-    colour = charts.TASK_COLOURS[place % len(charts.TASK_COLOURS)]
+    colour = charts.TASK_COLOURS[index % len(charts.TASK_COLOURS)]
     parts = [
         f'<article class="card example" style="--accent:{colour}">'
         f'<span class="badge">{escape(task_label(task))}</span><span class="verdict">{escape(verdict)}</span>'
@@ -172,6 +172,6 @@ def _example(example: dict[str, Any], tasks: list[str]) -> str:
         shown = f'<span class="score">{score:.2f}</span>' if isinstance(score, int | float) else ""
         parts.append(f'<li{mark}><span class="title">{escape(str(item.get("title", "")))}</span>{shown}</li>')
     parts.append("</ol>")
-    if not found and example.get("target"):
+    if not hit_rank and example.get("target"):
         parts.append(f'<p class="missed">Chosen: {escape(str(example["target"]))}</p>')
     return "".join(parts) + "</article>"

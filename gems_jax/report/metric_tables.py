@@ -81,14 +81,14 @@ def _number(value: float | None, interval: tuple[float, float] | None) -> str:
     return f"<td><b>{value:.3f}</b>{note}</td>"
 
 
-def _difference(found: Mapping[str, float] | None) -> str:
-    if not found:
+def _difference(comparison: Mapping[str, float] | None) -> str:
+    if not comparison:
         return '<td class="none">–</td>'
     mark = ""
-    if found["p_value"] < 0.05:
-        mark = ' class="better"' if found["difference"] > 0 else ' class="worse"'
-    p = f"p = {found['p_value']:.3f}" if found["p_value"] >= 0.001 else "p &lt; 0.001"
+    if comparison["p_value"] < 0.05:
+        mark = ' class="better"' if comparison["difference"] > 0 else ' class="worse"'
+    p = f"p = {comparison['p_value']:.3f}" if comparison["p_value"] >= 0.001 else "p &lt; 0.001"
     return (
-        f"<td{mark}><b>{found['difference']:+.3f}</b>"
-        f'<span class="ci">{found["low"]:+.3f} to {found["high"]:+.3f}, {p}</span></td>'
+        f"<td{mark}><b>{comparison['difference']:+.3f}</b>"
+        f'<span class="ci">{comparison["low"]:+.3f} to {comparison["high"]:+.3f}, {p}</span></td>'
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-# A task's place in eval.json is its name; these are the places of everything else.
+# A task's key in eval.json is its name; these are the keys of everything else.
 _NOT_TASKS = ("general", "baselines", "comparison", "paired", "examples", "name")
 
 

@@ -49,8 +49,8 @@ class ResultRow:
 
     def shifts(self) -> dict[str, np.ndarray]:
         """How far each kernel's output moved on general text, ``[layers]`` by path, if it was measured."""
-        found = self.values.get("general", {}).get("shift")
-        return {path: np.ravel(ratios) for path, ratios in found.items()} if isinstance(found, dict) else {}
+        shifts = self.values.get("general", {}).get("shift")
+        return {path: np.ravel(ratios) for path, ratios in shifts.items()} if isinstance(shifts, dict) else {}
 
     def forgetting(self, suffix: str = "") -> float | None:
         """How much the loss on general text rose by tuning."""

@@ -79,7 +79,7 @@ def shift_pictures(rows: list[ResultRow]) -> Iterator[str]:
             "|x ΔW| / |x W| on general text, x what the base model gives each kernel: 0 is an output that has not "
             f"moved. The largest, {shifts[largest].max():.1%}, is in {_kernel_label(largest)}.",
         )
-    means = [(row.name, _root_mean_square(found), None) for row in rows if (found := row.shifts())]
+    means = [(row.name, _root_mean_square(shifts_of_row), None) for row in rows if (shifts_of_row := row.shifts())]
     if len(means) > 1:
         yield figure(
             "Output shift of each run",
@@ -187,8 +187,8 @@ def _validation_pictures(records: RunRecords) -> Iterator[str]:
 
 
 def _by_task(records: RunRecords, prefix: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    found = {task_label(key.removeprefix(prefix)): records.series(key) for key in records.keys(prefix)}
-    return {label: series for label, series in found.items() if len(series[0])}
+    series_of = {task_label(key.removeprefix(prefix)): records.series(key) for key in records.keys(prefix)}
+    return {label: series for label, series in series_of.items() if len(series[0])}
 
 
 def _own_name(rows: list[ResultRow]) -> str:
