@@ -58,8 +58,8 @@ def read_config(path: str, known: Mapping[str, Any]) -> str:
     """
     file = Path(path)
     if file.is_dir():
-        found = sorted(entry.name for entry in file.glob("*.y*ml"))
-        there = f"it holds {', '.join(found[:3])}" if found else "give a YAML file"
+        names = sorted(entry.name for entry in file.glob("*.y*ml"))
+        there = f"it holds {', '.join(names[:3])}" if names else "give a YAML file"
         raise ValueError(f"--config {path} is a folder: {there}")
     if not file.exists():
         raise FileNotFoundError(f"--config {path} does not exist")
@@ -268,7 +268,7 @@ def _fields_of(hint: Any) -> list[str]:
 
 def _resolve(node: Any, path: str, folder: Any, is_kept: bool, prefix: str = "") -> None:
     """Rewrites the tree's paths; says where one can be mistaken for another."""
-    for place, (key, value) in enumerate(node.value):
+    for index, (key, value) in enumerate(node.value):
         name = prefix[:-1] if key.tag == _MERGE else prefix + str(key.value)
         if isinstance(value, yaml.MappingNode):
             _resolve(value, path, folder, is_kept, f"{name}." if name else "")
@@ -276,14 +276,14 @@ def _resolve(node: Any, path: str, folder: Any, is_kept: bool, prefix: str = "")
             for merged in value.value:
                 _resolve(merged, path, folder, is_kept, f"{name}." if name else "")
         elif isinstance(value, yaml.ScalarNode) and value.tag.endswith(":str") and is_path(name):
-            found = beside(value.value, folder)
-            node.value[place] = (key, yaml.ScalarNode(value.tag, found, value.start_mark, value.end_mark, '"'))
+            resolved = beside(value.value, folder)
+            node.value[index] = (key, yaml.ScalarNode(value.tag, resolved, value.start_mark, value.end_mark, '"'))
             if is_kept and is_relative(value.value):
                 _say(f"{name} in {path} is relative, as older versions kept it: it begins in the working directory")
-            elif not is_kept and begins_elsewhere(value.value, found):
+            elif not is_kept and begins_elsewhere(value.value, resolved):
                 _say(
-                    f"{name} {value.value!r} is relative to {path}, so it is {found}, which does not exist yet; that "
-                    "of the same name in the working directory is not used"
+                    f"{name} {value.value!r} is relative to {path}, so it is {resolved}, which does not exist yet; "
+                    "that of the same name in the working directory is not used"
                 )
 
 

@@ -59,22 +59,22 @@ def absolute(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
       >>> absolute({"data": {"dir": "/a/b", "seed": 0}, "text": {"train": "pydoc"}})
       {'data': {'dir': '/a/b', 'seed': 0}, 'text': {'train': 'pydoc'}}
     """
-    found: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found[name] = absolute(value, f"{prefix}{name}.")
+            resolved[name] = absolute(value, f"{prefix}{name}.")
         elif isinstance(value, str) and is_path(prefix + name):
-            found[name] = os.path.abspath(value) if is_relative(value) else beside(value, "")
+            resolved[name] = os.path.abspath(value) if is_relative(value) else beside(value, "")
         else:
-            found[name] = value
-    return found
+            resolved[name] = value
+    return resolved
 
 
-def same_place(there: Any, now: Any) -> bool:
+def same_files(there: Any, now: Any) -> bool:
     """Whether two absolute paths name the same files: one that is gone says nothing about what was there.
 
     Example:
-      >>> same_place("/no/such/folder", "/"), same_place("/usr", "/")
+      >>> same_files("/no/such/folder", "/"), same_files("/usr", "/")
       (True, False)
     """
     if not (isinstance(there, str) and isinstance(now, str)) or not (os.path.isabs(there) and os.path.isabs(now)):

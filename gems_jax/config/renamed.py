@@ -35,11 +35,11 @@ def current_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any
       >>> current_values({"data.steps.core": 3})
       {'data.preprocessing.core': 3}
     """
-    found: dict[str, Any] = {}
+    current: dict[str, Any] = {}
     for name, value in values.items():
         now = current_name(prefix + name)[len(prefix) :]
-        found[now] = current_values(value, f"{prefix}{now}.") if isinstance(value, Mapping) else value
-    return found
+        current[now] = current_values(value, f"{prefix}{now}.") if isinstance(value, Mapping) else value
+    return current
 
 
 def current_node(node: Any, old: set[str], prefix: str = "") -> Any:

@@ -405,10 +405,10 @@ def _contradictions(config: Config) -> Iterator[str]:
     local: dict[str, str | None] = {"model.path": config.model.path}
     local |= {"null_space.path": config.null_space.path}
     local |= {"pretrain.tokenizer": config.pretrain.tokenizer, "items.identifiers": config.items.identifiers}
-    local |= {f"evaluate.compare.{name}": place for name, place in config.evaluate.compare.items()}
-    for field_name, place in local.items():
-        if place is not None and is_remote(place):
-            yield f"{field_name} {place} is no path on this machine: name a copy here"
+    local |= {f"evaluate.compare.{name}": path for name, path in config.evaluate.compare.items()}
+    for field_name, path in local.items():
+        if path is not None and is_remote(path):
+            yield f"{field_name} {path} is no path on this machine: name a copy here"
     for task, template in config.items.prompts.items():
         try:
             parse_template(template)

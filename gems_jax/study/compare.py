@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from gems_jax.config.paths import absolute, is_path, same_place
+from gems_jax.config.paths import absolute, is_path, same_files
 from gems_jax.config.renamed import current_values
 from gems_jax.config.run import Config
 from gems_jax.staging import write_json
@@ -81,10 +81,10 @@ def _missing(study: StudyConfig, results: dict[Trial, dict[str, Any]], workdir: 
     """Wanted trials that are not finished; reads those that are into ``results``."""
     while True:
         missing = [trial for trial in wanted_trials(study, results) if trial not in results]
-        found = {trial: result for trial in missing if (result := read_result(workdir, trial)) is not None}
-        if not found:
+        finished = {trial: result for trial in missing if (result := read_result(workdir, trial)) is not None}
+        if not finished:
             return missing
-        results.update(found)  # which may make more trials wanted
+        results.update(finished)  # which may make more trials wanted
 
 
 def _take_method(missing: list[Trial], mine: set[str], claims: contextlib.ExitStack, workdir: Path) -> str | None:
@@ -109,13 +109,13 @@ def _try(
     with claim(workdir / "claims" / f"{trial.method}-{spelled(trial.rates, '-')}-{trial.seed}") as held:
         if not held:
             return False
-        found = read_result(workdir, trial)  # by another process, since it was found missing
-        if found is None:
+        result = read_result(workdir, trial)  # by another process, since it was found missing
+        if result is None:
             print(f"compare: row {len(results) + 1} of {total_trials(study, results)}: {trial}", flush=True)
             look_closer = trial.method in study.main and trial.seed == study.seeds_of(trial.method)[0]
-            found = run_trial(config, trial, shared, workdir, look_closer)
-            print(f"compare: {result_line(trial, found, study.metric)}", flush=True)
-        results[trial] = found
+            result = run_trial(config, trial, shared, workdir, look_closer)
+            print(f"compare: {result_line(trial, result, study.metric)}", flush=True)
+        results[trial] = result
     return True
 
 
@@ -144,7 +144,7 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
     differ = [
         name
         for name in sorted(settings)
-        if not (same_place if is_path(name) else operator.eq)(there.get(name), settings[name])
+        if not (same_files if is_path(name) else operator.eq)(there.get(name), settings[name])
     ]
     if differ:
         shown = shown_differences(there, settings, differ)

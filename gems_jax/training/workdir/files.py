@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gems_jax.config.paths import absolute, is_path, same_place
+from gems_jax.config.paths import absolute, is_path, same_files
 from gems_jax.config.renamed import current_values
 from gems_jax.config.run import Config
 from gems_jax.staging import is_remote, write_text
@@ -60,7 +60,7 @@ def check_config(config: Config, workdir: Path) -> None:
     differ = [
         name
         for name in sorted(set(old) | set(new))
-        if not (same_place if is_path(name) else operator.eq)(old.get(name), new.get(name))
+        if not (same_files if is_path(name) else operator.eq)(old.get(name), new.get(name))
         and not any(name == f or name.startswith(f + ".") for f in free)
     ]
     if differ:
