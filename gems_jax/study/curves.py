@@ -24,13 +24,13 @@ def curves(folder: Path, points: int = _POINTS) -> dict[str, Curve]:
       Key -> ``{"step": [...], "value": [...]}``.
     """
     records = read_records(folder)
-    found: dict[str, Curve] = {}
+    by_key: dict[str, Curve] = {}
     for prefix in _SHOWN:
         for key in records.keys(prefix):
             steps, values = records.series(key)
             if len(steps):
-                found[key] = {"step": _thinned(steps, points), "value": _thinned(values, points)}
-    return found
+                by_key[key] = {"step": _thinned(steps, points), "value": _thinned(values, points)}
+    return by_key
 
 
 def _thinned(values: np.ndarray, points: int) -> list[float]:

@@ -37,10 +37,10 @@ def figures(summary: Mapping[str, Any], tasks: list[str]) -> Iterator[Picture]:
 def _plane(done: list[dict[str, Any]], tasks: list[str], budget: float | None) -> Picture:
     points = []
     for method in done:
-        found, within = [(method["label"], method)], method.get("within_budget")
+        entries, within = [(method["label"], method)], method.get("within_budget")
         if within and rates_of(within) != rates_of(method):
-            found.append((f"{method['label']} within {budget:g}", within))
-        for label, entry in found:
+            entries.append((f"{method['label']} within {budget:g}", within))
+        for label, entry in entries:
             x, y = (entry["numbers"][f"test/{task}/ndcg@10"]["mean"] for task in tasks[:2])
             points.append((label, x, y, entry["numbers"]["general/forgetting"]["mean"]))
     labels = tuple(f"{task_label(task)}, ndcg@10" for task in tasks[:2])
@@ -60,8 +60,8 @@ def _conflicts(main: list[dict[str, Any]], tasks: list[str]) -> Iterator[Picture
     groups: dict[str, Lines] = {}
     for i, first in enumerate(tasks):
         for second in tasks[i + 1 :]:
-            found = {m["label"]: _curve(m, f"conflict/{first}-{second}") for m in main}
-            lines = {label: curve for label, curve in found.items() if curve}
+            cosines = {m["label"]: _curve(m, f"conflict/{first}-{second}") for m in main}
+            lines = {label: curve for label, curve in cosines.items() if curve}
             if lines:
                 groups[f"{task_label(first)} and {task_label(second).lower()}"] = lines
     if groups:
@@ -74,8 +74,8 @@ def _conflicts(main: list[dict[str, Any]], tasks: list[str]) -> Iterator[Picture
 
 
 def _by_task(method: Mapping[str, Any], prefix: str, names: list[str]) -> dict[str, tuple[list[float], list[float]]]:
-    found = {("Shared" if n == "shared" else task_label(n)): _curve(method, prefix + n) for n in names}
-    return {label: curve for label, curve in found.items() if curve}
+    by_label = {("Shared" if n == "shared" else task_label(n)): _curve(method, prefix + n) for n in names}
+    return {label: curve for label, curve in by_label.items() if curve}
 
 
 def _gates(done: list[dict[str, Any]], tasks: list[str]) -> Iterator[Picture]:

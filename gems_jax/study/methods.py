@@ -112,10 +112,10 @@ def configured(config: Config, name: str, rates: Rates, seed: int, width: int) -
     made = changed(dataclasses.replace(made, name=method.label), method.changes)
     if method.whole_rank and isinstance(made.gems.rank, float):
         made = changed(made, {"gems.rank": max(1, round(made.gems.rank * width))})
-    return changed(made, {"null_space.path": _place(config, made)})
+    return changed(made, {"null_space.path": _null_space_path(config, made)})
 
 
-def _place(config: Config, made: Config) -> str:
+def _null_space_path(config: Config, made: Config) -> str:
     """Where a run's null space lies: the study's own, or one of another rule beside it."""
     given, wanted = config.null_space, made.null_space
     rule = ("side", "energy", "rank", "threshold", "min_share")

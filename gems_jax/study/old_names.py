@@ -13,7 +13,7 @@ RENAMED = {
 }
 
 
-def in_today_s_names(found: Any) -> Any:
+def in_today_s_names(values: Any) -> Any:
     """JSON values with every old key replaced by its new one, which a warning tells.
 
     Example:
@@ -24,15 +24,15 @@ def in_today_s_names(found: Any) -> Any:
       ({'general': {'forgetting': 0.5}}, 'results of an earlier version: rise is called forgetting now')
     """
     old: set[str] = set()
-    renamed = _renamed(found, old)
+    renamed = _renamed(values, old)
     if old:
         pairs = ", ".join(f"{name} is called {RENAMED[name]} now" for name in sorted(old))
         warnings.warn(f"results of an earlier version: {pairs}", stacklevel=3)
     return renamed
 
 
-def _renamed(found: Any, old: set[str]) -> Any:
-    if isinstance(found, dict):
-        old |= set(found) & set(RENAMED)
-        return {RENAMED.get(name, name): _renamed(value, old) for name, value in found.items()}
-    return [_renamed(value, old) for value in found] if isinstance(found, list) else found
+def _renamed(values: Any, old: set[str]) -> Any:
+    if isinstance(values, dict):
+        old |= set(values) & set(RENAMED)
+        return {RENAMED.get(name, name): _renamed(value, old) for name, value in values.items()}
+    return [_renamed(value, old) for value in values] if isinstance(values, list) else values

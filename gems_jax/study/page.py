@@ -163,10 +163,10 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
 
 def _verdict(summary: Mapping[str, Any], tasks: list[str]) -> str:
     """GEMS beside joint AdamW in words, each word following from a number."""
-    found, (reference, _) = {m["name"]: m for m in summary["methods"] if "numbers" in m}, reference_of(summary)
-    if reference == "gems" or not {"gems", reference} <= set(found):
+    finished, (reference, _) = {m["name"]: m for m in summary["methods"] if "numbers" in m}, reference_of(summary)
+    if reference == "gems" or not {"gems", reference} <= set(finished):
         return ""
-    return _beside(found["gems"], found["gems"]["label"], summary, tasks)
+    return _beside(finished["gems"], finished["gems"]["label"], summary, tasks)
 
 
 def _beside(ours: Mapping[str, Any], label: str, summary: Mapping[str, Any], tasks: list[str]) -> str:
@@ -192,31 +192,31 @@ def _budget(summary: Mapping[str, Any], tasks: list[str]) -> list[str]:
     study, (reference, label) = summary["study"], reference_of(summary)
     if study.get("forgetting_allowed") is None:
         return []
-    found = {m["name"]: m["within_budget"] for m in summary["methods"] if "within_budget" in m}
+    within = {m["name"]: m["within_budget"] for m in summary["methods"] if "within_budget" in m}
     searched = [m for m in summary["methods"] if m["learning_rate"] is not None and m["name"] != reference]
-    nothing = [m["label"] for m in searched if m["name"] not in found]
+    nothing = [m["label"] for m in searched if m["name"] not in within]
     return [
         f"## Within {study['budget']:g} of what {label} forgets",
         budget_table(summary, tasks),
         f"Of the grid's runs whose loss on general text rises by at most {study['forgetting_allowed']:.2f}, "
         f"{study['budget']:g} of the mean forgetting of {label}, the best of each method on validation rows, run with "
         "its seeds; marks as above." + (f" No such run: {', '.join(nothing)}." if nothing else ""),
-        *([_beside(found["gems"], study_methods()["gems"].label, summary, tasks)] if "gems" in found else []),
+        *([_beside(within["gems"], study_methods()["gems"].label, summary, tasks)] if "gems" in within else []),
     ]
 
 
 def _made_by(summary: Mapping[str, Any], name: str) -> str:
     lines = [f"```\n{summary['command']}\ngems-jax compare --results study.json --page docs/{name}\n```"]
-    places = summary["circumstances"]
-    for place in places:
-        where = place["where"]
+    circumstances = summary["circumstances"]
+    for entry in circumstances:
+        where = entry["where"]
         versions = ", ".join(f"{n} {v}" for n, v in where.get("versions", {}).items())
         text = (
             f"{where.get('machine', 'unknown machine')}, {where.get('device', 'unknown device')}; Python "
             f"{where.get('python', '?')}, {versions}; {where.get('date', 'no date')}."
         )
-        if len(places) > 1:
-            runs = f"{place['rows']} run{'' if place['rows'] == 1 else 's'}"
-            text = f"{', '.join(study_methods()[m].label for m in place['methods'])} ({runs}): {text}"
+        if len(circumstances) > 1:
+            runs = f"{entry['rows']} run{'' if entry['rows'] == 1 else 's'}"
+            text = f"{', '.join(study_methods()[m].label for m in entry['methods'])} ({runs}): {text}"
         lines.append(text)
     return "\n\n".join(lines)

@@ -61,9 +61,9 @@ def plane(points: Sequence[tuple[str, float, float, float]], labels: tuple[str, 
             linewidths=0.6,
             zorder=3,
         )
-        for place, numbers in _together(x, y).items():
+        for point, numbers in _together(x, y).items():
             text = ", ".join(str(number + 1) for number in numbers)
-            axes.annotate(text, place, xytext=(6, 4), textcoords="offset points", fontsize=9)
+            axes.annotate(text, point, xytext=(6, 4), textcoords="offset points", fontsize=9)
         handles = [matplotlib.lines.Line2D([], [], linestyle="none") for _ in points]
         names = [f"{number}  {point[0]}: {point[3]:+.2g}" for number, point in enumerate(points, 1)]
         for columns in (3, 2):
@@ -107,8 +107,8 @@ def panels(
         labels = list(dict.fromkeys(label for lines in groups.values() for label in lines))
         colours = {label: _COLOURS[i % len(_COLOURS)] for i, label in enumerate(labels)}
         first: Axes | None = None
-        for place, (title, lines) in enumerate(groups.items()):
-            axes = figure.add_subplot(-(-count // 3), min(count, 3), place + 1, sharey=first)
+        for index, (title, lines) in enumerate(groups.items()):
+            axes = figure.add_subplot(-(-count // 3), min(count, 3), index + 1, sharey=first)
             first = first or axes
             for label, (x, y) in lines.items():
                 axes.plot(
@@ -144,11 +144,11 @@ def _norm(forgetting: np.ndarray) -> matplotlib.colors.Normalize:
 
 
 def _together(x: np.ndarray, y: np.ndarray) -> dict[tuple[float, float], list[int]]:
-    """Points that lie on each other by the first one's place: one text for all of them."""
+    """Points that lie on each other, by the position of the first: one text for all of them."""
     near = np.array([np.ptp(x), np.ptp(y)]) / 40 + 1e-12
     groups: dict[tuple[float, float], list[int]] = {}
-    for number, place in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
-        first = next((p for p in groups if np.all(np.abs(np.subtract(p, place)) <= near)), place)
+    for number, point in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
+        first = next((p for p in groups if np.all(np.abs(np.subtract(p, point)) <= near)), point)
         groups.setdefault(first, []).append(number)
     return groups
 

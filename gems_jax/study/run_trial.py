@@ -97,9 +97,9 @@ def measured(config: Config, shared: Shared, tuned: Any, folder: Path) -> dict[s
     drift = general_drift(assets.model, tuned, shared.text, shift=shared.shift(config))
     if not math.isfinite(drift["loss"]):
         return {"diverged": f"the loss on general text is {drift['loss']}"}
-    found: dict[str, Any] = {"general": drift}
+    measurements: dict[str, Any] = {"general": drift}
     for split, tables in shared.tables.items():
-        found[split] = evaluate_ranking(
+        measurements[split] = evaluate_ranking(
             tuned,
             assets.items,
             tables,
@@ -110,7 +110,7 @@ def measured(config: Config, shared: Shared, tuned: Any, folder: Path) -> dict[s
             samples=0,
             save_to=folder if split == "test" else None,
         )
-    return found | {"evaluate_seconds": time.perf_counter() - begin}
+    return measurements | {"evaluate_seconds": time.perf_counter() - begin}
 
 
 def optimiser_bytes(config: Config, assets: Assets, null_space: Any) -> int:
@@ -145,6 +145,6 @@ def result_line(trial: Trial, result: Mapping[str, Any], metric: str) -> str:
     """
     if "valid" not in result:
         return f"{trial}: diverged, {result['seconds']:.0f} s"
-    tasks = " ".join(f"{task} {found[metric]:.3f}" for task, found in result["valid"].items())
+    tasks = " ".join(f"{task} {metrics[metric]:.3f}" for task, metrics in result["valid"].items())
     forgetting = result["general"]["forgetting"]
     return f"{trial}: valid {metric} {tasks}, general loss {forgetting:+.3f}, {result['seconds']:.0f} s"

@@ -125,7 +125,7 @@ class Shared:
             return dict(json.loads(path.read_text(encoding="utf-8")))
 
     def _measure_base(self, tokenizer: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        measurements: dict[str, Any] = {
             "general": general_loss(self.model, self.text),
             "general_with_items": general_loss(self.assets(self._config).model, self.text),
             "rankers": simple_rankers(self.dataset, self.tables["test"], samples=0),
@@ -133,8 +133,8 @@ class Shared:
         # Span corruption has targets of single pieces of the text, which a unigram model can guess at.
         tokens = token_stream(read_lines(self._config.text.train, "train", self._config.text.field), tokenizer)
         vocab_size = int(self.model.config.vocab_size)
-        found["unigram_loss"] = unigram_loss(tokens, list(self.text), vocab_size)
-        return found
+        measurements["unigram_loss"] = unigram_loss(tokens, list(self.text), vocab_size)
+        return measurements
 
 
 def valid_tables(dataset: Dataset, rows: int) -> dict[str, Table]:

@@ -38,15 +38,15 @@ def gradient_spectra(
     """
     graphdef, params, frozen = split_model(model, changed(config, {"train.method": "adamw"}))
     grads = _gradients(graphdef, config.train.loss_vocabulary, params, frozen, dict(batch))
-    found: dict[str, list[np.ndarray]] = {name: [] for name in ("shared", *tasks)}
+    captured_shares: dict[str, list[np.ndarray]] = {name: [] for name in ("shared", *tasks)}
     specs = matrix_specs(params, stacked_matrix_dims)
     for spec, (path, leaf) in zip(specs, jax.tree_util.tree_leaves_with_path(grads), strict=True):
         if spec is None or not leaf_path(path).endswith("kernel"):
             continue
         matrices = np.asarray(spec.to_matrices(leaf, 1), np.float64)  # [T, layers, in, out]
         for name, stack in zip(("shared", *tasks), (matrices.mean(axis=0), *matrices), strict=True):
-            found[name] += [captured(matrix, shares) for matrix in stack if np.any(matrix)]
-    means = {name: np.mean(values, axis=0).round(5).tolist() for name, values in found.items() if values}
+            captured_shares[name] += [captured(matrix, shares) for matrix in stack if np.any(matrix)]
+    means = {name: np.mean(values, axis=0).round(5).tolist() for name, values in captured_shares.items() if values}
     return {"share": list(shares)} | means
 
 

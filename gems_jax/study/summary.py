@@ -50,14 +50,14 @@ def summarise_study(
             "seed": trial.seed,
             "chosen": trial in finals[trial.method],
         }
-        | _row_numbers(found)
-        for trial, found in sorted(results.items())
+        | _row_numbers(result)
+        for trial, result in sorted(results.items())
         if trial.method in finals
     ]
     summary: dict[str, Any] = {
         "format": 1,
         "command": command,
-        "circumstances": _places(shown, results),
+        "circumstances": _circumstances(shown, results),
         "settings": as_json(config),
         "study": {
             "methods": list(study.names()), "main": list(study.main), "seeds": study.seeds,
@@ -95,30 +95,30 @@ def summarise_study(
     return summary
 
 
-def _choice(rates: Rates | None, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _choice(rates: Rates | None, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Chosen learning rates and, of the finished trials that they were run with, means and spreads."""
     rate, items = rates or (None, None)
     entry: dict[str, Any] = {"learning_rate": rate, "item_learning_rate": items}
-    if found:
-        costs, entry["timed_on"] = _costs(found)
-        entry["numbers"] = spread([_flat(_row_numbers(one)) for one in found]) | costs
+    if trials:
+        costs, entry["timed_on"] = _costs(trials)
+        entry["numbers"] = spread([_flat(_row_numbers(one)) for one in trials]) | costs
     return entry
 
 
-def _places(finals: Mapping[str, Sequence[Trial]], results: Results) -> list[dict[str, Any]]:
+def _circumstances(finals: Mapping[str, Sequence[Trial]], results: Results) -> list[dict[str, Any]]:
     """Where and when the final trials were run: circumstances, each once, with the methods and the number of trials."""
-    places: list[dict[str, Any]] = []
+    circumstances: list[dict[str, Any]] = []
     for method, trials in finals.items():
         for trial in trials:
             where = dict(results[trial].get("circumstances", {}))
-            known = next((place for place in places if place["where"] == where), None)
+            known = next((entry for entry in circumstances if entry["where"] == where), None)
             if known is None:
                 known = {"where": where, "methods": [], "rows": 0}
-                places.append(known)
+                circumstances.append(known)
             known["rows"] += 1
             if method not in known["methods"]:
                 known["methods"].append(method)
-    return places
+    return circumstances
 
 
 def _final_trials(study: StudyConfig, results: Results, method: str, rates: Rates | None) -> list[Trial]:
@@ -128,27 +128,29 @@ def _final_trials(study: StudyConfig, results: Results, method: str, rates: Rate
     return [trial for trial in trials if "test" in results.get(trial, {})]
 
 
-def _row_numbers(found: Mapping[str, Any]) -> dict[str, Any]:
+def _row_numbers(result: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's numbers, without curves and settings; the layers' output shifts as their mean."""
-    kept = {key: found[key] for key in ("diverged", "resumed", *_NUMBERS) if key in found}
+    kept = {key: result[key] for key in ("diverged", "resumed", *_NUMBERS) if key in result}
     for split in ("valid", "test"):
-        if split in found:  # the released code's variants stay with the trial
+        if split in result:  # the released code's variants stay with the trial
             kept[split] = {
                 task: {name: value for name, value in values.items() if not name.startswith("released_")}
-                for task, values in found[split].items()
+                for task, values in result[split].items()
             }
-    if "general" in found:
-        general = dict(found["general"])
+    if "general" in result:
+        general = dict(result["general"])
         shifts = [np.ravel(value) for value in general.pop("shift", {}).values()]
         kept["general"] = general | ({"shift": float(np.mean(np.concatenate(shifts)))} if shifts else {})
     return kept
 
 
-def _costs(found: Sequence[Mapping[str, Any]]) -> tuple[dict[str, dict[str, float | None]], str]:
+def _costs(trials: Sequence[Mapping[str, Any]]) -> tuple[dict[str, dict[str, float | None]], str]:
     """Times and memory, over the trials that ran where most of a method's did; and where that was."""
-    places = [(where.get("machine"), where.get("device")) for where in (one.get("circumstances", {}) for one in found)]
-    most = statistics.mode(places)
-    there = [one for one, place in zip(found, places, strict=True) if place == most]
+    machines = [
+        (where.get("machine"), where.get("device")) for where in (one.get("circumstances", {}) for one in trials)
+    ]
+    most = statistics.mode(machines)
+    there = [one for one, machine in zip(trials, machines, strict=True) if machine == most]
     costs = spread([_flat({name: one[name] for name in _COSTS if name in one}) for one in there])
     return costs, ", ".join(str(part) for part in most if part)
 
@@ -173,11 +175,11 @@ def spread(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | N
       {'a': {'mean': 1.0, 'sd': None}}
     """
     shared = [name for name in rows[0] if all(name in row for row in rows)]
-    found: dict[str, dict[str, float | None]] = {}
+    spreads: dict[str, dict[str, float | None]] = {}
     for name in shared:
         values = np.array([row[name] for row in rows])
-        found[name] = {"mean": float(values.mean()), "sd": float(values.std(ddof=1)) if len(values) > 1 else None}
-    return found
+        spreads[name] = {"mean": float(values.mean()), "sd": float(values.std(ddof=1)) if len(values) > 1 else None}
+    return spreads
 
 
 def add_significance(
@@ -206,11 +208,11 @@ def add_significance(
                 (a, users), (b, _) = (
                     _mean_of_rows(trials, seeds, task, metric, workdir) for trials in (own, reference)
                 )
-                found = paired_test(a, b, users)._asdict() | {"seeds": len(seeds)}
-                entry.setdefault("against", {})[f"{task}/{metric}"] = found
-                tested.append(found)
-            for found, corrected in zip(tested, holm([one["p_value"] for one in tested]), strict=True):
-                found["p_corrected"] = corrected
+                test_result = paired_test(a, b, users)._asdict() | {"seeds": len(seeds)}
+                entry.setdefault("against", {})[f"{task}/{metric}"] = test_result
+                tested.append(test_result)
+            for test_result, corrected in zip(tested, holm([one["p_value"] for one in tested]), strict=True):
+                test_result["p_corrected"] = corrected
 
 
 def _mean_of_rows(
@@ -233,8 +235,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
       [0.06, 0.03, 0.06]
     """
     corrected, highest = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(np.argsort(p_values, kind="stable")):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = highest
     return corrected
 

@@ -36,9 +36,9 @@ def summary_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     head = ["", "learning rate", "seeds", *(f"{task_label(t)} {m}" for t in tasks for m in _SHOWN)]
     head += ["forgetting", "same choice", "seconds a run", "optimiser, MiB"]
     rows = []
-    for name, found in summary["base"].get("rankers", {}).items():
-        if found:
-            cells = [f"{found[t][m]:.3f}" if m in found.get(t, {}) else _NONE for t in tasks for m in _SHOWN]
+    for name, measured in summary["base"].get("rankers", {}).items():
+        if measured:
+            cells = [f"{measured[t][m]:.3f}" if m in measured.get(t, {}) else _NONE for t in tasks for m in _SHOWN]
             rows.append([_RANKERS.get(name, name), _NONE, _NONE, *cells, *[_NONE] * 4])
     finished = [method for method in summary["methods"] if "numbers" in method]
     # Times are comparable on one machine alone: that of the most methods.
@@ -140,13 +140,13 @@ def comparison_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
 def grid_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     """Validation results and general loss of all learning rates."""
     study = summary["study"]
-    found = {(row["method"], rates_of(row), row["seed"]): row for row in summary["rows"]}
+    row_of = {(row["method"], rates_of(row), row["seed"]): row for row in summary["rows"]}
     grid = StudyConfig(grid=tuple(study["grid"]), item_grid=tuple(study.get("item_grid", ()))).rates()
     rows = []
     for method in summary["methods"]:
         cells = []
         for rates in grid:
-            row = found.get((method["name"], rates, 0))
+            row = row_of.get((method["name"], rates, 0))
             cells.append(_grid_cell(row, tasks, study["metric"], rates == rates_of(method)))
         rows.append([method["label"], *cells])
     return markdown_table(["", *map(spelled, grid)], rows)

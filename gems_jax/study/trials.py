@@ -81,7 +81,7 @@ def validation_score(result: Mapping[str, Any], metric: str) -> float:
     """Mean of a metric over tasks on validation rows; -inf of a run that diverged."""
     if "valid" not in result:
         return -np.inf
-    return float(np.mean([found[metric] for found in result["valid"].values()]))
+    return float(np.mean([metrics[metric] for metrics in result["valid"].values()]))
 
 
 def chosen_rates(study: StudyConfig, results: Results, method: str) -> Rates | None:
@@ -166,7 +166,7 @@ def wanted_trials(study: StudyConfig, results: Results) -> list[Trial]:
         chosen = [(name, _by_score(study, results, name)[:1]) for name in group]
         tried = [(name, _budget_trials(study, results, name)[0]) for name in group]
         for kind in (chosen, tried):
-            kept = [_seed_trials(study, name, rates)[1:] for name, found in kind for rates in found]
+            kept = [_seed_trials(study, name, rates)[1:] for name, all_rates in kind for rates in all_rates]
             # Seed after seed, each with all methods.
             trials += [trial for turn in itertools.zip_longest(*kept) for trial in turn if trial is not None]
     return list(dict.fromkeys(trials))
