@@ -88,16 +88,16 @@ def config_of(options: Any) -> Config:
 
 def _with_paths(section: Any, prefix: str) -> Any:
     """A section whose paths do not begin with ``~`` any more: of ``--data.dir=~/data`` the shell leaves it."""
-    found: dict[str, Any] = {}
+    expanded: dict[str, Any] = {}
     for entry in dataclasses.fields(section):
         name, value = prefix + entry.name, getattr(section, entry.name)
         if dataclasses.is_dataclass(value):
-            found[entry.name] = _with_paths(value, name + ".")
+            expanded[entry.name] = _with_paths(value, name + ".")
         elif is_path(name) and isinstance(value, str):
-            found[entry.name] = beside(value, "")
+            expanded[entry.name] = beside(value, "")
         elif isinstance(value, dict) and name in PATHS:
-            found[entry.name] = {key: beside(each, "") for key, each in value.items()}
-    return dataclasses.replace(section, **found)
+            expanded[entry.name] = {key: beside(each, "") for key, each in value.items()}
+    return dataclasses.replace(section, **expanded)
 
 
 def _parser(argv: list[str], commands: Mapping[str, str]) -> tuple[ArgumentParser, dict[str, Any]]:
@@ -163,8 +163,8 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
 
 def _current_words(words: list[str]) -> list[str]:
     """The words by today's names of fields, in the values of sections, too; says which were old."""
-    found, old = list(words), set[str]()
-    for place, word in enumerate(words):
+    current, old = list(words), set[str]()
+    for index, word in enumerate(words):
         if word == "--":
             break
         if not word.startswith("--"):
@@ -172,13 +172,13 @@ def _current_words(words: list[str]) -> list[str]:
         name, joined, value = word[2:].partition("=")
         old |= set(old_names(name))
         if joined:
-            found[place] = f"--{current_name(name)}={_current_value(value, name, old)}"
+            current[index] = f"--{current_name(name)}={_current_value(value, name, old)}"
         else:
-            found[place] = f"--{current_name(name)}"
-            if place + 1 < len(words):
-                found[place + 1] = _current_value(words[place + 1], name, old)
+            current[index] = f"--{current_name(name)}"
+            if index + 1 < len(words):
+                current[index + 1] = _current_value(words[index + 1], name, old)
     say_renamed(old, "the command line")
-    return found
+    return current
 
 
 def _current_value(value: str, name: str, old: set[str]) -> str:
@@ -202,13 +202,13 @@ def _check_fields(words: list[str], known: Mapping[str, Any]) -> None:
       ValueError: what is wrong with any of them.
     """
     wrong: list[str] = []
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         name, joined, value = word.removeprefix("--").partition("=")
         hint = _type_of(name, known) if word.startswith("--") else None
         if hint is None:
             continue
         if not joined:
-            value = words[place + 1] if place + 1 < len(words) else ""
+            value = words[index + 1] if index + 1 < len(words) else ""
         section = section_of(hint)
         if section is not None and value not in ("null", ""):
             checked_node(value, f"--{name}", hints_of(section), name + ".")

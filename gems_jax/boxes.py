@@ -77,7 +77,7 @@ def map_with_path(
 
 
 def is_like(tree: PyTree, treedef: Any) -> bool:
-    """Whether a tree has this structure, with anything in the place of its leaves."""
+    """Whether a tree has this structure, with anything as its leaves."""
     try:
         treedef.flatten_up_to(tree)
     except (ValueError, TypeError):
@@ -86,7 +86,7 @@ def is_like(tree: PyTree, treedef: Any) -> bool:
 
 
 def open_if_alone(params: PyTree) -> PyTree:
-    """Parameters that are a single box, without it: in a state nothing would show which arrays are of their place."""
+    """Parameters that are a single box, without it: nothing in a state would tell which arrays belong to it."""
     return unboxed(params) if is_box(params) else params
 
 

@@ -66,21 +66,21 @@ def damage(folder: Path, names: Sequence[str] | None = None, others: bool = Fals
     chosen = list(sizes)
     if names is not None:
         belonging = {name: [one for one in sizes if one == name or one.startswith(f"{name}/")] for name in names}
-        for name, found_names in belonging.items():
-            if not found_names:
+        for name, stored_names in belonging.items():
+            if not stored_names:
                 return f"{name} was not written with it"
-        chosen = [one for found_names in belonging.values() for one in found_names]
+        chosen = [one for stored_names in belonging.values() for one in stored_names]
     for name in chosen:
         if not (folder / name).is_file():
             return f"{name} is missing"
-        found = _size(folder / name)
-        if found != sizes[name]:
-            return f"{name} has {found:,} bytes of {sizes[name]:,}"
+        size = _size(folder / name)
+        if size != sizes[name]:
+            return f"{name} has {size:,} bytes of {sizes[name]:,}"
     unknown = sorted(set(files_of(folder)) - set(sizes)) if names is None and not others else []
     if unknown:
         return f"{unknown[0]} was not written with it"
-    for name, found_sum in sums_of(folder, chosen).items():
-        if found_sum != sums[name]:
+    for name, current_sum in sums_of(folder, chosen).items():
+        if current_sum != sums[name]:
             return f"{name} has other content than was written"
     return None
 
@@ -108,27 +108,27 @@ def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
       ValueError: a key stands there twice.
     """
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
         raise ValueError(f"{twice!r} stands there twice")
-    return found
+    return entries
 
 
 def _size(path: Path) -> int:
-    found: Any = path.stat()
-    return int(found.length if is_remote(path) else found.st_size)
+    status: Any = path.stat()
+    return int(status.length if is_remote(path) else status.st_size)
 
 
 def sums_of(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """SHA-256 of some files of a folder, 64 hexadecimal digits each, by relative path."""
 
     def of(name: str) -> str:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         with (folder / name).open("rb") as file:
             while part := file.read(2**20):
-                found.update(part)
-        return found.hexdigest()
+                digest.update(part)
+        return digest.hexdigest()
 
     # Hashing releases the interpreter's lock.
     with ThreadPoolExecutor(min(4, max(1, len(names)))) as pool:

@@ -107,9 +107,9 @@ def _pretrain(options: Any) -> int:
     from gems_jax.training.pretrain import pretrain
 
     config = _config(options)
-    place = options.out or config.model.path
-    check_writable(place, "--out" if options.out else "model.path")
-    out = Path(place)
+    path = options.out or config.model.path
+    check_writable(path, "--out" if options.out else "model.path")
+    out = Path(path)
     if (out / "config.json").is_file():
         print(f"pretrain: there is a model in {out} already; remove the folder to make another")
         return 0
@@ -271,7 +271,7 @@ def _find(options: Any) -> int:
     check_task(dataset, task)
     if task not in config.items.prompts:
         raise ValueError(f"this run has no task {task!r} (items.prompts has {', '.join(config.items.prompts)})")
-    found = top_items(
+    results = top_items(
         load_tuned(config, assets, workdir),
         assets.tokenizer,
         dataset,
@@ -285,7 +285,7 @@ def _find(options: Any) -> int:
         vocabulary=config.train.loss_vocabulary,
         say=lambda line: print(f"{'search' if query else 'recommend'}: {line}", file=sys.stderr),
     )
-    print(as_lines(found))
+    print(as_lines(results))
     return 0
 
 

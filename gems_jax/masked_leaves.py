@@ -88,11 +88,11 @@ def warn_of_stacked_leaves(updates: PyTree, name: str) -> None:
       name: of the transform, for the warning.
     """
     part = _part_of(updates)
-    found = next((p for p in reversed(_partitions) if part in p.parts), None) if part.masked else None
-    if found is None:
+    partition = next((p for p in reversed(_partitions) if part in p.parts), None) if part.masked else None
+    if partition is None:
         return
-    found.complete = True
-    unmerged = found.unmerged(part)
+    partition.complete = True
+    unmerged = partition.unmerged(part)
     if unmerged:
         shown = ", ".join(repr(path) for path in unmerged[:_SHOWN])
         more = f" and {len(unmerged) - _SHOWN} more" if len(unmerged) > _SHOWN else ""

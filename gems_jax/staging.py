@@ -32,8 +32,8 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         return Path(path)
     from etils import epath
 
-    found: Any = epath.Path(path)
-    return found
+    remote_path: Any = epath.Path(path)
+    return remote_path
 
 
 def escaped(text: str) -> str:
@@ -112,13 +112,13 @@ def check_writable(path: str | os.PathLike[str], what: str) -> None:
     """
     if is_remote(path):
         raise ValueError(f"{what} {path} is on an object store: give a folder on this machine, and copy it from there")
-    place = Path(os.path.realpath(path))
-    while not os.path.lexists(place):
-        place = place.parent
+    base = Path(os.path.realpath(path))
+    while not os.path.lexists(base):
+        base = base.parent
     try:
-        fresh_folder(place / "try").rmdir()
+        fresh_folder(base / "try").rmdir()
     except OSError as error:
-        raise OSError(f"{what} {path} cannot be written ({place}: {error.strerror}): choose another folder") from None
+        raise OSError(f"{what} {path} cannot be written ({base}: {error.strerror}): choose another folder") from None
 
 
 def files_in(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
@@ -185,6 +185,6 @@ def remove_folder(folder: Path) -> None:
     if not is_remote(folder):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    found: Any = folder
+    remote_folder: Any = folder
     with contextlib.suppress(OSError):
-        found.rmtree(missing_ok=True)
+        remote_folder.rmtree(missing_ok=True)

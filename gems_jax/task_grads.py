@@ -100,8 +100,8 @@ def _num_tasks(task_batch: PyTree) -> int:
     if not sizes:
         raise ValueError("the task batch has no leaves; expected arrays [T, B, ...]")
     if len(sizes) > 1:
-        found = ", ".join(f"{size} in {name!r}" for size, name in sizes.items())
-        raise ValueError(f"batch leaves disagree on the number of tasks: {found}; the leading axis is the task")
+        shown = ", ".join(f"{size} in {name!r}" for size, name in sizes.items())
+        raise ValueError(f"batch leaves disagree on the number of tasks: {shown}; the leading axis is the task")
     return next(iter(sizes))
 
 
