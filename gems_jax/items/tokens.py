@@ -83,8 +83,8 @@ def item_token(item_id: str) -> str:
 def add_item_tokens(tokenizer: Any, item_ids: Sequence[str], vocab_size: int | None = None) -> list[int]:
     """Adds one token for each item to a tokenizer, in place.
 
-    The tokens take the spaces around them along, so that between the tokens of a history of items no other
-    token stands.
+    A token takes the spaces before it along, so that between the tokens of a history of items no other token stands.
+    A word behind it keeps its space, with which byte-level tokenizers spell it as in any text.
 
     Args:
       tokenizer: a Hugging Face tokenizer.
@@ -130,7 +130,7 @@ def _add_tokens(tokenizer: Any, tokens: Sequence[str], vocab_size: int | None) -
         )
     unused = [f"<unused_{number}>" for number in range(size, start)]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in unused])
-    tokenizer.add_tokens([AddedToken(token, lstrip=True, rstrip=True, normalized=False) for token in tokens])
+    tokenizer.add_tokens([AddedToken(token, lstrip=True, normalized=False) for token in tokens])
     ids = tokenizer.convert_tokens_to_ids(list(tokens))
     if list(ids) != list(range(start, start + len(tokens))):
         raise ValueError(
@@ -206,7 +206,7 @@ def add_identifier_tokens(
 ) -> ItemIndex:
     """Adds the tokens that identifiers consist of to a tokenizer, in place, each once, in the order of their text.
 
-    Like those of `add_item_tokens` they take the spaces around them along.
+    Like those of `add_item_tokens` they take the spaces before them along.
 
     Args:
       tokenizer: a Hugging Face tokenizer.

@@ -162,7 +162,7 @@ def _text(table: Table, row: int, template: str, items: ItemIndex, tokenizer: An
 def _prompts(config: Config, model_config: Any, layout: Layout) -> dict[str, Any]:
     return {
         "family": layout,
-        "templates": {task: template.strip() for task, template in config.items.prompts.items()},
+        "templates": dict(config.items.prompts),
         "max_length": config.items.max_length,
         "vocabulary": config.train.loss_vocabulary,
         "first_item_token_id": model_config.vocab_size,

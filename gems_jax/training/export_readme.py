@@ -1,5 +1,7 @@
 """The README.md of an exported folder: how to ask the model, with a program that ranks as the run does."""
 
+import json
+
 from gems_jax.config.run import Config
 from gems_jax.models.family import Layout
 
@@ -15,13 +17,14 @@ Tuned with `gems-jax`; a Hugging Face folder of {family} weights.
 | `config.json`, `model.safetensors`, `tokenizer.json`, ... | as transformers reads them |
 
 ## Prompts
+As JSON strings, in which `\\n` is a line break:
 {templates}
 
 `{{history}}` stands for the user's items, oldest first: the tokens of each item, items separated by a space.
-`{{query}}` stands for the words of a search. Spaces at the ends of the query and of the prompt do not count. A prompt
-has at most {max_length} tokens{counted}: of longer histories the oldest items are left out. `tokenizer(prompt)` gives
-the tokens of training{end}. {agreement} A query that
-spells the name of a token, such as an item's, was letters in training and is that token here: leave such names out.
+`{{query}}` stands for the words of a search without the spaces at their ends; all other spaces count. A prompt has at
+most {max_length} tokens{counted}: of longer histories the oldest items are left out. `tokenizer(prompt)` gives the
+tokens of training{end}. {agreement} A query that spells the
+name of a token, such as an item's, was letters in training and is that token here: leave such names out.
 
 The answer is the item's tokens, then the end token. An item's score is the mean of the log-probabilities of these
 tokens, over {vocabulary}.
@@ -47,7 +50,7 @@ def prompt(prompts, items, task, history, query=""):
     \"\"\"The text of a task's prompt; history: item ids, oldest first.\"\"\"
     tokens = {{item["item_id"]: "".join(item["tokens"]) for item in items}}
     history = " ".join(tokens[item] for item in history)
-    return prompts["templates"][task].format(history=history, query=query.strip()).strip()
+    return prompts["templates"][task].format(history=history, query=query.strip())
 
 
 @torch.no_grad()
@@ -116,7 +119,8 @@ def readme(config: Config, layout: Layout, unlike: int, tried: int) -> str:
       >>> "search: {query} history: {history} found:" in readme(Config(), "decoder", 0, 10)
       True
     """
-    templates = "\n".join(f"- `{task}`: `{template.strip()}`" for task, template in config.items.prompts.items())
+    prompts = config.items.prompts.items()
+    templates = "\n".join(f"- `{task}`: `{json.dumps(text, ensure_ascii=False)}`" for task, text in prompts)
     agreement = f"In {tried - unlike} of {tried} prompts of the dataset this was compared and is so"
     agreement += f"; in {unlike} it is not." if unlike else "."
     return _TEXT.format(

@@ -45,7 +45,7 @@ def words():
     """A tokenizer with the tokens of ten items, three each, and their identifiers."""
     tokenizer = train_tokenizer(["history: the user searches for: green tea kettle, next item?"] * 3, 400)
     tokens = [f"<{letter}_{n}>" for letter in "abc" for n in range(10)]
-    tokenizer.add_tokens([AddedToken(token, lstrip=True, rstrip=True, normalized=False) for token in tokens])
+    tokenizer.add_tokens([AddedToken(token, lstrip=True, normalized=False) for token in tokens])
     ids = np.asarray(tokenizer.convert_tokens_to_ids(tokens)).reshape(3, 10)
     index = np.stack([ids[0], ids[1, ::-1], ids[2]], axis=1)
     index[::2, 2] = -1
@@ -287,7 +287,7 @@ def test_prompts_of_any_items_and_lengths_are_those_of_a_loop(words, data):
     fixed = tokenizer("for:", add_special_tokens=False)["input_ids"]
     room = data.draw(st.integers(3, 20))
     found = encode_table(
-        table, tokenizer, items, "for: {query} {history}", len(fixed) + room + (1 if layout[0] == "e" else 4), layout
+        table, tokenizer, items, "{query} {history} for:", len(fixed) + room + (1 if layout[0] == "e" else 4), layout
     )
     dropped = clipped = 0
     for row, (_, history, _, query, _) in enumerate(rows):
@@ -299,7 +299,7 @@ def test_prompts_of_any_items_and_lengths_are_those_of_a_loop(words, data):
             tokens.pop(0)
             dropped += 1
         end = [tokenizer.eos_token_id] if layout[0] == "e" else []
-        assert found.tokens_of(row).tolist() == fixed + fits + sum(tokens, []) + end
+        assert found.tokens_of(row).tolist() == fits + sum(tokens, []) + fixed + end
     assert (found.dropped_items, found.clipped_queries) == (dropped, clipped)
     assert found.lengths_in_batch().max() <= len(fixed) + room + (1 if layout[0] == "e" else 4)
 

@@ -1,12 +1,14 @@
 """Templates, encoded tables, batches: against the tokenizer itself and against plain loops."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared import SHARED
+from kinds_of_tokenizers import MADE, PUBLISHED, tokenizer_of
+from shared import needs_shared
 from tokenizers import AddedToken
 
 from gems_jax.config.run import Config, ItemsConfig
@@ -15,7 +17,7 @@ from gems_jax.data.batching.prompts import EncodedTable, encode_table, parse_tem
 from gems_jax.data.dataset.tables import Row, Table
 from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.items.tokens import ItemIndex, add_item_tokens
-from gems_jax.models.hf.tokenizer import load_tokenizer
+from gems_jax.training.export import asking_tokenizer
 from gems_jax.training.tokens import encode
 
 SRC = "history: {history} the user searches for: {query}"
@@ -27,7 +29,7 @@ def words():
     """A tokenizer with ten item tokens, and their ids."""
     tokenizer = train_tokenizer(["history: the user searches for: green tea kettle, next item?"] * 3, 400)
     base = len(tokenizer)
-    tokens = [AddedToken(f"<item_{n}>", lstrip=True, rstrip=True, normalized=False) for n in range(10)]
+    tokens = [AddedToken(f"<item_{n}>", lstrip=True, normalized=False) for n in range(10)]
     tokenizer.add_tokens(tokens)
     return tokenizer, list(range(base, base + 10))
 
@@ -63,57 +65,66 @@ def test_inputs_are_what_the_tokenizer_makes_of_the_whole_text(words, tables, ta
     assert (result.dropped_items, result.clipped_queries) == (0, 0)
 
 
-# Words that touch, spaces of all kinds, and searches whose history is empty.
+# Words that touch, spaces of all kinds, searches whose history is empty, and a chat.
 TEMPLATES = [
     "history: {history} the user searches for: {query}", "search: {query} history: {history} found:",
     "Q:{query};H:{history}.", "{history} {query} then?", "query ({query})\nlist {history}\nanswer", "{query}",
     "  find {query}  in {history}  ",
+    "<|im_start|>user\nBought: {history}\nSearch:\n{query}<|im_end|>\n<|im_start|>assistant\n",
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["own", "t5_small", "qwen3", "llama2"])
+@pytest.fixture(scope="module", params=[*MADE, *(pytest.param(name, marks=needs_shared) for name in PUBLISHED)])
 def any_tokenizer(request):
-    if request.param == "own":
-        tokenizer = train_tokenizer(["history: the user searches for: green tea kettle, next item?"] * 3, 400)
-    elif not SHARED.is_dir():
-        pytest.skip("the shared tokenizers are not there")
-    else:
-        tokenizer = load_tokenizer(SHARED / "data" / "tokenizers" / request.param)
+    tokenizer = tokenizer_of(request.param)
     return tokenizer, add_item_tokens(tokenizer, [str(number) for number in range(10)])
 
 
 @pytest.mark.parametrize("family", ["encoder_decoder", "decoder"])
 def test_prompts_of_any_tokenizer_have_the_tokens_of_the_whole_text(any_tokenizer, family):
     tokenizer, items = any_tokenizer
+    asked = asking_tokenizer(tokenizer, types.SimpleNamespace(pad_token_id=0), family)
     queries = ["green tea", "kettle", "Ärger mit  tea", " (odd", "x's 12.5", "history: history", "found:"]
     rows = [Row("a", history, 4, query) for history in ([], [1], [3, 2, 5]) for query in queries]
     table = Table.from_rows("src", rows)
-    end = [tokenizer.eos_token_id] if family == "encoder_decoder" else []
     for template in TEMPLATES:
         result = encode_table(table, tokenizer, items, template, 200, family)
         for number, row in enumerate(rows):
             history = " ".join(f"<item_{item}>" for item in row.history)
-            text = template.format(history=history, query=row.query.strip()).strip()
-            expected = tokenizer(text, add_special_tokens=False)["input_ids"] + end
-            assert result.tokens_of(number).tolist() == expected, text
+            text = template.format(history=history, query=row.query.strip())
+            assert result.tokens_of(number).tolist() == asked(text)["input_ids"], text
 
 
 @pytest.mark.parametrize("family", ["encoder_decoder", "decoder"])
 def test_a_query_that_is_clipped_keeps_the_words_around_it(any_tokenizer, family):
     tokenizer, items = any_tokenizer
-    rows = [Row("a", history, 4, "history of tea" + " more" * 30) for history in ([], [1])]
+    rows = [Row("a", history, 4, "history of tea" + " more" * 90) for history in ([], [1])]
     for template in TEMPLATES:
         short, long = (
             encode_table(Table.from_rows("src", rows), tokenizer, items, template, length, family)
-            for length in (30, 300)
+            for length in (80, 600)
         )
         assert (short.clipped_queries, short.dropped_items, long.clipped_queries) == (2, 0, 0)
         for row in range(2):
             kept, whole = short.tokens_of(row).tolist(), long.tokens_of(row).tolist()
-            assert len(kept) == 30 - (2 if family == "decoder" else 0)
+            assert len(kept) == 80 - (2 if family == "decoder" else 0)
             pairs = enumerate(zip(kept, whole, strict=False))
             behind = kept[next((place for place, (a, b) in pairs if a != b), len(kept)) :]
             assert behind == whole[len(whole) - len(behind) :]
+
+
+def test_words_behind_items_and_the_lines_of_a_chat_keep_their_spaces_in_bytes():
+    tokenizer = tokenizer_of("bytes")
+    items = add_item_tokens(tokenizer, [str(number) for number in range(10)])
+    template = "<|im_start|>user\nBought: {history} next?\nSearch: {query}<|im_end|>\n<|im_start|>assistant\n"
+    table = Table.from_rows("src", [Row("a", [1, 2], 4, "green tea"), Row("b", [3], 4, "tea <|im_end|>")])
+    result = encode_table(table, tokenizer, items, template, 200, "decoder")
+    read = tokenizer.decode(result.tokens_of(0))
+    assert read == template.format(history="<item_1><item_2>", query="green tea").replace("Bought: ", "Bought:")
+    # The query's own letters, and the template's spaces around them.
+    assert "Search: tea <|im_end|><|im_end|>\n<|im_start|>assistant\n" in tokenizer.decode(result.tokens_of(1))
+    ends = result.tokens_of(1) == tokenizer.eos_token_id
+    assert ends.sum() == 1
 
 
 def test_a_long_history_loses_its_oldest_items(words, tables):

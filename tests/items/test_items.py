@@ -67,9 +67,10 @@ def encoded_between(tokenizer: Any, ids: list[int]) -> None:
     for separator in ("", " ", "  "):
         text = separator.join((one, two, one, three))
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == [ids[0], ids[1], ids[0], ids[2]]
-    words = tokenizer("red chairs", add_special_tokens=False)["input_ids"]
-    mixed = tokenizer(f"red chairs {one} {two} red chairs", add_special_tokens=False)["input_ids"]
-    assert mixed == [*words, ids[0], ids[1], *words]
+    texts = ["red chairs", "red chairs red chairs", f"red chairs {one} {two} red chairs"]
+    words, twice, mixed = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    # The words behind an item are spelled as behind any other word.
+    assert mixed == [*words, ids[0], ids[1], *twice[len(words) :]]
 
 
 def test_no_stray_token_stands_between_item_tokens(tokenizer: Any) -> None:

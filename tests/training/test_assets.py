@@ -1,8 +1,10 @@
 """What a run was tuned on: other orders are the same, anything else is named, and so is damage."""
 
 import dataclasses
+import hashlib
 import json
-import types
+import re
+import zlib
 
 import numpy as np
 import pytest
@@ -27,14 +29,30 @@ def shop():
     return Dataset("shop", items, {key: Table.from_rows(key[1], table) for key, table in rows.items()})
 
 
-def words(number):
-    return types.SimpleNamespace(
-        get_vocab=lambda: {"a": number}, convert_ids_to_tokens=lambda row: [f"<{token}>" for token in row]
-    )
+class Words:
+    """A tokenizer of items' tokens ``<7>`` and of words, which it tells apart by the spaces before them or not."""
+
+    def __init__(self, number, spaces):
+        self._number, self._word = number, r"\s*[^<\s]+|\s+$" if spaces else r"[^<\s]+"
+
+    def __call__(self, texts, add_special_tokens):
+        if isinstance(texts, str):
+            return {"input_ids": self([texts], add_special_tokens)["input_ids"][0]}
+        found = [re.findall(rf"\s*<\d+>|{self._word}", text) for text in texts]
+        return {"input_ids": [[self._id(piece) for piece in pieces] for pieces in found]}
+
+    def _id(self, piece):
+        return int(piece.strip(" <>")) if "<" in piece else zlib.crc32(piece.encode())
+
+    def get_vocab(self):
+        return {"a": self._number}
+
+    def convert_ids_to_tokens(self, ids):
+        return [f"<{token}>" for token in ids] if isinstance(ids, list) else f"<{ids}>"
 
 
-def assets(dataset=None, tokens=(7, 8, 9), number=0):
-    return Assets(None, words(number), dataset or shop(), ItemIndex(np.array(tokens)[:, None]))
+def assets(dataset=None, tokens=(7, 8, 9), number=0, spaces=False):
+    return Assets(None, Words(number, spaces), dataset or shop(), ItemIndex(np.array(tokens)[:, None]))
 
 
 @pytest.fixture
@@ -153,6 +171,19 @@ def test_a_run_of_an_older_version_loads_with_a_notice(run, config):
         check_record(record_of(config, assets(number=3)), run)
     dataset = shop()
     assert in_run_order(dataset, run) is dataset
+
+
+def test_a_run_of_version_1_is_another_where_spaces_behind_items_have_tokens(run, config, tmp_path):
+    path = run / "assets.json"
+    found = json.loads(path.read_text())["assets"] | {"format_version": 1}
+    del found["spaces"]
+    sha256 = hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": sha256, "assets": found}))
+    check_record(record_of(config, assets(), NULL_SPACE), run, training=True)
+    with pytest.raises(ValueError, match="an older version tuned it on prompts without the spaces behind items"):
+        check_record(record_of(config, assets(spaces=True)), run)
+    write_record(record_of(config, assets(spaces=True)), tmp_path)
+    check_record(record_of(config, assets(spaces=True)), tmp_path)
 
 
 def test_every_flipped_bit_of_a_record_is_found(run, config):

@@ -16,7 +16,7 @@ from gems_jax.data.batching.layouts import LAYOUTS
 if TYPE_CHECKING:
     from gems_jax.models.family import Layout
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 META = "encoded.json"
 _ARRAYS = {"tokens": (np.int32, 1), "offsets": (np.int64, 1), "target_tokens": (np.int32, 2)}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +12,9 @@ from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.text.plain_text import check_unicode, plain_ids
 
 # Of a template, as `gems_jax.data.batching.prompts.parse_template` gives them.
-Pieces = Sequence[str | tuple[str]]
-HISTORY, QUERY = ("history",), ("query",)
+Field = tuple[str]
+Pieces = Sequence[str | Field]
+HISTORY, TITLES, QUERY = ("history",), ("history_titles",), ("query",)
 # Stands before words whose tokens are those behind another word.
 _WORD = "a"
 
@@ -31,20 +33,21 @@ class Words(NamedTuple):
     query: np.ndarray
 
 
-def prompt_text(pieces: Pieces, history: str, query: str) -> str:
-    """The text that a template stands for, without spaces at its ends.
+def prompt_text(pieces: Pieces, history: str, query: str, titles: str = "") -> str:
+    """The text that a template stands for; its spaces and line breaks stay.
 
     Example:
-        >>> prompt_text(["search: ", ("query",), " history: ", ("history",)], "<item_1> <item_2>", " tea ")
-        'search: tea history: <item_1> <item_2>'
+        >>> prompt_text(["search: ", ("query",), " history: ", ("history",), " "], "<item_1> <item_2>", " tea ")
+        'search: tea history: <item_1> <item_2> '
 
     Args:
         pieces: of the template.
         history: tokens of items.
         query: words; spaces at its ends do not count.
+        titles: of the history's items.
     """
-    words = {HISTORY: history, QUERY: query.strip()}
-    return "".join(piece if isinstance(piece, str) else words[piece] for piece in pieces).strip()
+    words = {HISTORY: history, TITLES: titles, QUERY: query.strip()}
+    return "".join(piece if isinstance(piece, str) else words[piece] for piece in pieces)
 
 
 def words_around(pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: Any, item: int) -> Words:
@@ -53,7 +56,7 @@ def words_around(pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: A
     Where a query spells the name of a token, its letters' tokens stand between those of the words around it.
 
     Args:
-        pieces: of the template.
+        pieces: of the template, without titles.
         texts: of each of `K` texts whether it has a history, and its query.
         tokenizer: a Hugging Face tokenizer.
         item: one of the tokens that histories consist of.
@@ -66,22 +69,25 @@ def words_around(pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: A
     numbers = {has: [number for number, text in enumerate(texts) if text[0] == has] for has in (True, False)}
     tokens: list[list[list[int]]] = [[[]] * len(texts), [[]] * len(texts)]
     spots = np.zeros((len(texts), 3), np.int64)
-    named = _named_tokens(tokenizer)
+    named = named_tokens(tokenizer)
     for has_history, chosen in numbers.items():
         if not chosen:
             continue
         index = pieces.index(HISTORY) if has_history else len(pieces)
-        token = _splitting(item, tokenizer) if has_history else ""
+        token = splitting(item, tokenizer) if has_history else ""
         queries = [texts[number][1] for number in chosen]
         for side, part in enumerate((pieces[:index], pieces[index + 1 :])):
             around = (token, "") if side else ("", token)
-            tokenised = _tokenise(
-                [(around[0], prompt_text(part, "", query), around[1]) for query in queries], tokenizer
-            )
-            ends = _ends(part, tokenizer, around[0]) if QUERY in part else None
+            words = [prompt_text(part, "", query) for query in queries]
+            if has_history and not token and not side:
+                # Tokens that no text names take the spaces before them along all the same.
+                words = [text.rstrip() for text in words]
+            tokenised = _tokenise([(around[0], text, around[1]) for text in words], tokenizer)
+            ends = _ends(part, tokenizer, around) if QUERY in part else None
             for number, query, ids in zip(chosen, queries, tokenised, strict=True):
                 if ends is not None:
-                    ids = _spelled(ids, part, query, ends, named, tokenizer)
+                    if _named(ids, named) != _named([*ends[0], *ends[1]], named):
+                        ids = spelled(part, {QUERY: query.strip()}, tokenizer, around)
                     start = _common(ids, ends[0])
                     behind = min(_common(ids[::-1], ends[1][::-1]), len(ids) - start)
                     spots[number] = side, start, len(ids) - behind
@@ -89,43 +95,77 @@ def words_around(pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: A
     return Words(Ragged.of(tokens[0]), Ragged.of(tokens[1]), spots)
 
 
-def _named_tokens(tokenizer: Any) -> set[int]:
+def spelled(pieces: Pieces, words: Mapping[Field, str], tokenizer: Any, around: tuple[str, str]) -> list[int]:
+    """The tokens of a text in which people's words are letters, whatever they spell, and the template may name tokens.
+
+    Args:
+        pieces: of a template without its history.
+        words: what stands for its fields.
+        tokenizer: a Hugging Face tokenizer.
+        around: the tokens of items before and behind it, or nothing.
+    """
+    ids: list[int] = []
+    space, before = "", around[0]
+    for index, piece in enumerate(pieces):
+        if isinstance(piece, str):
+            is_last = index == len(pieces) - 1
+            # A space belongs to the word behind it.
+            kept = piece if is_last else piece.rstrip()
+            space = piece[len(kept) :]
+            ids += _tokenise([(before, kept, around[1] if is_last else "")], tokenizer)[0]
+        else:
+            ids += plain_ids([space + words[piece]], tokenizer)[0]
+            space, before = "", _WORD
+    return ids
+
+
+def spaces_matter(pieces: Pieces, tokenizer: Any, item: int) -> bool:
+    """Whether a prompt has other tokens with the spaces behind items and at its ends than without.
+
+    Args:
+        pieces: of the template.
+        tokenizer: a Hugging Face tokenizer.
+        item: one of the tokens that histories consist of.
+    """
+    token = splitting(item, tokenizer)
+    with_spaces = [prompt_text(pieces, history, _WORD, history and _WORD) for history in (token, "")]
+    behind = re.compile(f"(?<={re.escape(token)})\\s+")
+    without = [(behind.sub("", text) if token else text).strip() for text in with_spaces]
+    first, second = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (with_spaces, without))
+    return list(first) != list(second)
+
+
+def named_tokens(tokenizer: Any) -> set[int]:
     """Tokens that a text can name, but for the one of unknown letters."""
     return set(getattr(tokenizer, "added_tokens_decoder", ())) - {getattr(tokenizer, "unk_token_id", None)}
 
 
-def _spelled(
-    ids: list[int], pieces: Pieces, query: str, ends: tuple[list[int], list[int]], named: set[int], tokenizer: Any
-) -> list[int]:
-    """The tokens of a text as they are, or with letters for names if the query adds named tokens to the template's."""
-    first, last = ends
-    if sum(token in named for token in ids) == sum(token in named for token in [*first, *last]):
-        return ids
-    before = pieces[pieces.index(QUERY) - 1] if pieces.index(QUERY) else ""
-    space = " " if isinstance(before, str) and before[-1:].isspace() and first else ""
-    return [*first, *plain_ids([space + query.strip()], tokenizer)[0], *last]
+def splitting(item: int, tokenizer: Any) -> str:
+    """An item's token as text, if the tokenizer finds it in one; else nothing."""
+    names = getattr(tokenizer, "convert_ids_to_tokens", None)
+    token = names(item) if names else None
+    is_one_token = token is not None and list(tokenizer(token, add_special_tokens=False)["input_ids"]) == [item]
+    return str(token) if is_one_token else ""
 
 
-def _ends(pieces: Pieces, tokenizer: Any, ahead: str) -> tuple[list[int], list[int]]:
+def _ends(pieces: Pieces, tokenizer: Any, around: tuple[str, str]) -> tuple[list[int], list[int]]:
     """The tokens before a query and those behind it."""
     index = pieces.index(QUERY)
     first, last = ("".join(x for x in part if isinstance(x, str)) for part in (pieces[:index], pieces[index + 1 :]))
-    behind_word, word = _tokenise([("", _WORD + last.rstrip(), ""), ("", _WORD, "")], tokenizer)
-    return _tokenise([(ahead, first.strip(), "")], tokenizer)[0], behind_word[len(word) :]
+    before, behind_word, word = _tokenise(
+        [(around[0], first, ""), ("", _WORD + last, around[1]), ("", _WORD, "")], tokenizer
+    )
+    return before, behind_word[len(word) :]
+
+
+def _named(ids: Sequence[int], named: set[int]) -> int:
+    return sum(token in named for token in ids)
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two lists begin with together."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-def _splitting(item: int, tokenizer: Any) -> str:
-    """An item's token as text, if the tokenizer finds it in one; else nothing."""
-    names = getattr(tokenizer, "convert_ids_to_tokens", None)
-    token = names(item) if names else None
-    is_one_token = token is not None and list(tokenizer(token, add_special_tokens=False)["input_ids"]) == [item]
-    return str(token) if is_one_token else ""
 
 
 def _tokenise(texts: Sequence[tuple[str, str, str]], tokenizer: Any) -> list[list[int]]:

@@ -15,6 +15,8 @@ import numpy as np
 from gems_jax.checksums import NAME as SUMS
 from gems_jax.checksums import sums_of, unique
 from gems_jax.config.run import Config
+from gems_jax.data.batching.prompts import parse_template
+from gems_jax.data.batching.wording import spaces_matter
 from gems_jax.data.dataset.remote import local_path
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.null_space.space import NullSpace
@@ -22,7 +24,7 @@ from gems_jax.staging import is_remote, write_text
 from gems_jax.training.stages import Assets
 
 NAME = "assets.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model",
     "tokenizer.model", "vocab.json", "merges.txt",
@@ -43,6 +45,7 @@ class AssetRecord:
       files: of the base model's folder, tokenizer included: name to SHA-256.
       rows: task to a digest of its training rows.
       null_space: of what updates were kept in; ``None`` without one.
+      spaces: whether prompts have tokens for spaces behind items and at their ends; in format version 1 none had.
     """
 
     items: dict[str, str]
@@ -52,6 +55,7 @@ class AssetRecord:
     files: dict[str, str]
     rows: dict[str, str]
     null_space: str | None
+    spaces: bool
 
     def shared(self) -> dict[str, Any]:
         """What all processes of a run must agree on; the base model's files are read by the first alone."""
@@ -90,6 +94,10 @@ def record_of(
         files=_base_files(Path(config.model.path)) if jax.process_index() == 0 else {},
         rows={task: _rows(dataset.table("train", task)) for task in dataset.tasks} if training else {},
         null_space=None if null_space is None else _null_space(null_space),
+        spaces=any(
+            spaces_matter(parse_template(template), assets.tokenizer, int(tokens[0, 0]))
+            for template in config.items.prompts.values()
+        ),
     )
 
 
@@ -108,7 +116,9 @@ def read_record(workdir: Path) -> AssetRecord | None:
         if set(kept) != {"sha256", "assets"} or kept["sha256"] != _digest([json.dumps(found)]):
             raise ValueError("its content is not what was written")
         version = found.pop("format_version")
-        if version != FORMAT_VERSION:
+        if version == 1:
+            found["spaces"] = False
+        elif version != FORMAT_VERSION:
             raise ValueError(f"it is of format version {version}, this version reads {FORMAT_VERSION}")
         return AssetRecord(**found)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -196,6 +206,8 @@ def _differences(kept: AssetRecord, now: AssetRecord, training: bool) -> list[st
         found.append(_have(other, "another identifier"))
     prompts = [task for task in kept.prompts | now.prompts if kept.prompts.get(task) != now.prompts.get(task)]
     found += [f"the prompt of task {task!r} was {kept.prompts.get(task)!r}" for task in prompts]
+    if kept.spaces != now.spaces and not prompts:
+        found.append("an older version tuned it on prompts without the spaces behind items and at a prompt's ends")
     if kept.files and now.files:
         changed = [name for name in sorted(kept.files | now.files) if kept.files.get(name) != now.files.get(name)]
         for what, is_of in (("base model", False), ("tokenizer", True)):
