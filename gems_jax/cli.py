@@ -205,28 +205,28 @@ def _check_tuned(workdir: Path) -> None:
 def _tuned_run(options: Any, check: Callable[[Any, Path], None]) -> tuple[Any, Path]:
     """Configuration and work directory of a run that has been tuned; ``check`` sees whether they belong together."""
     from gems_jax.staging import is_remote
-    from gems_jax.training.places import check_places
+    from gems_jax.training.path_checks import check_paths
 
     if is_remote(options.workdir):
         raise ValueError(f"--workdir {options.workdir} is on an object store: copy it here and name the copy")
     config, workdir = _config(options), Path(options.workdir)
     _check_tuned(workdir)
     check(config, workdir)
-    check_places(config, workdir)
+    check_paths(config, workdir)
     return config, workdir
 
 
 def _evaluate(options: Any) -> int:
     _quiet()
     from gems_jax.staging import check_writable
-    from gems_jax.training.evaluate import evaluate, table_of
+    from gems_jax.training.evaluate_run import evaluate_run, table_of
     from gems_jax.training.tuned import load_tuned
     from gems_jax.training.workdir.files import check_config, keep_config
 
     config, workdir = _tuned_run(options, check_config)
     check_writable(workdir, "--workdir")  # before the ranking
     base, assets, _, _ = _assets(config, workdir, tuned=True)
-    results = evaluate(config, assets, base, load_tuned(config, assets, workdir), workdir)
+    results = evaluate_run(config, assets, base, load_tuned(config, assets, workdir), workdir)
     # An evaluation that was refused leaves no trace: the next one takes the run's own options again.
     keep_config(config, workdir)
     print(table_of(results))

@@ -1,4 +1,4 @@
-"""What a run is made of before its first step: model, optimiser, data and the compiled step, on a mesh."""
+"""The parts of a run before its first step: model, optimiser, data and the compiled step, on a mesh."""
 
 import dataclasses
 import functools
@@ -62,7 +62,7 @@ class TrainingRun:
     seed: jax.Array
 
     def control(self, number: int, part: int, measure: bool, stop_code: int) -> Control:
-        """What the step is told, on the devices."""
+        """The step's control values, on the devices."""
         put = lambda value: on_every_device(value, self.mesh)  # noqa: E731
         codes = np.full(jax.local_device_count(), stop_code, np.int32)
         by_device = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))

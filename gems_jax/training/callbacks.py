@@ -7,7 +7,7 @@ from pathlib import Path
 class Callback:
     """Told what happens in a run, for `gems_jax.training.tune.tune`; override what you need.
 
-    Of several processes each calls its own, so that nothing here may wait for another process. Numbers are those of
+    Each of several processes calls its own, so that nothing here may wait for another process. Numbers are those of
     all processes together. An exception ends the run, as one of the run itself does.
 
     Example:

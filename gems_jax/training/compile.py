@@ -27,7 +27,7 @@ from gems_jax.types import PyTree
 
 
 class Compiled(NamedTuple):
-    """What a step works on, where it belongs, and the step.
+    """A compiled step and the arrays on the mesh that it works on.
 
     Attributes:
       mesh: of all devices.
@@ -80,28 +80,28 @@ def compile_step(
     if axis is not None and len(tasks) % mesh.shape[axis]:
         raise ValueError(f"mesh.{axis}={mesh.shape[axis]} must divide the {len(tasks)} tasks there are")
     graphdef, params, frozen = split_model(model, config)
-    places = param_sharding(params, mesh)
+    sharding = param_sharding(params, mesh)
     # Copies: the step donates its parameters, and the caller's model is compared with afterwards.
-    params = jax.device_put(jax.tree.map(jnp.copy, params), places)
+    params = jax.device_put(jax.tree.map(jnp.copy, params), sharding)
     frozen = jax.device_put(frozen, param_sharding(frozen, mesh))
     constraint = null_space if is_constrained(config) else None
     # The null space by its identity: it stays as it is, and with the program it is kept alive.
     key = (mesh, graphdef, _decisive(train), config.gems, config.lora, tasks, id(null_space), answer_length)
     known = programs.get(key) if programs is not None else None
     tx = known[0] if known else make_optimiser(config, len(tasks), null_space)
-    state_places = optimiser_sharding(tx, params)
+    state_sharding = optimiser_sharding(tx, params)
     if known:
         jitted = known[1]
     else:
         loss_fn = task_loss(graphdef, train.loss_vocabulary, answer_length, train.loss_chunk)
-        step = make_step(loss_fn, train, tx, tasks, constraint, axis, places)
+        step = make_step(loss_fn, train, tx, tasks, constraint, axis, sharding)
         jitted = jax.jit(
-            on_mesh(step, mesh), donate_argnums=(0, 1), out_shardings=(places, state_places, replicated(mesh))
+            on_mesh(step, mesh), donate_argnums=(0, 1), out_shardings=(sharding, state_sharding, replicated(mesh))
         )
         if programs is not None:
             programs[key] = (tx, jitted)
     return Compiled(
-        mesh, tx, constraint, params, initial_opt_state(tx, params, state_places, constraint), frozen, jitted
+        mesh, tx, constraint, params, initial_opt_state(tx, params, state_sharding, constraint), frozen, jitted
     )
 
 

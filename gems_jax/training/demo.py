@@ -6,7 +6,7 @@ from pathlib import Path
 from gems_jax.config.paths import absolute
 from gems_jax.config.run import Config
 from gems_jax.models import load
-from gems_jax.training.evaluate import evaluate, table_of
+from gems_jax.training.evaluate_run import evaluate_run, table_of
 from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
 from gems_jax.training.tune import tune
 from gems_jax.training.workdir.assets import in_run_order
@@ -40,28 +40,28 @@ def demo(config: Config, workdir: Path) -> Path:
     compare: dict[str, str] = {}
     for name, variant in variants(config).items():
         is_main = name == config.name
-        place = workdir if is_main else workdir.parent / name.replace(" ", "_").lower()
+        folder = workdir if is_main else workdir.parent / name.replace(" ", "_").lower()
         if is_main:
             variant = dataclasses.replace(variant, evaluate=dataclasses.replace(variant.evaluate, compare=compare))
         else:
-            compare[name] = str(place)
-        if is_finished(variant, place):
+            compare[name] = str(folder)
+        if is_finished(variant, folder):
             print(f"demo: {name} is done already")
             continue
         print(f"demo: {name}")
         base, tokenizer = load(folder, variant.model.dtype)
-        assets = assemble(variant, in_run_order(dataset, place), (base, tokenizer))
+        assets = assemble(variant, in_run_order(dataset, folder), (base, tokenizer))
         constrained = variant.train.method != "adamw" and variant.gems.null_space
         null_space = ensure_null_space(variant, base, tokenizer) if constrained else None
-        tuned = tune(variant, assets, null_space, place)
-        results = evaluate(variant, assets, base, tuned, place)
+        tuned = tune(variant, assets, null_space, folder)
+        results = evaluate_run(variant, assets, base, tuned, folder)
         if is_main:
             print(table_of(results))
     return workdir / "report.html"
 
 
-def is_finished(config: Config, place: Path) -> bool:
+def is_finished(config: Config, folder: Path) -> bool:
     """Whether a run with this very configuration has been evaluated."""
-    if not all((place / name).is_file() for name in ("eval.json", "report.html", "config.yaml")):
+    if not all((folder / name).is_file() for name in ("eval.json", "report.html", "config.yaml")):
         return False
-    return absolute(read_kept_config(place / "config.yaml")) == absolute(as_json(config))
+    return absolute(read_kept_config(folder / "config.yaml")) == absolute(as_json(config))

@@ -181,7 +181,7 @@ def _item_lines(dataset: Dataset, items: ItemIndex, tokenizer: Any) -> list[str]
 
 
 def _generation(config: Any, items: ItemIndex) -> dict[str, Any]:
-    """What ``generate`` of transformers does unless it is told otherwise: an item's tokens and the end token."""
+    """Defaults of ``generate`` of transformers, which make it give an item's tokens and the end token."""
     values = {
         "bos_token_id": getattr(config, "bos_token_id", None),
         "decoder_start_token_id": getattr(config, "decoder_start_token_id", None),

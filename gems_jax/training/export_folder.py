@@ -43,32 +43,32 @@ def check_folder(
 
     Example:
       >>> import tempfile
-      >>> place = Path(tempfile.mkdtemp())
-      >>> check_folder(place / "new", place / "run", place / "base")
-      >>> check_folder(place / "base" / ".", place / "run", place / "base")  # doctest: +ELLIPSIS
+      >>> parent = Path(tempfile.mkdtemp())
+      >>> check_folder(parent / "new", parent / "run", parent / "base")
+      >>> check_folder(parent / "base" / ".", parent / "run", parent / "base")  # doctest: +ELLIPSIS
       Traceback (most recent call last):
       ...
       ValueError: --out ...base is the folder of the base model (model.path): give another folder
     """
-    place = Path(folder)
-    if os.path.realpath(place) == os.path.realpath(base):
+    target = Path(folder)
+    if os.path.realpath(target) == os.path.realpath(base):
         raise ValueError(f"--out {folder} is the folder of the base model (model.path): give another folder")
     inputs = {"the base model (model.path)": base, "the run's checkpoints": workdir / "checkpoints", **(others or {})}
     for what, each in inputs.items():
-        if Path(os.path.realpath(each)) in Path(os.path.realpath(place)).parents:
+        if Path(os.path.realpath(each)) in Path(os.path.realpath(target)).parents:
             raise ValueError(f"--out {folder} lies in the folder of {what}, {each}: give another folder")
-    if place.exists() and not place.is_dir():
+    if target.exists() and not target.is_dir():
         raise ValueError(f"--out {folder} is a file: give the path of a folder")
     check_writable(folder, "--out")
-    if not place.is_dir() or not any(place.iterdir()):
+    if not target.is_dir() or not any(target.iterdir()):
         return
-    mark = place / MARK
+    mark = target / MARK
     if not mark.is_file() or mark.read_bytes() != mark_of(workdir).encode():
         raise ValueError(
             f"--out {folder} holds files and is no export of {workdir}: they would be replaced; give another folder, "
             "or remove it first"
         )
-    foreign = sorted(path.name for path in place.iterdir() if path.is_dir() or not _OWN.fullmatch(path.name))
+    foreign = sorted(path.name for path in target.iterdir() if path.is_dir() or not _OWN.fullmatch(path.name))
     if foreign:
         raise ValueError(
             f"--out {folder} holds what no export wrote, beside an export ({', '.join(foreign[:3])}): it would be "

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gems_jax.models.family import LanguageModel
 from gems_jax.task_grads import token_mean
-from gems_jax.training.trainable import join
+from gems_jax.training.trainable import join_model
 from gems_jax.types import PyTree
 
 Batch = Mapping[str, jax.Array]
@@ -33,9 +33,9 @@ def answer_hidden(
     hidden = model.batch_hidden(batch, dropout_key)
     if answer_length is not None and answer_length < labels.shape[1]:
         # Equal values keep their order, so these are the answer's positions, first to last.
-        mask, places = jax.lax.top_k(mask, answer_length)
-        hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
-        labels = jnp.take_along_axis(labels, places, axis=1)
+        mask, positions = jax.lax.top_k(mask, answer_length)
+        hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
+        labels = jnp.take_along_axis(labels, positions, axis=1)
     return hidden, labels, mask
 
 
@@ -55,7 +55,7 @@ def task_loss(
     """
 
     def loss_fn(params: PyTree, frozen: PyTree, batch: Batch) -> jax.Array:
-        model: Any = join(graphdef, params, frozen)
+        model: Any = join_model(graphdef, params, frozen)
         hidden, labels, mask = answer_hidden(model, batch, batch.get("dropout_key"), answer_length)
         if vocabulary == "items":
             # Column 0 is the end token, the added tokens follow in order.

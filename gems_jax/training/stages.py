@@ -92,7 +92,7 @@ def ensure_null_space(config: Config, model: Any = None, tokenizer: Any = None) 
 
 
 def _rule(config: Config) -> dict[str, Any]:
-    """What says how many directions are protected, by the names of `gems_jax.null_space.directions.Rule`."""
+    """The options that say how many directions are protected, named as in `gems_jax.null_space.directions.Rule`."""
     options = config.null_space
     least = options.min_share if options.energy is not None else None
     return {"energy": options.energy, "rank": options.rank, "threshold": options.threshold, "min_share": least}

@@ -10,7 +10,7 @@ from gems_jax.types import PyTree
 
 
 class TrainState(NamedTuple):
-    """What an update changes.
+    """The part of a run that an update changes.
 
     Attributes:
       step: updates made.

@@ -27,7 +27,7 @@ PROBES = 8  # vectors that the null space's leak is estimated with
 
 
 class Control(NamedTuple):
-    """What a step is told beside its data.
+    """The values that a step is given beside its data.
 
     Attributes:
       number: ``[]`` int32 of the update, from 0.
@@ -53,7 +53,7 @@ def make_step(
     tasks: tuple[str, ...],
     ns: NullSpace | None,
     task_axis: str | None = None,
-    places: PyTree = None,
+    param_sharding: PyTree = None,
 ) -> Callable[..., tuple[PyTree, PyTree, Metrics]]:
     """One update, or one part of it: per-task gradients, fused and constrained, applied; and what to log.
 
@@ -62,10 +62,10 @@ def make_step(
       config: of the run.
       tx: of `make_optimiser`; merges the task axis; its learning rate is 1 unless the method has its own.
       tasks: names, in the order of the task axis.
-      ns: the null space whose leak is logged, or ``None``; of it the state's arrays are used, not its own.
+      ns: the null space whose leak is logged, or ``None``; the arrays in the state are used, not its own.
       task_axis: mesh axis over which tasks are split, or ``None``.
-      places: ``NamedSharding`` of each parameter; gradients are kept there, whatever is done with them. ``None``: the
-        compiler chooses.
+      param_sharding: ``NamedSharding`` of each parameter; gradients are kept there, whatever is done with them.
+        ``None``: the compiler chooses.
 
     Returns:
       ``step(params, opt_state, frozen, batch, control) -> (params, opt_state, metrics)``. Metrics are small arrays:
@@ -78,15 +78,15 @@ def make_step(
     ) -> tuple[PyTree, PyTree, Metrics]:
         # Keys from the seed and the step alone, so that resuming cannot change them.
         dropout_key, rounding_key = jax.random.split(jax.random.key(control.seed))
-        place = control.number * config.accumulate + control.part
+        micro_batch = control.number * config.accumulate + control.part
         if config.dropout:
-            keys = jax.random.split(jax.random.fold_in(dropout_key, place), len(tasks))
+            keys = jax.random.split(jax.random.fold_in(dropout_key, micro_batch), len(tasks))
             batch = batch | {"dropout_key": keys}
         counts = jnp.sum(batch["label_mask"], axis=(1, 2)).astype(jnp.float32)
         value_and_grad = task_value_and_grad(lambda p, b: loss_fn(p, frozen, b), spmd_axis_name=task_axis)
         losses, grads = value_and_grad(params, batch)
-        if places is not None:
-            grads = jax.tree.map(lambda g, place: _beside(g, place, task_axis), grads, places)
+        if param_sharding is not None:
+            grads = jax.tree.map(lambda g, sharding: _beside(g, sharding, task_axis), grads, param_sharding)
         updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
         rates = control.rates * shape(control.number)
         if not METHODS[config.method].own_rates:
@@ -102,10 +102,10 @@ def make_step(
     return step
 
 
-def _beside(grad: jax.Array, place: NamedSharding, task_axis: str | None) -> jax.Array:
+def _beside(grad: jax.Array, sharding: NamedSharding, task_axis: str | None) -> jax.Array:
     """A stacked gradient ``[T, *shape]`` where its parameter is."""
-    spec = PartitionSpec(task_axis, *place.spec)
-    return jax.lax.with_sharding_constraint(grad, NamedSharding(place.mesh, spec))
+    spec = PartitionSpec(task_axis, *sharding.spec)
+    return jax.lax.with_sharding_constraint(grad, NamedSharding(sharding.mesh, spec))
 
 
 def leaks(params: PyTree, moved: PyTree, updates: PyTree, ns: NullSpace, measure: jax.Array) -> Metrics:
@@ -119,14 +119,14 @@ def leaks(params: PyTree, moved: PyTree, updates: PyTree, ns: NullSpace, measure
     def largest(tree: PyTree) -> jax.Array:
         return jnp.max(jnp.stack(list(null_space_leak(tree, ns, probes=PROBES).values()))).astype(jnp.float32)
 
-    def found() -> Metrics:
+    def measured() -> Metrics:
         metrics = {"null_space/leak": largest(updates)}
         if stored:
             change = jax.tree.map(lambda new, old: new.astype(jnp.float32) - old.astype(jnp.float32), moved, params)
             metrics["null_space/leak_stored"] = largest(change)
         return metrics
 
-    return jax.lax.cond(measure, found, lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(found)))
+    return jax.lax.cond(measure, measured, lambda: jax.tree.map(jnp.zeros_like, jax.eval_shape(measured)))
 
 
 def _leaves(tree: PyTree) -> list[tuple[Any, jax.Array]]:
@@ -134,18 +134,18 @@ def _leaves(tree: PyTree) -> list[tuple[Any, jax.Array]]:
 
 
 def update_metrics(grads: PyTree, state: PyTree, tasks: tuple[str, ...]) -> Metrics:
-    """Gradient norms and conflicts; of GEMS its own diagnostics, which hold both already."""
+    """Gradient norms and conflicts; GEMS has both in its own diagnostics already."""
     try:
-        found = diagnostics(state)
+        measured = diagnostics(state)
     except ValueError:  # not a GEMS state
         products = gramian(jax.tree.leaves(grads), len(tasks))
         norms = jnp.sqrt(jnp.diagonal(products))
         cosines = products / jnp.maximum(norms[:, None] * norms[None, :], 1e-30)
         return _by_task("grad_norm", norms, tasks) | _conflicts(cosines, tasks)
-    metrics = _by_task("grad_norm", found["grad_norms"], tasks) | _conflicts(found["cosines"], tasks)
-    metrics |= _by_task("gate", found["gates"], tasks) | _by_task("captured", found["captured"][1:], tasks)
-    metrics["captured/shared"] = found["captured"][0]
-    return metrics | {"update_norm": found["update_norm"], "refreshed": found["refreshed"]}
+    metrics = _by_task("grad_norm", measured["grad_norms"], tasks) | _conflicts(measured["cosines"], tasks)
+    metrics |= _by_task("gate", measured["gates"], tasks) | _by_task("captured", measured["captured"][1:], tasks)
+    metrics["captured/shared"] = measured["captured"][0]
+    return metrics | {"update_norm": measured["update_norm"], "refreshed": measured["refreshed"]}
 
 
 def _by_task(name: str, values: jax.Array, tasks: tuple[str, ...]) -> Metrics:

@@ -1,4 +1,4 @@
-"""What of a model trains and what stays, and the model of both."""
+"""Splits a model into the parameters that train and those that stay, and joins both again."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +27,9 @@ class Adapted:
 
 
 def split_model(model: Any, config: Config) -> tuple[Any, PyTree, PyTree]:
-    """Graph, trained parameters and frozen ones; `join` is the way back.
+    """Graph, trained parameters and frozen ones; `join_model` is the way back.
 
-    Of a method with adapters, such as ``lora``, the kernels are frozen, and what trains is
+    A method with adapters, such as ``lora``, freezes the kernels and trains
     ``{"adapters", "model"}``: low-rank adapters by the kernel's path, and the model's other trained leaves.
     """
     adapted = METHODS[config.train.method].adapters
@@ -50,7 +50,7 @@ def split_model(model: Any, config: Config) -> tuple[Any, PyTree, PyTree]:
     return Adapted(graphdef, config.lora.alpha), {"adapters": named, "model": params}, frozen
 
 
-def join(graph: Any, params: PyTree, frozen: PyTree) -> Any:
+def join_model(graph: Any, params: PyTree, frozen: PyTree) -> Any:
     """The model of what `split_model` gave; adapters are merged into their kernels."""
     if not isinstance(graph, Adapted):
         return nnx.merge(graph, params, frozen)

@@ -6,8 +6,8 @@ with the same bits as one that was not, on the same devices, processes and numbe
 sums are rounded in another order (by about 1e-7): a run goes on with the same rows, and the losses of its next steps
 agree to 1e-5. The difference grows with every step, the faster the larger the learning rate is.
 
-Of several processes each feeds its own devices; the first one writes and speaks. They save together and stop after the
-same step, whichever of them was told to. When one is gone the others end, see
+Where there are several processes each feeds its own devices; the first one writes and speaks. They save together and
+stop after the same step, whichever of them was told to. When one is gone the others end, see
 `gems_jax.training.distributed.cluster`; started again, all go on from the newest checkpoint.
 """
 
@@ -36,7 +36,7 @@ from gems_jax.training.monitoring.start_table import start_table
 from gems_jax.training.monitoring.writers import open_writers
 from gems_jax.training.stages import Assets
 from gems_jax.training.state import TrainState, is_over, restore
-from gems_jax.training.trainable import join, split_model
+from gems_jax.training.trainable import join_model, split_model
 from gems_jax.training.validation import validator
 from gems_jax.training.workdir.assets import AssetRecord, check_record, read_record, record_of, write_record
 from gems_jax.training.workdir.checkpoints import Checkpoints
@@ -121,7 +121,7 @@ def tune(
             writer.close()
         run.batches.close()
     graphdef, _, _ = split_model(assets.model, config)
-    return join(graphdef, gathered(state.params, run.mesh), gathered(run.frozen, run.mesh))
+    return join_model(graphdef, gathered(state.params, run.mesh), gathered(run.frozen, run.mesh))
 
 
 def train_loop(
@@ -219,7 +219,7 @@ def saved(state: TrainState, run: TrainingRun, logger: MetricLogger, checkpoints
 
 
 def checked_record(config: Config, assets: Assets, null_space: NullSpace | None, workdir: Path) -> AssetRecord:
-    """What the run is tuned on, when nothing in the work directory or another process speaks against it."""
+    """The record of the run's assets, when nothing in the work directory or another process speaks against it."""
     if config.train.profile and is_remote(workdir):
         raise ValueError("train.profile writes to this machine's disk alone; choose a --workdir there or leave it out")
     check_workdir(workdir, "--workdir")

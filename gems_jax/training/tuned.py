@@ -5,7 +5,7 @@ from typing import Any
 
 from gems_jax.config.run import Config
 from gems_jax.training.stages import Assets
-from gems_jax.training.trainable import join, split_model
+from gems_jax.training.trainable import join_model, split_model
 from gems_jax.training.workdir.assets import check_record, record_of
 from gems_jax.training.workdir.checkpoints import Checkpoints
 
@@ -21,4 +21,4 @@ def load_tuned(config: Config, assets: Assets, workdir: Path) -> Any:
     graphdef, params, frozen = split_model(assets.model, config)
     with Checkpoints(workdir / "checkpoints", writes=False) as checkpoints:
         params = checkpoints.restore_params(params, config.evaluate.checkpoint)
-    return join(graphdef, params, frozen)
+    return join_model(graphdef, params, frozen)

@@ -13,7 +13,7 @@ from gems_jax.training.build import TrainingRun
 from gems_jax.training.distributed.mesh import gathered
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.stages import Assets
-from gems_jax.training.trainable import join, split_model
+from gems_jax.training.trainable import join_model, split_model
 from gems_jax.types import PyTree
 
 
@@ -35,8 +35,8 @@ def validator(config: Config, assets: Assets, run: TrainingRun) -> Callable[[PyT
     names = metric_names(run.tasks)
 
     def measure(params: PyTree) -> list[float]:
-        model = join(graphdef, params, frozen)
-        found = evaluate_ranking(
+        model = join_model(graphdef, params, frozen)
+        metrics = evaluate_ranking(
             model,
             assets.items,
             tables,
@@ -46,7 +46,7 @@ def validator(config: Config, assets: Assets, run: TrainingRun) -> Callable[[PyT
             batch_size=config.evaluate.batch_size,
             samples=0,
         )
-        ranked = [float(found[task][name]) for task in run.tasks for name in ("hit@10", "ndcg@10")]
+        ranked = [float(metrics[task][name]) for task in run.tasks for name in ("hit@10", "ndcg@10")]
         return [*ranked, general_loss(model, text)["loss"]]
 
     def validate(params: PyTree) -> dict[str, float]:

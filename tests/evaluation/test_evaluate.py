@@ -23,8 +23,8 @@ from gems_jax.evaluation.ranking_summary import evaluate_scores, shuffled_candid
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import T5, T5Config
 from gems_jax.models.params import params_of
-from gems_jax.training import evaluate as measuring
-from gems_jax.training.evaluate import read_evaluation
+from gems_jax.training import evaluate_run
+from gems_jax.training.evaluate_run import read_evaluation
 
 pytestmark = pytest.mark.usefixtures("cheap_programs")
 
@@ -207,10 +207,10 @@ def measured_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[i
         found = {task: summarise(table, np.tile(np.arange(20), (6, 1)), samples=0) for task, table in tables.items()}
         general = {"loss": 4.5, "base_loss": 4.0}
         for name, value in (("evaluate_ranking", found), ("general_drift", general), ("heldout_text", [])):
-            monkeypatch.setattr(measuring, name, lambda *args, value=value, **options: value)
+            monkeypatch.setattr(evaluate_run, name, lambda *args, value=value, **options: value)
         assets = SimpleNamespace(dataset=whole, items=None, tokenizer=None, model=None, encode=lambda *args: None)
         config = Config(evaluate=EvaluateConfig(samples=0))
-        return measuring.evaluate(config, assets, SimpleNamespace(layout="decoder"), None, tmp_path)
+        return evaluate_run.evaluate_run(config, assets, SimpleNamespace(layout="decoder"), None, tmp_path)
 
     return run
 
@@ -221,7 +221,7 @@ def test_results_of_the_model_are_on_file_before_the_rankers_beside_it_begin(
     def killed(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measuring, "simple_rankers", killed)
+    monkeypatch.setattr(evaluate_run, "simple_rankers", killed)
     with pytest.raises(KeyboardInterrupt):
         measured_run(12)
     kept = json.loads((tmp_path / "eval.json").read_text())
@@ -243,7 +243,7 @@ def test_a_ranker_that_fails_is_told_in_the_file_the_report_and_the_table(
     why = "not measured (there is not enough memory for it (Unable to allocate 149. GiB))"
     assert json.loads((tmp_path / "eval.json").read_text()) == found
     assert f"Item co-occurrence, Recommendation: {why}." in (tmp_path / "report.html").read_text()
-    lines = measuring.table_of(found).splitlines()
+    lines = evaluate_run.table_of(found).splitlines()
     assert f"co-occurrence, rec: {why}" in lines
     assert [line.split() for line in lines if line.startswith("co-occurrence  ")] == [["co-occurrence", *"-----"]]
     assert sum(" not measured " in line for line in lines) == 1
@@ -257,7 +257,7 @@ def test_without_negatives_the_rankers_beside_the_model_rank_the_catalogue_too(
     measured_run: Callable[[int], dict[str, Any]],
 ) -> None:
     found = measured_run(0)
-    assert not [line for line in measuring.table_of(found).splitlines() if "not measured" in line]
+    assert not [line for line in evaluate_run.table_of(found).splitlines() if "not measured" in line]
     assert {entry["candidates"] for tasks in found["baselines"].values() for entry in tasks.values()} == {N}
 
 

@@ -65,8 +65,8 @@ def exchange(text: str) -> list[str]:
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(content))))
     padded = np.zeros(max(1, int(sizes.max())), np.uint8)
     padded[: len(content)] = content
-    found = np.asarray(multihost_utils.process_allgather(padded))
-    return [found[number, :size].tobytes().decode() for number, size in enumerate(sizes.tolist())]
+    gathered = np.asarray(multihost_utils.process_allgather(padded))
+    return [gathered[number, :size].tobytes().decode() for number, size in enumerate(sizes.tolist())]
 
 
 def check_agreement(values: Mapping[str, Any]) -> None:
@@ -75,13 +75,13 @@ def check_agreement(values: Mapping[str, Any]) -> None:
     Args:
       values: JSON values by name; all processes must call it.
     """
-    found = [json.loads(text) for text in exchange(json.dumps(dict(values)))]
-    for number, other in enumerate(found):
-        differ = [name for name in found[0] | other if found[0].get(name) != other.get(name)]
+    by_process = [json.loads(text) for text in exchange(json.dumps(dict(values)))]
+    for number, other in enumerate(by_process):
+        differ = [name for name in by_process[0] | other if by_process[0].get(name) != other.get(name)]
         if differ:
-            shown = "; ".join(_both(name, found[0].get(name), other.get(name), number) for name in differ[:5])
+            shown = "; ".join(_both(name, by_process[0].get(name), other.get(name), number) for name in differ[:5])
             raise ValueError(
-                f"the {len(found)} processes of this run were not started alike: {shown}; start all with the same "
+                f"the {len(by_process)} processes of this run were not started alike: {shown}; start all with the same "
                 "configuration, data and models"
             )
 
@@ -102,8 +102,8 @@ def failing_together() -> Iterator[None]:
     error: Exception | None = None
     try:
         yield
-    except (ValueError, TypeError, OSError) as found:
-        error = found
+    except (ValueError, TypeError, OSError) as raised:
+        error = raised
     said = exchange("" if error is None else str(error) or type(error).__name__)
     if error is not None:
         raise error

@@ -76,7 +76,7 @@ def task_axis(mesh: Mesh | AbstractMesh) -> str | None:
 
 
 def spec_of(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
-    """A parameter's place by `RULES`; an axis that the mesh does not divide is not split.
+    """A parameter's partition spec by `RULES`; an axis that the mesh does not divide is not split.
 
     Example:
       >>> sizes = {"fsdp": 4, "tensor": 2}
@@ -103,7 +103,7 @@ def param_sharding(params: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays ``[T, B, ...]``: rows over `ROW_AXES`, tasks over their axis where the mesh has it."""
+    """Sharding of arrays ``[T, B, ...]``: rows over `ROW_AXES`, tasks over their axis where the mesh has it."""
     return NamedSharding(mesh, PartitionSpec(task_axis(mesh), ROW_AXES))
 
 
@@ -158,7 +158,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def optimiser_sharding(tx: Any, params: PyTree) -> PyTree:
-    """The optimiser state beside the parameters it belongs to, which have their places; tasks as in `make_mesh`."""
+    """Sharding of the optimiser state, beside the parameters it belongs to; tasks as in `make_mesh`."""
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     return state_sharding(tx, params, task_axis(mesh))
 

@@ -35,8 +35,8 @@ class Handling:
 class StopSignals(Handling):
     """Notes SIGTERM and the first Ctrl-C, so that the loop saves and stops; a second Ctrl-C leaves at once.
 
-    For a ``with`` statement. Of several processes it is enough that one was told: `code` goes through the step, and
-    all read the largest. What came before belongs to JAX in a cluster, see `preemption_notice`.
+    For a ``with`` statement. It is enough that one of several processes was told: `code` goes through the step, and
+    all read the largest. The earlier handler belongs to JAX in a cluster, see `preemption_notice`.
     """
 
     def __init__(self) -> None:

@@ -1,1 +1,1 @@
-"""What a run says while it goes on: metrics, progress, profiles."""
+"""A run reports itself while it goes on: metrics, progress, profiles."""

@@ -1,4 +1,4 @@
-"""What the steps have said: read one step late, so that the device always has work; logged, counted, shown."""
+"""Metrics of the steps: read one step late, so that the device always has work; logged, counted, shown."""
 
 import math
 import time
@@ -40,7 +40,7 @@ class MetricLogger:
       config: of the run.
       tasks: names, in the order of the task axis.
       log: ``metrics.jsonl``.
-      writers: other places for the same numbers.
+      writers: send the same numbers elsewhere.
       progress: what a person sees.
       peak: operations a second of all devices together, if known.
       refused: of `state`, when a run goes on.

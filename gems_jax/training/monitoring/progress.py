@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar in a terminal, a line now and then elsewhere."""
+"""Shows a person how a run goes on: a bar in a terminal, a line now and then elsewhere."""
 
 import resource
 import sys

@@ -1,4 +1,4 @@
-"""What a run is about to do, as a table: what trains, what the optimiser holds, how much data there is."""
+"""A table of the run that begins: what trains, what the optimiser holds, how much data there is."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -39,8 +39,8 @@ class Wandb:
         package = _package("wandb", "wandb")
         identity = "-".join((workdir.parent.name, workdir.name)).strip("-")
         # Its own files are for this machine.
-        place = None if is_remote(workdir) else str(workdir)
-        self._run = package.init(name=name, id=identity, dir=place, resume="allow")
+        folder = None if is_remote(workdir) else str(workdir)
+        self._run = package.init(name=name, id=identity, dir=folder, resume="allow")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

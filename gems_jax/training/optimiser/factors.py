@@ -39,7 +39,7 @@ def with_factors(state: PyTree, factors: Mapping[str, Any]) -> PyTree:
     return jax.tree.map(replaced, state, is_leaf=_is_holder)
 
 
-def initial_opt_state(tx: Any, params: PyTree, places: PyTree, null_space: NullSpace | None) -> PyTree:
+def initial_opt_state(tx: Any, params: PyTree, sharding: PyTree, null_space: NullSpace | None) -> PyTree:
     """``tx.init(params)`` where it belongs; of the factors each device gets its part alone.
 
     Compiled whole, ``tx.init`` would have the factors as constants: all of them, in every device's program.
@@ -47,13 +47,13 @@ def initial_opt_state(tx: Any, params: PyTree, places: PyTree, null_space: NullS
     Args:
       tx: the optimiser.
       params: on the mesh.
-      places: of the state, see `gems_jax.transform.sharding.state_sharding`.
+      sharding: of the state, see `gems_jax.transform.sharding.state_sharding`.
       null_space: that ``tx`` was made with, or ``None``.
     """
-    state_places = held_factors(places)
-    if null_space is None or not state_places:
-        return jax.jit(tx.init, out_shardings=places)(params)
-    without = jax.jit(lambda p: with_factors(tx.init(p), {}), out_shardings=with_factors(places, {}))
+    factor_sharding = held_factors(sharding)
+    if null_space is None or not factor_sharding:
+        return jax.jit(tx.init, out_shardings=sharding)(params)
+    without = jax.jit(lambda p: with_factors(tx.init(p), {}), out_shardings=with_factors(sharding, {}))
 
     def put(name: str, sharding: jax.sharding.Sharding) -> jax.Array:
         basis = np.asarray(null_space.factors[name].basis)
@@ -61,7 +61,7 @@ def initial_opt_state(tx: Any, params: PyTree, places: PyTree, null_space: NullS
         # Copies, since states are donated.
         return jax.make_array_from_callback(basis.shape, sharding, lambda part: np.array(basis[part], dtype))
 
-    return _filled(without(params), places, {name: put(name, place) for name, place in state_places.items()})
+    return _filled(without(params), sharding, {name: put(name, part) for name, part in factor_sharding.items()})
 
 
 def from_state(null_space: NullSpace, state: PyTree) -> NullSpace:
@@ -78,10 +78,10 @@ def from_state(null_space: NullSpace, state: PyTree) -> NullSpace:
 def _filled(state: PyTree, like: PyTree, factors: Mapping[str, Any]) -> PyTree:
     """``state`` with factors wherever ``like`` holds some."""
 
-    def filled(found: Any, x: Any) -> Any:
-        return found._replace(**{_field(x): dict(factors)}) if _is_holder(x) and _factors(x) else found
+    def filled(holder: Any, x: Any) -> Any:
+        return holder._replace(**{_field(x): dict(factors)}) if _is_holder(x) and _factors(x) else holder
 
-    return jax.tree.map(lambda x, found: filled(found, x), like, state, is_leaf=_is_holder)
+    return jax.tree.map(lambda x, holder: filled(holder, x), like, state, is_leaf=_is_holder)
 
 
 def _is_holder(x: Any) -> bool:

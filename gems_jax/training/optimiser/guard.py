@@ -85,5 +85,5 @@ def refuse_not_finite(tx: optax.GradientTransformation, num_tasks: int) -> optax
 def last_finite(state: PyTree) -> jax.Array:
     """``finite`` of the `GuardState` in an optimiser state."""
     is_guard = lambda x: isinstance(x, GuardState)  # noqa: E731
-    (found,) = [x for x in jax.tree.leaves(state, is_leaf=is_guard) if is_guard(x)]
-    return found.finite
+    (guard,) = [x for x in jax.tree.leaves(state, is_leaf=is_guard) if is_guard(x)]
+    return guard.finite

@@ -1,4 +1,4 @@
-"""What builds the optimiser of each method of `gems_jax.config.methods.METHODS`, and a way to add methods."""
+"""Builders of the optimiser of each method of `gems_jax.config.methods.METHODS`, and a way to add methods."""
 
 import dataclasses
 import re

@@ -23,8 +23,8 @@ def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
       bfloat16 ``[...]``; what is not finite stays so.
 
     Example:
-      >>> found = round_stochastically(jnp.full(1000, 1.001), jax.random.key(0))
-      >>> sorted(set(found.tolist()))
+      >>> rounded = round_stochastically(jnp.full(1000, 1.001), jax.random.key(0))
+      >>> sorted(set(rounded.tolist()))
       [1.0, 1.0078125]
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)

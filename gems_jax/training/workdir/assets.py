@@ -1,4 +1,4 @@
-"""What a run was tuned on, kept beside its checkpoints: catalogue, identifiers, prompts, tokenizer, base model."""
+"""The record of a run's assets beside its checkpoints: catalogue, identifiers, prompts, tokenizer, base model."""
 
 import dataclasses
 import functools
@@ -58,7 +58,7 @@ class AssetRecord:
     spaces: bool
 
     def shared(self) -> dict[str, Any]:
-        """What all processes of a run must agree on; the base model's files are read by the first alone."""
+        """The values that all processes of a run must agree on; the first alone reads the base model's files."""
         whole = dataclasses.asdict(self) | {"files": None}
         lists = {name: _digest([json.dumps(list(whole[name].items()))]) for name in ("items", "identifiers")}
         names = {"items": "the catalogue", "identifiers": "the items' identifiers", "vocabulary": "the tokenizer"}
@@ -69,7 +69,7 @@ class AssetRecord:
 def record_of(
     config: Config, assets: Assets, null_space: NullSpace | None = None, training: bool = True
 ) -> AssetRecord:
-    """What a run would be tuned on now.
+    """The record of the assets that a run would be tuned on now.
 
     The files of the base model are read by the first process, about a second a gigabyte.
 
@@ -102,7 +102,7 @@ def record_of(
 
 
 def read_record(workdir: Path) -> AssetRecord | None:
-    """What a run was tuned on; ``None`` where an older version tuned it, or nothing did.
+    """The record of a run's assets; ``None`` where an older version tuned it, or nothing did.
 
     Raises:
       ValueError: the file is damaged.
@@ -112,15 +112,15 @@ def read_record(workdir: Path) -> AssetRecord | None:
         return None
     try:
         kept = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-        found = kept["assets"]
-        if set(kept) != {"sha256", "assets"} or kept["sha256"] != _digest([json.dumps(found)]):
+        assets = kept["assets"]
+        if set(kept) != {"sha256", "assets"} or kept["sha256"] != _digest([json.dumps(assets)]):
             raise ValueError("its content is not what was written")
-        version = found.pop("format_version")
+        version = assets.pop("format_version")
         if version == 1:
-            found["spaces"] = False
+            assets["spaces"] = False
         elif version != FORMAT_VERSION:
             raise ValueError(f"it is of format version {version}, this version reads {FORMAT_VERSION}")
-        return AssetRecord(**found)
+        return AssetRecord(**assets)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): restore it; without it, by removing it, the run is not compared any more "
@@ -130,8 +130,8 @@ def read_record(workdir: Path) -> AssetRecord | None:
 
 def write_record(record: AssetRecord, workdir: Path) -> None:
     """Keeps what a run is tuned on in its work directory."""
-    found = {"format_version": FORMAT_VERSION, **dataclasses.asdict(record)}
-    write_text(workdir / NAME, json.dumps({"sha256": _digest([json.dumps(found)]), "assets": found}) + "\n")
+    assets = {"format_version": FORMAT_VERSION, **dataclasses.asdict(record)}
+    write_text(workdir / NAME, json.dumps({"sha256": _digest([json.dumps(assets)]), "assets": assets}) + "\n")
 
 
 def check_record(record: AssetRecord, workdir: Path, training: bool = False) -> None:
@@ -196,44 +196,44 @@ def _refuse(differences: Sequence[str], workdir: Path) -> None:
 
 def _differences(kept: AssetRecord, now: AssetRecord, training: bool) -> list[str]:
     """All that differs, in words."""
-    found = _catalogue_differences(kept.items, now.items)
-    if not found and list(kept.items) != list(now.items):
-        found.append("the catalogue is in another order")
+    differences = _catalogue_differences(kept.items, now.items)
+    if not differences and list(kept.items) != list(now.items):
+        differences.append("the catalogue is in another order")
     other = [item for item in kept.identifiers if now.identifiers.get(item, "") != kept.identifiers[item]]
     if bool(kept.identifiers) != bool(now.identifiers):
-        found.append("items have tokens of their own, or shared ones, unlike then")
+        differences.append("items have tokens of their own, or shared ones, unlike then")
     elif other:
-        found.append(_have(other, "another identifier"))
+        differences.append(_have(other, "another identifier"))
     prompts = [task for task in kept.prompts | now.prompts if kept.prompts.get(task) != now.prompts.get(task)]
-    found += [f"the prompt of task {task!r} was {kept.prompts.get(task)!r}" for task in prompts]
+    differences += [f"the prompt of task {task!r} was {kept.prompts.get(task)!r}" for task in prompts]
     if kept.spaces != now.spaces and not prompts:
-        found.append("an older version tuned it on prompts without the spaces behind items and at a prompt's ends")
+        differences.append("an older version tuned it on prompts without the spaces behind items and at a prompt's ends")
     if kept.files and now.files:
         changed = [name for name in sorted(kept.files | now.files) if kept.files.get(name) != now.files.get(name)]
         for what, is_of in (("base model", False), ("tokenizer", True)):
             names = [name for name in changed if (name in _TOKENIZER_FILES) == is_of]
             if names:
-                found.append(f"the {what} is another ({', '.join(names[:3])})")
-    if not found and kept.vocabulary != now.vocabulary:
-        found.append("the tokenizer has another vocabulary")
+                differences.append(f"the {what} is another ({', '.join(names[:3])})")
+    if not differences and kept.vocabulary != now.vocabulary:
+        differences.append("the tokenizer has another vocabulary")
     if training:
         tasks = [task for task in kept.rows | now.rows if kept.rows.get(task) != now.rows.get(task)]
-        found += [f"the training rows of task {task!r} are others" for task in tasks]
+        differences += [f"the training rows of task {task!r} are others" for task in tasks]
         if kept.null_space != now.null_space:
-            found.append("the null space is another")
-    return found
+            differences.append("the null space is another")
+    return differences
 
 
 def _catalogue_differences(kept: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     more = [item for item in now if item not in kept]
     fewer = [item for item in kept if item not in now]
     other = [item for item in kept if item in now and kept[item] != now[item]]
-    found = [
+    differences = [
         f"the catalogue has {len(items):,} {'items' if len(items) > 1 else 'item'} {word} {_such_as(items)}"
         for items, word in ((more, "more"), (fewer, "fewer"))
         if items
     ]
-    return found + ([_have(other, "another title or text")] if other else [])
+    return differences + ([_have(other, "another title or text")] if other else [])
 
 
 def _have(items: Sequence[str], what: str) -> str:
@@ -287,5 +287,5 @@ def _base_files(folder: Path) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=8)
 def _sums(folder: Path, files: tuple[tuple[str, int, int], ...]) -> Mapping[str, str]:
-    """Of files of these sizes and times of change: a study asks again for every row."""
+    """Sums of files of these sizes and times of change, kept: a study asks again for every row."""
     return sums_of(folder, [name for name, *_ in files])

@@ -110,8 +110,8 @@ class Checkpoints:
         """Called when all files of a save are written and its folder has not got its name yet."""
         if jax.process_index() == 0:
             # On object stores, where renaming is copying, it has its name from the start and gets a mark at the end.
-            place = self.directory / str(self._saving)
-            write_checksums(next(self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"), place))
+            folder = self.directory / str(self._saving)
+            write_checksums(next(self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"), folder))
 
     def save(self, step: int, params: PyTree, opt_state: PyTree, position: Mapping[str, Any]) -> None:
         """Saves the state after ``step`` updates; returns when the arrays may change again.
@@ -158,7 +158,7 @@ class Checkpoints:
 
     def _refuse_not_finite(self, step: int, parts: Mapping[str, dict[str, Any]]) -> None:
         for name, part in parts.items():
-            bad = [path for path, found in jax.device_get(_not_finite(part)).items() if found]
+            bad = [path for path, is_bad in jax.device_get(_not_finite(part)).items() if is_bad]
             if bad:
                 raise ValueError(
                     f"after step {step} the {name} hold nan or inf ({bad[0]} and {len(bad) - 1} more) and are not "
@@ -259,8 +259,8 @@ class Checkpoints:
             from jax.experimental import multihost_utils
 
             sent = np.asarray([-1 if chosen is None else chosen, len(bad)], np.int64)
-            found, number = (int(x) for x in multihost_utils.broadcast_one_to_all(sent))
-            chosen = None if found < 0 else found
+            sent_step, number = (int(x) for x in multihost_utils.broadcast_one_to_all(sent))
+            chosen = None if sent_step < 0 else sent_step
         else:
             number = len(bad)
         listed = "; ".join(f"{self.directory / str(step)}: {wrong}" for step, wrong in bad.items())
@@ -269,9 +269,9 @@ class Checkpoints:
                 f"no intact checkpoint in {self.directory} ({listed}); remove the damaged ones to start again"
             )
         for step, wrong in bad.items():
-            place = self.directory / str(step)
-            moved = f", put aside in {self._put_aside(place)}" if self._writes else ""
-            warnings.warn(f"checkpoint {place} is damaged ({wrong}){moved}; using that of step {chosen}", stacklevel=4)
+            folder = self.directory / str(step)
+            moved = f", put aside in {self._put_aside(folder)}" if self._writes else ""
+            warnings.warn(f"checkpoint {folder} is damaged ({wrong}){moved}; using that of step {chosen}", stacklevel=4)
         if number and self._writes:
             if jax.process_count() > 1:
                 from jax.experimental import multihost_utils
@@ -280,14 +280,14 @@ class Checkpoints:
             self._manager.reload()
         return chosen
 
-    def _put_aside(self, place: Path) -> Path:
+    def _put_aside(self, checkpoint: Path) -> Path:
         """Out of the way of the save that will come again."""
         folder = self.directory.parent / "damaged"
         folder.mkdir(exist_ok=True)
         number = 0
-        while (target := folder / f"{place.name}.{number}").exists():
+        while (target := folder / f"{checkpoint.name}.{number}").exists():
             number += 1
-        return place.rename(target)
+        return checkpoint.rename(target)
 
     def _restore(self, step: int, like: Mapping[str, PyTree]) -> dict[str, Any]:
         """Parts of a checkpoint, in the structures of ``like``, and its ``data``."""
@@ -296,10 +296,10 @@ class Checkpoints:
             for name, tree in like.items()
         }
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**wanted, data=ocp.args.JsonRestore()))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**wanted, data=ocp.args.JsonRestore()))
         except Exception as error:  # anything from a bare Exception to a KeyError
-            place = self.directory / str(step)
+            folder = self.directory / str(step)
             raise ValueError(
-                f"checkpoint {place} does not fit this model and optimiser ({error}); choose another --workdir"
+                f"checkpoint {folder} does not fit this model and optimiser ({error}); choose another --workdir"
             ) from error
-        return {name: from_dict(found[name], tree) for name, tree in like.items()} | {"data": found["data"]}
+        return {name: from_dict(restored[name], tree) for name, tree in like.items()} | {"data": restored["data"]}

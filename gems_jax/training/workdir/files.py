@@ -91,15 +91,15 @@ def read_kept_config(path: Path) -> dict[str, Any]:
         lines = text.splitlines(keepends=True)
         if _SUM[:8] in text and lines[-1:] != [f"{_SUM}{_sum(''.join(lines[:-1]))}\n"]:
             raise ValueError("it was changed: its last line has the checksum of something else")
-        found = current_values(yaml.safe_load(text))
-        with_defaults(found)
+        values = current_values(yaml.safe_load(text))
+        with_defaults(values)
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         why = f" ({error})" if type(error) is ValueError else ""
         raise ValueError(
             f"{path} is damaged{why}: restore it, or remove it and train with the run's own --config again, or choose "
             "another --workdir"
         ) from None
-    return found
+    return values
 
 
 def _sum(text: str) -> str:

@@ -65,12 +65,12 @@ class RemoteLock:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            found = json.loads(self._path.read_text())
+            holder = json.loads(self._path.read_text())
         except FileNotFoundError:
             return None
         except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return holder if isinstance(holder, dict) else {}
 
     def _write(self) -> None:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "token": self._token, "renewed": time.time()}

@@ -30,8 +30,8 @@ def evaluation_tables(config: Config, dataset: Dataset) -> dict[str, Table]:
     return {task: table.take(np.sort(rng.permutation(len(table))[:rows])) for task, table in tables.items()}
 
 
-def evaluate(config: Config, assets: Assets, base: Any, tuned: Any, workdir: Path) -> dict[str, Any]:
-    """Writes ``eval.json`` and ``report.html``: of the model first, then once more with the rankers without a model.
+def evaluate_run(config: Config, assets: Assets, base: Any, tuned: Any, workdir: Path) -> dict[str, Any]:
+    """Writes ``eval.json`` and ``report.html``: for the model first, then once more with the rankers without a model.
 
     Args:
       config: of the run.
@@ -41,7 +41,7 @@ def evaluate(config: Config, assets: Assets, base: Any, tuned: Any, workdir: Pat
       workdir: of the run.
 
     Returns:
-      What ``eval.json`` holds.
+      The content of ``eval.json``.
 
     Raises:
       FileNotFoundError: a run to compare with has not been evaluated.
@@ -68,16 +68,18 @@ def evaluate(config: Config, assets: Assets, base: Any, tuned: Any, workdir: Pat
     # The base model with the item rows that tuning began from: over its own vocabulary it is the base model.
     results["general"] = general_drift(assets.model, tuned, text, progress=True)
     results["comparison"] = {
-        name: {key: value for key, value in found.items() if key in tables or key in ("general", "steps", "method")}
-        for name, found in compared.items()
+        name: {
+            key: value for key, value in evaluation.items() if key in tables or key in ("general", "steps", "method")
+        }
+        for name, evaluation in compared.items()
     }
     if options.samples:
         results["paired"] = compare_with_each(workdir, options.compare, samples=options.samples)
     results["examples"] = []
     for task, table in tables.items():
-        found = load_rankings(workdir / f"ranking_{task}.npz")
+        rankings = load_rankings(workdir / f"ranking_{task}.npz")
         titles = assets.dataset.titles()
-        results["examples"] += readable_examples(table, found["items"], found["scores"], titles)
+        results["examples"] += readable_examples(table, rankings["items"], rankings["scores"], titles)
     # Rankers that exhaust the memory of the machine end the process: what was measured of the model is on file then.
     _write(workdir, results | {"baselines": not_measured(tables)})
     results["baselines"] = simple_rankers(assets.dataset, tables, options.samples)
@@ -101,12 +103,12 @@ def read_evaluation(workdir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: evaluate that run before comparing with it")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or "method" not in found:
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(evaluation, dict) or "method" not in evaluation:
             raise ValueError("it is not what evaluate writes")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): evaluate that run again before comparing with it") from None
-    return found
+    return evaluation
 
 
 def table_of(results: dict[str, Any]) -> str:
@@ -114,15 +116,15 @@ def table_of(results: dict[str, Any]) -> str:
     tasks = [k for k, v in results.items() if isinstance(v, dict) and "hit@10" in v]
     rows = [("", *(f"{t} hit@10" for t in tasks), *(f"{t} ndcg@10" for t in tasks), "general loss")]
 
-    def row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
-        metric = lambda task, m: f"{found[task][m]:.3f}" if m in found.get(task, {}) else "-"  # noqa: E731
-        general = found.get("general")
+    def row(name: str, measured: dict[str, Any]) -> tuple[str, ...]:
+        metric = lambda task, m: f"{measured[task][m]:.3f}" if m in measured.get(task, {}) else "-"  # noqa: E731
+        general = measured.get("general")
         drift = f"{general['loss']:.3f} ({general['loss'] - general['base_loss']:+.3f})" if general else "-"
         return (name, *(metric(t, "hit@10") for t in tasks), *(metric(t, "ndcg@10") for t in tasks), drift)
 
     rows.append(row(f"{results['name']} (this run)", results))
-    rows += [row(name, found) for name, found in results["comparison"].items()]
-    rows += [row(name, found) for name, found in results["baselines"].items()]
+    rows += [row(name, measured) for name, measured in results["comparison"].items()]
+    rows += [row(name, measured) for name, measured in results["baselines"].items()]
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
     return "\n".join([*lines, *missing_lines(results["baselines"]), *few_candidates(results)])

@@ -7,7 +7,7 @@ from gems_jax.data.dataset.remote import exists
 from gems_jax.data.raw.raw_files import local_name
 
 
-def check_places(config: Config, workdir: Path) -> None:
+def check_paths(config: Config, workdir: Path) -> None:
     """Checks that a tuned run's base model and data are where its configuration says: others would be of no use to it.
 
     Raises:
@@ -20,7 +20,7 @@ def check_places(config: Config, workdir: Path) -> None:
         missing["data.dir"] = config.data.dir
     if missing:
         raise FileNotFoundError(
-            f"{workdir} was tuned with {' and '.join(f'{name} {place}' for name, place in missing.items())}, where "
+            f"{workdir} was tuned with {' and '.join(f'{name} {path}' for name, path in missing.items())}, where "
             "there is nothing now: bring it back or, if it was moved, say where it is: "
             + " ".join(f"--{name} FOLDER" for name in missing)
         )
