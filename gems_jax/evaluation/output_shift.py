@@ -10,7 +10,7 @@ import numpy as np
 from gems_jax.leaf_path import leaf_path
 from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec
 from gems_jax.null_space.moment_groups import moment_groups
-from gems_jax.null_space.moment_pass import Batch, MomentPass, as_function, kernel_specs, moment_pass
+from gems_jax.null_space.moment_pass import MomentPass, TextBatch, as_function, kernel_specs, moment_pass
 from gems_jax.null_space.second_moment import SecondMoment
 from gems_jax.null_space.tracing.interpreter import Layers
 from gems_jax.null_space.tracing.kernel_inputs import kernel_inputs
@@ -56,7 +56,7 @@ class OutputShift:
     def __init__(
         self,
         base: Any,
-        batch: Batch,
+        batch: TextBatch,
         *,
         memory_limit: int | None = None,
         matrix_dims: MatrixRule | None = None,
@@ -82,7 +82,7 @@ class OutputShift:
         self._pass = moment_pass(self._function, self._specs, "in", list(self._inputs.values()), self._group)
         self._sums = self._pass.start()
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: TextBatch) -> None:
         """Adds the inputs that a batch gives the kernels."""
         assert self._pass is not None, "begin a pass first"
         arrays = {key: jnp.asarray(value) for key, value in batch.items()}

@@ -17,7 +17,7 @@ from gems_jax.whole_number import is_whole
 
 @dataclass(frozen=True)
 class Factor:
-    """What general text uses of one input, as the thinner of two orthonormal bases.
+    """The directions of one input that general text uses, as the thinner of two orthonormal bases.
 
     Attributes:
       basis: ``[*batch, d, c]`` orthonormal columns, zero columns as padding within a stack.
@@ -92,7 +92,7 @@ class Rule:
         return self.rank is not None and not is_whole(self.rank)
 
     def given(self) -> dict[str, float]:
-        """What is not ``None``, as numbers."""
+        """The fields that are not ``None``, as numbers."""
         return {name: float(value) for name, value in vars(self).items() if value is not None}
 
     def kept(self, values: np.ndarray, trace: float, d: int) -> int:
@@ -136,8 +136,8 @@ def principal_directions(path: str, matrix: np.ndarray, rule: Rule) -> Direction
       ValueError: the matrix is not finite.
 
     Example:
-      >>> found = principal_directions("w", np.diag([3.0, 1.0, 0.0]), Rule(energy=0.7))
-      >>> found.kept, found.residual, np.abs(found.basis).ravel().tolist()
+      >>> directions = principal_directions("w", np.diag([3.0, 1.0, 0.0]), Rule(energy=0.7))
+      >>> directions.kept, directions.residual, np.abs(directions.basis).ravel().tolist()
       (1, 0.25, [1.0, 0.0, 0.0])
     """
     if not np.all(np.isfinite(matrix)):
@@ -163,7 +163,7 @@ def principal_directions(path: str, matrix: np.ndarray, rule: Rule) -> Direction
     return Directions(basis, complement, kept, 1 - inside / trace if trace > 0 else 1.0)
 
 
-def stack_directions(found: Sequence[Directions], stack: Sequence[int]) -> Factor:
+def stack_directions(directions: Sequence[Directions], stack: Sequence[int]) -> Factor:
     """The factor of a stack of matrices: one choice of basis for all, zero columns as padding.
 
     Example:
@@ -172,19 +172,19 @@ def stack_directions(found: Sequence[Directions], stack: Sequence[int]) -> Facto
       >>> factor.complement, factor.basis.shape, factor.kept.tolist()
       (True, (2, 4, 3), [1, 4])
     """
-    d = found[0].basis.shape[0]
-    kept = np.array([one.kept for one in found])
+    d = directions[0].basis.shape[0]
+    kept = np.array([one.kept for one in directions])
     complement = bool((d - kept).max() < kept.max())
     width = int((d - kept).max() if complement else kept.max())
-    basis = np.zeros((len(found), d, width), found[0].basis.dtype)
-    for columns, one in zip(basis, found, strict=True):
+    basis = np.zeros((len(directions), d, width), directions[0].basis.dtype)
+    for columns, one in zip(basis, directions, strict=True):
         chosen = one.basis if one.complement == complement else _orthogonal_complement(one.basis)
         columns[:, : chosen.shape[1]] = chosen
     return Factor(
         basis.reshape(*stack, d, width),
         complement,
         kept.reshape(stack).astype(np.int32),
-        np.array([one.residual for one in found]).reshape(stack),
+        np.array([one.residual for one in directions]).reshape(stack),
     )
 
 

@@ -20,7 +20,7 @@ from gems_jax.null_space.directions import (
 )
 from gems_jax.null_space.fingerprint import weights_fingerprint
 from gems_jax.null_space.moment_groups import moment_groups
-from gems_jax.null_space.moment_pass import Batch, as_function, check_masks, masks_of, moment_pass
+from gems_jax.null_space.moment_pass import TextBatch, as_function, check_masks, masks_of, moment_pass
 from gems_jax.null_space.observed_roles import observe_roles
 from gems_jax.null_space.second_moment import SecondMoment, symmetric
 from gems_jax.null_space.space import NullSpace, Side
@@ -28,7 +28,7 @@ from gems_jax.null_space.tracing.interpreter import mask_fits
 from gems_jax.null_space.tracing.kernel_inputs import Inputs, kernel_inputs
 from gems_jax.types import PyTree
 
-Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
+Batches = Iterable[TextBatch] | Callable[[], Iterable[TextBatch]]
 
 
 def estimate_null_space(
@@ -100,23 +100,23 @@ def estimate_null_space(
     read, first = _readable(batches)
     observed = observe_roles(function, first, matrix_dims)
     specs = observed.specs
-    found = kernel_inputs(function.apply, function.params, function.called(first), specs, side, masks_of(first))
-    remarks = observed.remarks | found.remarks
-    if not found.inputs:
+    distinct = kernel_inputs(function.apply, function.params, function.called(first), specs, side, masks_of(first))
+    remarks = observed.remarks | distinct.remarks
+    if not distinct.inputs:
         kernels = ", ".join(list(specs or remarks)[:3])
         raise ValueError(f"the model's pass uses none of its kernels ({kernels}, ...) in products: {_listed(remarks)}")
-    _warn(found, remarks, first)
-    groups = moment_groups(found.inputs, memory_limit, 1 if mesh is None else mesh.size)
+    _warn(distinct, remarks, first)
+    groups = moment_groups(distinct.inputs, memory_limit, 1 if mesh is None else mesh.size)
     if len(groups) > 1 and isinstance(batches, Iterator):
         raise ValueError(
             f"memory_limit={memory_limit} needs {len(groups)} passes over the text, but batches can be read once; "
             "give a list, or a function that returns an iterator"
         )
-    directions: dict[str, list[Directions]] = {entry.name: [] for entry in found.inputs}
+    directions: dict[str, list[Directions]] = {entry.name: [] for entry in distinct.inputs}
     num_batches: int | None = None
     for number, group in enumerate(groups):
         label = "calibrating" if len(groups) == 1 else f"calibrating, pass {number + 1} of {len(groups)}"
-        start, add = moment_pass(function, specs, side, found.inputs, group, mesh)
+        start, add = moment_pass(function, specs, side, distinct.inputs, group, mesh)
         moments, seen = start(), 0
         for batch in _progress(read(), progress, label):
             check_masks(batch)
@@ -128,8 +128,8 @@ def estimate_null_space(
         for name in group:
             # One after the other: a moment is let go when it is decomposed.
             directions[name] += _decompose(name, moments.pop(name), rule, mesh)
-    stacks = {entry.name: entry.stack for entry in found.inputs}
-    inputs = dict(sorted(found.names().items()))
+    stacks = {entry.name: entry.stack for entry in distinct.inputs}
+    inputs = dict(sorted(distinct.names().items()))
     factors = {name: stack_directions(directions[name], stacks[name]) for name in dict.fromkeys(inputs.values())}
     warn_if_little_is_kept(factors, energy)
     roles = {path: role for path, role in observed.roles.items() if role is None or path in inputs}
@@ -137,12 +137,12 @@ def estimate_null_space(
     return NullSpace(factors, inputs, side, fingerprint, rule.given(), roles, observed.left_out | remarks)
 
 
-def observed_matrix_dims(model: Any, batch: Batch, params: PyTree | None = None) -> MatrixRule:
+def observed_matrix_dims(model: Any, batch: TextBatch, params: PyTree | None = None) -> MatrixRule:
     """The matrix roles of a model's kernels as its forward pass uses them, as a rule for ``matrix_dims``.
 
-    What is not multiplied with an activation has no role, nor have tables and heads, see `observe_roles`. Saves writing
-    `MatrixDims` for the head-split kernels of ``nnx.MultiHeadAttention``, ``nnx.LinearGeneral`` and ``nnx.Einsum``
-    where no null space is estimated; a null space knows these roles itself.
+    A leaf that is not multiplied with an activation has no role, nor have tables and heads, see `observe_roles`. The
+    rule saves writing `MatrixDims` for the head-split kernels of ``nnx.MultiHeadAttention``, ``nnx.LinearGeneral`` and
+    ``nnx.Einsum`` where no null space is estimated; a null space knows these roles itself.
 
     Args:
       model, params: see `estimate_null_space`.
@@ -167,11 +167,11 @@ def _decompose(name: str, moment: SecondMoment, rule: Rule, mesh: jax.sharding.M
     counts = np.maximum(np.asarray(moment.count), 1).reshape(-1)
     stack = moment.total.shape[:-2]
     take = jax.jit(_matrix_at, out_shardings=everywhere)
-    found = []
+    directions = []
     for n, index in enumerate(np.ndindex(stack)):
         lower = np.asarray(take(moment.total, tuple(jnp.asarray(i) for i in index)), np.float64)
-        found.append(principal_directions(name, symmetric(lower) / counts[n], rule))
-    return found
+        directions.append(principal_directions(name, symmetric(lower) / counts[n], rule))
+    return directions
 
 
 def _matrix_at(total: jax.Array, index: tuple[jax.Array, ...]) -> jax.Array:
@@ -194,7 +194,7 @@ def _on(mesh: jax.sharding.Mesh, leaf: jax.Array) -> jax.Array:
     return jax.device_put(leaf, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
-def _readable(batches: Batches) -> tuple[Callable[[], Iterable[Batch]], Batch]:
+def _readable(batches: Batches) -> tuple[Callable[[], Iterable[TextBatch]], TextBatch]:
     """A function that gives all batches (again), and the first."""
     again = batches if callable(batches) else lambda: batches
     iterator = iter(again())
@@ -203,7 +203,7 @@ def _readable(batches: Batches) -> tuple[Callable[[], Iterable[Batch]], Batch]:
         raise ValueError("no batches of general text to calibrate on")
     if isinstance(batches, Iterator):
 
-        def once() -> Iterator[Batch]:
+        def once() -> Iterator[TextBatch]:
             yield first
             yield from iterator
 
@@ -211,7 +211,7 @@ def _readable(batches: Batches) -> tuple[Callable[[], Iterable[Batch]], Batch]:
     return again, first
 
 
-def _warn(found: Inputs, remarks: Mapping[str, str], batch: Batch) -> None:
+def _warn(distinct: Inputs, remarks: Mapping[str, str], batch: TextBatch) -> None:
     if remarks:
         warnings.warn(f"not all uses of {len(remarks)} kernels are in the null space: {_listed(remarks)}", stacklevel=3)
     masks = masks_of(batch)
@@ -221,8 +221,8 @@ def _warn(found: Inputs, remarks: Mapping[str, str], batch: Batch) -> None:
             "says which are padding 'attention_mask' ([rows, positions], 0: padding) or 'decoder_attention_mask'",
             stacklevel=3,
         )
-    for entry in found.inputs:
-        if (use := found.unplaced.get(entry.name)) is None:
+    for entry in distinct.inputs:
+        if (use := distinct.unaligned.get(entry.name)) is None:
             continue
         mask = masks.decoder if use.is_decoder else masks.tokens
         assert mask is not None
@@ -245,7 +245,7 @@ def _listed(remarks: Mapping[str, str], most: int = 5) -> str:
     return "; ".join(lines) + (f"; and {len(remarks) - most} more" if len(remarks) > most else "")
 
 
-def _progress(batches: Iterable[Batch], show: bool, label: str) -> Iterable[Batch]:
+def _progress(batches: Iterable[TextBatch], show: bool, label: str) -> Iterable[TextBatch]:
     if not show:
         return batches
     try:

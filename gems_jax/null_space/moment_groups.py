@@ -66,8 +66,8 @@ def _units(inputs: Sequence[KernelInput], devices: int) -> Iterator[_Unit]:
     stacks: dict[object, list[KernelInput]] = {}
     for entry in inputs:
         # The loop over the layers; layers that are not looped over go together if their number is the same.
-        place = entry.uses[0].places[0] if entry.is_divisible else entry.name
-        stacks.setdefault((entry.stack[:1], None if isinstance(place, int) else place), []).append(entry)
+        loop = entry.uses[0].slots[0] if entry.is_divisible else entry.name
+        stacks.setdefault((entry.stack[:1], None if isinstance(loop, int) else loop), []).append(entry)
     for entries in stacks.values():
         layers: Sequence[int | None] = range(entries[0].stack[0]) if entries[0].is_divisible else [None]
         for layer in layers:

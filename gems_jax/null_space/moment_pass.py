@@ -17,7 +17,8 @@ from gems_jax.null_space.tracing.kernel_inputs import Apply, KernelInput, add_mo
 from gems_jax.null_space.tracing.position_masks import Masks
 from gems_jax.types import PyTree
 
-Batch = Mapping[str, Any]
+# The arrays of a batch of general text, by name.
+TextBatch = Mapping[str, Any]
 
 
 def kernel_specs(params: PyTree, rule: MatrixRule | None = None) -> dict[str, MatrixSpec | None]:
@@ -46,8 +47,8 @@ class Model(NamedTuple):
     params: PyTree
     names: set[str] | None
 
-    def called(self, batch: Batch) -> dict[str, Any]:
-        """What of a batch the model is called with."""
+    def called(self, batch: TextBatch) -> dict[str, Any]:
+        """The entries of a batch that the model is called with."""
         return {key: value for key, value in batch.items() if self.names is None or key in self.names}
 
 
@@ -60,7 +61,7 @@ class MomentPass(NamedTuple):
     """
 
     start: Callable[[], dict[str, SecondMoment]]
-    add: Callable[[PyTree, Batch, dict[str, SecondMoment]], dict[str, SecondMoment]]
+    add: Callable[[PyTree, TextBatch, dict[str, SecondMoment]], dict[str, SecondMoment]]
 
 
 def moment_pass(
@@ -91,7 +92,7 @@ def moment_pass(
     def zeros() -> dict[str, SecondMoment]:
         return {name: entry.zeros(group[name]) for name, entry in wanted.items()}
 
-    def add(params: PyTree, batch: Batch, moments: dict[str, SecondMoment]) -> dict[str, SecondMoment]:
+    def add(params: PyTree, batch: TextBatch, moments: dict[str, SecondMoment]) -> dict[str, SecondMoment]:
         called, masks = model.called(batch), masks_of(batch)
         return add_moments(model.apply, params, called, moments, specs, side, masks, layers, mesh is not None)
 
@@ -121,14 +122,14 @@ def _keywords(function: Callable[..., Any]) -> set[str] | None:
     return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}
 
 
-def masks_of(batch: Batch) -> Masks:
+def masks_of(batch: TextBatch) -> Masks:
     """Masks of the two sides; the decoder's is its own or that of the labels."""
     decoder = batch.get("decoder_attention_mask", batch.get("label_mask"))
     as_array = lambda mask: None if mask is None else jnp.asarray(mask)  # noqa: E731
     return Masks(as_array(batch.get("attention_mask")), as_array(decoder))
 
 
-def check_masks(batch: Batch) -> None:
+def check_masks(batch: TextBatch) -> None:
     """Raises ``ValueError`` where a mask is one that is added to scores: 0 means the opposite there.
 
     Example:

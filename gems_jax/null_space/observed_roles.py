@@ -67,28 +67,30 @@ def observe_roles(model: Model, batch: Mapping[str, Any], rule: MatrixRule | Non
         assert callable(rule)
         left_out = {path: "matrix_dims gives it no role" for path in seen.roles if path not in given}
         return Observed(given, {path: rule(path, leaves[path]) for path in given}, left_out, {})
-    found = Observed({}, {}, {}, {})
+    observed = Observed({}, {}, {}, {})
     for path, leaf in candidates.items():
         guess, role = (rule or stacked_matrix_dims)(path, leaf), seen.roles.get(path)
         if path in seen.tables or (role is not None and is_named_like_vocabulary_head(path)):
-            found.roles[path] = None
+            observed.roles[path] = None
             looked_up = path in seen.tables
-            found.left_out[path] = "its rows are looked up: a table" if looked_up else _BY_NAME
+            observed.left_out[path] = "its rows are looked up: a table" if looked_up else _BY_NAME
         elif role is not None:
-            _add_role(found, path, leaf.shape, guess, role)
+            _add_role(observed, path, leaf.shape, guess, role)
         elif path in seen.missed or guess is not None or path.endswith("kernel"):
-            found.remarks[path] = seen.remarks[path]
-    return found
+            observed.remarks[path] = seen.remarks[path]
+    return observed
 
 
-def _add_role(found: Observed, path: str, shape: tuple[int, ...], guess: MatrixDims | None, role: MatrixDims) -> None:
+def _add_role(
+    observed: Observed, path: str, shape: tuple[int, ...], guess: MatrixDims | None, role: MatrixDims
+) -> None:
     if guess is not None and _agrees(guess, role, shape):
         role = guess
     if not role.in_axes or not role.out_axes:
-        found.roles[path] = None
-        found.remarks[path] = "it is multiplied with activations as a vector, not as a matrix"
+        observed.roles[path] = None
+        observed.remarks[path] = "it is multiplied with activations as a vector, not as a matrix"
         return
-    found.roles[path], found.specs[path] = role, resolve(role, shape, path)
+    observed.roles[path], observed.specs[path] = role, resolve(role, shape, path)
 
 
 def _agrees(guess: MatrixDims, role: MatrixDims, shape: tuple[int, ...]) -> bool:

@@ -124,11 +124,11 @@ class NullSpace:
                 "calibrate again"
             )
         if self.fingerprint is not None:
-            found = weights_fingerprint(params, self.inputs)
-            if found != self.fingerprint:
+            fingerprint = weights_fingerprint(params, self.inputs)
+            if fingerprint != self.fingerprint:
                 raise ValueError(
                     f"the null space is for other weights: fingerprint {self.fingerprint[:12]} on file, "
-                    f"{found[:12]} from this model; calibrate again from these weights"
+                    f"{fingerprint[:12]} from this model; calibrate again from these weights"
                 )
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -193,7 +193,8 @@ class NullSpace:
                 check_written(source, name, "calibrate again")
             roles = {path: _role(entry) for path, entry in about.get("roles", {}).items()}
             left_out = dict(about.get("left_out", {}))
-            found = cls(factors, about["inputs"], about["side"], about["fingerprint"], about["rule"], roles, left_out)
+            side, fingerprint = about["side"], about["fingerprint"]
+            null_space = cls(factors, about["inputs"], side, fingerprint, about["rule"], roles, left_out)
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"the null space in {source} is damaged ({error}); calibrate again") from error
         if "roles" not in about:
@@ -202,7 +203,7 @@ class NullSpace:
                 "inputs: matrix_dims decides, by default the last two axes; calibrate again to have that checked",
                 stacklevel=2,
             )
-        return found
+        return null_space
 
     def summary(self) -> str:
         """A table: input, kernels, dimension, directions kept, residual share of the trace; then what is left out."""
@@ -261,7 +262,7 @@ def _role_entry(role: MatrixDims | None) -> dict[str, list[int]] | None:
 
 
 def _role(entry: Any) -> MatrixDims | None:
-    """What `_role_entry` wrote."""
+    """The role that `_role_entry` wrote."""
     if entry is None:
         return None
     axes = entry["in_axes"], entry["out_axes"]

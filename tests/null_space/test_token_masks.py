@@ -29,7 +29,7 @@ def moment_of(model, x, mask, specs=SPECS, side="in", **batch):
     start = {"w": SecondMoment.zeros(D)}
     add = jax.jit(lambda params, batch: add_moments(apply, params, batch, start, specs, side, masks))
     sums = add(params, batch)["w"]
-    return symmetric(np.asarray(sums.total, float)), int(sums.count), bool(found.unplaced)
+    return symmetric(np.asarray(sums.total, float)), int(sums.count), bool(found.unaligned)
 
 
 def rows_of(values, mask=MASK):

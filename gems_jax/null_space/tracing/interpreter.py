@@ -16,7 +16,7 @@ from gems_jax.null_space.tracing.kernel_tags import Scope, Step
 from gems_jax.null_space.tracing.kernel_uses import inner_jaxpr, scan_counts
 from gems_jax.null_space.tracing.position_masks import Masks, Unknown, position_mask
 from gems_jax.null_space.tracing.primitives import CALLS
-from gems_jax.null_space.tracing.token_axes import Places
+from gems_jax.null_space.tracing.token_axes import TokenAxes
 
 # Layers of a stack whose moments are taken: the first, and the one behind the last.
 Layers = tuple[int, int]
@@ -24,12 +24,13 @@ Layers = tuple[int, int]
 
 @dataclass(frozen=True)
 class Run:
-    """What goes along.
+    """The state that a run of the program carries along.
 
     Attributes:
       actions: the variables to add, by scope.
       layers: of inputs by name, those whose moments are taken.
-      masks, places: of the batch, and where values stand along them.
+      masks: of the batch.
+      token_axes: which axes of values run along the masks.
       whole_rows: whether matrices are added whole.
       steps: numbers of the loops' steps.
       moments: the sums, which are replaced.
@@ -38,7 +39,7 @@ class Run:
     actions: Mapping[Scope, Mapping[Any, Sequence[tuple[str, Use]]]]
     layers: Mapping[str, Layers]
     masks: Masks
-    places: Places
+    token_axes: TokenAxes
     whole_rows: bool
     steps: Mapping[Scope, Any]
     moments: dict[str, SecondMoment]
@@ -107,15 +108,15 @@ def _add(name: str, use: Use, value: jax.Array, run: Run) -> None:
     stack = run.moments[name].total.shape[:-2]
     index: list[Any] = []
     for axis in range(len(stack)):
-        place = use.places[axis]
-        if isinstance(place, str):
+        slot = use.slots[axis]
+        if isinstance(slot, str):
             index.append(None)
             continue
-        position: Any = place
-        if isinstance(place, Step):
-            position = place.start + run.steps[place.loop]
-        elif isinstance(place, tuple):
-            position = run.steps[place]
+        position: Any = slot
+        if isinstance(slot, Step):
+            position = slot.start + run.steps[slot.loop]
+        elif isinstance(slot, tuple):
+            position = run.steps[slot]
         first, end = run.layers.get(name, (0, stack[0])) if axis == 0 else (0, stack[axis])
         if isinstance(position, int) and not first <= position < end:
             return
@@ -123,7 +124,7 @@ def _add(name: str, use: Use, value: jax.Array, run: Run) -> None:
     if stack:
         # An axis of size one where all of a stack has the same vectors.
         dims = iter(lead)
-        shape = [1 if use.places[a] == "all" else next(dims) for a, i in enumerate(index) if i is None]
+        shape = [1 if use.slots[a] == "all" else next(dims) for a, i in enumerate(index) if i is None]
         vectors = vectors.reshape(*shape, *vectors.shape[-2:])
     run.moments[name] = add_lower(run.moments[name], index, vectors, mask, run.whole_rows)
 
@@ -131,7 +132,7 @@ def _add(name: str, use: Use, value: jax.Array, run: Run) -> None:
 def _mask(use: Use, run: Run) -> jax.Array | None:
     """The mask of a use's positions; where that is not known, as their sizes suggest, which calibration warns of."""
     try:
-        return position_mask(use, run.places, run.masks, run.steps)
+        return position_mask(use, run.token_axes, run.masks, run.steps)
     except Unknown:
         mask = run.masks.decoder if use.is_decoder else run.masks.tokens
         assert mask is not None
@@ -176,7 +177,7 @@ def _parts(length: int, loop: Scope, run: Run) -> Iterator[tuple[int, int, list[
     ranges = dict.fromkeys(run.inside(loop), (0, length))
     for entries in run.actions.values():
         for name, use in itertools.chain.from_iterable(entries.values()):
-            if name in ranges and name in run.layers and use.places[:1] == (loop,):
+            if name in ranges and name in run.layers and use.slots[:1] == (loop,):
                 ranges[name] = run.layers[name]
     edges = sorted({0, length, *itertools.chain.from_iterable(ranges.values())})
     for first, end in itertools.pairwise(edges):

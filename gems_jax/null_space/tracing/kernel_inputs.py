@@ -22,8 +22,8 @@ from gems_jax.null_space.tracing.interpreter import Layers, Run, evaluate
 from gems_jax.null_space.tracing.kernel_products import Use
 from gems_jax.null_space.tracing.kernel_tags import Scope
 from gems_jax.null_space.tracing.kernel_uses import find_uses
-from gems_jax.null_space.tracing.position_masks import Masks, Unknown, places_of, position_mask
-from gems_jax.null_space.tracing.token_axes import Places
+from gems_jax.null_space.tracing.position_masks import Masks, Unknown, position_mask, token_axes_of
+from gems_jax.null_space.tracing.token_axes import TokenAxes
 from gems_jax.types import PyTree
 
 Apply = Callable[[PyTree, PyTree], Any]
@@ -50,7 +50,7 @@ class KernelInput:
     @property
     def is_divisible(self) -> bool:
         """Whether the moments of some layers can be taken without the others'."""
-        return bool(self.stack) and all(isinstance(use.places[0], int | tuple) for use in self.uses)
+        return bool(self.stack) and all(isinstance(use.slots[0], int | tuple) for use in self.uses)
 
     @property
     def bytes_of_layer(self) -> int:
@@ -60,7 +60,7 @@ class KernelInput:
 
     @property
     def dtype(self) -> Any:
-        """Of the moments."""
+        """Type of the moments."""
         return real_dtype(use.var.aval.dtype for use in self.uses)
 
     def zeros(self, layers: Layers | None = None) -> SecondMoment:
@@ -78,7 +78,7 @@ class Inputs(NamedTuple):
       roles: which axes of a kernel products with activations show as its inputs and outputs.
       missed: kernels that meet activations in a way that is not followed, and how.
       tables: leaves whose rows are looked up.
-      unplaced: inputs, by name, of which it is not known where they stand along the batch's masks, with such a use.
+      unaligned: inputs, by name, of which it is not known where they stand along the batch's masks, with such a use.
     """
 
     inputs: tuple[KernelInput, ...]
@@ -86,11 +86,11 @@ class Inputs(NamedTuple):
     roles: dict[str, MatrixDims]
     missed: dict[str, str]
     tables: tuple[str, ...]
-    unplaced: dict[str, Use]
+    unaligned: dict[str, Use]
 
     def names(self) -> dict[str, str]:
         """Name of its input for each kernel."""
-        return {path: found.name for found in self.inputs for path in found.kernels}
+        return {path: entry.name for entry in self.inputs for path in entry.kernels}
 
 
 def kernel_inputs(
@@ -120,7 +120,7 @@ def kernel_inputs(
       >>> params = {"q": jnp.ones((2, 3)), "k": jnp.ones((2, 3))}
       >>> apply = lambda p, x: (x @ p["q"]) * (x @ p["k"])
       >>> specs = {name: resolve(MatrixDims(), (2, 3)) for name in params}
-      >>> [found.kernels for found in kernel_inputs(apply, params, jnp.ones((5, 2)), specs).inputs]
+      >>> [entry.kernels for entry in kernel_inputs(apply, params, jnp.ones((5, 2)), specs).inputs]
       [('k', 'q')]
     """
     return _program(apply, params, batch, specs, side, masks or Masks())[1]
@@ -162,8 +162,8 @@ def add_moments(
       [[1.0, 2.0], [2.0, 4.0]]
     """
     masks = masks or Masks()
-    closed, found, places = _program(apply, params, batch, specs, side, masks)
-    by_name = {entry.name: entry for entry in found.inputs}
+    closed, inputs, token_axes = _program(apply, params, batch, specs, side, masks)
+    by_name = {entry.name: entry for entry in inputs.inputs}
     if missing := sorted(set(moments) - set(by_name)):
         raise ValueError(
             f"this batch's pass has no input of its own at {missing[0]!r}, as the first batch's had: "
@@ -173,24 +173,24 @@ def add_moments(
     for name in moments:
         for use in by_name[name].uses:
             actions.setdefault(use.scope, {}).setdefault(use.var, []).append((name, use))
-    run = Run(actions, dict(layers or {}), masks, places, whole_rows, {}, dict(moments))
+    run = Run(actions, dict(layers or {}), masks, token_axes, whole_rows, {}, dict(moments))
     evaluate(closed.jaxpr, closed.consts, jax.tree.leaves((params, batch)), (), run)
     return run.moments
 
 
 def _program(
     apply: Apply, params: PyTree, batch: PyTree, specs: Mapping[str, MatrixSpec | None], side: str, masks: Masks
-) -> tuple[Any, Inputs, Places]:
+) -> tuple[Any, Inputs, TokenAxes]:
     # A function of its own: one and the same would be traced once for all, its constants those of that time.
     closed = jax.make_jaxpr(lambda params, batch: apply(params, batch))(params, batch)
     paths = [path for path, _ in named_leaves(params)]
     names = [name for name, _ in named_leaves(batch)]
     wanted = {i: specs[path] for i, path in enumerate(paths) if path in specs}
     is_decoder = [name.startswith("decoder_") for name in names]
-    found = find_uses(closed.jaxpr, wanted, side, is_decoder)
-    places = places_of(closed.jaxpr, len(paths), is_decoder, masks)
+    uses_by_leaf = find_uses(closed.jaxpr, wanted, side, is_decoder)
+    token_axes = token_axes_of(closed.jaxpr, len(paths), is_decoder, masks)
     shared: dict[Any, list[int]] = {}
-    for leaf, uses in found.uses.items():
+    for leaf, uses in uses_by_leaf.uses.items():
         shared.setdefault((uses, _stack(uses, wanted[leaf])), []).append(leaf)
     inputs = []
     for (uses, stack), leaves in shared.items():
@@ -199,28 +199,28 @@ def _program(
         assert spec is not None
         inputs.append(KernelInput(kernels[0], kernels, stack, spec.matrix_shape[0 if side == "in" else 1], uses))
     said = lambda texts: f"it {' and '.join(texts)}"  # noqa: E731
-    missed = {paths[leaf]: said(texts) for leaf, texts in found.missed.items()}
-    remarks = missed | {paths[leaf]: said(texts) for leaf, texts in found.elsewhere.items()}
+    missed = {paths[leaf]: said(texts) for leaf, texts in uses_by_leaf.missed.items()}
+    remarks = missed | {paths[leaf]: said(texts) for leaf, texts in uses_by_leaf.elsewhere.items()}
     for leaf in wanted:
-        if leaf not in found.uses and leaf not in found.roles:
+        if leaf not in uses_by_leaf.uses and leaf not in uses_by_leaf.roles:
             remarks.setdefault(paths[leaf], "the pass does not use it")
-    roles = {paths[leaf]: role for leaf, role in found.roles.items()}
-    tables = tuple(paths[leaf] for leaf in found.tables)
-    unplaced = _unplaced(inputs, places, masks)
-    return closed, Inputs(tuple(inputs), remarks, roles, missed, tables, unplaced), places
+    roles = {paths[leaf]: role for leaf, role in uses_by_leaf.roles.items()}
+    tables = tuple(paths[leaf] for leaf in uses_by_leaf.tables)
+    unaligned = _unaligned(inputs, token_axes, masks)
+    return closed, Inputs(tuple(inputs), remarks, roles, missed, tables, unaligned), token_axes
 
 
-def _unplaced(inputs: Sequence[KernelInput], places: Places, masks: Masks) -> dict[str, Use]:
-    found = {}
+def _unaligned(inputs: Sequence[KernelInput], token_axes: TokenAxes, masks: Masks) -> dict[str, Use]:
+    unaligned = {}
     for entry in inputs:
         for use in entry.uses:
             try:
-                jax.eval_shape(partial(position_mask, use, places, masks, {}))
+                jax.eval_shape(partial(position_mask, use, token_axes, masks, {}))
             except Unknown:
-                found[entry.name] = use
-    return found
+                unaligned[entry.name] = use
+    return unaligned
 
 
 def _stack(uses: Sequence[Use], spec: MatrixSpec | None) -> tuple[int, ...]:
     assert spec is not None
-    return () if all(place == "all" for use in uses for place in use.places) else spec.batch_shape
+    return () if all(slot == "all" for use in uses for slot in use.slots) else spec.batch_shape

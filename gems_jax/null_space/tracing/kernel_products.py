@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec
-from gems_jax.null_space.tracing.kernel_tags import Kernel, Place, Scope, Step, Tag
+from gems_jax.null_space.tracing.kernel_tags import KernelView, Scope, Slot, Step, Tag
 
 
 class Use(NamedTuple):
@@ -16,7 +16,7 @@ class Use(NamedTuple):
       scope, var: the variable whose second moment is meant.
       axes: its axes that are the vector, in the order in which the kernel flattens them.
       lead: its axes that run along the kernel's batch axes (experts).
-      places: for each batch axis of the kernel, where in the stack this use belongs.
+      slots: for each batch axis of the kernel, the slot of the stack that this use belongs to.
       is_decoder: whether it depends on an entry of the batch whose name begins with ``decoder_``.
     """
 
@@ -24,7 +24,7 @@ class Use(NamedTuple):
     var: Any
     axes: tuple[int, ...]
     lead: tuple[int, ...]
-    places: tuple[Place, ...]
+    slots: tuple[Slot, ...]
     is_decoder: bool
 
     @property
@@ -35,7 +35,7 @@ class Use(NamedTuple):
 
 @dataclass
 class Search:
-    """What is looked for in a program, and what is found on the way, by number of the kernel's leaf.
+    """The kernels that are looked for in a program, and all that is found of them, by number of the kernel's leaf.
 
     Attributes:
       specs, side: see `gems_jax.null_space.tracing.kernel_uses.find_uses`.
@@ -131,31 +131,31 @@ def find_product(eqn: Any, operands: list[Tag], scope: Scope, search: Search) ->
         search.note(operands, f"is used as {observed}, not in the role that matrix_dims gives it")
         return nothing
     numbers = contracting[1 - at], batching[1 - at]
-    places: dict[int, Place] = dict(kernel.places)
-    places |= {a: "each" for a in batched if a is not None} | {a: "all" for a in free if a in _batch_axes(spec)}
+    slots: dict[int, Slot] = dict(kernel.slots)
+    slots |= {a: "each" for a in batched if a is not None} | {a: "all" for a in free if a in _batch_axes(spec)}
     if search.side == "in":
         # Contracted axes in the order in which the kernel flattens them.
         order = [numbers[0][contracted.index(a)] for a in in_axes if a in contracted]
         lead = [numbers[1][batched.index(a)] for a in _batch_axes(spec) if a in batched]
         site = _site(scope, eqn.invars[1 - at], activation, order, lead, search)
-        if any(isinstance(place, Step) for place in places.values()):
+        if any(isinstance(slot, Step) for slot in slots.values()):
             # Where it is used: outside of the loop it would count for the whole stack.
             site = (scope, eqn.invars[1 - at], tuple(order), tuple(lead))
     else:
         result = _result_axes(eqn, at, kernel)
-        lead = [result[a] for a in _batch_axes(spec) if a in batched or places.get(a) == "all"]
+        lead = [result[a] for a in _batch_axes(spec) if a in batched or slots.get(a) == "all"]
         site = (scope, eqn.outvars[0], tuple(result[a] for a in out_axes if a in result), tuple(lead))
-        places = {a: "each" if place == "all" else place for a, place in places.items()}
+        slots = {a: "each" if slot == "all" else slot for a, slot in slots.items()}
     # A loop that does not enclose the activation sees the same one in all its steps.
     where, var, axes, leading = site
-    at_places = tuple(_constant_outside(places.get(a, "all"), where) for a in _batch_axes(spec))
-    use = Use(where, var, axes, leading, at_places, activation.is_decoder)
+    slots_of_use = tuple(_constant_outside(slots.get(a, "all"), where) for a in _batch_axes(spec))
+    use = Use(where, var, axes, leading, slots_of_use, activation.is_decoder)
     search.uses.setdefault(kernel.leaf, {})[use] = None
     return nothing
 
 
-def _constant_outside(place: Place, scope: Scope) -> Place:
-    return "all" if isinstance(place, tuple) and scope[: len(place)] != place else place
+def _constant_outside(slot: Slot, scope: Scope) -> Slot:
+    return "all" if isinstance(slot, tuple) and scope[: len(slot)] != slot else slot
 
 
 def _is_role(spec: MatrixSpec, contracted: list[Any], batched: list[Any], in_axes: tuple[int, ...]) -> bool:
@@ -181,14 +181,14 @@ def _site(scope: Scope, atom: Any, tag: Tag, order: list[int], lead: list[int], 
     return search.sites.setdefault((tag.scope, tag.var, axes, leading), site)
 
 
-def _result_axes(eqn: Any, at: int, kernel: Kernel) -> dict[int, int]:
+def _result_axes(eqn: Any, at: int, kernel: KernelView) -> dict[int, int]:
     """The product's axis of each of the kernel's axes that it keeps."""
     contracting, batching = eqn.params["dimension_numbers"]
     keep = [[i for i in range(eqn.invars[s].aval.ndim) if i not in (*contracting[s], *batching[s])] for s in (0, 1)]
     first = len(batching[at]) + (len(keep[0]) if at == 1 else 0)
-    found = {kernel.axes[i]: n for n, i in enumerate(batching[at])}
-    found |= {kernel.axes[i]: first + n for n, i in enumerate(keep[at])}
-    return {a: n for a, n in found.items() if a is not None}
+    axes = {kernel.axes[i]: n for n, i in enumerate(batching[at])}
+    axes |= {kernel.axes[i]: first + n for n, i in enumerate(keep[at])}
+    return {a: n for a, n in axes.items() if a is not None}
 
 
 def _batch_axes(spec: MatrixSpec) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What is known of a value of a program: the kernel or the activation that it is a view of."""
+"""Tags on the values of a program: the kernel or the activation that each is a view of."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,26 +19,26 @@ class Step:
 
 
 # Position in a stack of layers: the step of a loop, a number, each entry of an axis of the activation, or all.
-Place = Scope | Step | int | Literal["each", "all"]
+Slot = Scope | Step | int | Literal["each", "all"]
 
 
 @dataclass(frozen=True)
-class Kernel:
+class KernelView:
     """A value that is a parameter or a part of it.
 
-    ``axes``: the leaf's axis of each axis, ``None`` for one that the leaf does not have. ``places``: of axes that are
+    ``axes``: the leaf's axis of each axis, ``None`` for one that the leaf does not have. ``slots``: of axes that are
     gone, the entry that was taken. ``parts``: of axes of which several entries were taken, the first.
     """
 
     leaf: int
     axes: tuple[int | None, ...]
-    places: tuple[tuple[int, Place], ...] = ()
+    slots: tuple[tuple[int, Slot], ...] = ()
     parts: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Tag:
-    """What is known of a value: the variable that it is a view of, and the kernel it is.
+    """A value's origin: the variable that it is a view of, and the kernel it is.
 
     ``view``: for each axis of the value the axes of that variable that it runs over. ``is_data``: whether it depends
     on the batch. ``made_of``: kernels that it is computed from (and the primitive through which each is no longer
@@ -49,7 +49,7 @@ class Tag:
     scope: Scope
     var: Any
     view: tuple[tuple[int, ...], ...]
-    kernel: Kernel | None = None
+    kernel: KernelView | None = None
     is_decoder: bool = False
     is_data: bool = False
     made_of: frozenset[tuple[int, str]] = frozenset()
@@ -70,8 +70,8 @@ def fresh(
 
 def enter(operand: Tag, scope: Scope, var: Any, is_decoder: bool) -> Tag:
     """A value inside of a branch or loop, where it is a value of its own."""
-    found = fresh(scope, var, is_decoder, operand.is_data, operand.made_of)
-    return replace(found, kernel=operand.kernel, is_one_hot=operand.is_one_hot)
+    inside = fresh(scope, var, is_decoder, operand.is_data, operand.made_of)
+    return replace(inside, kernel=operand.kernel, is_one_hot=operand.is_one_hot)
 
 
 def made_of(tags: Sequence[Tag], primitive: str) -> frozenset[tuple[int, str]]:
@@ -91,16 +91,16 @@ def made_of(tags: Sequence[Tag], primitive: str) -> frozenset[tuple[int, str]]:
     return frozenset[tuple[int, str]]().union(*map(of, tags))
 
 
-def layer_of(kernel: Kernel, loop: Scope) -> Kernel:
+def layer_of(kernel: KernelView, loop: Scope) -> KernelView:
     axis, *axes = kernel.axes
     if axis is None:
         return replace(kernel, axes=tuple(axes))
     starts = dict(kernel.parts)
-    place: Place = Step(loop, starts.pop(axis)) if axis in starts else loop
-    return Kernel(kernel.leaf, tuple(axes), (*kernel.places, (axis, place)), tuple(starts.items()))
+    slot: Slot = Step(loop, starts.pop(axis)) if axis in starts else loop
+    return KernelView(kernel.leaf, tuple(axes), (*kernel.slots, (axis, slot)), tuple(starts.items()))
 
 
-def _part(kernel: Kernel, a: int, start: int, size: int) -> Kernel:
+def _part(kernel: KernelView, a: int, start: int, size: int) -> KernelView:
     """Some entries of an axis."""
     axis = kernel.axes[a]
     if axis is None:
@@ -110,19 +110,19 @@ def _part(kernel: Kernel, a: int, start: int, size: int) -> Kernel:
     if size > 1:
         return replace(kernel, parts=(*starts.items(), (axis, start)))
     axes = (*kernel.axes[:a], None, *kernel.axes[a + 1 :])
-    return Kernel(kernel.leaf, axes, (*kernel.places, (axis, start)), tuple(starts.items()))
+    return KernelView(kernel.leaf, axes, (*kernel.slots, (axis, start)), tuple(starts.items()))
 
 
-def split_kernel(eqn: Any, kernel: Kernel) -> list[Kernel]:
+def split_kernel(eqn: Any, kernel: KernelView) -> list[KernelView]:
     """The parts of a kernel that is split along an axis."""
-    start, found = 0, []
+    start, parts = 0, []
     for size in eqn.params["sizes"]:
-        found.append(_part(kernel, eqn.params["axis"], start, size))
+        parts.append(_part(kernel, eqn.params["axis"], start, size))
         start += size
-    return found
+    return parts
 
 
-def scaled_kernel(eqn: Any, operands: Sequence[Tag]) -> Kernel | None:
+def scaled_kernel(eqn: Any, operands: Sequence[Tag]) -> KernelView | None:
     """A kernel times a number, or divided by one, that does not depend on the batch: its inputs are the same."""
     if eqn.primitive.name not in ("mul", "div", "neg"):
         return None
@@ -137,11 +137,11 @@ def scaled_kernel(eqn: Any, operands: Sequence[Tag]) -> Kernel | None:
     return None
 
 
-def _transposed_kernel(eqn: Any, kernel: Kernel) -> Kernel | None:
+def _transposed_kernel(eqn: Any, kernel: KernelView) -> KernelView | None:
     return replace(kernel, axes=tuple(kernel.axes[a] for a in eqn.params["permutation"]))
 
 
-def _sliced_kernel(eqn: Any, kernel: Kernel) -> Kernel | None:
+def _sliced_kernel(eqn: Any, kernel: KernelView) -> KernelView | None:
     shape = eqn.invars[0].aval.shape
     starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
     if eqn.params["strides"] is not None and any(s != 1 for s in eqn.params["strides"]):
@@ -152,28 +152,28 @@ def _sliced_kernel(eqn: Any, kernel: Kernel) -> Kernel | None:
     return kernel
 
 
-def _broadcast_kernel(eqn: Any, kernel: Kernel) -> Kernel | None:
+def _broadcast_kernel(eqn: Any, kernel: KernelView) -> KernelView | None:
     """Copies along axes of their own."""
     old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     axes: list[int | None] = [None for _ in new]
-    places = list(kernel.places)
+    slots = list(kernel.slots)
     for axis, n, a in zip(kernel.axes, old, eqn.params["broadcast_dimensions"], strict=True):
         if n == new[a]:
             axes[a] = axis
         elif axis is not None:
-            places.append((axis, 0))
-    return replace(kernel, axes=tuple(axes), places=tuple(places))
+            slots.append((axis, 0))
+    return replace(kernel, axes=tuple(axes), slots=tuple(slots))
 
 
-def _reshaped_kernel(eqn: Any, kernel: Kernel) -> Kernel | None:
+def _reshaped_kernel(eqn: Any, kernel: KernelView) -> KernelView | None:
     """Axes of size one may come and go."""
     shape = eqn.invars[0].aval.shape
     rest = [(n, a) for n, a in zip(shape, kernel.axes, strict=True) if a is not None]
     axes: list[int | None] = []
-    places = list(kernel.places)
+    slots = list(kernel.slots)
     for n in eqn.outvars[0].aval.shape:
         while rest and rest[0][0] == 1 != n:
-            places.append((rest.pop(0)[1], 0))
+            slots.append((rest.pop(0)[1], 0))
         if rest and rest[0][0] == n:
             axes.append(rest.pop(0)[1])
         elif n == 1:
@@ -182,10 +182,10 @@ def _reshaped_kernel(eqn: Any, kernel: Kernel) -> Kernel | None:
             return None
     if any(n != 1 for n, _ in rest):
         return None
-    return replace(kernel, axes=tuple(axes), places=(*places, *((a, 0) for _, a in rest)))
+    return replace(kernel, axes=tuple(axes), slots=(*slots, *((a, 0) for _, a in rest)))
 
 
-KERNEL_VIEWS: dict[str, Callable[[Any, Kernel], Kernel | None]] = {
+KERNEL_VIEWS: dict[str, Callable[[Any, KernelView], KernelView | None]] = {
     "transpose": _transposed_kernel,
     "slice": _sliced_kernel,
     "broadcast_in_dim": _broadcast_kernel,

@@ -15,7 +15,7 @@ from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec
 from gems_jax.null_space.tracing.kernel_products import Search, Use, find_product
 from gems_jax.null_space.tracing.kernel_tags import (
     KERNEL_VIEWS,
-    Kernel,
+    KernelView,
     Scope,
     Tag,
     activation_view,
@@ -33,7 +33,7 @@ _NO_PRODUCT = ELEMENTWISE | CUMULATIVE | REDUCTIONS | MOVEMENTS | {"dot_general"
 
 
 class Uses(NamedTuple):
-    """What was found, by leaf.
+    """The uses of kernels that a program has, by leaf.
 
     Attributes:
       uses, roles: products with activations, and the roles that they show.
@@ -65,8 +65,8 @@ def find_uses(jaxpr: Any, specs: Mapping[int, MatrixSpec | None], side: str, is_
       >>> import jax, jax.numpy as jnp
       >>> from gems_jax.linalg.matrix_dims import resolve
       >>> jaxpr = jax.make_jaxpr(lambda w, x: jnp.tanh(x) @ w)(jnp.ones((2, 3)), jnp.ones((5, 2))).jaxpr
-      >>> found = find_uses(jaxpr, {0: resolve(MatrixDims(), (2, 3))}, "in", [False])
-      >>> found.uses[0][0].positions, found.roles[0]
+      >>> uses = find_uses(jaxpr, {0: resolve(MatrixDims(), (2, 3))}, "in", [False])
+      >>> uses.uses[0][0].positions, uses.roles[0]
       ((5,), MatrixDims(in_axes=(0,), out_axes=(1,)))
     """
     search = Search(specs, side)
@@ -75,12 +75,12 @@ def find_uses(jaxpr: Any, specs: Mapping[int, MatrixSpec | None], side: str, is_
     tags = [
         replace(
             fresh((), var, flag, i >= num_params),
-            kernel=Kernel(i, tuple(range(var.aval.ndim))) if i in specs else None,
+            kernel=KernelView(i, tuple(range(var.aval.ndim))) if i in specs else None,
         )
         for i, (var, flag) in enumerate(zip(jaxpr.invars, flags, strict=True))
     ]
     _walk(jaxpr, (), tags, search)
-    texts = lambda found: {leaf: tuple(entries) for leaf, entries in found.items()}  # noqa: E731
+    texts = lambda by_leaf: {leaf: tuple(entries) for leaf, entries in by_leaf.items()}  # noqa: E731
     return Uses(texts(search.uses), search.roles, texts(search.elsewhere), texts(search.missed), tuple(search.tables))
 
 

@@ -17,11 +17,11 @@ from gems_jax.null_space.tracing.token_axes import (
     TOKENS,
     Axis,
     Digit,
-    Places,
+    TokenAxes,
     Value,
     entry,
     plain,
-    token_axes,
+    trace_token_axes,
 )
 
 
@@ -36,8 +36,8 @@ class Unknown(Exception):
     """It is not known which entry of a mask belongs to a vector."""
 
 
-def places_of(jaxpr: Any, num_params: int, is_decoder: Sequence[bool], masks: Masks) -> Places:
-    """Where the values of a forward pass stand along the masks.
+def token_axes_of(jaxpr: Any, num_params: int, is_decoder: Sequence[bool], masks: Masks) -> TokenAxes:
+    """The axes of a forward pass's values that run along the masks.
 
     Args:
       jaxpr: of the pass; its inputs are the parameters' leaves, then the batch's.
@@ -50,17 +50,17 @@ def places_of(jaxpr: Any, num_params: int, is_decoder: Sequence[bool], masks: Ma
         mask = masks.decoder if decoder else masks.tokens
         shape = None if mask is None else mask.shape
         args.append(entry(var.aval.shape, shape, DECODER_TOKENS if decoder else TOKENS))
-    return token_axes(jaxpr, args)
+    return trace_token_axes(jaxpr, args)
 
 
-def position_mask(use: Use, places: Places, masks: Masks, steps: Mapping[Scope, Any]) -> jax.Array | None:
+def position_mask(use: Use, token_axes: TokenAxes, masks: Masks, steps: Mapping[Scope, Any]) -> jax.Array | None:
     """The mask of a use's positions, one entry for each vector; ``None``: all count.
 
     A position that was summed away counts where any of its entries does.
 
     Args:
       use: an input of a kernel.
-      places: where values stand along the masks, see `places_of`.
+      token_axes: which axes of values run along the masks, see `token_axes_of`.
       masks: of the batch.
       steps: numbers of the steps of the loops around the use.
 
@@ -68,13 +68,14 @@ def position_mask(use: Use, places: Places, masks: Masks, steps: Mapping[Scope, 
       Unknown: it is not known which entry of the mask belongs to a vector.
     """
     mask, positions = (masks.decoder, DECODER_TOKENS) if use.is_decoder else (masks.tokens, TOKENS)
-    value = places.values[use.scope, use.var]
+    value = token_axes.values[use.scope, use.var]
     if mask is None or not value.is_data:
         return None
     digits = [d for a, axis in enumerate(value.axes) if a not in (*use.axes, *use.lead) for d in axis]
     if mask.ndim != 2 or any(digit.axis == LOST for digit in digits):
         raise Unknown
-    around = [(places.loops[scope], steps.get(scope, 0)) for scope in places.loops if use.scope[: len(scope)] == scope]
+    loops = token_axes.loops.items()
+    around = [(loop, steps.get(scope, 0)) for scope, loop in loops if use.scope[: len(scope)] == scope]
     rows = _index(ROWS, mask.shape[0], digits, value, around)
     columns = _index(positions, mask.shape[1], digits, value, around)
     if rows is None and columns is None:
@@ -91,19 +92,19 @@ def position_mask(use: Use, places: Places, masks: Masks, steps: Mapping[Scope, 
 def _index(axis: int, size: int, digits: Sequence[Digit], value: Value, around: Sequence[tuple[Axis, Any]]) -> Any:
     """Positions along a mask's axis, one for each combination of digits; ``None``: summed away.
 
-    What the value's own digits leave open is that of the loops' step, then what was taken.
+    The value's own digits come first, then those of the loops' steps, then entries that were taken.
     """
     if size == 1:
         return 0
-    found: dict[tuple[int, int], Any] = {}
+    by_digit: dict[tuple[int, int], Any] = {}
     for a, digit in enumerate(digits):
         if digit.axis == axis:
-            if (digit.unit, digit.span) in found:
+            if (digit.unit, digit.span) in by_digit:
                 raise Unknown
             numbers = digit.offset + digit.stride * jnp.arange(digit.size)
-            found[digit.unit, digit.span] = numbers.reshape(-1, *(1 for _ in digits[a + 1 :]))
+            by_digit[digit.unit, digit.span] = numbers.reshape(-1, *(1 for _ in digits[a + 1 :]))
     for loop, step in reversed(around):
-        if _is_whole(found, size):
+        if _is_whole(by_digit, size):
             break
         left = math.prod(digit.size for digit in loop)
         for digit in loop:
@@ -111,23 +112,23 @@ def _index(axis: int, size: int, digits: Sequence[Digit], value: Value, around: 
                 raise Unknown
             left //= digit.size
             if digit.axis == axis:
-                found.setdefault((digit.unit, digit.span), digit.offset + digit.stride * (step // left % digit.size))
-    if not _is_whole(found, size):
+                by_digit.setdefault((digit.unit, digit.span), digit.offset + digit.stride * (step // left % digit.size))
+    if not _is_whole(by_digit, size):
         for taken in value.fixed:
             if taken.axis in (axis, LOST):
-                if taken.at is None or (taken.unit, taken.span) in found:
+                if taken.at is None or (taken.unit, taken.span) in by_digit:
                     raise Unknown
-                found[taken.unit, taken.span] = taken.at
-    if not found and not any(digit.axis == NONE for digit in digits):
+                by_digit[taken.unit, taken.span] = taken.at
+    if not by_digit and not any(digit.axis == NONE for digit in digits):
         return None
-    if not _is_whole(found, size):
+    if not _is_whole(by_digit, size):
         raise Unknown
-    return sum(found.values())
+    return sum(by_digit.values())
 
 
-def _is_whole(found: Mapping[tuple[int, int], Any], size: int) -> bool:
+def _is_whole(by_digit: Mapping[tuple[int, int], Any], size: int) -> bool:
     unit = 1
-    for at, span in sorted(found):
+    for at, span in sorted(by_digit):
         if at != unit:
             return False
         unit *= span

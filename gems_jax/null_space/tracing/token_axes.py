@@ -1,7 +1,7 @@
 """Which axes of a program's values run along the positions of an attention mask.
 
 An abstract run of a jaxpr: every axis of a value is a mixed-radix number whose digits are parts of the mask's axes, or
-of none. Elementwise operations, transpositions, reshapes, slices, products and loops say exactly what becomes of them;
+of none. Elementwise operations, transpositions, reshapes, slices, products and loops say exactly how these change;
 after anything else an axis that ran along a mask is lost, which is said, not guessed.
 """
 
@@ -48,14 +48,14 @@ class Fixed(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What is known of a value: its axes, the entries it was taken at, whether it depends on the batch."""
+    """A traced value: its axes, the entries it was taken at, whether it depends on the batch."""
 
     axes: tuple[Axis, ...]
     fixed: frozenset[Fixed] = frozenset()
     is_data: bool = False
 
 
-class Places(NamedTuple):
+class TokenAxes(NamedTuple):
     """Values by scope and variable, and the digits that the steps of each scan are."""
 
     values: dict[tuple[Scope, Any], Value]
@@ -84,7 +84,7 @@ def entry(shape: Sequence[int], mask: Sequence[int] | None, positions: int) -> V
     return Value(tuple(axes), is_data=True)
 
 
-def token_axes(jaxpr: Any, args: Sequence[Value]) -> Places:
+def trace_token_axes(jaxpr: Any, args: Sequence[Value]) -> TokenAxes:
     """The axes of all values of a program.
 
     Args:
@@ -92,35 +92,35 @@ def token_axes(jaxpr: Any, args: Sequence[Value]) -> Places:
       args: of its inputs, see `plain` and `entry`.
 
     Returns:
-      `Places`.
+      `TokenAxes`.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> jaxpr = jax.make_jaxpr(lambda x: x.swapaxes(0, 1).reshape(12, 2))(jnp.ones((3, 4, 2))).jaxpr
-      >>> places = token_axes(jaxpr, [entry((3, 4, 2), (3, 4), TOKENS)])
-      >>> [digit.axis for digit in places.values[(), jaxpr.outvars[0]].axes[0]]
+      >>> axes = trace_token_axes(jaxpr, [entry((3, 4, 2), (3, 4), TOKENS)])
+      >>> [digit.axis for digit in axes.values[(), jaxpr.outvars[0]].axes[0]]
       [1, 0]
     """
-    places = Places({}, {})
-    _walk(jaxpr, (), args, places)
-    return places
+    record = TokenAxes({}, {})
+    _walk(jaxpr, (), args, record)
+    return record
 
 
 def _axis(digits: Sequence[Digit]) -> Axis:
     """Digits in one form for one meaning: neighbours that are one number are one digit."""
-    found: list[Digit] = []
+    merged: list[Digit] = []
     for digit in digits:
         if digit.size == 1:
             continue
-        last = found[-1] if found else None
+        last = merged[-1] if merged else None
         if last and last.axis == digit.axis < 0:
-            found[-1] = Digit(digit.axis, last.size * digit.size)
+            merged[-1] = Digit(digit.axis, last.size * digit.size)
         elif last and _are_one(last, digit):
             size, offset = last.size * digit.size, last.offset + digit.offset
-            found[-1] = Digit(digit.axis, size, digit.stride, offset, digit.unit, last.span * digit.span)
+            merged[-1] = Digit(digit.axis, size, digit.stride, offset, digit.unit, last.span * digit.span)
         else:
-            found.append(digit)
-    return tuple(found)
+            merged.append(digit)
+    return tuple(merged)
 
 
 def _are_one(outer: Digit, inner: Digit) -> bool:
@@ -147,7 +147,7 @@ def _join_axis(a: Axis, b: Axis) -> Axis:
 
 
 def _join(values: Sequence[Value]) -> Value:
-    """What holds of entries that depend on the same entries of all values."""
+    """The value whose entries depend on the same entries of all values."""
     axes = values[0].axes
     for value in values[1:]:
         axes = tuple(map(_join_axis, axes, value.axes))
@@ -159,28 +159,28 @@ def _with(axes: Sequence[Axis], values: Sequence[Value]) -> Value:
     return Value(tuple(axes), fixed, any(value.is_data for value in values))
 
 
-def _walk(jaxpr: Any, scope: Scope, args: Sequence[Value], places: Places) -> list[Value]:
+def _walk(jaxpr: Any, scope: Scope, args: Sequence[Value], record: TokenAxes) -> list[Value]:
     def read(atom: Any) -> Value:
         if isinstance(atom, core.Literal):
             return plain(getattr(atom.aval, "shape", ()))
-        return places.values[scope, atom]
+        return record.values[scope, atom]
 
     def write(variables: Sequence[Any], values: Sequence[Value]) -> None:
-        places.values.update(((scope, var), value) for var, value in zip(variables, values, strict=True))
+        record.values.update(((scope, var), value) for var, value in zip(variables, values, strict=True))
 
     write(jaxpr.constvars, [plain(var.aval.shape) for var in jaxpr.constvars])
     write(jaxpr.invars, args)
     for number, eqn in enumerate(jaxpr.eqns):
-        write(eqn.outvars, _equation(eqn, [read(atom) for atom in eqn.invars], (*scope, (number, 0)), places))
+        write(eqn.outvars, _equation(eqn, [read(atom) for atom in eqn.invars], (*scope, (number, 0)), record))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _equation(eqn: Any, values: list[Value], inner: Scope, places: Places) -> list[Value]:
+def _equation(eqn: Any, values: list[Value], inner: Scope, record: TokenAxes) -> list[Value]:
     name = eqn.primitive.name
     if name in CALLS:
-        return _walk(inner_jaxpr(eqn)[0], inner, values, places)
+        return _walk(inner_jaxpr(eqn)[0], inner, values, record)
     if name in _LOOPS:
-        return _LOOPS[name](eqn, values, inner, places)
+        return _LOOPS[name](eqn, values, inner, record)
     if not any(value.is_data for value in values):
         return [plain(getattr(var.aval, "shape", ())) for var in eqn.outvars]
     shapes = [var.aval.shape for var in eqn.outvars]
@@ -210,35 +210,35 @@ def _steady(initial: list[Value], step: Callable[[list[Value]], list[Value]]) ->
     return initial
 
 
-def _scan(eqn: Any, values: list[Value], inner: Scope, places: Places) -> list[Value]:
+def _scan(eqn: Any, values: list[Value], inner: Scope, record: TokenAxes) -> list[Value]:
     body, (num_consts, num_carry) = eqn.params["jaxpr"].jaxpr, scan_counts(eqn)
     consts, carry, xs = values[:num_consts], values[num_consts:][:num_carry], values[num_consts + num_carry :]
     loop = _axis([Digit(NONE, eqn.params["length"])])
     for x in xs:
         loop = _join_axis(loop, x.axes[0])
-    places.loops[inner] = loop
+    record.loops[inner] = loop
     slices = [x._replace(axes=x.axes[1:]) for x in xs]
     results: list[Value] = []
 
     def step(carry: list[Value]) -> list[Value]:
-        results[:] = _walk(body, inner, [*consts, *carry, *slices], places)
+        results[:] = _walk(body, inner, [*consts, *carry, *slices], record)
         return results[:num_carry]
 
     carry = _steady(carry, step)
-    (unplaced,) = plain([eqn.params["length"]]).axes
-    stacked = [y._replace(axes=(loop if y.is_data else unplaced, *y.axes)) for y in results[num_carry:]]
+    (along_none,) = plain([eqn.params["length"]]).axes
+    stacked = [y._replace(axes=(loop if y.is_data else along_none, *y.axes)) for y in results[num_carry:]]
     return [*carry, *stacked]
 
 
-def _while(eqn: Any, values: list[Value], inner: Scope, places: Places) -> list[Value]:
+def _while(eqn: Any, values: list[Value], inner: Scope, record: TokenAxes) -> list[Value]:
     num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     consts, carry = values[num_cond:][:num_body], values[num_cond + num_body :]
-    return _steady(carry, lambda carry: _walk(eqn.params["body_jaxpr"].jaxpr, inner, [*consts, *carry], places))
+    return _steady(carry, lambda carry: _walk(eqn.params["body_jaxpr"].jaxpr, inner, [*consts, *carry], record))
 
 
-def _cond(eqn: Any, values: list[Value], inner: Scope, places: Places) -> list[Value]:
+def _cond(eqn: Any, values: list[Value], inner: Scope, record: TokenAxes) -> list[Value]:
     branches = [
-        _walk(branch.jaxpr, (*inner[:-1], (inner[-1][0], b)), values[1:], places)
+        _walk(branch.jaxpr, (*inner[:-1], (inner[-1][0], b)), values[1:], record)
         for b, branch in enumerate(eqn.params["branches"])
     ]
     return [_join(results) for results in zip(*branches, strict=True)]
@@ -331,11 +331,11 @@ def _dynamic_slice(eqn: Any, values: list[Value]) -> list[Value]:
 
 
 def _split(eqn: Any, values: list[Value]) -> list[Value]:
-    starts, found = 0, []
+    starts, parts = 0, []
     for n in eqn.params["sizes"]:
-        found.append(_part(values[0], eqn.params["axis"], starts, n))
+        parts.append(_part(values[0], eqn.params["axis"], starts, n))
         starts += n
-    return found
+    return parts
 
 
 def _concatenate(eqn: Any, values: list[Value]) -> list[Value]:
@@ -390,14 +390,14 @@ def _reversed(digit: Digit) -> Digit:
 
 def _ordered(eqn: Any, values: list[Value]) -> list[Value]:
     """Sorting and choosing along one axis, whose positions are not known after it."""
-    found = []
+    results = []
     for var in eqn.outvars:
         value = _join(values) if eqn.primitive.name == "sort" else values[0]
         a = eqn.params.get("dimension", eqn.params.get("axis", -1)) % len(value.axes)
         axes = list(value.axes)
         axes[a] = _lost(axes[a], var.aval.shape[a])
-        found.append(value._replace(axes=tuple(axes)))
-    return found
+        results.append(value._replace(axes=tuple(axes)))
+    return results
 
 
 def _dot_general(eqn: Any, values: list[Value]) -> list[Value]:
@@ -428,8 +428,8 @@ def _gather(eqn: Any, values: list[Value]) -> list[Value]:
             kept.append(axis)
     offsets, others = iter(kept), iter(batch)
     axes = [next(offsets) if a in numbers.offset_dims else next(others) for a in range(len(shape))]
-    found = _with(axes, values)
-    return [found._replace(fixed=found.fixed | fixed)]
+    gathered = _with(axes, values)
+    return [gathered._replace(fixed=gathered.fixed | fixed)]
 
 
 _MOVES: dict[str, Callable[[Any, list[Value]], list[Value]]] = {
