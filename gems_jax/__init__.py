@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gems_jax.items.tokens import ItemIndex
     from gems_jax.null_space.estimate import estimate_null_space, observed_matrix_dims
     from gems_jax.ranking import metrics, rank_items
-    from gems_jax.transform import presets
+    from gems_jax.transform import released as presets
     from gems_jax.transform.reports import diagnostics, state_bytes
     from gems_jax.transform.sharding import state_sharding
     from gems_jax.transform.wrappers import accumulate, apply_if_finite
@@ -32,7 +32,7 @@ _LAZY = {
     "baselines": ("gems_jax.baselines", None),
     "models": ("gems_jax.models", None),
     "items": ("gems_jax.items", None),
-    "presets": ("gems_jax.transform.presets", None),
+    "presets": ("gems_jax.transform.released", None),
     "metrics": ("gems_jax.ranking.metrics", None),
     "rank_items": ("gems_jax.ranking.rank_items", "rank_items"),
     "ItemIndex": ("gems_jax.items.tokens", "ItemIndex"),

@@ -154,7 +154,7 @@ def weighted_sum(grad: jax.Array, weights: jax.Array) -> jax.Array:
 def inner_products(grad: jax.Array) -> jax.Array:
     """``<G_s, G_t>`` of all pairs of tasks, ``[T, ...] -> [T, T]``, accumulated in float32 (float64 stays).
 
-    Of complex gradients the real part, so that those of a task with itself are its squared norm.
+    Complex gradients give the real part, so that the product of a task with itself is its squared norm.
 
     Example:
       >>> import jax.numpy as jnp

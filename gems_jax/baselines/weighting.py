@@ -16,7 +16,7 @@ from gems_jax.types import PyTree
 
 
 class Tasks(NamedTuple):
-    """What a method may look at in a step.
+    """The numbers that a method may look at in a step.
 
     Attributes:
       gramian: ``[T, T]`` float32 inner products of the tasks' gradients times ``scale``, over all leaves with a full

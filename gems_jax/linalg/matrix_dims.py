@@ -206,8 +206,8 @@ def _axes(dims: MatrixDims, shape: Sequence[int], path: str) -> tuple[list[int],
     resolve(dims, shape, path)
 
     def wide(which: int | tuple[int, ...]) -> list[int]:
-        found = [a % len(shape) for a in ((which,) if isinstance(which, int) else which)]
-        return [a for a in found if shape[a] > 1]
+        positive = [a % len(shape) for a in ((which,) if isinstance(which, int) else which)]
+        return [a for a in positive if shape[a] > 1]
 
     return wide(dims.in_axes), wide(dims.out_axes)
 

@@ -55,8 +55,8 @@ def times(a: jax.Array, x: jax.Array) -> jax.Array:
     parts = _chunks(a)
     if parts is None:
         return by_member(matmul, a, x)
-    found = jnp.moveaxis(jax.lax.map(lambda part: matmul(part, x), parts), 0, -3)
-    return found.reshape(*found.shape[:-3], a.shape[-2], x.shape[-1])
+    product = jnp.moveaxis(jax.lax.map(lambda part: matmul(part, x), parts), 0, -3)
+    return product.reshape(*product.shape[:-3], a.shape[-2], x.shape[-1])
 
 
 def transposed_times(a: jax.Array, x: jax.Array) -> jax.Array:
@@ -84,7 +84,7 @@ def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     ``X = Q R`` with ``R^T R = X^T X`` is a few matrix products. Where columns nearly depend on others, ``R^T R`` is the
     Gram matrix and a multiple of the identity above its rounding (shifted Cholesky QR, arXiv 1809.11085), without
-    which the factorisation of what rounding has made indefinite grows beyond all bounds. What remains of such a column
+    which the factorisation of what rounding has made indefinite grows beyond all bounds. The remainder of such a column
     is then short and not yet orthogonal, and another pass makes it so.
 
     Args:
@@ -110,8 +110,8 @@ def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
     rounding = 4 * float(jnp.finfo(block.dtype).eps) * (math.sqrt(p * r) + r)
     if block.ndim > 2 and mesh_of_devices():
         # Small, and the one part that is no product: each device takes some members of the stack.
-        found = map_stack(lambda gram, _: inverse_factor(gram, rounding), block.ndim - 2, whole(gram), None)
-        inverse, distance = (whole(x) for x in found)
+        factored = map_stack(lambda gram, _: inverse_factor(gram, rounding), block.ndim - 2, whole(gram), None)
+        inverse, distance = (whole(x) for x in factored)
     else:
         inverse, distance = inverse_factor(gram, rounding)
     return times(block, inverse.mT), jnp.min(distance)

@@ -27,8 +27,8 @@ def nearest_orthogonal(matrix: jax.Array, there: jax.Array) -> jax.Array:
       ``[..., r, r]``, orthogonal to rounding; zeros where the matrix is not finite.
 
     Example:
-      >>> found = nearest_orthogonal(jnp.array([[0.0, 0.5], [-0.1, 0.0]]), jnp.array([[True, True]]))
-      >>> bool(jnp.allclose(found, jnp.array([[0.0, 1.0], [-1.0, 0.0]]), atol=1e-4))
+      >>> rotation = nearest_orthogonal(jnp.array([[0.0, 0.5], [-0.1, 0.0]]), jnp.array([[True, True]]))
+      >>> bool(jnp.allclose(rotation, jnp.array([[0.0, 1.0], [-1.0, 0.0]]), atol=1e-4))
       True
     """
     size, width = matrix.shape[-1], matrix.dtype.itemsize

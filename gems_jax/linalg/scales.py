@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 def real_dtype(dtypes: Iterable[Any]) -> Any:
-    """What statistics of arrays of these dtypes are kept in: float32, or float64 where one of them is as precise.
+    """The dtype of statistics of arrays of these dtypes: float32, or float64 where one of them is as precise.
 
     NumPy's float64 counts as what JAX makes of it, so without ``jax_enable_x64`` as float32.
 
@@ -83,8 +83,8 @@ def size_of(matrices: jax.Array, peak: jax.Array) -> Size:
       peak: ``[...]`` their largest entries, or bounds of these that are not far off: those of what they are sums of.
     """
     scale = to_one(peak)
-    found = squares(matrices * scale[..., None, None], 2)
-    return Size(jnp.where(is_normal(peak), found, 0 * peak), scale)
+    total = squares(matrices * scale[..., None, None], 2)
+    return Size(jnp.where(is_normal(peak), total, 0 * peak), scale)
 
 
 def limited(x: jax.Array, size: jax.Array) -> jax.Array:

@@ -148,5 +148,5 @@ def _spread(function: Callable[..., Any], depth: int, varying: Any, shared: Any,
         out_specs=each,
         check_vma=False,
     )
-    found = of_device(jax.tree.map(flat, (varying, shared)))
-    return jax.tree.map(lambda x: x[:size].reshape(*lead, *x.shape[1:]), found)
+    results = of_device(jax.tree.map(flat, (varying, shared)))
+    return jax.tree.map(lambda x: x[:size].reshape(*lead, *x.shape[1:]), results)

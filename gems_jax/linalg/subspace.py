@@ -68,12 +68,12 @@ def leading_vectors(matrix: jax.Array, rank: int, method: Decomposition) -> jax.
 
 def _svd_vectors(matrix: jax.Array, rank: int) -> jax.Array:
     vectors = jnp.linalg.svd(matrix, full_matrices=False)[0][..., :rank]
-    found = is_finite(vectors)
+    finite = is_finite(vectors)
 
     def instead(matrix: jax.Array) -> jax.Array:
-        return jnp.where(found, vectors, _leading_eigenvectors(matmul(matrix, matrix.mT), rank)[1])
+        return jnp.where(finite, vectors, _leading_eigenvectors(matmul(matrix, matrix.mT), rank)[1])
 
-    return jax.lax.cond(jnp.all(found), lambda _: vectors, instead, matrix)
+    return jax.lax.cond(jnp.all(finite), lambda _: vectors, instead, matrix)
 
 
 def is_finite(matrix: jax.Array) -> jax.Array:

@@ -1,21 +1,16 @@
 """One step of a group of equal kernels, in the bases in force: project, inner update, fuse."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gems_jax.linalg.orthonormal import matmul, norms
 from gems_jax.linalg.projection import Projector, project_stack, projected_axis_first
 from gems_jax.linalg.scales import Size, limited, squares
-from gems_jax.transform.plan import Kernel
 from gems_jax.transform.refresh import (
-    Bases,
-    Gradients,
-    Masks,
     Refresh,
     Refreshed,
     Request,
@@ -56,11 +51,11 @@ class TaskMask(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What the branches of a group propose, before gates: everything `fuse` and the diagnostics need.
+    """Steps that the branches of a group propose, before gates: everything `fuse` and the diagnostics need.
 
     Attributes:
       shared, tasks: low-rank updates ``[k, r, q]`` and ``[T, k, r_t, q]`` (or ``None``).
-      energy: ``[1 + T]`` squared norms of the low-rank gradients, brought near 1 (`Measured.scales`).
+      energy: ``[1 + T]`` squared norms of the low-rank gradients, brought near 1 (`GradientDiagnostics.scales`).
       progress: ``[T]``, see `gems_jax.transform.gates.Signals`.
       refreshed, failed: ``[]`` int32 number of bases replaced, and of those that should have been.
     """
@@ -130,35 +125,6 @@ def run_inner(
     return jnp.where(on, step.astype(low.dtype), 0), where_leading(active, stepped, state), low
 
 
-def request_refresh(
-    group: Sequence[Kernel],
-    state: BranchState,
-    gradients: Gradients,
-    sizes: tuple[Size, Size | None],
-    present: TaskMask,
-    projector: Projector,
-    refresh: Refresh,
-    turns: tuple[int, ...],
-) -> Request:
-    """What a group's bases are refreshed from in this step; arguments as of `step_group` and `Request`."""
-
-    def alive(size: Size, there: jax.Array) -> jax.Array:
-        return there & present.shared & size.is_there()
-
-    if projector.factor is not None:
-        count = state.shared_basis.shape[0]
-        projector = projector._replace(factor=jnp.broadcast_to(projector.factor, (count, *projector.factor.shape[-2:])))
-    masks = _column_masks(group, refresh.settings.complementary)
-    shared_size, task_size = sizes
-    usable = alive(shared_size, present.shared)[None]
-    bases: Bases = (state.shared_basis, None)
-    pending = state.pending[:1]
-    if task_size is not None and state.task_basis is not None:
-        usable = jnp.concatenate([usable, alive(task_size, present.tasks[:, None])])
-        bases, pending = (state.shared_basis, state.task_basis), state.pending
-    return Request(bases, gradients, sizes, pending, usable, projector, masks, turns)
-
-
 def step_group(
     state: BranchState,
     request: Request,
@@ -176,10 +142,9 @@ def step_group(
 
     Args:
       state: see `BranchState`.
-      request: of this step, see `request_refresh`; its gradients are those stepped on: ``[k, p, q]`` ``G_s`` and
-        ``[T, k, p, q]``, or ``None`` where there are no task branches in this step; projected axis first, float32 or
-        float64.
-      refreshed: what came of it.
+      request: of this step; its gradients are those stepped on: ``[k, p, q]`` ``G_s`` and ``[T, k, p, q]``, or ``None``
+        where there are no task branches in this step; projected axis first, float32 or float64.
+      refreshed: the bases after the request.
       weights: ``[k, p, q]`` the kernels themselves, for inner transforms that look at them.
       present: which tasks count.
       scales: ``[1 + T]`` powers of two that bring the shared and the tasks' gradients near 1.
@@ -232,19 +197,6 @@ def step_group(
     counts = (jnp.sum(which, dtype=jnp.int32) for which in (done, failed))
     steps = Steps(step, tasks, energy, progress, *counts)
     return steps, state._replace(shared_inner=shared_inner)
-
-
-def _column_masks(group: Sequence[Kernel], complementary: bool) -> Masks:
-    """Masks of the columns each kernel's null space has room for, ``[k, r]`` and ``[k, r_t]``."""
-    kernel = group[0]
-
-    def stacked(rank: int, used: int) -> jax.Array | None:
-        masks = [k.columns(rank, used) for k in group]
-        if rank == 0 or all(mask is None for mask in masks):
-            return None
-        return jnp.asarray(np.concatenate([np.ones((1, rank), bool) if m is None else m for m in masks]))
-
-    return stacked(kernel.rank, 0), stacked(kernel.task_rank, kernel.rank if complementary else 0)
 
 
 def fuse(

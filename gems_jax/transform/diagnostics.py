@@ -1,4 +1,4 @@
-"""What a step measures: the tasks' norms and cosines, who takes part, diagnostics."""
+"""Diagnostics of a step: of its gradients (norms, cosines, which tasks take part) first, of all of it at the end."""
 
 import functools
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from gems_jax.transform.branches import BranchState, Steps, TaskMask
 from gems_jax.transform.state import Diagnostics, work_dtype
 
 
-class Measured(NamedTuple):
-    """The gradients of a step, measured.
+class GradientDiagnostics(NamedTuple):
+    """Diagnostics of a step's gradients.
 
     Attributes:
       norms: ``[T]`` of the tasks' gradients over leaves with a full task axis, 0 for tasks not present.
@@ -33,10 +33,10 @@ class Measured(NamedTuple):
     scales: jax.Array
 
 
-def measure(
+def diagnose_gradients(
     gradients: Sequence[jax.Array], num_tasks: int, counts: jax.Array | None, shared: Sequence[jax.Array] | None
-) -> Measured:
-    """Measures stacked gradients, whatever their magnitude; in float32 or wider.
+) -> GradientDiagnostics:
+    """Diagnoses stacked gradients, whatever their magnitude; in float32 or wider.
 
     Args:
       gradients: arrays ``[T, ...]``, or ``[1, ...]`` where already merged.
@@ -45,7 +45,7 @@ def measure(
       shared: the caller's own shared gradient, or ``None``.
 
     Returns:
-      `Measured`.
+      `GradientDiagnostics`.
     """
     gradients = [g.astype(work_dtype(g.dtype)) for g in gradients]
     stacked = [g for g in gradients if g.shape[0] == num_tasks]
@@ -65,11 +65,11 @@ def measure(
     peak = functools.reduce(jnp.maximum, [largest(g, g.ndim) for g in common], jnp.zeros((), peaks.dtype))
     is_there = jnp.any(tasks) if shared is None else jnp.ones((), bool)
     most = jnp.maximum(peak, jnp.max(jnp.where(tasks, peaks, 0)))
-    return Measured(
-        # Of finite gradients norms are finite, if at the end of what is.
+    return GradientDiagnostics(
+        # The norms of finite gradients are finite, if as large as numbers get.
         norms=jnp.minimum(norms / scales, jnp.finfo(norms.dtype).max),
         cosines=jnp.where(outer > 0, products / jnp.where(outer > 0, outer, 1), 0),
-        # What all tasks share and is not finite makes all of them leave the step out, and is counted for each.
+        # A shared gradient that is not finite makes all tasks leave the step out, and is counted for each.
         present=TaskMask(tasks, is_there & jnp.isfinite(peak)),
         finite=finite & jnp.isfinite(peak),
         weights=weights,
@@ -81,38 +81,38 @@ def _scaled(gradient: jax.Array, scales: jax.Array) -> jax.Array:
     return gradient * scales.astype(gradient.dtype).reshape(-1, *(1,) * (gradient.ndim - 1))
 
 
-def diagnose(
-    measured: Measured,
+def diagnose_step(
+    diagnosed: GradientDiagnostics,
     gates: jax.Array,
     captured: tuple[jax.Array, jax.Array],
     emitted: Sequence[jax.Array],
     branches: Sequence[tuple[Steps, BranchState]],
     old: Diagnostics,
 ) -> Diagnostics:
-    """The step's `Diagnostics`.
+    """The whole step's `Diagnostics`.
 
     Args:
-      measured: see `measure`.
+      diagnosed: see `diagnose_gradients`.
       gates: ``[T]``.
       captured: ``[1 + T]`` squared norms of the low-rank gradients, and of the gradients, scaled alike.
       emitted: all updates.
-      branches: what each group did.
+      branches: steps and states of the groups.
       old: the former step's, for the counters.
     """
-    tasks = measured.present.tasks
+    tasks = diagnosed.present.tasks
     low, full = captured
     known = (full > 0) & jnp.isfinite(full)
     zero, dtype = jnp.zeros((), jnp.int32), old.gates.dtype
     return Diagnostics(
         gates=gates.astype(dtype),
-        weights=measured.weights.astype(dtype),
-        grad_norms=measured.norms.astype(dtype),
-        cosines=measured.cosines.astype(dtype),
+        weights=diagnosed.weights.astype(dtype),
+        grad_norms=diagnosed.norms.astype(dtype),
+        cosines=diagnosed.cosines.astype(dtype),
         captured=jnp.where(known, low / jnp.where(known, full, 1), 0).astype(dtype),
         update_norm=global_norm(emitted).astype(dtype),
         refreshed=sum((steps.refreshed for steps, _ in branches), zero),
         failed=old.failed + sum((steps.failed for steps, _ in branches), zero),
         waiting=sum((jnp.sum(branch.pending, dtype=jnp.int32) for _, branch in branches), zero),
-        absent=old.absent + (~tasks & measured.finite),
-        skipped=old.skipped + ~measured.finite,
+        absent=old.absent + (~tasks & diagnosed.finite),
+        skipped=old.skipped + ~diagnosed.finite,
     )

@@ -11,7 +11,7 @@ State = Any
 
 
 class Signals(NamedTuple):
-    """What a gate may look at in a step, ``[T]`` each, float32 or, of float64 gradients, float64.
+    """The numbers that a gate may look at in a step, ``[T]`` each, float32, or float64 where gradients are.
 
     Attributes:
       losses: mean loss per task (ones where not given).

@@ -25,26 +25,26 @@ def reasons(
       {'shared/embedding': 'no kernel by its name', 'q/kernel': 'three or more axes and no matrix role'}
     """
     known = null_space.left_out if null_space else {}
-    found = {}
+    why = {}
     for path, shape in others.items():
         if path in known:
-            found[path] = known[path]
+            why[path] = known[path]
         elif len(shape) > 1:
             by_rule = "no kernel by its name" if is_named_like_no_kernel(path) else _NO_ROLE
-            found[path] = by_rule if is_guess(rule) else "matrix_dims gives it no role"
+            why[path] = by_rule if is_guess(rule) else "matrix_dims gives it no role"
     if null_space is not None:
         outside = sorted(set(kernels) - set(null_space.inputs))
-        found |= {path: f"not in the null space: {known.get(path, 'it was not seen in the pass')}" for path in outside}
+        why |= {path: f"not in the null space: {known.get(path, 'it was not seen in the pass')}" for path in outside}
         inside = sorted(set(kernels) & set(null_space.inputs) & set(known))
-        found |= {path: f"protected in some of its uses: {known[path]}" for path in inside}
-    return found
+        why |= {path: f"protected in some of its uses: {known[path]}" for path in inside}
+    return why
 
 
 def unprotected(others: Mapping[str, Sequence[int]], null_space: NullSpace | None, rule: Any) -> tuple[str, ...]:
     """Leaves with neither subspaces nor protection although they are multiplied with activations, as far as is known.
 
     The pass of a null space shows them; without one, leaves of three or more axes that are named ``kernel`` are taken
-    for such. What a rule of the user's own leaves out is his choice, tables and heads over a vocabulary are ours.
+    for such. A leaf that the user's own rule leaves out is his choice, tables and heads over a vocabulary are ours.
 
     Example:
       >>> unprotected({"shared/embedding": (9, 4), "q/kernel": (4, 2, 2)}, None, None)

@@ -1,4 +1,4 @@
-"""What happens to each parameter: static facts from paths and shapes alone."""
+"""The plan of how each parameter is treated: static facts from paths and shapes alone."""
 
 import math
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from gems_jax.whole_number import is_whole
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """One projected kernel (or stack of them).
+class KernelPlan:
+    """The plan of one projected kernel (or stack of them).
 
     Attributes:
       index: position of the leaf in the tree.
@@ -65,12 +65,12 @@ class Kernel:
         return np.arange(rank) < np.maximum(np.asarray(self.free)[:, None] - used, 0)
 
 
-Group = tuple[Kernel, ...]  # kernels of one shape and treatment: one batched computation
+Group = tuple[KernelPlan, ...]  # kernels of one shape and treatment: one batched computation
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to the leaves of one tree.
+    """The treatment of the leaves of one tree.
 
     Attributes:
       paths: of all leaves, in order.
@@ -84,7 +84,7 @@ class Plan:
     """
 
     paths: tuple[str, ...]
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[KernelPlan, ...]
     groups: tuple[Group, ...]
     fallback: tuple[int, ...]
     constrained: dict[int, tuple[MatrixSpec, str]]
@@ -101,7 +101,7 @@ class Plan:
         Args:
           every: length of the interval, ``None``: all at once.
         """
-        found: dict[int, tuple[int, ...]] = {}
+        turns: dict[int, tuple[int, ...]] = {}
         alone = 0
         for group in self.groups:
             sizes = [math.prod(k.batch_shape) for k in group]
@@ -109,16 +109,16 @@ class Plan:
             member = alone if sum(sizes) == 1 else 0
             alone += sum(sizes) == 1
             for kernel, size in zip(group, sizes, strict=True):
-                found[kernel.index] = tuple((member + i) // chunk % (every or 1) for i in range(size))
+                turns[kernel.index] = tuple((member + i) // chunk % (every or 1) for i in range(size))
                 member += size
-        return found
+        return turns
 
 
 def _resolve_rank(rank: int | float, smaller: int) -> int:
     return int(rank) if is_whole(rank) else max(1, round(float(rank) * smaller))
 
 
-def _kernel(index: int, path: str, spec: MatrixSpec, settings: Settings) -> Kernel:
+def _kernel(index: int, path: str, spec: MatrixSpec, settings: Settings) -> KernelPlan:
     null_space = settings.null_space
     constrained = null_space is not None and path in null_space.inputs
     m, n = spec.matrix_shape
@@ -141,7 +141,7 @@ def _kernel(index: int, path: str, spec: MatrixSpec, settings: Settings) -> Kern
             inside = side == null_space.side
     rank = min(rank, cap)
     task_rank = min(task_rank, cap - rank if settings.complementary else cap)
-    return Kernel(index, path, spec, side, rank, task_rank, wanted, source, free, inside)
+    return KernelPlan(index, path, spec, side, rank, task_rank, wanted, source, free, inside)
 
 
 def make_plan(params: PyTree, settings: Settings) -> Plan:
@@ -182,7 +182,7 @@ def make_plan(params: PyTree, settings: Settings) -> Plan:
                 spec = constrained_spec(paths[i], leaves[i][1], settings.null_space)
                 constrained[i] = (spec, settings.null_space.inputs[paths[i]])
     unnamed = tuple(paths[i] for i in fallback if len(leaves[i][1].shape) > 2)
-    groups: dict[Any, list[Kernel]] = {}
+    groups: dict[Any, list[KernelPlan]] = {}
     for kernel in kernels:
         if kernel.rank == 0:
             continue

@@ -109,7 +109,7 @@ def compute_bases(
 
 
 class Request(NamedTuple):
-    """What a group's bases are refreshed from.
+    """A group's bases and the gradients that they are refreshed from, see `gems_jax.transform.refresh_request`.
 
     Attributes:
       old: bases in force.
@@ -146,7 +146,7 @@ class Refreshed(NamedTuple):
     failed: jax.Array
 
 
-Found = tuple[jax.Array, jax.Array | None, jax.Array]  # shared and task bases, branches replaced
+NewBases = tuple[jax.Array, jax.Array | None, jax.Array]  # shared and task bases, branches replaced
 
 
 def refresh_groups(requests: Sequence[Request], refresh: Refresh) -> list[Refreshed]:
@@ -157,14 +157,14 @@ def refresh_groups(requests: Sequence[Request], refresh: Refresh) -> list[Refres
       refresh: when and how.
     """
     wanted = [(request.pending | refresh.due) & room(request.masks, request.pending.shape) for request in requests]
-    found = _where_any(
+    new_bases = _where_any(
         [want & request.usable for want, request in zip(wanted, requests, strict=True)],
         [functools.partial(_everything, request, refresh) for request in requests],
         [functools.partial(_nothing, request.old) for request in requests],
     )
     refreshed = [
         Refreshed((shared, task), want & ~request.usable, done, want & request.usable & ~done)
-        for (shared, task, done), want, request in zip(found, wanted, requests, strict=True)
+        for (shared, task, done), want, request in zip(new_bases, wanted, requests, strict=True)
     ]
     return refreshed if refresh.stagger_every is None else _refresh_a_few(requests, refreshed, refresh)
 
@@ -178,19 +178,19 @@ def members_due(turns: Sequence[int], refresh: Refresh) -> jax.Array:
 
 def _where_any(
     flags: Sequence[jax.Array],
-    compute: Sequence[Callable[[jax.Array], Found]],
-    keep: Sequence[Callable[[jax.Array], Found]],
-) -> list[Found]:
+    compute: Sequence[Callable[[jax.Array], NewBases]],
+    keep: Sequence[Callable[[jax.Array], NewBases]],
+) -> list[NewBases]:
     """``compute(flags)`` of each group that has a flag set, ``keep(flags)`` of the others.
 
     In most steps no group has one, and a single scalar says so: a device that decides for each group would wait for
     the host, or stop its queue, as often as there are groups.
     """
 
-    def each(flags: Sequence[jax.Array]) -> list[Found]:
+    def each(flags: Sequence[jax.Array]) -> list[NewBases]:
         return [jax.lax.cond(jnp.any(do), *how, do) for do, *how in zip(flags, compute, keep, strict=True)]
 
-    def none(flags: Sequence[jax.Array]) -> list[Found]:
+    def none(flags: Sequence[jax.Array]) -> list[NewBases]:
         return [how(do) for do, how in zip(flags, keep, strict=True)]
 
     if len(flags) < 2:
@@ -198,11 +198,11 @@ def _where_any(
     return jax.lax.cond(jnp.any(jnp.stack([jnp.any(do) for do in flags])), each, none, list(flags))
 
 
-def _everything(request: Request, refresh: Refresh, do: jax.Array) -> Found:
+def _everything(request: Request, refresh: Refresh, do: jax.Array) -> NewBases:
     return compute_bases(request.old, request.gradients, do, request.projector, request.masks, refresh)
 
 
-def _nothing(bases: Bases, do: jax.Array) -> Found:
+def _nothing(bases: Bases, do: jax.Array) -> NewBases:
     return (*bases, jnp.zeros_like(do))
 
 
@@ -220,7 +220,7 @@ def _refresh_a_few(requests: Sequence[Request], now: Sequence[Refreshed], refres
         members_due(request.turns, refresh) & room(request.masks, request.pending.shape) & ~one.done & ~one.failed
         for request, one in zip(requests, now, strict=True)
     ]
-    found = _where_any(
+    new_bases = _where_any(
         [ask & request.usable for ask, request in zip(asked, requests, strict=True)],
         [
             functools.partial(_few, request._replace(old=one.bases), refresh)
@@ -235,11 +235,11 @@ def _refresh_a_few(requests: Sequence[Request], now: Sequence[Refreshed], refres
             one.done | replaced,
             one.failed | (ask & request.usable & ~replaced),
         )
-        for (shared, task, replaced), one, ask, request in zip(found, now, asked, requests, strict=True)
+        for (shared, task, replaced), one, ask, request in zip(new_bases, now, asked, requests, strict=True)
     ]
 
 
-def _few(request: Request, refresh: Refresh, do: jax.Array) -> Found:
+def _few(request: Request, refresh: Refresh, do: jax.Array) -> NewBases:
     """New bases of the branches in ``do`` of members of a stack whose turn it is, which follow each other."""
     size, chunk = len(request.turns), max(map(request.turns.count, request.turns))
     start = jnp.minimum(jnp.argmax(members_due(request.turns, refresh)), size - chunk)

@@ -1,4 +1,4 @@
-"""What a transform did, and what its state weighs."""
+"""Reports of a transform: diagnostics of its last step, the size of its state."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import optax
 
 from gems_jax.boxes import is_like, unboxed
 from gems_jax.transform.init_plans import InitPlan, init_shapes
-from gems_jax.transform.plan import Kernel
+from gems_jax.transform.plan import KernelPlan
 from gems_jax.transform.state import entries, gems_states
 from gems_jax.types import PyTree
 
 
 def diagnostics(state: PyTree) -> dict[str, jax.Array]:
-    """What happened in the last step, from any optimiser state that holds a `GemsState`.
+    """Diagnostics of the last step, from any optimiser state that holds a `GemsState`.
 
     Args:
       state: of `gems`, or of a chain, partition, wrapper around it.
@@ -34,10 +34,10 @@ def diagnostics(state: PyTree) -> dict[str, jax.Array]:
       >>> diagnostics(tx.init({"kernel": jnp.ones((4, 4))}))["gates"].tolist()
       [0.5, 0.5]
     """
-    found = gems_states(state)
-    if len(found) != 1:
-        raise ValueError(f"expected an optimiser state with one GemsState inside, found {len(found)}")
-    return dict(found[0].diagnostics._asdict())
+    states = gems_states(state)
+    if len(states) != 1:
+        raise ValueError(f"expected an optimiser state with one GemsState inside, found {len(states)}")
+    return dict(states[0].diagnostics._asdict())
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class StateBytes:
 
 
 def state_bytes(tx: optax.GradientTransformation, params: PyTree) -> StateBytes:
-    """What the optimiser state of a model weighs, leaf by leaf, before anything is allocated.
+    """The size of a model's optimiser state, leaf by leaf, before anything is allocated.
 
     A projected kernel with Adam holds ``(r + T r_t)(p + 2 q)`` numbers, ``p`` the side its bases keep.
 
@@ -147,7 +147,7 @@ def _bytes(tree: PyTree) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _ranks(kernel: Kernel, num_tasks: int) -> str:
+def _ranks(kernel: KernelPlan, num_tasks: int) -> str:
     ranks, wanted = (kernel.rank, kernel.task_rank), kernel.wanted
     text = f"{ranks[0]} + {num_tasks} x {ranks[1]}" if ranks[1] or wanted[1] else f"{ranks[0]}"
     return text if ranks == wanted else f"{text} (capped from {wanted[0]}, {wanted[1]})"

@@ -19,7 +19,7 @@ from gems_jax.types import PyTree
 Axes = tuple[str, ...]  # mesh axes over which one array axis is split
 
 
-class Placed(NamedTuple):
+class ParamLayout(NamedTuple):
     """A parameter's shape and, for each of its axes, the mesh axes that split it."""
 
     shape: tuple[int, ...]
@@ -62,18 +62,18 @@ def state_sharding(tx: Any, params: PyTree, task_axis: str | None = None) -> PyT
       >>> from jax.sharding import AxisType, NamedSharding, PartitionSpec
       >>> from gems_jax import gems
       >>> mesh = jax.make_mesh((1, 1), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
-      >>> place = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
-      >>> params = {"kernel": jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=place)}
-      >>> found = state_sharding(gems(1e-3, num_tasks=2, rank=2), params)[0]
-      >>> tuple(found.shared_basis["kernel"].spec), tuple(found.shared_inner.mu["kernel"].spec)
+      >>> layout = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+      >>> params = {"kernel": jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=layout)}
+      >>> sharding = state_sharding(gems(1e-3, num_tasks=2, rank=2), params)[0]
+      >>> tuple(sharding.shared_basis["kernel"].spec), tuple(sharding.shared_inner.mu["kernel"].spec)
       ((None, 'fsdp', None), (None, None, 'tensor'))
     """
-    mesh, placed = _placed(params)
+    mesh, layouts = _param_layouts(params)
     if task_axis is not None and task_axis not in mesh.axis_names:
         raise ValueError(f"task_axis is {task_axis!r}; the mesh has the axes {', '.join(mesh.axis_names)}")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     state, plans = init_shapes(tx, shapes)
-    find = _Find(mesh, placed, () if task_axis is None else (task_axis,))
+    find = _Find(mesh, layouts, () if task_axis is None else (task_axis,))
 
     def of(path: tuple[Any, ...], x: Any) -> PyTree:
         if isinstance(x, GemsState):
@@ -90,9 +90,9 @@ _KNOWN = (GemsState, ConstrainToNullSpaceState)
 _OTHER = {"in": "out", "out": "in"}
 
 
-def _placed(params: PyTree) -> tuple[Mesh | AbstractMesh, dict[str, Placed]]:
+def _param_layouts(params: PyTree) -> tuple[Mesh | AbstractMesh, dict[str, ParamLayout]]:
     """The mesh of the parameters, and where each lies, by path."""
-    placed: dict[str, Placed] = {}
+    layouts: dict[str, ParamLayout] = {}
     mesh: Mesh | AbstractMesh | None = None
     for name, leaf in named_leaves(params):
         sharding = getattr(leaf, "sharding", None)
@@ -105,11 +105,11 @@ def _placed(params: PyTree) -> tuple[Mesh | AbstractMesh, dict[str, Placed]]:
         if sharding.mesh != mesh:
             raise ValueError(f"parameter {name!r} is on the mesh {sharding.mesh}, those before it on {mesh}; use one")
         spec = (*sharding.spec, *(None,) * (len(leaf.shape) - len(sharding.spec)))
-        placed[name] = Placed(tuple(leaf.shape), tuple(_names(entry) for entry in spec))
+        layouts[name] = ParamLayout(tuple(leaf.shape), tuple(_names(entry) for entry in spec))
     if mesh is None:
         raise ValueError("there are no parameters, so there is no mesh; give the tree that tx.init gets")
     check_auto(mesh)
-    return mesh, placed
+    return mesh, layouts
 
 
 def _names(entry: Any) -> Axes:
@@ -122,7 +122,7 @@ class _Find(NamedTuple):
     """Looks shardings up by the path of a state's leaf, which ends in the path of its parameter."""
 
     mesh: Mesh | AbstractMesh
-    placed: dict[str, Placed]
+    layouts: dict[str, ParamLayout]
     task: Axes
 
     def sharding(self, axes: Sequence[Axes]) -> NamedSharding:
@@ -135,13 +135,13 @@ class _Find(NamedTuple):
     def parameter(self, path: tuple[Any, ...]) -> str | None:
         """The parameter whose path ends this one; the longest, should there be several."""
         ends = (leaf_path(path[i:]) for i in range(len(path) + 1))
-        return next((end for end in ends if end in self.placed), None)
+        return next((end for end in ends if end in self.layouts), None)
 
     def like_parameter(self, path: tuple[Any, ...], x: Any) -> NamedSharding:
         """As the parameter of the same path and shape, also with the task axis before it; otherwise replicated."""
         name = self.parameter(path)
         if name is not None:
-            shape, axes = self.placed[name]
+            shape, axes = self.layouts[name]
             if x.shape == shape:
                 return self.sharding(axes)
             if x.shape[1:] == shape and x.shape:
@@ -150,14 +150,14 @@ class _Find(NamedTuple):
 
     def dividing(self, axes: Axes, size: int) -> Axes:
         """Those of the mesh axes, from the first on, that split an axis of this size into more than one equal part."""
-        found: Axes = ()
+        split: Axes = ()
         for name in axes:
-            parts = math.prod(self.mesh.shape[n] for n in (*found, name))
-            found = (*found, name) if self.mesh.shape[name] > 1 and size > 0 and size % parts == 0 else found
-        return found
+            parts = math.prod(self.mesh.shape[n] for n in (*split, name))
+            split = (*split, name) if self.mesh.shape[name] > 1 and size > 0 and size % parts == 0 else split
+        return split
 
     def matrix(self, name: str, spec: MatrixSpec) -> Matrix:
-        batch_ndim, axes = len(spec.batch_shape), self.placed[name].axes
+        batch_ndim, axes = len(spec.batch_shape), self.layouts[name].axes
         batch, matrix = spec.order[:batch_ndim], spec.order[batch_ndim:]
         inputs = 0
         while math.prod(spec.shape[a] for a in matrix[:inputs]) < spec.matrix_shape[0]:
@@ -169,9 +169,9 @@ class _Find(NamedTuple):
         )
 
     def factor(self, name: str, x: Any, matrix: Matrix | None = None, side: str = "in") -> NamedSharding:
-        """Of a null-space factor ``[*batch, d, c]``, by a kernel that reads the input."""
+        """Sharding of a null-space factor ``[*batch, d, c]``, by a kernel that reads the input."""
         if matrix is None:
-            shape = self.placed[name].shape if name in self.placed else ()
+            shape = self.layouts[name].shape if name in self.layouts else ()
             if len(shape) < 2:
                 return self.replicated()
             matrix, side = self.matrix(name, resolve(MatrixDims(), shape)), "in" if shape[-2] == x.shape[-2] else "out"
@@ -182,10 +182,10 @@ class _Find(NamedTuple):
 def _plan_of(state: GemsState, plans: Sequence[InitPlan]) -> InitPlan:
     """The plan that a state was made by: states of different parameters differ in their structure."""
     structure: Any = jax.tree.structure(state)
-    found = [entry for entry in plans if jax.tree.structure(entry.state) == structure]
-    if not found:
+    matching = [entry for entry in plans if jax.tree.structure(entry.state) == structure]
+    if not matching:
         raise ValueError("the state holds a GemsState that tx.init did not make; pass the transform itself")
-    return found[0]
+    return matching[0]
 
 
 def _of_gems(state: GemsState, entry: InitPlan, find: _Find) -> GemsState:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.linalg.projection import projected_axis_first
-from gems_jax.transform.plan import Kernel
+from gems_jax.transform.plan import KernelPlan
 from gems_jax.types import PyTree
 
 
 class Diagnostics(NamedTuple):
-    """What happened in the last step, and counters; read with `diagnostics`.
+    """Diagnostics of the last step, and counters; read with `diagnostics`.
 
     Numbers are float32, or float64 where a parameter is.
 
@@ -90,7 +90,7 @@ def gems_states(state: PyTree) -> list[GemsState]:
 
 
 def work_dtype(dtype: Any) -> Any:
-    """What is computed with: float32, or wider (and complex) where the array is as JAX holds it."""
+    """The dtype to compute in: float32, or wider (and complex) where the array is as JAX holds it."""
     return jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
 
 
@@ -127,14 +127,14 @@ def gather(arrays: Sequence[jax.Array], leading: int, batch_ndim: int) -> jax.Ar
     return x.reshape(*x.shape[:leading], -1, *x.shape[leading + batch_ndim :])
 
 
-def scatter(x: jax.Array, group: Sequence[Kernel], leading: int) -> list[jax.Array]:
+def scatter(x: jax.Array, group: Sequence[KernelPlan], leading: int) -> list[jax.Array]:
     """The inverse of `gather`."""
     if len(group) > 1:
         return list(jax.lax.split(x, (1,) * len(group), leading))
     return [x.reshape(*x.shape[:leading], *group[0].batch_shape, *x.shape[leading + 1 :])]
 
 
-def to_matrices(leaves: Sequence[jax.Array], group: Sequence[Kernel], leading: int) -> jax.Array:
+def to_matrices(leaves: Sequence[jax.Array], group: Sequence[KernelPlan], leading: int) -> jax.Array:
     """Parameters or gradients ``[*lead, *shape]`` of a group as ``[*lead, k, p, q]``, projected axis first."""
     spec, side = group[0].spec, group[0].side
     if len(leaves) == 1:
@@ -145,7 +145,7 @@ def to_matrices(leaves: Sequence[jax.Array], group: Sequence[Kernel], leading: i
     return projected_axis_first(stacked.reshape(*stacked.shape[: leading + 1], *stacked.shape[-2:]), side)
 
 
-def to_leaves(matrices: jax.Array, group: Sequence[Kernel]) -> list[jax.Array]:
+def to_leaves(matrices: jax.Array, group: Sequence[KernelPlan]) -> list[jax.Array]:
     """``[k, p, q]``, projected axis first -> the kernels' own shapes."""
     spec = group[0].spec
     matrices = projected_axis_first(matrices, group[0].side)

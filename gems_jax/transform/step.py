@@ -9,14 +9,15 @@ import optax
 
 from gems_jax.boxes import drop_unfit_boxes, open_if_alone, restore_boxes, unboxed
 from gems_jax.linalg.projection import project_update
-from gems_jax.linalg.scales import Size, largest, limited, size_of
+from gems_jax.linalg.scales import largest, limited
 from gems_jax.task_grads import weighted_sum
 from gems_jax.transform.active_null_space import ActiveNullSpace
-from gems_jax.transform.branches import BranchState, Steps, TaskMask, fuse, request_refresh, step_group
-from gems_jax.transform.diagnostics import Measured, diagnose, measure
+from gems_jax.transform.branches import BranchState, Steps, fuse, step_group
+from gems_jax.transform.diagnostics import GradientDiagnostics, diagnose_gradients, diagnose_step
 from gems_jax.transform.gates import Signals
 from gems_jax.transform.plan import Group, Plan
-from gems_jax.transform.refresh import Gradients, Refresh, Request, refresh_at, refresh_groups
+from gems_jax.transform.refresh import Gradients, refresh_at, refresh_groups
+from gems_jax.transform.refresh_request import request_refresh, sizes_of
 from gems_jax.transform.settings import Mask, Settings
 from gems_jax.transform.state import GemsState, entries, mirror, to_leaves, to_matrices, work_dtype
 from gems_jax.transform.state_rows import StateRows
@@ -24,7 +25,7 @@ from gems_jax.types import PyTree
 
 
 class UpdateArguments(NamedTuple):
-    """What one call of ``update`` was given, as lists in leaf order.
+    """The arguments of one call of ``update``, as lists in leaf order.
 
     Attributes:
       grads: ``[T, *shape]`` or ``[1, *shape]``.
@@ -48,7 +49,7 @@ def take_step(
     """Merges, projects, steps, fuses and constrains; see `gems_jax.gems`.
 
     Args:
-      call: what ``update`` was given, checked.
+      call: the arguments of ``update``, checked.
       params: tree of the parameters.
       state: the former state.
       plan: of the parameters.
@@ -64,18 +65,18 @@ def take_step(
     grouped = {k.index for group in groups for k in group}
     alone = {i: call.grads[i] for i in range(len(call.grads)) if i not in grouped}
     matrices = [to_matrices([call.grads[k.index] for k in group], group, 1) for group in groups]
-    measured = measure([*matrices, *alone.values()], settings.num_tasks, call.counts, call.shared)
-    present = measured.present
+    diagnosed = diagnose_gradients([*matrices, *alone.values()], settings.num_tasks, call.counts, call.shared)
+    present = diagnosed.present
 
     rows = StateRows.read(state, treedef, settings)
     refresh = refresh_at(state.count, settings)
     turns = plan.turns(refresh.stagger_every)
     full, states, requests = [], [], []
     for group, gradient in zip(groups, matrices, strict=True):
-        gradients, peaks = _shared_and_task(call, group, gradient, measured)
-        full.append(_energy(gradients, peaks, measured.scales))
+        gradients, peaks = _shared_and_task(call, group, gradient, diagnosed)
+        full.append(_energy(gradients, peaks, diagnosed.scales))
         states.append(rows.branch(group, settings))
-        requests.append(_request(group, states[-1], gradients, peaks, present, active, refresh, turns))
+        requests.append(request_refresh(group, states[-1], gradients, peaks, present, active, refresh, turns))
     branches = [
         step_group(
             before,
@@ -83,7 +84,7 @@ def take_step(
             refreshed,
             to_matrices([call.weights[k.index] for k in group], group, 0).astype(request.gradients[0].dtype),
             present,
-            measured.scales,
+            diagnosed.scales,
             refresh,
             call.extra,
         )
@@ -93,7 +94,7 @@ def take_step(
     ]
 
     captured = sum((steps.energy for steps, _ in branches), jnp.zeros((1 + settings.num_tasks,), jnp.float32))
-    gates, gate_state = _gates(call, branches, captured, measured, state, settings)
+    gates, gate_state = _gates(call, branches, captured, diagnosed, state, settings)
     decay = jnp.where(present.shared, settings.weight_decay, 0) if settings.decays else None
     decaying = _decaying(params, settings.mask)
     updates: list[Any] = [None] * len(call.weights)
@@ -107,7 +108,7 @@ def take_step(
             updates[k.index] = leaf
         rows.write(group, branch, settings)
 
-    steps_alone, fallback_state = _fallback(call, params, alone, measured, state, plan, settings)
+    steps_alone, fallback_state = _fallback(call, params, alone, diagnosed, state, plan, settings)
     for i, update in steps_alone.items():
         if decay is not None and decaying[i] and i not in _frozen(plan):
             update += decay.astype(update.dtype) * call.weights[i].astype(update.dtype)
@@ -124,7 +125,7 @@ def take_step(
         fallback=fallback_state,
         gate=gate_state,
         null_space=state.null_space,
-        diagnostics=diagnose(measured, gates, energies, emitted, branches, state.diagnostics),
+        diagnostics=diagnose_step(diagnosed, gates, energies, emitted, branches, state.diagnostics),
     )
     return jax.tree.unflatten(jax.tree.structure(params), updates), new_state
 
@@ -140,7 +141,7 @@ def _groups(plan: Plan, call: UpdateArguments, num_tasks: int) -> list[Group]:
 
 
 def _shared_and_task(
-    call: UpdateArguments, group: Group, gradient: jax.Array, measured: Measured
+    call: UpdateArguments, group: Group, gradient: jax.Array, diagnosed: GradientDiagnostics
 ) -> tuple[Gradients, Gradients]:
     """``G_s: [k, p, q]`` and ``G_t: [T, k, p, q]`` (``None`` where merged already), in the working dtype.
 
@@ -150,27 +151,22 @@ def _shared_and_task(
     gradient = gradient.astype(dtype)
     peaks = largest(gradient, 2)
     if call.shared is None:
-        shared = weighted_sum(gradient, measured.weights)
-        is_there = measured.weights[:, None] > 0 if len(peaks) > 1 else True
+        shared = weighted_sum(gradient, diagnosed.weights)
+        is_there = diagnosed.weights[:, None] > 0 if len(peaks) > 1 else True
         peak = jnp.max(jnp.where(is_there, peaks, 0), axis=0)
     else:
         shared = to_matrices([call.shared[k.index] for k in group], group, 0).astype(dtype)
         peak = largest(shared, 2)
-    shared = jnp.where(measured.present.shared, shared, 0)
-    if len(gradient) != len(measured.weights):
+    shared = jnp.where(diagnosed.present.shared, shared, 0)
+    if len(gradient) != len(diagnosed.weights):
         return (shared, None), (peak, None)
     return (shared, gradient), (peak, peaks)
-
-
-def _sizes(gradients: Gradients, peaks: Gradients) -> tuple[Size, Size | None]:
-    (shared, task), (peak, task_peak) = gradients, peaks
-    return size_of(shared, peak), None if task is None or task_peak is None else size_of(task, task_peak)
 
 
 def _energy(gradients: Gradients, peaks: Gradients, scales: jax.Array) -> jax.Array:
     """Squared norms of a group's gradients times ``scales``, ``[1 + T]``."""
     # By way of each kernel's, which are needed elsewhere too: squared once, and not kept.
-    shared, task = _sizes(gradients, peaks)
+    shared, task = sizes_of(gradients, peaks)
     scales = scales.astype(shared.scale.dtype)
     of_shared = jnp.sum(shared.squares * (scales[0] / shared.scale) ** 2)
     if task is None:
@@ -178,40 +174,18 @@ def _energy(gradients: Gradients, peaks: Gradients, scales: jax.Array) -> jax.Ar
     return jnp.concatenate([of_shared[None], jnp.sum(task.squares * (scales[1:, None] / task.scale) ** 2, axis=-1)])
 
 
-def _request(
-    group: Group,
-    state: BranchState,
-    gradients: Gradients,
-    peaks: Gradients,
-    present: TaskMask,
-    active: ActiveNullSpace,
-    refresh: Refresh,
-    turns: dict[int, tuple[int, ...]],
-) -> Request:
-    """What the group's bases are refreshed from; with ``constraint="gradient"`` the projected gradients."""
-    shared, task = gradients
-    if group[0].task_rank == 0:
-        task = None
-    if active.constraint == "gradient":
-        shared = active.project(group, shared)
-        task = None if task is None else jax.vmap(lambda g: active.project(group, g))(task)
-    mine = tuple(turn for k in group for turn in turns[k.index])
-    sizes = _sizes((shared, task), peaks)
-    return request_refresh(group, state, (shared, task), sizes, present, active.on_side(group), refresh, mine)
-
-
 def _gates(
     call: UpdateArguments,
     branches: Sequence[tuple[Steps, BranchState]],
     captured: jax.Array,
-    measured: Measured,
+    diagnosed: GradientDiagnostics,
     state: GemsState,
     settings: Settings,
 ) -> tuple[jax.Array, PyTree]:
     """The gates of this step; their state stays where nothing is to be learnt from it."""
-    present = measured.present
-    norms = jnp.sqrt(captured[1:]) / measured.scales[1:] if settings.gate.norms == "projected" else measured.norms
-    ones = jnp.ones_like(measured.norms)
+    present = diagnosed.present
+    norms = jnp.sqrt(captured[1:]) / diagnosed.scales[1:] if settings.gate.norms == "projected" else diagnosed.norms
+    ones = jnp.ones_like(diagnosed.norms)
 
     def quiet(x: jax.Array | None) -> jax.Array:
         x = ones if x is None else jnp.asarray(x, ones.dtype)
@@ -231,7 +205,7 @@ def _fallback(
     call: UpdateArguments,
     params: PyTree,
     grads: dict[int, jax.Array],
-    measured: Measured,
+    diagnosed: GradientDiagnostics,
     state: GemsState,
     plan: Plan,
     settings: Settings,
@@ -241,10 +215,10 @@ def _fallback(
     updates = {i: jnp.zeros_like(w) for i, w in weights.items()}
     if not plan.fallback:
         return updates, state.fallback
-    there = measured.present.shared
+    there = diagnosed.present.shared
     merged = {}
     for i in plan.fallback:
-        gradient = weighted_sum(grads[i], measured.weights) if call.shared is None else call.shared[i]
+        gradient = weighted_sum(grads[i], diagnosed.weights) if call.shared is None else call.shared[i]
         gradient = jnp.where(there, gradient.astype(weights[i].dtype), 0)
         merged[i] = limited(gradient, largest(gradient, gradient.ndim))
     params = open_if_alone(params)

@@ -10,7 +10,7 @@ from shared import SHARED, needs_shared
 
 import gems_jax as gj
 from gems_jax.transform import gates as gates_lib
-from gems_jax.transform.presets import released
+from gems_jax.transform.released import released
 
 pytestmark = needs_shared
 CASES = sorted(path.stem for path in (SHARED / "fixtures").glob("opt_*.npz"))

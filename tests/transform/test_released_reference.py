@@ -9,7 +9,7 @@ from problems import QUICK
 from reference import heuristic_gates, signed
 
 import gems_jax as gj
-from gems_jax.transform.presets import released
+from gems_jax.transform.released import released
 
 STEPS, GAP, RANK, SCALE, DECAY, B1, B2, EPS = 7, 3, 5, 0.25, 0.1, 0.9, 0.999, 1e-6
 SHAPES = {

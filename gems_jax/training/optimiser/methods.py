@@ -18,7 +18,7 @@ from gems_jax.task_grads import merge_tasks
 from gems_jax.training.optimiser.rates import GROUPS, groups, schedule
 from gems_jax.transform import gates
 from gems_jax.transform.gems import gems
-from gems_jax.transform.presets import released
+from gems_jax.transform.released import released
 
 Transform: TypeAlias = optax.GradientTransformationExtraArgs
 # ``(config, number of tasks, the null space it is to use or None) -> transform`` for gradients ``[T, *shape]``.

@@ -7,7 +7,7 @@ import pytest
 from problems import difference, make_grads, make_null_space, make_params, run
 
 import gems_jax as gj
-from gems_jax.transform.presets import released
+from gems_jax.transform.released import released
 
 STACK = {"stack": (2, 8, 6)}
 RULE = lambda path, leaf: gj.MatrixDims()  # noqa: E731
