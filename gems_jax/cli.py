@@ -205,14 +205,14 @@ def _check_tuned(workdir: Path) -> None:
 def _tuned_run(options: Any, check: Callable[[Any, Path], None]) -> tuple[Any, Path]:
     """Configuration and work directory of a run that has been tuned; ``check`` sees whether they belong together."""
     from gems_jax.staging import is_remote
-    from gems_jax.training.path_checks import check_paths
+    from gems_jax.training.path_checks import check_run_paths
 
     if is_remote(options.workdir):
         raise ValueError(f"--workdir {options.workdir} is on an object store: copy it here and name the copy")
     config, workdir = _config(options), Path(options.workdir)
     _check_tuned(workdir)
     check(config, workdir)
-    check_paths(config, workdir)
+    check_run_paths(config, workdir)
     return config, workdir
 
 

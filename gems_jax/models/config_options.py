@@ -71,8 +71,8 @@ def whole(values: Values, key: str, default: int) -> int:
     Raises:
       ValueError: the value is something else.
     """
-    found = maybe_whole(values, key)
-    return default if found is None else found
+    value = maybe_whole(values, key)
+    return default if value is None else value
 
 
 def maybe_whole(values: Values, key: str) -> int | None:
@@ -81,10 +81,10 @@ def maybe_whole(values: Values, key: str) -> int | None:
     Raises:
       ValueError: the value is something else.
     """
-    found = as_whole(values.get(key))
-    if found is None and values.get(key) is not None:
+    value = as_whole(values.get(key))
+    if value is None and values.get(key) is not None:
         raise ValueError(f"{key} must be a whole number, got {shown(values[key])}")
-    return found
+    return value
 
 
 def number(values: Values, key: str, default: float, low: float, high: float) -> float:
@@ -121,10 +121,10 @@ def token_ids(values: Values, key: str) -> list[int]:
     """
     value = values.get(key)
     written = value if isinstance(value, list) else [] if value is None else [value]
-    found = [as_whole(token) for token in written]
-    if None in found:
+    ids = [as_whole(token) for token in written]
+    if None in ids:
         raise ValueError(f"{key} must be a token id or a list of them, got {shown(value)}")
-    return [token for token in found if token is not None]
+    return [token for token in ids if token is not None]
 
 
 def class_names(name: str, *older: str) -> tuple[list[str], ...]:
@@ -137,23 +137,23 @@ def class_names(name: str, *older: str) -> tuple[list[str], ...]:
     return ([], *([prefix + each] for each in (name, *older) for prefix in _FRAMEWORKS))
 
 
-def check_options(values: Values, implemented: Mapping[str, tuple[Any, ...]], where: str, place: Path | str) -> None:
+def check_options(values: Values, implemented: Mapping[str, tuple[Any, ...]], where: str, source: Path | str) -> None:
     """Raises ``ValueError`` for an option with another value than those that are implemented.
 
     Args:
       values: of the file.
       implemented: values by key; none: the key must be absent or null.
       where: for what they are implemented, for the message.
-      place: the file's name in messages.
+      source: the file's name in messages.
     """
     for key, choices in implemented.items():
         if values.get(key) is not None and values[key] not in choices:
             named = [choice for choice in choices if choice not in ([], {})]
             choice = " or ".join(map(repr, named)) or "its absence"
-            raise ValueError(f"{place}: {key} is {shown(values[key])}, implemented for {where} is {choice}")
+            raise ValueError(f"{source}: {key} is {shown(values[key])}, implemented for {where} is {choice}")
 
 
-def check_unknown(values: Values, known: Iterable[str], kind: str, place: Path | str) -> None:
+def check_unknown(values: Values, known: Iterable[str], kind: str, source: Path | str) -> None:
     """Raises ``ValueError`` for keys that are switched on and neither ``known`` nor without effect.
 
     Keys that begin with ``_`` are notes of transformers to itself.
@@ -162,6 +162,6 @@ def check_unknown(values: Values, known: Iterable[str], kind: str, place: Path |
     unknown = sorted(key for key in others if not key.startswith("_") and values[key] not in (None, False, [], {}))
     if unknown:
         raise ValueError(
-            f"{place}: unknown options {shown(unknown)} might change what a {kind} model computes: remove them "
+            f"{source}: unknown options {shown(unknown)} might change what a {kind} model computes: remove them "
             "from the file if they do not"
         )

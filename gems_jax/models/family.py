@@ -1,4 +1,4 @@
-"""What a family of models answers for itself: what the other rooms ask of a model, and how its folder is read."""
+"""A family of models: the methods that other rooms ask of its models, and how its folder is read."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ class Beams(Protocol):
 
 
 class LanguageModel(Protocol):
-    """What training, ranking and evaluation ask of a model, a Flax NNX module.
+    """The methods that training, ranking and evaluation ask of a model, a Flax NNX module.
 
     `gems_jax.models.vocabulary.VocabularyModel` has the tables and answers for them; a family adds the rest.
 
@@ -120,11 +120,11 @@ class Family(NamedTuple):
     """A family of models: its classes, and its Hugging Face folders.
 
     Args:
-      model_types: what ``config.json`` calls its members.
+      model_types: names of its members in ``config.json``.
       config: class of its configs, a frozen dataclass.
       model: class of its models.
-      read_config: config of the values of a ``config.json``; the second argument is the name of the place they
-        are from. Raises ValueError for an option that the model does not implement.
+      read_config: config of the values of a ``config.json``; the second argument is the name of their source in
+        messages. Raises ValueError for an option that the model does not implement.
       config_values: the values of ``config.json`` for a config.
       weights: leaf path to tensors; the item tables are left out, their rows stand behind the pretrained ones.
       ignored: patterns of the whole names of tensors that a file may hold and the model does not use.

@@ -23,13 +23,13 @@ def apply_layers(
       remat: what the backward pass computes again, see `checkpointed`.
 
     Returns:
-      What the last layer gave, and the outputs of all, stacked.
+      The result of the last layer, and the outputs of all, stacked.
     """
     if isinstance(block, nnx.List):
         outputs = []
-        for place, layer in enumerate(block):
+        for index, layer in enumerate(block):
             graph, state = nnx.split(layer)
-            x, output = _body(graph, apply, remat)(x, (state, _member(others, place)))
+            x, output = _body(graph, apply, remat)(x, (state, _member(others, index)))
             outputs.append(output)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
     graph, stacked = nnx.split(block)
@@ -44,8 +44,8 @@ def _body(graph: Any, apply: Callable[[Any, Any, Any], tuple[Any, Any]], remat: 
     return checkpointed(body, remat)
 
 
-def _member(stacked: Any, place: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[place], stacked)
+def _member(stacked: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
 def unstacked(model: Any) -> Any:
@@ -77,7 +77,7 @@ def unstacked(model: Any) -> Any:
             continue
         graph, stacked = nnx.split(block)
         layers = len(jax.tree.leaves(stacked)[0])
-        apart = nnx.List([nnx.merge(graph, _member(stacked, place)) for place in range(layers)])
+        apart = nnx.List([nnx.merge(graph, _member(stacked, index)) for index in range(layers)])
         setattr(module, "block", apart)  # noqa: B010
     return made
 

@@ -1,4 +1,4 @@
-"""What the blocks of every family are made of: kernels stacked over the layers, tables and norms."""
+"""Parts of the blocks of every family: kernels stacked over the layers, tables and norms."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ from flax import nnx
 
 
 class Numbers(Protocol):
-    """What layers ask of a model's configuration."""
+    """The fields that layers read of a model's configuration."""
 
     @property
     def dtype(self) -> str: ...

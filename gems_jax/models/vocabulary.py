@@ -1,4 +1,4 @@
-"""What a language model does at its two ends: rows of tokens in, scores of tokens out."""
+"""The two ends of a language model: rows of tokens in, scores of tokens out."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -82,7 +82,7 @@ class VocabularyModel(nnx.Module):
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
     def logit_parts(self, hidden: jax.Array, vocabulary: Vocabulary = "full") -> list[jax.Array]:
-        """What `logits` joins: the scores of each table's rows, without a copy of them all.
+        """The scores that `logits` joins, of each table's rows, without a copy of them all.
 
         Args:
           hidden: ``[..., d_model]`` after the final norm.

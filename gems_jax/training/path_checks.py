@@ -7,7 +7,7 @@ from gems_jax.data.dataset.remote import exists
 from gems_jax.data.raw.raw_files import local_name
 
 
-def check_paths(config: Config, workdir: Path) -> None:
+def check_run_paths(config: Config, workdir: Path) -> None:
     """Checks that a tuned run's base model and data are where its configuration says: others would be of no use to it.
 
     Raises:

@@ -15,7 +15,7 @@ from gems_jax.config.run import Config, DataConfig, EvaluateConfig, ItemsConfig,
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.training.build import check_beams
-from gems_jax.training.path_checks import check_paths
+from gems_jax.training.path_checks import check_run_paths
 from gems_jax.training.stages import Assets, ensure_base
 from gems_jax.training.workdir.assets import check_record, in_run_order, read_record, record_of, write_record
 from gems_jax.training.workdir.files import check_config, keep_config, read_kept_config
@@ -109,12 +109,12 @@ def test_a_catalogue_in_another_order_keeps_the_runs_numbers(run, config, capsys
 def test_a_tuned_run_makes_no_other_base_model_or_data_where_its_own_are_gone(run, config, tmp_path):
     gone = dataclasses.replace(config, data=DataConfig("table", path=str(tmp_path / "raw"), dir=str(tmp_path / "data")))
     with pytest.raises(FileNotFoundError, match="with data.dir .*data, where there is nothing.*--data.dir FOLDER"):
-        check_paths(gone, run)
+        check_run_paths(gone, run)
     (tmp_path / "raw").mkdir()
-    check_paths(gone, run)  # prepared again
+    check_run_paths(gone, run)  # prepared again
     (tmp_path / "base" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="tuned with model.path .*base, where .*: --model.path FOLDER"):
-        check_paths(gone, run)
+        check_run_paths(gone, run)
 
 
 @pytest.mark.parametrize(

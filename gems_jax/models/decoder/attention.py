@@ -85,7 +85,7 @@ def cached_attention(
     k_positions: jax.Array,
     window: int | jax.Array | None = None,
 ) -> jax.Array:
-    """Attention of new tokens to a cache: `causal_attention`, by position instead of by place.
+    """Attention of new tokens to a cache: `causal_attention`, by position in the text instead of index.
 
     Args:
       q: ``[B, n, heads, head_dim]``.

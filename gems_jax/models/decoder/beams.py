@@ -10,17 +10,17 @@ from gems_jax.models.decoder.cache import DecoderCache
 
 
 class DecoderBeams(NamedTuple):
-    """What is kept from one token to the next: see `T5Beams`.
+    """The state that a search keeps from one token to the next: see `T5Beams`.
 
     Args:
-      keys, values: ``[layers, B, places, kv_heads, head_dim]`` of all tokens behind the prompt that any beam has read.
-      places: int32 ``[B, beams, length]``, where those of a beam's tokens are.
+      keys, values: ``[layers, B, slots, kv_heads, head_dim]`` of all tokens behind the prompt that any beam has read.
+      slots: int32 ``[B, beams, length]``, the slots of a beam's tokens.
       prompt: keys and values of the prompts, one for all beams.
     """
 
     keys: jax.Array
     values: jax.Array
-    places: jax.Array
+    slots: jax.Array
     prompt: DecoderCache
 
     @classmethod
@@ -40,7 +40,7 @@ class DecoderBeams(NamedTuple):
 
     def take(self, parents: jax.Array) -> "DecoderBeams":
         """The beams int ``[B, n]`` of each row, in their order; a beam may be taken more than once."""
-        return self._replace(places=jnp.take_along_axis(self.places, parents[..., None], axis=1))
+        return self._replace(slots=jnp.take_along_axis(self.slots, parents[..., None], axis=1))
 
     def step(self, model: Any, ids: jax.Array) -> tuple[jax.Array, "DecoderBeams"]:
         """More tokens of each beam, in one pass.
@@ -53,24 +53,24 @@ class DecoderBeams(NamedTuple):
           ``[B, n, T, d_model]`` after the final norm, and the beams with these tokens.
         """
         prompt, more = self.prompt, ids.shape[2]
-        rows, beams, length = self.places.shape
+        rows, beams, length = self.slots.shape
         row = jnp.arange(rows)[:, None, None]
-        new_places = length + jnp.arange(more)
-        own_places = jnp.arange(length + more)
-        positions = prompt.next_position[:, None] + new_places
+        new_slots = length + jnp.arange(more)
+        own_slots = jnp.arange(length + more)
+        positions = prompt.next_position[:, None] + new_slots
 
         def own(kept: jax.Array, new: jax.Array) -> jax.Array:
-            """What a layer has kept of the beams' tokens and, behind it, the new ones': ``[B, n, length + T, ...]``."""
-            return jnp.concatenate([kept[row, self.places], new], axis=2) if length else new
+            """A layer's keys or values of the beams' tokens so far, then the new ones': ``[B, n, length + T, ...]``."""
+            return jnp.concatenate([kept[row, self.slots], new], axis=2) if length else new
 
         def attend(
             q: jax.Array, k: jax.Array, v: jax.Array, window: int | jax.Array | None, kept: tuple[jax.Array, ...]
         ) -> jax.Array:
             prompt_keys, prompt_values, keys, values = kept
-            prompt_mask, own_mask = (prompt.positions >= 0)[:, None], own_places <= new_places[:, None]
+            prompt_mask, own_mask = (prompt.positions >= 0)[:, None], own_slots <= new_slots[:, None]
             if window is not None:
                 prompt_mask &= prompt.positions[:, None] > (positions - window)[:, :, None]
-                own_mask &= own_places > (new_places - window)[:, None]
+                own_mask &= own_slots > (new_slots - window)[:, None]
             q, k, v = (x.reshape(rows, beams, more, *x.shape[2:]) for x in (q, k, v))
             mixed = shared_attention(
                 q, (prompt_keys, prompt_values, prompt_mask), (own(keys, k), own(values, v), own_mask)
@@ -82,8 +82,8 @@ class DecoderBeams(NamedTuple):
         hidden, new = model._layers(ids.reshape(rows, beams * more), every, attend, kept, keep=True)
         keys, values = (jnp.concatenate(sides, axis=2) for sides in zip((self.keys, self.values), new, strict=True))
         here = self.keys.shape[2] + jnp.arange(beams * more, dtype=jnp.int32).reshape(beams, more)
-        places = jnp.concatenate([self.places, jnp.broadcast_to(here, ids.shape)], axis=2)
-        return hidden.reshape(*ids.shape, -1), DecoderBeams(keys, values, places, prompt)
+        slots = jnp.concatenate([self.slots, jnp.broadcast_to(here, ids.shape)], axis=2)
+        return hidden.reshape(*ids.shape, -1), DecoderBeams(keys, values, slots, prompt)
 
 
 def shared_attention(

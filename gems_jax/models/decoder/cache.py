@@ -9,13 +9,13 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecoderCache:
-    """What a decoder keeps of a batch of texts, in arrays of fixed shape.
+    """The keys and values that a decoder keeps of a batch of texts, in arrays of fixed shape.
 
     Args:
       keys, values: ``[L, B, M, kv_heads, head_dim]``, room for M tokens a row; keys are rotated.
       positions: int32 ``[B, M]``, the position of each token, -1 where there is none (padding, or not yet).
       next_position: int32 ``[B]``, of the token to come.
-      used: int32, how many of the M places are taken.
+      used: int32, how many of the M slots are taken.
     """
 
     keys: jax.Array
@@ -26,7 +26,7 @@ class DecoderCache:
 
     @classmethod
     def of_prompt(cls, keys: jax.Array, values: jax.Array, positions: jax.Array, room: int) -> "DecoderCache":
-        """A cache of prompts, with places for ``room`` further tokens.
+        """A cache of prompts, with slots for ``room`` further tokens.
 
         Args:
           keys, values: ``[L, B, S, kv_heads, head_dim]``.

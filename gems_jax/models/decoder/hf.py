@@ -63,12 +63,12 @@ _NO_EFFECT = {
 }
 
 
-def read_config(values: Mapping[str, Any], place: Path | str) -> DecoderConfig:
+def read_config(values: Mapping[str, Any], source: Path | str) -> DecoderConfig:
     """The config that a ``config.json`` describes.
 
     Args:
       values: of the file, as written by any version of transformers.
-      place: its name in messages.
+      source: its name in messages.
 
     Raises:
       ValueError: if a key is missing or wrong, or asks for something that the model does not compute.
@@ -80,20 +80,20 @@ def read_config(values: Mapping[str, Any], place: Path | str) -> DecoderConfig:
     """
     kind = values.get("model_type")
     if kind not in list(_CLASSES):
-        raise ValueError(f"{place}: model_type is {shown(kind)}, decoders are {sorted(_CLASSES)}")
+        raise ValueError(f"{source}: model_type is {shown(kind)}, decoders are {sorted(_CLASSES)}")
     missing = [key for key in _SIZES if as_whole(values.get(key)) is None]
     if missing:
-        raise ValueError(f"{place}: a {kind} config needs whole numbers for {missing}")
+        raise ValueError(f"{source}: a {kind} config needs whole numbers for {missing}")
     given = {**_DEFAULTS[kind], **values}
     wrong = [key for key in _MORE_SIZES if given.get(key) is not None and as_whole(given[key]) is None]
     if wrong:
-        raise ValueError(f"{place}: {wrong} must be whole numbers or null, got {shown([given[key] for key in wrong])}")
+        raise ValueError(f"{source}: {wrong} must be whole numbers or null, got {shown([given[key] for key in wrong])}")
     given |= {key: as_whole(given[key]) for key in (*_SIZES, *_MORE_SIZES) if given.get(key) is not None}
-    _refuse(given, kind, place)
+    _refuse(given, kind, source)
     try:
         return _config(given, kind)
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _config(given: Mapping[str, Any], kind: str) -> DecoderConfig:
@@ -130,7 +130,7 @@ def _config(given: Mapping[str, Any], kind: str) -> DecoderConfig:
     )
 
 
-def _refuse(given: Mapping[str, Any], kind: str, place: Path | str) -> None:
+def _refuse(given: Mapping[str, Any], kind: str, source: Path | str) -> None:
     """Raises for what the model does not compute."""
     expected: dict[str, tuple[Any, ...]] = {
         "hidden_act": ("silu", "swish"),
@@ -146,8 +146,8 @@ def _refuse(given: Mapping[str, Any], kind: str, place: Path | str) -> None:
         expected |= {"mlp_bias": (False,)}
     if kind == "mistral":
         expected |= {"layer_types": ()}
-    check_options(given, expected, kind, place)
-    check_unknown(given, _READ | _NO_EFFECT, kind, place)
+    check_options(given, expected, kind, source)
+    check_unknown(given, _READ | _NO_EFFECT, kind, source)
 
 
 def _windows(given: Mapping[str, Any], kind: str) -> tuple[int | None, tuple[bool, ...] | None]:
@@ -172,7 +172,7 @@ def _windows(given: Mapping[str, Any], kind: str) -> tuple[int | None, tuple[boo
 
 
 def _padding(eos_token_id: int | None) -> int:
-    """What pads a text where the file names no token for it; as for transformers the token that ends one."""
+    """The token that pads a text where the file names none; as for transformers the one that ends a text."""
     return 0 if eos_token_id is None else eos_token_id
 
 
@@ -221,27 +221,27 @@ def config_values(config: DecoderConfig) -> dict[str, Any]:
 def weights(config: DecoderConfig) -> dict[str, Weight]:
     """Leaf path -> tensors, item rows excepted: they stand behind the pretrained ones."""
     layers = config.num_layers
-    found = {
+    tensors = {
         "token_embedding/embedding": Weight("model.embed_tokens.weight"),
         "final_norm/scale": Weight("model.norm.weight"),
         "block/attention_norm/scale": Weight("model.layers.{}.input_layernorm.weight", layers),
         "block/mlp_norm/scale": Weight("model.layers.{}.post_attention_layernorm.weight", layers),
     }
     if not config.tie_word_embeddings:
-        found["lm_head/embedding"] = Weight("lm_head.weight")
+        tensors["lm_head/embedding"] = Weight("lm_head.weight")
     qkv_bias = config.attention_bias or config.model_type == "qwen2"
     kernels = [("attention", name, "self_attn", qkv_bias) for name in ("q", "k", "v")]
     kernels += [("attention", "o", "self_attn", config.attention_bias)]
     kernels += [("mlp", name, "mlp", config.mlp_bias) for name in ("gate", "up", "down")]
     for part, name, theirs, bias in kernels:
         tensor = f"model.layers.{{}}.{theirs}.{name}_proj"
-        found[f"block/{part}/{name}/kernel"] = Weight(f"{tensor}.weight", layers, transposed=True)
+        tensors[f"block/{part}/{name}/kernel"] = Weight(f"{tensor}.weight", layers, transposed=True)
         if bias:
-            found[f"block/{part}/{name}/bias"] = Weight(f"{tensor}.bias", layers)
+            tensors[f"block/{part}/{name}/bias"] = Weight(f"{tensor}.bias", layers)
     if config.model_type == "qwen3":
         for name in ("q_norm", "k_norm"):
-            found[f"block/attention/{name}/scale"] = Weight(f"model.layers.{{}}.self_attn.{name}.weight", layers)
-    return found
+            tensors[f"block/attention/{name}/scale"] = Weight(f"model.layers.{{}}.self_attn.{name}.weight", layers)
+    return tensors
 
 
 def untied(config: DecoderConfig) -> DecoderConfig:

@@ -49,30 +49,30 @@ def read_rope(values: Mapping[str, Any], max_positions: int) -> tuple[float, Rop
     written = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(written, Mapping):
         raise ValueError(f"rope_scaling and rope_parameters must be objects or null, got {shown(written)}")
-    found = dict(written)
-    nested = sorted(key for key, value in found.items() if isinstance(value, Mapping))
+    scaling = dict(written)
+    nested = sorted(key for key, value in scaling.items() if isinstance(value, Mapping))
     if nested:
         raise ValueError(f"rope_parameters differ by kind of layer ({nested}), implemented is one for all")
-    theta = found.pop("rope_theta", None)
+    theta = scaling.pop("rope_theta", None)
     theta = values.get("rope_theta") if theta is None else theta
-    kind = found.pop("rope_type", None) or found.get("type") or "default"
-    found.pop("type", None)
-    if found.pop("partial_rotary_factor", None) not in (None, 1):
+    kind = scaling.pop("rope_type", None) or scaling.get("type") or "default"
+    scaling.pop("type", None)
+    if scaling.pop("partial_rotary_factor", None) not in (None, 1):
         raise ValueError("partial_rotary_factor of the rotary positions is not 1: implemented are whole heads")
     if kind not in ["default", *_TYPES]:
         known = ["default", *_TYPES]
         raise ValueError(f"rotary positions of type {shown(kind)} are not implemented, known are {known}")
-    found = {key: value for key, value in found.items() if value is not None}
+    scaling = {key: value for key, value in scaling.items() if value is not None}
     fields = _FIELDS.get(kind, {})
     if "original_max_position_embeddings" in fields:
         original = values.get("original_max_position_embeddings")
-        found["original_max_position_embeddings"] = (
-            found.get("original_max_position_embeddings", max_positions) if original is None else original
+        scaling["original_max_position_embeddings"] = (
+            scaling.get("original_max_position_embeddings", max_positions) if original is None else original
         )
-        if kind == "yarn" and "factor" not in found:
-            length = found["original_max_position_embeddings"]
-            found["factor"] = max_positions / length if is_number(length) and length > 0 else 0
-    unknown = sorted(set(found) - set(fields))
+        if kind == "yarn" and "factor" not in scaling:
+            length = scaling["original_max_position_embeddings"]
+            scaling["factor"] = max_positions / length if is_number(length) and length > 0 else 0
+    unknown = sorted(set(scaling) - set(fields))
     if unknown:
         raise ValueError(f"rotary positions of type {kind!r} have unknown options {unknown}")
     theta = _DEFAULT_THETA if theta is None else theta
@@ -81,10 +81,10 @@ def read_rope(values: Mapping[str, Any], max_positions: int) -> tuple[float, Rop
     theta = float(theta)
     if kind == "default":
         return theta, None
-    missing = sorted(key for key in _required(kind) if key not in found)
+    missing = sorted(key for key in _required(kind) if key not in scaling)
     if missing:
         raise ValueError(f"rotary positions of type {kind!r} need {missing}")
-    return theta, _TYPES[kind](**{fields[key]: value for key, value in found.items()})
+    return theta, _TYPES[kind](**{fields[key]: value for key, value in scaling.items()})
 
 
 def _required(kind: str) -> set[str]:

@@ -14,7 +14,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Rotation = tuple[jax.Array, jax.Array]
 
 
-class Attention(nnx.Module):
+class DecoderAttention(nnx.Module):
     """Attention with rotary positions, its keys and values shared by groups of heads (arXiv 2305.13245)."""
 
     def __init__(self, config: DecoderConfig, key: jax.Array):
@@ -47,7 +47,7 @@ class Attention(nnx.Module):
         return self.o(attend(q, k, v).reshape(len(x), -1)), (k, v)
 
 
-class MLP(nnx.Module):
+class DecoderMLP(nnx.Module):
     """``(silu(x W_gate) * x W_up) W_down`` (arXiv 2002.05202)."""
 
     def __init__(self, config: DecoderConfig, key: jax.Array):
@@ -67,9 +67,9 @@ class Block(nnx.Module):
     def __init__(self, config: DecoderConfig, key: jax.Array):
         attention, mlp = jax.random.split(key)
         self.attention_norm = RMSNorm((config.num_layers, config.d_model), config)
-        self.attention = Attention(config, attention)
+        self.attention = DecoderAttention(config, attention)
         self.mlp_norm = RMSNorm((config.num_layers, config.d_model), config)
-        self.mlp = MLP(config, mlp)
+        self.mlp = DecoderMLP(config, mlp)
 
     def __call__(
         self, x: jax.Array, rotation: Rotation, attend: Attend

@@ -200,5 +200,5 @@ def _positions(ids: jax.Array, attention_mask: jax.Array | None) -> jax.Array | 
     real = jnp.asarray(attention_mask) > 0
     if real.shape != ids.shape:
         raise ValueError(f"attention_mask has shape {real.shape}, input_ids {ids.shape}: they must be the same")
-    place = jnp.arange(ids.shape[1], dtype=jnp.int32)
-    return jnp.where(real, place - real.argmax(axis=1)[:, None].astype(jnp.int32), -1)
+    index = jnp.arange(ids.shape[1], dtype=jnp.int32)
+    return jnp.where(real, index - real.argmax(axis=1)[:, None].astype(jnp.int32), -1)

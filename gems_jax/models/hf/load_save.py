@@ -167,12 +167,12 @@ def from_config(config: Any, rngs: nnx.Rngs | jax.Array) -> Any:
       1
     """
     if not isinstance(config, tuple(family.config for family in FAMILIES.values())):
-        place: Path | str = "config"
+        source: Path | str = "config"
         if not isinstance(config, Mapping):
-            place = Path(config)
-            place = place / _CONFIG if place.is_dir() else place
-            config = _read_json(place)
-        _, config = _read_family(config, place)
+            source = Path(config)
+            source = source / _CONFIG if source.is_dir() else source
+            config = _read_json(source)
+        _, config = _read_family(config, source)
     family = FAMILIES[config.model_type]
     count = sum(math.prod(leaf.shape) for leaf in param_shapes(family.model, config).values())
     if count > MAX_PARAMETERS:
@@ -180,24 +180,24 @@ def from_config(config: Any, rngs: nnx.Rngs | jax.Array) -> Any:
     return family.model.create(config, rngs() if isinstance(rngs, nnx.Rngs) else rngs)
 
 
-def _read_family(values: Mapping[str, Any], place: Path | str) -> tuple[Family, Any]:
+def _read_family(values: Mapping[str, Any], source: Path | str) -> tuple[Family, Any]:
     """The family and its config, the rows of items counted apart."""
     kind = values.get("model_type")
     if kind not in list(FAMILIES):
-        raise ValueError(f"{place}: model_type is {shown(kind)}, known are {sorted(FAMILIES)}")
+        raise ValueError(f"{source}: model_type is {shown(kind)}, known are {sorted(FAMILIES)}")
     pretrained = {key: value for key, value in values.items() if key != _BASE_VOCAB_SIZE}
     rows = as_whole(values.get("vocab_size"))
     if values.get(_BASE_VOCAB_SIZE) is None or rows is None:
-        return FAMILIES[kind], FAMILIES[kind].read_config(pretrained, place)
+        return FAMILIES[kind], FAMILIES[kind].read_config(pretrained, source)
     written = values[_BASE_VOCAB_SIZE]
     base = as_whole(written)
     if base is None or not 1 <= base <= rows:
-        raise ValueError(f"{place}: {_BASE_VOCAB_SIZE} is {shown(written)}, it must be from 1 to vocab_size={rows}")
-    config = FAMILIES[kind].read_config(pretrained | {"vocab_size": base}, place)
+        raise ValueError(f"{source}: {_BASE_VOCAB_SIZE} is {shown(written)}, it must be from 1 to vocab_size={rows}")
+    config = FAMILIES[kind].read_config(pretrained | {"vocab_size": base}, source)
     try:
         return FAMILIES[kind], dataclasses.replace(config, num_added_tokens=rows - base)
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _with_stored_head(config: Any, family: Family, tensors: Mapping[str, StoredTensor]) -> Any:

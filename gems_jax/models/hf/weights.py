@@ -40,19 +40,19 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for path in _weight_files(folder):
         try:
             file = safe_open(path, framework="np")
             for name in file.keys():  # noqa: SIM118, not a dictionary
-                if name in found:
+                if name in tensors:
                     raise ValueError(f"{path} holds tensor {name}, which another file of {folder} holds, too")
                 part = file.get_slice(name)
                 dtype = part.get_dtype()
-                found[name] = StoredTensor(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), part.__getitem__)
+                tensors[name] = StoredTensor(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), part.__getitem__)
         except SafetensorError as error:
             raise ValueError(f"{path} is no whole safetensors file ({error}): copy or download it again") from error
-    return found
+    return tensors
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:
@@ -81,12 +81,12 @@ def _weight_map(path: Path) -> dict[str, str]:
     if path.stat().st_size > _MAX_INDEX_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes, no index of weights has {_MAX_INDEX_BYTES:,}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        if not found or any(Path(name).name != name for name in found.values()):
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not files or any(Path(name).name != name for name in files.values()):
             raise ValueError("weight_map must give the name of a file beside it for each tensor")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no index of weights: {type(error).__name__}: {error}") from error
-    return found
+    return files
 
 
 def read_params(
@@ -147,8 +147,8 @@ def _read_leaf(
             return _oriented(tensors[names[0]], (rows, *others), weight).astype(leaf.dtype)
         layers, inner = range(leaf.shape[0])[whole[0]], whole[1:]
         stacked = np.empty([part.stop - part.start for part in whole], leaf.dtype)
-        for place, layer in enumerate(layers):
-            stacked[place] = _oriented(tensors[names[layer]], inner, weight)
+        for row, layer in enumerate(layers):
+            stacked[row] = _oriented(tensors[names[layer]], inner, weight)
         return stacked
 
     if sharding is None:

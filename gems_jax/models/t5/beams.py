@@ -10,20 +10,20 @@ from gems_jax.models.t5.stack import T5Cache, key_mask
 
 
 class T5Beams(NamedTuple):
-    """What is kept from one token to the next.
+    """The state that a search keeps from one token to the next.
 
-    Keys and values stay where they were written. A beam is the list of the places of its tokens: what the search
-    reorders is that list, and a layer gathers what its beams need when its turn comes.
+    Keys and values stay where they were written. A beam is the list of the slots of its tokens: the search reorders
+    that list, and a layer gathers what its beams need when its turn comes.
 
     Args:
-      keys, values: ``[layers, places, B, heads, d_kv]`` of all tokens that any beam has read.
-      places: int32 ``[beams, B, length]``, where those of a beam's tokens are.
+      keys, values: ``[layers, slots, B, heads, d_kv]`` of all tokens that any beam has read.
+      slots: int32 ``[beams, B, length]``, the slots of a beam's tokens.
       encoded: keys and values of the inputs, one for all beams.
     """
 
     keys: jax.Array
     values: jax.Array
-    places: jax.Array
+    slots: jax.Array
     encoded: T5Cache
 
     @classmethod
@@ -38,12 +38,12 @@ class T5Beams(NamedTuple):
           Logits of the first token, float32 ``[B, V + N]``, and the beams.
         """
         logits, cache = model.start(inputs, 1)
-        places = jnp.zeros((1, len(logits), 1), jnp.int32)
-        return logits, cls(cache.keys.swapaxes(1, 2), cache.values.swapaxes(1, 2), places, cache)
+        slots = jnp.zeros((1, len(logits), 1), jnp.int32)
+        return logits, cls(cache.keys.swapaxes(1, 2), cache.values.swapaxes(1, 2), slots, cache)
 
     def take(self, parents: jax.Array) -> "T5Beams":
         """The beams int ``[B, n]`` of each row, in their order; a beam may be taken more than once."""
-        return self._replace(places=jnp.take_along_axis(self.places, parents.T[..., None], axis=0))
+        return self._replace(slots=jnp.take_along_axis(self.slots, parents.T[..., None], axis=0))
 
     def step(self, model: Any, ids: jax.Array) -> tuple[jax.Array, "T5Beams"]:
         """Decodes more tokens of each beam, in one pass.
@@ -55,7 +55,7 @@ class T5Beams(NamedTuple):
         Returns:
           ``[B, n, T, d_model]`` after the final norm, and the beams with these tokens.
         """
-        beams, rows, length = self.places.shape
+        beams, rows, length = self.slots.shape
         more = ids.shape[2]
         total = length + more
         buckets = model.decoder.buckets(total)[length:]
@@ -66,7 +66,7 @@ class T5Beams(NamedTuple):
         def apply(block: Any, x: jax.Array, bias: jax.Array, memory: tuple[jax.Array, ...]) -> Any:
             *kept, cross_keys, cross_values = memory
             room = ((0, 0), (0, 0), (0, more), (0, 0), (0, 0))
-            own = [jnp.pad(side[self.places, row], room) for side in kept]
+            own = [jnp.pad(side[self.slots, row], room) for side in kept]
             # Mapping over the beams alone leaves the keys and values of the encoded input one for all of them.
             x, written = jax.vmap(
                 lambda x, keys, values: block.step(
@@ -88,5 +88,5 @@ class T5Beams(NamedTuple):
             return jnp.concatenate([old, new.swapaxes(2, 3).reshape(layers, beams * more, rows, *head)], axis=1)
 
         here = self.keys.shape[1] + jnp.arange(beams * more, dtype=jnp.int32).reshape(beams, 1, more)
-        places = jnp.concatenate([self.places, jnp.broadcast_to(here, (beams, rows, more))], axis=2)
-        return hidden, T5Beams(with_new(self.keys, new[0]), with_new(self.values, new[1]), places, self.encoded)
+        slots = jnp.concatenate([self.slots, jnp.broadcast_to(here, (beams, rows, more))], axis=2)
+        return hidden, T5Beams(with_new(self.keys, new[0]), with_new(self.values, new[1]), slots, self.encoded)

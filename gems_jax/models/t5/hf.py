@@ -47,12 +47,12 @@ _READ = {
 _NO_EFFECT = {"scalable_attention", "bos_token_id"}
 
 
-def read_config(values: Mapping[str, Any], place: Path | str) -> T5Config:
+def read_config(values: Mapping[str, Any], source: Path | str) -> T5Config:
     """The config that a ``config.json`` describes.
 
     Args:
       values: of the file, as written by any version of transformers.
-      place: its name in messages.
+      source: its name in messages.
 
     Raises:
       ValueError: if a key is missing or wrong, or asks for something that the model does not compute.
@@ -64,12 +64,12 @@ def read_config(values: Mapping[str, Any], place: Path | str) -> T5Config:
     """
     kind = values.get("model_type")
     if kind not in MODEL_TYPES:
-        raise ValueError(f"{place}: model_type is {shown(kind)}, T5's are {list(MODEL_TYPES)}")
+        raise ValueError(f"{source}: model_type is {shown(kind)}, T5's are {list(MODEL_TYPES)}")
     missing = [key for key in _SIZES if as_whole(values.get(key)) is None]
     if missing:
-        raise ValueError(f"{place}: a T5 config needs whole numbers for {missing}")
+        raise ValueError(f"{source}: a T5 config needs whole numbers for {missing}")
     feed_forward = values.get("feed_forward_proj") or ("relu" if kind == "t5" else "gated-gelu")
-    _refuse(values, kind, feed_forward, place)
+    _refuse(values, kind, feed_forward, source)
     try:
         sizes = {key: whole(values, key, 0) for key in _SIZES}
         tied = truth(values, "tie_word_embeddings", True)
@@ -97,7 +97,7 @@ def read_config(values: Mapping[str, Any], place: Path | str) -> T5Config:
             decoder_start_token_id=_token(values, "decoder_start_token_id", pad),
         )
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _token(values: Mapping[str, Any], key: str, default: int) -> int:
@@ -107,10 +107,10 @@ def _token(values: Mapping[str, Any], key: str, default: int) -> int:
     return ids[0]
 
 
-def _refuse(values: Mapping[str, Any], kind: str, feed_forward: Any, place: Path | str) -> None:
+def _refuse(values: Mapping[str, Any], kind: str, feed_forward: Any, source: Path | str) -> None:
     """Raises for what the model does not compute."""
     if feed_forward not in list(_FEED_FORWARD):
-        raise ValueError(f"{place}: feed_forward_proj is {shown(feed_forward)}, known are {sorted(_FEED_FORWARD)}")
+        raise ValueError(f"{source}: feed_forward_proj is {shown(feed_forward)}, known are {sorted(_FEED_FORWARD)}")
     gated, activations = _FEED_FORWARD[feed_forward]
     # The last two follow from feed_forward_proj, but where they differ transformers believes them.
     expected: dict[str, tuple[Any, ...]] = {
@@ -122,8 +122,8 @@ def _refuse(values: Mapping[str, Any], kind: str, feed_forward: Any, place: Path
         **NOT_IMPLEMENTED,
     }
     expected |= {alias: (values[size],) for alias, size in _ALIASES.items()}
-    check_options(values, expected, f"{kind} here", place)
-    check_unknown(values, _READ | _NO_EFFECT, kind, place)
+    check_options(values, expected, f"{kind} here", source)
+    check_unknown(values, _READ | _NO_EFFECT, kind, source)
 
 
 def config_values(config: T5Config) -> dict[str, Any]:
@@ -157,9 +157,9 @@ def config_values(config: T5Config) -> dict[str, Any]:
 def weights(config: T5Config) -> dict[str, Weight]:
     """Leaf path -> tensors, item rows excepted: they stand behind the pretrained ones."""
     mlp = ("wi_0", "wi_1", "wo") if config.feed_forward == "gated-gelu" else ("wi", "wo")
-    found = {"token_embedding/embedding": Weight("shared.weight")}
+    tensors = {"token_embedding/embedding": Weight("shared.weight")}
     if not config.tie_word_embeddings:
-        found["lm_head/embedding"] = Weight("lm_head.weight")
+        tensors["lm_head/embedding"] = Weight("lm_head.weight")
     stacks = {
         "encoder": (config.num_layers, (("attention", "SelfAttention"),)),
         "decoder": (
@@ -170,17 +170,17 @@ def weights(config: T5Config) -> dict[str, Weight]:
     for stack, (layers, attentions) in stacks.items():
         block = f"{stack}.block.{{}}.layer"
         parts = [(ours, theirs, ("q", "k", "v", "o")) for ours, theirs in attentions]
-        for place, (ours, theirs, kernels) in enumerate([*parts, ("mlp", "DenseReluDense", mlp)]):
-            found[f"{stack}/block/{ours}_norm/scale"] = Weight(f"{block}.{place}.layer_norm.weight", layers)
+        for sublayer, (ours, theirs, kernels) in enumerate([*parts, ("mlp", "DenseReluDense", mlp)]):
+            tensors[f"{stack}/block/{ours}_norm/scale"] = Weight(f"{block}.{sublayer}.layer_norm.weight", layers)
             for kernel in kernels:
-                found[f"{stack}/block/{ours}/{kernel}/kernel"] = Weight(
-                    f"{block}.{place}.{theirs}.{kernel}.weight", layers, transposed=True
+                tensors[f"{stack}/block/{ours}/{kernel}/kernel"] = Weight(
+                    f"{block}.{sublayer}.{theirs}.{kernel}.weight", layers, transposed=True
                 )
         bias = f"{block}.0.SelfAttention.relative_attention_bias.weight"
         per_layer = Weight(bias, layers) if config.positions_per_layer else Weight(bias.format(0))
-        found[f"{stack}/relative_bias/embedding"] = per_layer
-        found[f"{stack}/final_norm/scale"] = Weight(f"{stack}.final_layer_norm.weight")
-    return found
+        tensors[f"{stack}/relative_bias/embedding"] = per_layer
+        tensors[f"{stack}/final_norm/scale"] = Weight(f"{stack}.final_layer_norm.weight")
+    return tensors
 
 
 def untied(config: T5Config) -> T5Config:

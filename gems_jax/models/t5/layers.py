@@ -1,4 +1,4 @@
-"""What T5's blocks are made of: kernels stacked over the layers, norms, feed-forward layer and attention."""
+"""Parts of T5's blocks: kernels stacked over the layers, norms, feed-forward layer and attention."""
 
 import jax
 from flax import nnx
@@ -9,11 +9,11 @@ from gems_jax.models.t5.config import T5Config
 
 
 def site_key(key: jax.Array | None, site: int) -> jax.Array | None:
-    """Key of one of a layer's places where dropout is applied."""
+    """Key of one of a layer's sites, where dropout is applied."""
     return None if key is None else jax.random.fold_in(key, site)
 
 
-class Attention(nnx.Module):
+class T5Attention(nnx.Module):
     """Multi-head attention without biases and, as in T5, without dividing the scores by ``sqrt(d_kv)``."""
 
     def __init__(self, layers: int, config: T5Config, key: jax.Array):
@@ -48,7 +48,7 @@ class Attention(nnx.Module):
         return self.o(mixed.reshape(queries.shape[0], -1))
 
 
-class MLP(nnx.Module):
+class T5MLP(nnx.Module):
     """``(gelu(x W_0) * x W_1) W_o`` (T5 1.1) or ``relu(x W) W_o`` (T5)."""
 
     def __init__(self, layers: int, config: T5Config, key: jax.Array):

@@ -12,7 +12,7 @@ from gems_jax.models.attention import dropout
 from gems_jax.models.layer_stack import apply_layers
 from gems_jax.models.layers import Embedding, RMSNorm, rows
 from gems_jax.models.t5.config import T5Config
-from gems_jax.models.t5.layers import MLP, Attention, site_key
+from gems_jax.models.t5.layers import T5MLP, T5Attention, site_key
 from gems_jax.models.t5.relative_positions import position_bias, position_buckets
 
 
@@ -23,9 +23,9 @@ class EncoderBlock(nnx.Module):
         attention, mlp = jax.random.split(key)
         self.config = config
         self.attention_norm = RMSNorm((layers, config.d_model), config)
-        self.attention = Attention(layers, config, attention)
+        self.attention = T5Attention(layers, config, attention)
         self.mlp_norm = RMSNorm((layers, config.d_model), config)
-        self.mlp = MLP(layers, config, mlp)
+        self.mlp = T5MLP(layers, config, mlp)
 
     def __call__(
         self, x: jax.Array, bias: jax.Array, mask: jax.Array | None, dropout_key: jax.Array | None
@@ -46,11 +46,11 @@ class DecoderBlock(nnx.Module):
         self_attention, cross_attention, mlp = jax.random.split(key, 3)
         self.config = config
         self.self_attention_norm = RMSNorm((layers, config.d_model), config)
-        self.self_attention = Attention(layers, config, self_attention)
+        self.self_attention = T5Attention(layers, config, self_attention)
         self.cross_attention_norm = RMSNorm((layers, config.d_model), config)
-        self.cross_attention = Attention(layers, config, cross_attention)
+        self.cross_attention = T5Attention(layers, config, cross_attention)
         self.mlp_norm = RMSNorm((layers, config.d_model), config)
-        self.mlp = MLP(layers, config, mlp)
+        self.mlp = T5MLP(layers, config, mlp)
 
     def __call__(
         self,
@@ -141,7 +141,7 @@ class Stack(nnx.Module):
           others: tree of what differs from layer to layer, with them as the leading axis.
 
         Returns:
-          What the last layer gave, and the outputs of all.
+          The result of the last layer, and the outputs of all.
         """
         table = self.relative_bias.embedding[...]
         own_tables = self.config.positions_per_layer
