@@ -62,25 +62,25 @@ class Flip(NamedTuple):
     said: str
 
 
-def folder(name: str, place: Path, read: Callable[[Path], Any]) -> Artefact:
-    return Artefact(name, [path for _, path in files_in(place)], lambda: read(place))
+def folder(name: str, path: Path, read: Callable[[Path], Any]) -> Artefact:
+    return Artefact(name, [path for _, path in files_in(path)], lambda: read(path))
 
 
-def read_base(place: Path) -> Any:
-    model, tokenizer = load(ensure_base(Config(model=ModelConfig(path=str(place), from_text=False))))
+def read_base(path: Path) -> Any:
+    model, tokenizer = load(ensure_base(Config(model=ModelConfig(path=str(path), from_text=False))))
     leaves = jax.tree_util.tree_leaves_with_path(params_of(model))
     words = [sorted(tokenizer.get_vocab().items()), tokenizer("Red lamp, 12 W")["input_ids"], tokenizer.eos_token_id]
     return [model.config, [(str(path), np.asarray(leaf)) for path, leaf in leaves], words]
 
 
-def read_checkpoint(place: Path, like: tuple[Any, Any]) -> Any:
-    with Checkpoints(place, writes=False) as checkpoints:
-        found = checkpoints.restore_latest(*like)
-    return None if found is None else [found.step, found.params, found.opt_state, found.position]
+def read_checkpoint(path: Path, like: tuple[Any, Any]) -> Any:
+    with Checkpoints(path, writes=False) as checkpoints:
+        saved = checkpoints.restore_latest(*like)
+    return None if saved is None else [saved.step, saved.params, saved.opt_state, saved.position]
 
 
 def artefacts_of(root: Path, like: tuple[Any, Any]) -> list[Artefact]:
-    """What a run in ``root / "run"`` reads.
+    """The files that a run in ``root / "run"`` reads.
 
     Args:
       root: holds ``data``, ``tokens``, ``base``, ``null_space`` and ``run``.
@@ -89,12 +89,12 @@ def artefacts_of(root: Path, like: tuple[Any, Any]) -> list[Artefact]:
     run, checkpoints = root / "run", root / "run" / "checkpoints"
     return [
         folder("dataset", root / "data", storage.load),
-        *(folder(f"encoded {place.name[:3]}", place, open_encoded) for place in sorted((root / "tokens").iterdir())),
+        *(folder(f"encoded {path.name[:3]}", path, open_encoded) for path in sorted((root / "tokens").iterdir())),
         folder("base model", root / "base", read_base),
         folder("null space", root / "null_space", NullSpace.load),
         Artefact("configuration", [run / "config.yaml"], lambda: read_kept_config(run / "config.yaml")),
         Artefact("record", [run / "assets.json"], lambda: read_record(run)),
-        folder("checkpoints", checkpoints, lambda place: read_checkpoint(place, like)),
+        folder("checkpoints", checkpoints, lambda path: read_checkpoint(path, like)),
     ]
 
 
@@ -178,8 +178,8 @@ def saved_like(checkpoints: Path) -> tuple[Any, Any]:
     newest = max((path for path in checkpoints.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that arrays come as they were saved is what is wanted
-        found = [ocp.StandardCheckpointer().restore((newest / part).resolve()) for part in ("params", "optimiser")]
-    return found[0], found[1]
+        restored = [ocp.StandardCheckpointer().restore((newest / part).resolve()) for part in ("params", "optimiser")]
+    return restored[0], restored[1]
 
 
 def main() -> int:
@@ -190,8 +190,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
         SETTINGS.update({"train.steps": 8, "train.eval_every": 0, "data.tokens": str(root / "tokens")})
         del SETTINGS["train.metric"]
         made = command(root, "train", "--workdir", str(root / "run"))

@@ -106,14 +106,14 @@ def spread_of(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(values.mean()), "std": float(values.std(ddof=1))}
 
 
-def summary(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Of one gate on one problem: arrays of all seeds, beside the heuristic gate's."""
-    gates = found["gates"]
+def summary(measured: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Summary of one gate on one problem: arrays of all seeds, beside the heuristic gate's."""
+    gates = measured["gates"]
     last = gates[:, -max(1, gates.shape[1] // 10) :, 0].mean(axis=1)
     row: dict[str, Any] = {"first_gate": spread_of(last), "smallest_gate": float(gates.min())}
     for error in ("mean", "clean"):
-        better = int(np.sum(found[error] < reference[error]))
-        row[error] = spread_of(found[error]) | {"better_than_heuristic": better, "by_seed": found[error].tolist()}
+        better = int(np.sum(measured[error] < reference[error]))
+        row[error] = spread_of(measured[error]) | {"better_than_heuristic": better, "by_seed": measured[error].tolist()}
     return row
 
 
@@ -131,13 +131,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     begin = time.perf_counter()
-    found: dict[str, dict[str, dict[str, np.ndarray]]] = {problem: {} for problem in PROBLEMS}
+    by_problem: dict[str, dict[str, dict[str, np.ndarray]]] = {problem: {} for problem in PROBLEMS}
     for name, gate in gates_to_compare().items():
         run = trainer(gate, args)
         for problem, (noise, rows) in PROBLEMS.items():
             seeds = [run(jnp.asarray(s), jnp.asarray(noise), jnp.asarray(rows)) for s in range(args.seeds)]
-            found[problem][name] = {key: np.array([one[key] for one in seeds]) for key in seeds[0]}
-    table = {p: {name: summary(one, of["heuristic"]) for name, one in of.items()} for p, of in found.items()}
+            by_problem[problem][name] = {key: np.array([one[key] for one in seeds]) for key in seeds[0]}
+    table = {p: {name: summary(one, of["heuristic"]) for name, one in of.items()} for p, of in by_problem.items()}
     for problem, of in table.items():
         print(f"{problem:28s}  error, all rows (wins)        error, clean (wins)           gate of the first task")
         for name, row in of.items():

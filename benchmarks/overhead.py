@@ -1,4 +1,4 @@
-"""What logging, checkpoints and data add to the time of a step: the whole loop beside the compiled step alone.
+"""The time that logging, checkpoints and data add to a step: the whole loop beside the compiled step alone.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/overhead.py --out benchmarks/results/overhead.json
 
@@ -130,7 +130,7 @@ def in_turns(config: Config, assets: Any, null_space: Any, run: TrainingRun, wor
 
 def saves(run: TrainingRun, folder: Path, number: int) -> list[tuple[float, float]]:
     """Seconds until a save returns, and until all of it is on disk, several times."""
-    found = []
+    seconds = []
     with Checkpoints(folder) as checkpoints:
         position = {"batches": run.batches.get_state(), "best": {}, "refused": {}}
         for step in range(1, number + 1):
@@ -138,8 +138,8 @@ def saves(run: TrainingRun, folder: Path, number: int) -> list[tuple[float, floa
             checkpoints.save(step, run.params, run.opt_state, position)
             returned = time.perf_counter()
             checkpoints.wait()
-            found.append((returned - begin, time.perf_counter() - begin))
-    return found
+            seconds.append((returned - begin, time.perf_counter() - begin))
+    return seconds
 
 
 def main() -> None:

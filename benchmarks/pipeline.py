@@ -55,7 +55,7 @@ def encode(dataset: Dataset, folder: Path) -> tuple[dict[str, EncodedTable], dic
 
 def rates(make: Callable[[], Callable[[], Batch]], batches: int, rounds: int) -> dict[str, Any]:
     """Real rows a second of each round, and the share of real tokens."""
-    found, real, columns = [], 0, 0
+    per_second, real, columns = [], 0, 0
     for _ in range(rounds):
         following = make()
         following()
@@ -67,12 +67,12 @@ def rates(make: Callable[[], Callable[[], Batch]], batches: int, rounds: int) ->
             kept.append(batch)
         elapsed = time.perf_counter() - start
         missing = sum(int((batch["row_index"] < 0).sum()) for batch in kept)
-        found.append((rows - missing) / elapsed)
+        per_second.append((rows - missing) / elapsed)
         real += sum(int(batch["attention_mask"].sum()) for batch in kept)
         columns += sum(batch["input_ids"].size for batch in kept)
     return {
-        "examples_per_second": round(max(found)),
-        "examples_per_second_median": round(statistics.median(found)),
+        "examples_per_second": round(max(per_second)),
+        "examples_per_second_median": round(statistics.median(per_second)),
         "real_tokens": round(real / columns, 3),
     }
 
@@ -119,8 +119,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         for batch_size in args.batch_sizes:
             batches = max(1, args.examples // (len(encoded) * batch_size))
             results[str(batch_size)] = measure(encoded, batch_size, batches, args.rounds)
-            for name, found in results[str(batch_size)].items():
-                print(f"batch {batch_size:4}  {found['examples_per_second']:>9,}/s  {found['real_tokens']:.2f}  {name}")
+            for name, result in results[str(batch_size)].items():
+                print(
+                    f"batch {batch_size:4}  {result['examples_per_second']:>9,}/s  {result['real_tokens']:.2f}  {name}"
+                )
     print("; ".join(f"{name} {value:.2f} s" for name, value in seconds.items()))
     record = {
         **circumstances("numpy", "grain"),

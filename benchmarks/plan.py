@@ -1,4 +1,4 @@
-"""What a training step needs on devices that are not here: memory, operations, communication, and time at best.
+"""The needs of a training step on devices that are not here: memory, operations, communication, and time at best.
 
     python benchmarks/plan.py --config configs/qwen3_8b.yaml --model qwen3-8b --topology v5e:16x16 \\
         --mesh fsdp=64,tensor=4 --train.batch_size 256
@@ -39,7 +39,7 @@ from planning.chips import Chip, chip_named  # noqa: E402
 from planning.costs import costs_of  # noqa: E402
 from planning.hlo import Instruction  # noqa: E402
 from planning.tables import (  # noqa: E402
-    Plan,
+    StepPlan,
     arguments_table,
     collective_table,
     largest_table,
@@ -172,7 +172,7 @@ def of_method(config: Config, method: str) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(train, method=method))
 
 
-def plan(method: str, step: AbstractStep) -> Plan:
+def plan(method: str, step: AbstractStep) -> StepPlan:
     """Compiles the step of one method and counts what it does."""
     begin = time.perf_counter()
     compiled = step.compile()
@@ -180,7 +180,7 @@ def plan(method: str, step: AbstractStep) -> Plan:
     text = compiled.as_text()
     kinds = ("plain", "refresh") if method == "gems" else ("plain",)
     costs = {kind: costs_of(text, usual(refresh=kind == "refresh"), unknown_trips=DATA_TRIPS) for kind in kinds}
-    return Plan(method, compiled.memory_analysis(), costs)
+    return StepPlan(method, compiled.memory_analysis(), costs)
 
 
 def usual(refresh: bool) -> Callable[[Instruction], int | None]:

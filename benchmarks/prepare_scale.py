@@ -81,7 +81,7 @@ def write_log(folder: Path, rows: int, files: int, kind: str, seed: int) -> None
 
 
 def prepare_here(log: Path, out: Path, kill_at: float | None) -> None:
-    """What a process of its own does: prepares the log and prints what it took, or kills itself on the way."""
+    """Runs in a process of its own: prepares the log and prints what it took, or kills itself on the way."""
     from gems_jax.data.prepare import prepare
 
     start, stages = time.perf_counter(), []
@@ -90,9 +90,9 @@ def prepare_here(log: Path, out: Path, kill_at: float | None) -> None:
         elapsed, peak = time.perf_counter() - start, peak_mib()
         stages.append({"seconds": round(elapsed, 1), "peak_mib": round(peak), "line": line.replace(str(out), "OUT")})
         print(f"{elapsed:7.1f} s {peak:6.0f} MiB  {line}", file=sys.stderr, flush=True)
-        found = re.search(r"([\d,]+) of ([\d,]+) rows done", line)
-        if found and kill_at is not None:
-            done, total = (int(number.replace(",", "")) for number in found.groups())
+        counts = re.search(r"([\d,]+) of ([\d,]+) rows done", line)
+        if counts and kill_at is not None:
+            done, total = (int(number.replace(",", "")) for number in counts.groups())
             if done >= kill_at * total:
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -120,17 +120,17 @@ def peak_mib() -> float:
 
 
 def digest(dataset: Any) -> str:
-    """SHA-256 of what the tables hold."""
-    found = hashlib.sha256()
+    """SHA-256 of the content of the tables."""
+    sha = hashlib.sha256()
     for key, table in dataset.tables.items():
-        found.update(repr((key, len(table))).encode())
+        sha.update(repr((key, len(table))).encode())
         for array in (table.history, table.offsets, table.target, table.negatives, table.time):
             if array is not None:
-                found.update(np.ascontiguousarray(array).data)
+                sha.update(np.ascontiguousarray(array).data)
         for texts in (table.user_ids, table.queries):
             for start in range(0, len(texts), BLOCK):
-                found.update("\0".join(texts[start : start + BLOCK]).encode())
-    return found.hexdigest()
+                sha.update("\0".join(texts[start : start + BLOCK]).encode())
+    return sha.hexdigest()
 
 
 def in_process(log: Path, out: Path, kill_at: float | None = None) -> dict[str, Any] | None:
@@ -200,8 +200,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     }
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for rows in args.rows:
-            found = record["by_rows"][str(rows)] = measure(rows, args, Path(folder))
-            print(f"{rows:>12,} rows  {found['seconds']:>8.1f} s  {found['peak_mib']:>6} MiB", flush=True)
+            result = record["by_rows"][str(rows)] = measure(rows, args, Path(folder))
+            print(f"{rows:>12,} rows  {result['seconds']:>8.1f} s  {result['peak_mib']:>6} MiB", flush=True)
     write(record, args.out)
     return record
 

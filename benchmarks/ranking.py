@@ -74,12 +74,12 @@ def floor(model: gj.models.T5, inputs: dict[str, np.ndarray], passes: tuple[tupl
     def bare(state: Any, inputs: dict[str, jax.Array], tokens: list[jax.Array]) -> Any:
         model = nnx.merge(graph, state)
         first, memory = model.start_beams(inputs)
-        found = [first]
+        logits = [first]
         for ids in tokens:
             memory = memory.take(jnp.zeros(ids.shape[:2], jnp.int32))
             hidden, memory = memory.step(model, ids)
-            found.append(model.logits(hidden))
-        return found
+            logits.append(model.logits(hidden))
+        return logits
 
     rng, rows = np.random.default_rng(2), len(inputs["input_ids"])
     tokens = [rng.integers(2, 1000, (rows, *one), dtype=np.int32) for one in passes]
@@ -110,7 +110,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def ratio(over: list[float], under: list[float]) -> dict[str, float]:
-    """Of the medians, and the least and most of any round."""
+    """The ratio of the medians, and the least and most of any round."""
     within = [a / b for a, b in zip(over, under, strict=True)]
     return {"of_medians": statistics.median(over) / statistics.median(under), "min": min(within), "max": max(within)}
 
@@ -132,8 +132,8 @@ def compare(args: argparse.Namespace, rows: int, items: gj.ItemIndex, added: int
     candidates = np.stack([rng.permutation(items.num_items)[: args.candidates] for _ in range(rows)])
 
     def ours(model: gj.models.T5 = apart) -> Any:
-        found = gj.rank_items(model, inputs, items, candidates, k=args.results, beams=args.results)
-        return jax.block_until_ready(found)
+        ranked = gj.rank_items(model, inputs, items, candidates, k=args.results, beams=args.results)
+        return jax.block_until_ready(ranked)
 
     def stacked() -> Any:
         return ours(model)
@@ -144,11 +144,11 @@ def compare(args: argparse.Namespace, rows: int, items: gj.ItemIndex, added: int
     same = same_items(np.asarray(ids), expected, expected_scores)
     if not same or difference > 1e-4:
         raise SystemExit(f"not the same as generate: same items {same}, scores differ by {difference:.1e}")
-    found = turns({"ours": ours, "stacked": stacked, "generate": generate}, args.rounds)
+    seconds_of = turns({"ours": ours, "stacked": stacked, "generate": generate}, args.rounds)
     result: dict[str, Any] = {"rows": rows, "largest_score_difference": difference}
-    result |= {f"{name}_seconds": spread(seconds) for name, seconds in found.items()}
-    result["times_generate"] = ratio(found["generate"], found["ours"])
-    result["stacked_times_ours"] = ratio(found["stacked"], found["ours"])
+    result |= {f"{name}_seconds": spread(seconds) for name, seconds in seconds_of.items()}
+    result["times_generate"] = ratio(seconds_of["generate"], seconds_of["ours"])
+    result["stacked_times_ours"] = ratio(seconds_of["stacked"], seconds_of["ours"])
     tries, length = build_candidate_tries(items, candidates, args.results), items.token_ids.shape[1]
     beams = args.results if tries.cut == length else tries.most
     passes = (*[(args.results, 1)] * (tries.cut - 1), (beams, length - tries.cut + 1))
@@ -216,15 +216,15 @@ def constraint_cost(args: argparse.Namespace) -> dict[str, Any]:
             beam_search(model, inputs, constraint, k=args.results, beams=beams, vocabulary="full")
         )
 
-    found = turns({"with": search(trie), "without": search(free)}, args.rounds)
+    seconds_of = turns({"with": search(trie), "without": search(free)}, args.rounds)
     ids = np.asarray(gj.rank_items(model, inputs, items, k=args.results, beams=beams)[0])
     if (ids < 0).any() or (ids >= len(token_ids)).any():
         raise SystemExit("an item that is none")
     return {
         "items": len(token_ids),
         "beams": beams,
-        **{f"{name}_seconds": spread(seconds) for name, seconds in found.items()},
-        "cost": ratio(found["with"], found["without"]),
+        **{f"{name}_seconds": spread(seconds) for name, seconds in seconds_of.items()},
+        "cost": ratio(seconds_of["with"], seconds_of["without"]),
         "check_seconds": checked,
         "build_seconds": built,
         "nodes": len(trie.token),
@@ -283,8 +283,8 @@ def main() -> None:
     if "four tokens" in args.parts:
         items = gj.ItemIndex(codes)
         results["four tokens"] = [compare(args, rows, items, 4 * FOUR_LEVEL_CODES) for rows in args.rows]
-    for part, found in results.items():
-        for one in found:
+    for part, comparisons in results.items():
+        for one in comparisons:
             line = f"{part}, {one['rows']} rows: {one['ours_seconds']['median'] * 1e3:.1f} ms, "
             line += f"generate {one['times_generate']['of_medians']:.1f} x that"
             line += f", {one['times_floor']['of_medians']:.3f} x the floor"

@@ -40,7 +40,7 @@ def peer_device() -> str:
 
 
 def devices(peer: bool) -> dict[str, Any]:
-    """What a result says of its devices and precision, of torch's too if it was timed."""
+    """Devices and precision of a result, torch's too if it was timed."""
     said: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "matmul_precision": jax.config.jax_default_matmul_precision or "default",

@@ -71,8 +71,8 @@ def peer(
         names.append({tuple(items.token_ids[item].tolist()): item for item in row})
         follow.append({})
         for tokens in names[-1]:
-            for place, token in enumerate((*tokens, 1)):
-                follow[-1].setdefault(tokens[:place], set()).add(token)
+            for length, token in enumerate((*tokens, 1)):
+                follow[-1].setdefault(tokens[:length], set()).add(token)
     allowed = [{prefix: sorted(tokens) for prefix, tokens in of.items()} for of in follow]
     device = peer_device()
     other = other.to(device)
@@ -81,7 +81,7 @@ def peer(
 
     def run() -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
-            found = other.generate(
+            generated = other.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 num_beams=beams,
@@ -92,9 +92,9 @@ def peer(
                 output_scores=True,
                 return_dict_in_generate=True,
             )
-        sequences = found.sequences[:, 1 : length + 1].reshape(len(ids), beams, length).tolist()
+        sequences = generated.sequences[:, 1 : length + 1].reshape(len(ids), beams, length).tolist()
         numbers = [[names[row][tuple(tokens)] for tokens in of] for row, of in enumerate(sequences)]
-        scores = found.sequences_scores.reshape(len(ids), beams).cpu().numpy()
+        scores = generated.sequences_scores.reshape(len(ids), beams).cpu().numpy()
         if device == "cuda":
             torch.cuda.synchronize()
         return np.array(numbers), scores

@@ -85,13 +85,13 @@ def record(steps: list[int], rows: int, length: int, layers: int) -> tuple[Kerne
 
 def by_layer(tree: Any, leading: int) -> Kernels:
     """The kernels of all layers by name, stacks taken apart."""
-    found = {}
+    kernels = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = gj.leaf_path(path)
         if name.endswith("kernel"):
             for layer, kernel in enumerate(np.moveaxis(np.asarray(leaf), leading, 0)):
-                found[name.replace("block", f"block/{layer}")] = kernel
-    return found
+                kernels[name.replace("block", f"block/{layer}")] = kernel
+    return kernels
 
 
 def torch_route(gradients: Kernels, rank: int, threads: int) -> tuple[float, dict[str, list[float]]]:

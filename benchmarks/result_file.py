@@ -1,4 +1,4 @@
-"""What every result says of where it was measured, and how it is written."""
+"""The circumstances that every result names, and how it is written."""
 
 import datetime
 import importlib.metadata

@@ -2,8 +2,8 @@
 
     python benchmarks/stress_resume.py --kills 20 --seed 0 --out benchmarks/results/stress_resume.json
 
-Of five moments one is before the run has loaded everything (imports, loading), one between that and its first line of
-metrics (restoring, compiling), three are some steps on (steps, saves, evaluations), each at a random time in between.
+Among five moments one is before the run has loaded everything (imports, loading), one between that and its first line
+of metrics (restoring, compiling), three are some steps on (steps, saves, evaluations), each at a random time between.
 They are told by what the run has got done, not by the clock, so that a busy machine does not kill every run before its
 first step. A run that ends before its moment is compared, too, and begun anew. Prints how each process ended and exits
 with 1 if a single bit differs, or if no run went on from a checkpoint.
@@ -52,8 +52,8 @@ SETTINGS: dict[str, int | str] = {
 
 
 def command(root: Path, name: str, *more: str) -> list[str]:
-    places = {"data.dir": root / "data", "model.path": root / "base", "null_space.path": root / "null_space"}
-    options = [word for key, value in (places | SETTINGS).items() for word in (f"--{key}", str(value))]
+    paths = {"data.dir": root / "data", "model.path": root / "base", "null_space.path": root / "null_space"}
+    options = [word for key, value in (paths | SETTINGS).items() for word in (f"--{key}", str(value))]
     return [sys.executable, "-m", "gems_jax.cli", name, *options, *more]
 
 
@@ -78,7 +78,7 @@ class Moment(NamedTuple):
         return f"{self.seconds:.2f} s after {after}"
 
 
-class Progress:
+class RunProgress:
     """How far a run that is about to start in a work directory has got, by the files that it writes."""
 
     def __init__(self, workdir: Path):
@@ -113,7 +113,7 @@ def train(root: Path, workdir: Path, until: Moment | None, limit: float = 1200) 
       until: ``None``: it is not killed.
       limit: seconds after which a run that should have ended hangs.
     """
-    progress = Progress(workdir)
+    progress = RunProgress(workdir)
     end = time.monotonic() + limit
     with (root / "output.txt").open("a") as output:
         process = subprocess.Popen(
@@ -146,8 +146,8 @@ def contents(workdir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, float
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for part in ("params", "optimiser"):
-            found = ocp.StandardCheckpointer().restore((last / part).resolve())
-            arrays |= {f"{part}/{name}": np.asarray(value) for name, value in found.items()}
+            restored = ocp.StandardCheckpointer().restore((last / part).resolve())
+            arrays |= {f"{part}/{name}": np.asarray(value) for name, value in restored.items()}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return arrays, [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
 
@@ -184,9 +184,9 @@ def main() -> int:
             until = Moment(None, rng.uniform(0, start)) if kind == "start" else Moment(0, rng.uniform(0, start / 2))
         code = train(root, root / "killed", until)
         ending = "killed" if code == -signal.SIGKILL else f"ended with {code}"
-        found = checkpoints_of(root / "killed")
-        print(f"{until}: {ending}, checkpoints {found}", flush=True)
-        moments.append({"moment": str(until), "ended": ending, "checkpoints": found})
+        steps = checkpoints_of(root / "killed")
+        print(f"{until}: {ending}, checkpoints {steps}", flush=True)
+        moments.append({"moment": str(until), "ended": ending, "checkpoints": steps})
         if code == -signal.SIGKILL:
             killed += 1
         elif code != 0:

@@ -12,8 +12,8 @@ set -euo pipefail
 workdir=${WORKDIR:-runs/gpu}
 nodes=${NODES:-1}
 node=${NODE:-0}
-if [[ -x .venv/bin/python ]]; then found=.venv/bin/python; else found=python3; fi
-python=${PYTHON:-$found}
+if [[ -x .venv/bin/python ]]; then default=.venv/bin/python; else default=python3; fi
+python=${PYTHON:-$default}
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda} XLA_PYTHON_CLIENT_MEM_FRACTION=${MEMORY:-0.92}
 # Communication beside computation.
 export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true ${XLA_FLAGS:-}"

@@ -26,8 +26,8 @@ if ! [[ $processes =~ ^[1-9][0-9]*$ ]] || [[ -z $workdir ]]; then
 fi
 set -- ${prepare[@]+"${prepare[@]}"}
 
-if [[ -x .venv/bin/python ]]; then found=.venv/bin/python; else found=python3; fi
-python=${PYTHON:-$found}
+if [[ -x .venv/bin/python ]]; then default=.venv/bin/python; else default=python3; fi
+python=${PYTHON:-$default}
 export JAX_PLATFORMS=${PLATFORM:-cpu} JAX_NUM_CPU_DEVICES=1 OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
 gems_jax() { exec "$python" -m gems_jax.cli "$@"; }
 

@@ -27,9 +27,9 @@ def render(template: str, variant: str, variables: Mapping[str, str], arguments:
       ValueError: an unknown variant, a variable without value and default, a value that YAML would read otherwise.
     """
     documents = {
-        found.group(1): part
+        label.group(1): part
         for part in template.split("\n---\n")
-        if (found := re.search(r"labels: \{variant: (\w+)\}", part))
+        if (label := re.search(r"labels: \{variant: (\w+)\}", part))
     }
     if variant not in documents:
         raise ValueError(f"the variant {variant!r} is unknown; choose {' or '.join(sorted(documents))}")

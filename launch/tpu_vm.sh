@@ -30,8 +30,8 @@ dry=""
 if [[ ${1:-} == --dry-run ]]; then dry=1; shift; fi
 command=${1:-}
 shift || true
-place=(--zone "$ZONE" --quiet)
-if [[ -n $PROJECT ]]; then place+=(--project "$PROJECT"); fi
+location=(--zone "$ZONE" --quiet)
+if [[ -n $PROJECT ]]; then location+=(--project "$PROJECT"); fi
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -39,10 +39,10 @@ do_it() {
   if [[ -n $dry ]]; then printf '%q ' "$@"; printf '\n'; else "$@"; fi
 }
 
-queue() { do_it gcloud compute tpus queued-resources "$@" "${place[@]}"; }
+queue() { do_it gcloud compute tpus queued-resources "$@" "${location[@]}"; }
 
 on() { # WORKERS COMMAND
-  do_it gcloud compute tpus tpu-vm ssh "$NAME" "${place[@]}" --worker "$1" --command "$2"
+  do_it gcloud compute tpus tpu-vm ssh "$NAME" "${location[@]}" --worker "$1" --command "$2"
 }
 
 state() {
@@ -70,7 +70,7 @@ setup() {
   local archive
   archive=$(mktemp -d)/gems_jax.tar.gz
   do_it git archive --format tar.gz --output "$archive" HEAD
-  do_it gcloud compute tpus tpu-vm scp "$archive" "$NAME:gems_jax.tar.gz" "${place[@]}" --worker all
+  do_it gcloud compute tpus tpu-vm scp "$archive" "$NAME:gems_jax.tar.gz" "${location[@]}" --worker all
   on all "mkdir -p gems_jax/runs && tar xzf gems_jax.tar.gz -C gems_jax && cd gems_jax &&
     python3 -m pip install --quiet --user uv && ~/.local/bin/uv venv --quiet --clear --python $PYTHON .venv &&
     ~/.local/bin/uv pip install --quiet --python .venv/bin/python --constraint requirements.txt \

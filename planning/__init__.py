@@ -1,1 +1,1 @@
-"""What a training step will cost on devices that are not here: memory, operations, communication, time."""
+"""The cost of a training step on devices that are not here: memory, operations, communication, time."""

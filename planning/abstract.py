@@ -1,4 +1,4 @@
-"""Parameters, batches and null spaces as shapes, types and places alone: what estimates and plans are made of."""
+"""Parameters, batches and null spaces as shapes, types and shardings alone, for estimates and plans."""
 
 import dataclasses
 import math
@@ -34,14 +34,14 @@ class Zeros:
         return jnp.zeros(self.shape, self.dtype)
 
 
-def place(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    """The description of an array that lies there."""
+def sharded(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """The description of an array with a sharding."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def placed(params: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
+def sharded_params(params: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """Parameters where `gems_jax.training.distributed.mesh.RULES` put them."""
-    return jax.tree.map(place, params, param_sharding(params, mesh))
+    return jax.tree.map(sharded, params, param_sharding(params, mesh))
 
 
 def bytes_of(leaf: Any) -> int:
@@ -85,12 +85,12 @@ def abstract_null_space(
       protected: share of each input's directions that is protected.
       side: of the null space.
     """
-    found = kernel_inputs(lambda p, given: loss(p, *given), params, (frozen, batch), kernel_specs(params), side)
+    inputs = kernel_inputs(lambda p, given: loss(p, *given), params, (frozen, batch), kernel_specs(params), side)
     factors = {}
-    for entry in found.inputs:
+    for entry in inputs.inputs:
         # The thinner of two bases is kept.
         columns = max(1, round(min(protected, 1 - protected) * entry.dim))
         basis: Any = Zeros((*entry.stack, entry.dim, columns))
         kept = np.full(entry.stack, round(protected * entry.dim))
         factors[entry.name] = Factor(basis, protected > 0.5, kept, np.zeros(entry.stack))
-    return NullSpace(factors, found.names(), side)
+    return NullSpace(factors, inputs.names(), side)

@@ -1,4 +1,4 @@
-"""What accelerators can do, and how long a program takes at least on them: a roofline."""
+"""Peaks of accelerators, and how long a program takes at least on them: a roofline."""
 
 from typing import NamedTuple
 
@@ -100,7 +100,7 @@ def chip_named(topology: str) -> Chip:
       'H100'
     """
     kind = topology.partition(":")[0].lower()
-    found = next((chip for name, chip in CHIPS.items() if name.lower() == kind), None)
-    if found is None:
+    chip = next((chip for name, chip in CHIPS.items() if name.lower() == kind), None)
+    if chip is None:
         raise ValueError(f"the topology {topology!r} names no known chip: give one of {', '.join(CHIPS)}, as v5e:2x4")
-    return found
+    return chip

@@ -30,7 +30,7 @@ class Collective(NamedTuple):
 
 @dataclass
 class Costs:
-    """What one device does in one run of a program.
+    """The costs of one run of a program on one device.
 
     Attributes:
       flops: operations of matrix products, by precision: ``"default"``, ``"high"`` or ``"highest"``.
@@ -152,7 +152,7 @@ def dot_flops(x: Instruction, body: dict[str, Instruction]) -> float:
 
 
 def convolution_flops(x: Instruction, body: dict[str, Instruction]) -> float:
-    """Of a convolution, which is what TPUs make of a dot; only products with elements that are there count."""
+    """Operations of a convolution, which TPUs make of a dot; only products with elements that are there count."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", x.attributes)
     assert labels is not None
     left, right, out = labels.groups()
@@ -187,8 +187,8 @@ def _entry(window: dict[str, str], axis: int, name: str, default: str) -> str:
 @functools.lru_cache(maxsize=4096)
 def _pairs(out: int, kernel: int, size: int, stride: int, low: int, dilate: int, kernel_dilate: int) -> int:
     """How many pairs of output and kernel positions meet an element of the input."""
-    place = np.arange(out)[:, None] * stride - low + np.arange(kernel)[None, :] * kernel_dilate
-    return int(np.sum((place >= 0) & (place < (size - 1) * dilate + 1) & (place % dilate == 0)))
+    position = np.arange(out)[:, None] * stride - low + np.arange(kernel)[None, :] * kernel_dilate
+    return int(np.sum((position >= 0) & (position < (size - 1) * dilate + 1) & (position % dilate == 0)))
 
 
 def _continues(x: Instruction, body: dict[str, Instruction]) -> bool:

@@ -95,9 +95,9 @@ def parse(text: str) -> Program:
         if line.startswith("}"):
             current = None
         elif current is not None:
-            found = _instruction(line, sources)
-            if found is not None:
-                current[found.name] = found
+            instruction = _instruction(line, sources)
+            if instruction is not None:
+                current[instruction.name] = instruction
         elif line.endswith("{") and (head := _HEAD.match(line)):
             current = program.computations.setdefault(head.group(2), {})
             program.entry = head.group(2) if head.group(1) else program.entry
@@ -135,10 +135,10 @@ def _width(dtype: str) -> float:
 def _closing(text: str, start: int) -> int:
     """Where the parenthesis opened at ``start`` closes."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
+    for end in range(start, len(text)):
+        depth += (text[end] == "(") - (text[end] == ")")
         if depth == 0:
-            return place
+            return end
     raise ValueError(f"a parenthesis is not closed in: {text[:200]}")
 
 

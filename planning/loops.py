@@ -7,7 +7,7 @@ from typing import NamedTuple
 from planning.hlo import Instruction, Program
 
 
-class Value(NamedTuple):
+class LocatedInstruction(NamedTuple):
     """An instruction and the computation it stands in."""
 
     at: Instruction
@@ -23,7 +23,7 @@ def trip_count(program: Program, loop: Instruction, computation: str) -> int | N
     Args:
       program: the whole.
       loop: a ``while``.
-      computation: where it stands.
+      computation: that it stands in.
     """
     if said := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
         return int(said.group(1))
@@ -32,61 +32,61 @@ def trip_count(program: Program, loop: Instruction, computation: str) -> int | N
     if compared.at.opcode != "compare" or "direction=LT" not in compared.at.attributes:
         return None
     counter, bound = (_operand(program, compared, n, condition) for n in range(2))
-    index = counter and re.search(r"index=(\d+)", counter.at.attributes)
-    if bound is None or bound.at.opcode != "constant" or not index:
+    written = counter and re.search(r"index=(\d+)", counter.at.attributes)
+    if bound is None or bound.at.opcode != "constant" or not written:
         return None
-    place = int(index.group(1))
-    begin, step = _element(program, loop.operands[0], computation, place), _increment(program, body, place)
+    index = int(written.group(1))
+    begin, step = _element(program, loop.operands[0], computation, index), _increment(program, body, index)
     if begin is None or step is None:
         return None
     return max(0, math.ceil((int(bound.at.argument) - begin) / step))
 
 
-def _root(program: Program, computation: str) -> Value:
+def _root(program: Program, computation: str) -> LocatedInstruction:
     """A computation's result, seen through one fusion."""
     root = program.root(computation)
     if root.opcode != "fusion":
-        return Value(root, computation)
+        return LocatedInstruction(root, computation)
     (inner,) = root.called["calls"]
-    return Value(program.root(inner), inner)
+    return LocatedInstruction(program.root(inner), inner)
 
 
-def _operand(program: Program, value: Value, number: int, outside: str) -> Value | None:
+def _operand(program: Program, value: LocatedInstruction, number: int, outside: str) -> LocatedInstruction | None:
     """An operand; a fusion's parameter is what the computation ``outside`` gives it."""
-    found = program.computations[value.computation].get(value.at.operands[number])
-    if found is None:
+    operand = program.computations[value.computation].get(value.at.operands[number])
+    if operand is None:
         return None
-    if found.opcode == "parameter" and value.computation != outside:
+    if operand.opcode == "parameter" and value.computation != outside:
         fusion = next(
             x for x in program.computations[outside].values() if value.computation in x.called.get("calls", ())
         )
-        return Value(program.computations[outside][fusion.operands[int(found.argument)]], outside)
-    return Value(found, value.computation)
+        return LocatedInstruction(program.computations[outside][fusion.operands[int(operand.argument)]], outside)
+    return LocatedInstruction(operand, value.computation)
 
 
-def _element(program: Program, name: str, computation: str, place: int) -> int | None:
-    """The constant at a place of the tuple that a loop begins with."""
+def _element(program: Program, name: str, computation: str, index: int) -> int | None:
+    """The constant at an index of the tuple that a loop begins with."""
     body = program.computations[computation]
     start = body.get(name)
     if start is None or start.opcode != "tuple":
         return None
-    first = body.get(start.operands[place])
+    first = body.get(start.operands[index])
     while first is not None and first.opcode in ("copy", "bitcast"):
         first = body.get(first.operands[0])
     return int(first.argument) if first is not None and first.opcode == "constant" else None
 
 
-def _increment(program: Program, body: str, place: int) -> int | None:
-    """What a loop's body adds to its counter."""
+def _increment(program: Program, body: str, index: int) -> int | None:
+    """The constant that a loop's body adds to its counter."""
     inside, root = program.computations[body], program.root(body)
     if root.opcode != "tuple":
         return None
-    added = Value(inside[root.operands[place]], body)
+    added = LocatedInstruction(inside[root.operands[index]], body)
     while added.at.opcode in ("copy", "bitcast"):
-        added = Value(inside[added.at.operands[0]], body)
+        added = LocatedInstruction(inside[added.at.operands[0]], body)
     if added.at.opcode == "fusion":
         (inner,) = added.at.called["calls"]
-        added = Value(program.root(inner), inner)
+        added = LocatedInstruction(program.root(inner), inner)
     if added.at.opcode != "add":
         return None
     parts = [_operand(program, added, n, body) for n in range(2)]

@@ -1,4 +1,4 @@
-"""What a run holds in the memory of each device, estimated from shapes alone."""
+"""The memory that a run needs on each device, estimated from shapes alone."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser.build import make_optimiser, needs_null_space
 from gems_jax.training.trainable import split_model
 from gems_jax.transform.sharding import state_sharding
-from planning.abstract import ANSWER, abstract_null_space, batch_lengths, device_bytes, place, placed
+from planning.abstract import ANSWER, abstract_null_space, batch_lengths, device_bytes, sharded, sharded_params
 
 GIB = 2**30
 # Of the row that distinct inputs of kernels are found with; any number would do.
@@ -55,7 +55,7 @@ class Resources:
 
 
 def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, protected: float = 0.5) -> Resources:
-    """What a run needs of each device, the largest things alone; programs and their scratch space come on top.
+    """The memory that a run needs on each device, the largest parts alone; programs' scratch space comes on top.
 
     Parameters and state are what their shapes say, on the mesh of the configuration. Gradients are ``T + 1`` trees
     of what trains. Activations are the inputs of all layers, one layer's inner values, which are computed again
@@ -81,7 +81,7 @@ def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, p
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     model = nnx.eval_shape(lambda: from_config(model_config, jax.random.key(0)))
     graph, trained, frozen = split_model(model, config)
-    params, fixed = placed(trained, mesh), placed(frozen, mesh)
+    params, fixed = sharded_params(trained, mesh), sharded_params(frozen, mesh)
     null_space = None
     if needs_null_space(config):
         lengths = batch_lengths(model_config, _TOKENS)
@@ -89,7 +89,7 @@ def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, p
         loss = task_loss(graph, config.train.loss_vocabulary, ANSWER, config.train.loss_chunk)
         null_space = abstract_null_space(loss, params, fixed, row, protected, config.null_space.side)
     tx = make_optimiser(config, tasks, null_space)
-    state = jax.tree.map(place, jax.eval_shape(tx.init, params), state_sharding(tx, params, task_axis(mesh)))
+    state = jax.tree.map(sharded, jax.eval_shape(tx.init, params), state_sharding(tx, params, task_axis(mesh)))
     moved = device_bytes(params)
     per_device = -(-tasks // config.mesh.task)
     return Resources(

@@ -1,4 +1,4 @@
-"""What is said of compiled steps: Markdown tables of memory, time and communication on each device."""
+"""Markdown tables of compiled steps: memory, time and communication on each device."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from planning.costs import Costs
 from planning.training_step import AbstractStep
 
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """One compiled step.
 
     Attributes:
@@ -28,11 +28,11 @@ class Plan(NamedTuple):
     costs: dict[str, Costs]
 
 
-def size_of(count: float) -> str:
+def with_unit(count: float) -> str:
     """Bytes in the unit that suits them.
 
     Example:
-      >>> size_of(3 * 2**20)
+      >>> with_unit(3 * 2**20)
       '3.00 MiB'
     """
     power = min(int(math.log2(max(count, 1)) // 10), 3)
@@ -40,14 +40,14 @@ def size_of(count: float) -> str:
 
 
 def arguments_table(steps: Mapping[str, AbstractStep]) -> list[str]:
-    """Bytes on each device of what a step of each method is called with."""
+    """Bytes on each device of the arguments of each method's step."""
     lines = [
         "| per device | parameters | optimiser state | of it the null space | frozen parameters | batch |",
         "|---|---|---|---|---|---|",
     ]
     for method, step in steps.items():
         parts = [step.params, step.state, dict(held_factors(step.state)), step.frozen, step.batch]
-        lines.append(f"| {method} | {' | '.join(size_of(device_bytes(part)) for part in parts)} |")
+        lines.append(f"| {method} | {' | '.join(with_unit(device_bytes(part)) for part in parts)} |")
     return lines
 
 
@@ -57,11 +57,11 @@ def largest_table(step: AbstractStep, count: int = 5) -> list[str]:
     lines = ["| of the state | shape | split over | per device |", "|---|---|---|---|"]
     for name, x in sorted(leaves, key=lambda entry: -bytes_of(entry[1]))[:count]:
         split = ", ".join("-" if axes is None else str(axes) for axes in x.sharding.spec)
-        lines.append(f"| {name} | {list(x.shape)} | {split} | {size_of(bytes_of(x))} |")
+        lines.append(f"| {name} | {list(x.shape)} | {split} | {with_unit(bytes_of(x))} |")
     return lines
 
 
-def memory_table(plans: Sequence[Plan], chip: Chip) -> list[str]:
+def memory_table(plans: Sequence[StepPlan], chip: Chip) -> list[str]:
     """Bytes on each device."""
     lines = [
         "| per device | arguments | outputs beside them | temporaries | code | in all "
@@ -76,12 +76,12 @@ def memory_table(plans: Sequence[Plan], chip: Chip) -> list[str]:
             m.temp_size_in_bytes,
             m.generated_code_size_in_bytes,
         ]
-        cells = [size_of(part) for part in (*parts, sum(parts))]
+        cells = [with_unit(part) for part in (*parts, sum(parts))]
         lines.append(f"| {p.method} | {' | '.join(cells)} | {sum(parts) / chip.memory:.0%} |")
     return lines
 
 
-def time_table(plans: Sequence[Plan], chip: Chip) -> list[str]:
+def time_table(plans: Sequence[StepPlan], chip: Chip) -> list[str]:
     """Operations and traffic of each device, and the seconds they take at its peaks."""
     lines = [
         "| step | GFLOP | of these above bfloat16 | memory traffic | sent | compute | memory | links "
@@ -94,8 +94,8 @@ def time_table(plans: Sequence[Plan], chip: Chip) -> list[str]:
             cells = [
                 f"{costs.total_flops / 1e9:,.1f}",
                 f"{(costs.total_flops - costs.flops.get('default', 0)) / 1e9:,.1f}",
-                size_of(costs.traffic),
-                size_of(sum(costs.wire.values())),
+                with_unit(costs.traffic),
+                with_unit(sum(costs.wire.values())),
                 *(f"{1e3 * t:.2f} ms" for t in times),
                 f"{1e3 * times.overlapped:.2f} to {1e3 * times.apart:.2f} ms ({times.limit})",
             ]
@@ -103,12 +103,12 @@ def time_table(plans: Sequence[Plan], chip: Chip) -> list[str]:
     return lines
 
 
-def collective_table(plans: Sequence[Plan]) -> list[str]:
+def collective_table(plans: Sequence[StepPlan]) -> list[str]:
     """Calls and bytes of each kind of communication, on each device."""
     lines = ["| step | collective | among | calls | bytes | sent |", "|---|---|---|---|---|---|"]
     for p in plans:
         for kind, costs in p.costs.items():
             for key, sent in sorted(costs.wire.items(), key=lambda entry: -entry[1]):
-                cells = f"{key.group} | {costs.calls[key]:,.0f} | {size_of(costs.bytes[key])} | {size_of(sent)}"
+                cells = f"{key.group} | {costs.calls[key]:,.0f} | {with_unit(costs.bytes[key])} | {with_unit(sent)}"
                 lines.append(f"| {p.method}, {kind} | {key.kind} | {cells} |")
     return lines

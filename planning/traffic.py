@@ -12,7 +12,7 @@ _NOTHING = re.compile(
 
 
 def moved_bytes(program: Program, x: Instruction, body: dict[str, Instruction]) -> float:
-    """What an instruction reads and writes; a fusion as a whole, of arrays in the main memory alone.
+    """Bytes that an instruction reads and writes; a fusion as a whole, arrays in the main memory alone.
 
     Slices count as what they take out of or put into an array, not as the whole array: a scan's body reads its
     own layer of a stack.
@@ -76,7 +76,7 @@ def _taken(program: Program, x: Instruction, inner: dict[str, Instruction]) -> f
 
 
 def _written(program: Program, root: Instruction, inner: dict[str, Instruction]) -> float:
-    """Bytes a fused computation writes: of an update in place the update alone, of a passed argument nothing."""
+    """Bytes that a fused computation writes: the update alone where it is in place, none of a passed argument."""
     if root.opcode == "tuple":
         return sum(_written(program, inner[name], inner) for name in root.operands if name in inner)
     if root.opcode == "bitcast" and root.operands[0] in inner:
@@ -89,5 +89,5 @@ def _written(program: Program, root: Instruction, inner: dict[str, Instruction])
 
 
 def _written_elsewhere(program: Program, x: Instruction, inner: dict[str, Instruction]) -> float:
-    """What `_written` counted although the fusion's result is not in the main memory."""
+    """Bytes that `_written` counted although the fusion's result is not in the main memory."""
     return _written(program, next(i for i in inner.values() if i.root), inner)

@@ -19,11 +19,11 @@ from gems_jax.training.optimiser.rates import GROUPS
 from gems_jax.training.step import Control, make_step
 from gems_jax.training.trainable import split_model
 from gems_jax.types import PyTree
-from planning.abstract import ANSWER, abstract_null_space, batch_lengths, place, placed
+from planning.abstract import ANSWER, abstract_null_space, batch_lengths, sharded, sharded_params
 
 
 class AbstractStep(NamedTuple):
-    """A training step and the shapes, types and places of its arguments.
+    """A training step and the shapes, types and shardings of its arguments.
 
     Attributes:
       step: under ``jax.jit``.
@@ -80,7 +80,7 @@ def abstract_step(
         graph, params, frozen = split_model(model, config)
         return params, frozen
 
-    params, frozen = (placed(tree, mesh) for tree in jax.eval_shape(parts))
+    params, frozen = (sharded_params(tree, mesh) for tree in jax.eval_shape(parts))
     loss = task_loss(graph, train.loss_vocabulary, ANSWER, train.loss_chunk)
     shape = (len(tasks), train.batch_size // train.accumulate, config.items.max_length)
     batch = _batch(model_config, shape, mesh)
@@ -89,12 +89,12 @@ def abstract_step(
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
         null_space = abstract_null_space(loss, params, frozen, one, protected)
     tx = make_optimiser(config, len(tasks), null_space)
-    places = jax.tree.map(lambda x: x.sharding, params)
-    step = make_step(loss, train, tx, tasks, null_space, task_axis(mesh), places)
+    sharding = jax.tree.map(lambda x: x.sharding, params)
+    step = make_step(loss, train, tx, tasks, null_space, task_axis(mesh), sharding)
     with for_platform(platform):
         where = optimiser_sharding(tx, params)
-        state = jax.tree.map(place, jax.eval_shape(tx.init, params), where)
-        jitted = jax.jit(on_mesh(step, mesh), donate_argnums=(0, 1), out_shardings=(places, where, replicated(mesh)))
+        state = jax.tree.map(sharded, jax.eval_shape(tx.init, params), where)
+        jitted = jax.jit(on_mesh(step, mesh), donate_argnums=(0, 1), out_shardings=(sharding, where, replicated(mesh)))
     return AbstractStep(jitted, params, state, frozen, batch, _control(mesh), platform)
 
 

@@ -18,7 +18,7 @@ from gems_jax.null_space.tracing.token_axes import (
     Axis,
     Digit,
     TokenAxes,
-    Value,
+    TracedValue,
     entry,
     plain,
     trace_token_axes,
@@ -89,7 +89,9 @@ def position_mask(use: Use, token_axes: TokenAxes, masks: Masks, steps: Mapping[
     return jnp.broadcast_to(counts, tuple(digit.size for digit in digits)).reshape(-1)
 
 
-def _index(axis: int, size: int, digits: Sequence[Digit], value: Value, around: Sequence[tuple[Axis, Any]]) -> Any:
+def _index(
+    axis: int, size: int, digits: Sequence[Digit], value: TracedValue, around: Sequence[tuple[Axis, Any]]
+) -> Any:
     """Positions along a mask's axis, one for each combination of digits; ``None``: summed away.
 
     The value's own digits come first, then those of the loops' steps, then entries that were taken.

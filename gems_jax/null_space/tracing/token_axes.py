@@ -47,7 +47,7 @@ class Fixed(NamedTuple):
     at: int | None
 
 
-class Value(NamedTuple):
+class TracedValue(NamedTuple):
     """A traced value: its axes, the entries it was taken at, whether it depends on the batch."""
 
     axes: tuple[Axis, ...]
@@ -58,13 +58,13 @@ class Value(NamedTuple):
 class TokenAxes(NamedTuple):
     """Values by scope and variable, and the digits that the steps of each scan are."""
 
-    values: dict[tuple[Scope, Any], Value]
+    values: dict[tuple[Scope, Any], TracedValue]
     loops: dict[Scope, Axis]
 
 
-def plain(shape: Sequence[int]) -> Value:
+def plain(shape: Sequence[int]) -> TracedValue:
     """A value along no mask."""
-    return Value(tuple(_axis([Digit(NONE, n)]) for n in shape))
+    return TracedValue(tuple(_axis([Digit(NONE, n)]) for n in shape))
 
 
 def whole(axis: int, size: int) -> Axis:
@@ -72,19 +72,19 @@ def whole(axis: int, size: int) -> Axis:
     return _axis([Digit(axis, size, span=size)])
 
 
-def entry(shape: Sequence[int], mask: Sequence[int] | None, positions: int) -> Value:
+def entry(shape: Sequence[int], mask: Sequence[int] | None, positions: int) -> TracedValue:
     """An entry of a batch, whose first axes are those of its mask where they have its sizes."""
     axes = list(plain(shape).axes)
     if mask is None or len(mask) != 2:
-        return Value(tuple(axes), is_data=True)
+        return TracedValue(tuple(axes), is_data=True)
     if tuple(shape[:2]) == tuple(mask):
         axes[:2] = whole(ROWS, mask[0]), whole(positions, mask[1])
     elif shape and shape[0] == mask[0]:
         axes[0] = whole(ROWS, mask[0])
-    return Value(tuple(axes), is_data=True)
+    return TracedValue(tuple(axes), is_data=True)
 
 
-def trace_token_axes(jaxpr: Any, args: Sequence[Value]) -> TokenAxes:
+def trace_token_axes(jaxpr: Any, args: Sequence[TracedValue]) -> TokenAxes:
     """The axes of all values of a program.
 
     Args:
@@ -146,7 +146,7 @@ def _join_axis(a: Axis, b: Axis) -> Axis:
     return b if _is_none(a) else _axis([Digit(LOST, _size(a))])
 
 
-def _join(values: Sequence[Value]) -> Value:
+def _join(values: Sequence[TracedValue]) -> TracedValue:
     """The value whose entries depend on the same entries of all values."""
     axes = values[0].axes
     for value in values[1:]:
@@ -154,18 +154,18 @@ def _join(values: Sequence[Value]) -> Value:
     return _with(axes, values)
 
 
-def _with(axes: Sequence[Axis], values: Sequence[Value]) -> Value:
+def _with(axes: Sequence[Axis], values: Sequence[TracedValue]) -> TracedValue:
     fixed = frozenset[Fixed]().union(*(value.fixed for value in values))
-    return Value(tuple(axes), fixed, any(value.is_data for value in values))
+    return TracedValue(tuple(axes), fixed, any(value.is_data for value in values))
 
 
-def _walk(jaxpr: Any, scope: Scope, args: Sequence[Value], record: TokenAxes) -> list[Value]:
-    def read(atom: Any) -> Value:
+def _walk(jaxpr: Any, scope: Scope, args: Sequence[TracedValue], record: TokenAxes) -> list[TracedValue]:
+    def read(atom: Any) -> TracedValue:
         if isinstance(atom, core.Literal):
             return plain(getattr(atom.aval, "shape", ()))
         return record.values[scope, atom]
 
-    def write(variables: Sequence[Any], values: Sequence[Value]) -> None:
+    def write(variables: Sequence[Any], values: Sequence[TracedValue]) -> None:
         record.values.update(((scope, var), value) for var, value in zip(variables, values, strict=True))
 
     write(jaxpr.constvars, [plain(var.aval.shape) for var in jaxpr.constvars])
@@ -175,7 +175,7 @@ def _walk(jaxpr: Any, scope: Scope, args: Sequence[Value], record: TokenAxes) ->
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _equation(eqn: Any, values: list[Value], inner: Scope, record: TokenAxes) -> list[Value]:
+def _equation(eqn: Any, values: list[TracedValue], inner: Scope, record: TokenAxes) -> list[TracedValue]:
     name = eqn.primitive.name
     if name in CALLS:
         return _walk(inner_jaxpr(eqn)[0], inner, values, record)
@@ -203,14 +203,14 @@ def _equation(eqn: Any, values: list[Value], inner: Scope, record: TokenAxes) ->
 # Loops and branches
 
 
-def _steady(initial: list[Value], step: Callable[[list[Value]], list[Value]]) -> list[Value]:
+def _steady(initial: list[TracedValue], step: Callable[[list[TracedValue]], list[TracedValue]]) -> list[TracedValue]:
     """A carry that a step does not change any more; each round can only lose, so it ends."""
     while (after := [_join([a, b]) for a, b in zip(initial, step(initial), strict=True)]) != initial:
         initial = after
     return initial
 
 
-def _scan(eqn: Any, values: list[Value], inner: Scope, record: TokenAxes) -> list[Value]:
+def _scan(eqn: Any, values: list[TracedValue], inner: Scope, record: TokenAxes) -> list[TracedValue]:
     body, (num_consts, num_carry) = eqn.params["jaxpr"].jaxpr, scan_counts(eqn)
     consts, carry, xs = values[:num_consts], values[num_consts:][:num_carry], values[num_consts + num_carry :]
     loop = _axis([Digit(NONE, eqn.params["length"])])
@@ -218,9 +218,9 @@ def _scan(eqn: Any, values: list[Value], inner: Scope, record: TokenAxes) -> lis
         loop = _join_axis(loop, x.axes[0])
     record.loops[inner] = loop
     slices = [x._replace(axes=x.axes[1:]) for x in xs]
-    results: list[Value] = []
+    results: list[TracedValue] = []
 
-    def step(carry: list[Value]) -> list[Value]:
+    def step(carry: list[TracedValue]) -> list[TracedValue]:
         results[:] = _walk(body, inner, [*consts, *carry, *slices], record)
         return results[:num_carry]
 
@@ -230,13 +230,13 @@ def _scan(eqn: Any, values: list[Value], inner: Scope, record: TokenAxes) -> lis
     return [*carry, *stacked]
 
 
-def _while(eqn: Any, values: list[Value], inner: Scope, record: TokenAxes) -> list[Value]:
+def _while(eqn: Any, values: list[TracedValue], inner: Scope, record: TokenAxes) -> list[TracedValue]:
     num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     consts, carry = values[num_cond:][:num_body], values[num_cond + num_body :]
     return _steady(carry, lambda carry: _walk(eqn.params["body_jaxpr"].jaxpr, inner, [*consts, *carry], record))
 
 
-def _cond(eqn: Any, values: list[Value], inner: Scope, record: TokenAxes) -> list[Value]:
+def _cond(eqn: Any, values: list[TracedValue], inner: Scope, record: TokenAxes) -> list[TracedValue]:
     branches = [
         _walk(branch.jaxpr, (*inner[:-1], (inner[-1][0], b)), values[1:], record)
         for b, branch in enumerate(eqn.params["branches"])
@@ -244,13 +244,13 @@ def _cond(eqn: Any, values: list[Value], inner: Scope, record: TokenAxes) -> lis
     return [_join(results) for results in zip(*branches, strict=True)]
 
 
-_LOOPS: dict[str, Callable[..., list[Value]]] = {"scan": _scan, "while": _while, "cond": _cond}
+_LOOPS: dict[str, Callable[..., list[TracedValue]]] = {"scan": _scan, "while": _while, "cond": _cond}
 
 
 # Entries that move
 
 
-def _reshape(eqn: Any, values: list[Value]) -> list[Value]:
+def _reshape(eqn: Any, values: list[TracedValue]) -> list[TracedValue]:
     (x, *_), shape = values, eqn.outvars[0].aval.shape
     if eqn.primitive.name == "reshape" and eqn.params["dimensions"] is not None:
         return [_with([_axis([Digit(LOST, n)]) for n in shape], values)]
@@ -280,11 +280,11 @@ def _halves(digit: Digit, size: int) -> tuple[Digit, Digit]:
     return digit._replace(size=digit.size // size, stride=stride, unit=unit, span=span), inner
 
 
-def _transpose(eqn: Any, values: list[Value]) -> list[Value]:
+def _transpose(eqn: Any, values: list[TracedValue]) -> list[TracedValue]:
     return [values[0]._replace(axes=tuple(values[0].axes[a] for a in eqn.params["permutation"]))]
 
 
-def _broadcast(eqn: Any, values: list[Value]) -> list[Value]:
+def _broadcast(eqn: Any, values: list[TracedValue]) -> list[TracedValue]:
     shape, axes = eqn.outvars[0].aval.shape, list(plain(eqn.outvars[0].aval.shape).axes)
     for axis, n, a in zip(values[0].axes, eqn.invars[0].aval.shape, eqn.params["broadcast_dimensions"], strict=True):
         if n == shape[a]:
@@ -292,7 +292,7 @@ def _broadcast(eqn: Any, values: list[Value]) -> list[Value]:
     return [_with(axes, values)]
 
 
-def _part(x: Value, a: int, start: int | None, size: int, stride: int = 1) -> Value:
+def _part(x: TracedValue, a: int, start: int | None, size: int, stride: int = 1) -> TracedValue:
     """Some entries of an axis; ``start`` is ``None`` where the program decides which."""
     axis = x.axes[a]
     if _is_none(axis):
@@ -310,7 +310,7 @@ def _part(x: Value, a: int, start: int | None, size: int, stride: int = 1) -> Va
     return x._replace(axes=(*x.axes[:a], new, *x.axes[a + 1 :]), fixed=fixed)
 
 
-def _slice(eqn: Any, values: list[Value]) -> list[Value]:
+def _slice(eqn: Any, values: list[TracedValue]) -> list[TracedValue]:
     x, shape = values[0], eqn.invars[0].aval.shape
     strides = eqn.params["strides"] or (1,) * len(shape)
     for a, (start, n, stride) in enumerate(
@@ -321,7 +321,7 @@ def _slice(eqn: Any, values: list[Value]) -> list[Value]:
     return [x]
 
 
-def _dynamic_slice(eqn: Any, values: list[Value]) -> list[Value]:
+def _dynamic_slice(eqn: Any, values: list[TracedValue]) -> list[TracedValue]:
     x, shape = values[0], eqn.invars[0].aval.shape
     for a, (n, atom) in enumerate(zip(eqn.params["slice_sizes"], eqn.invars[1:], strict=True)):
         if n != shape[a]:
@@ -330,7 +330,7 @@ def _dynamic_slice(eqn: Any, values: list[Value]) -> list[Value]:
     return [_with(x.axes, [x, *values[1:]])]
 
 
-def _split(eqn: Any, values: list[Value]) -> list[Value]:
+def _split(eqn: Any, values: list[TracedValue]) -> list[TracedValue]:
     starts, parts = 0, []
     for n in eqn.params["sizes"]:
         parts.append(_part(values[0], eqn.params["axis"], starts, n))
@@ -338,7 +338,7 @@ def _split(eqn: Any, values: list[Value]) -> list[Value]:
     return parts
 
 
-def _concatenate(eqn: Any, values: list[Value]) -> list[Value]:
+def _concatenate(eqn: Any, values: list[TracedValue]) -> list[TracedValue]:
     a, size = eqn.params["dimension"], eqn.outvars[0].aval.shape[eqn.params["dimension"]]
     along = [value.axes[a] for value in values]
     tracked = [part for part in along if not _is_none(part)]
@@ -365,7 +365,7 @@ def _shifted(axis: Axis, size: int) -> Axis:
     return whole(digit.axis, size) if is_shifted else _lost(axis, size)
 
 
-def _pad(eqn: Any, values: list[Value]) -> list[Value]:
+def _pad(eqn: Any, values: list[TracedValue]) -> list[TracedValue]:
     (x, _), shape = values, eqn.outvars[0].aval.shape
     axes = [
         axis if tuple(padding) == (0, 0, 0) else _shifted(axis, n)
@@ -374,7 +374,7 @@ def _pad(eqn: Any, values: list[Value]) -> list[Value]:
     return [_with(axes, values)]
 
 
-def _rev(eqn: Any, values: list[Value]) -> list[Value]:
+def _rev(eqn: Any, values: list[TracedValue]) -> list[TracedValue]:
     axes = list(values[0].axes)
     for a in eqn.params["dimensions"]:
         # Each digit of a mixed-radix number is reversed on its own.
@@ -388,7 +388,7 @@ def _reversed(digit: Digit) -> Digit:
     return digit._replace(offset=digit.offset + (digit.size - 1) * digit.stride, stride=-digit.stride)
 
 
-def _ordered(eqn: Any, values: list[Value]) -> list[Value]:
+def _ordered(eqn: Any, values: list[TracedValue]) -> list[TracedValue]:
     """Sorting and choosing along one axis, whose positions are not known after it."""
     results = []
     for var in eqn.outvars:
@@ -400,7 +400,7 @@ def _ordered(eqn: Any, values: list[Value]) -> list[Value]:
     return results
 
 
-def _dot_general(eqn: Any, values: list[Value]) -> list[Value]:
+def _dot_general(eqn: Any, values: list[TracedValue]) -> list[TracedValue]:
     contracting, batching = eqn.params["dimension_numbers"]
     a, b = values
     axes = [_join_axis(a.axes[i], b.axes[j]) for i, j in zip(*batching, strict=True)]
@@ -409,7 +409,7 @@ def _dot_general(eqn: Any, values: list[Value]) -> list[Value]:
     return [_with(axes, values)]
 
 
-def _gather(eqn: Any, values: list[Value]) -> list[Value]:
+def _gather(eqn: Any, values: list[TracedValue]) -> list[TracedValue]:
     """Entries of a value at indices: what is taken whole stays, an axis that is indexed is gone."""
     x, indices = values
     numbers, sizes, shape = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], eqn.outvars[0].aval.shape
@@ -432,7 +432,7 @@ def _gather(eqn: Any, values: list[Value]) -> list[Value]:
     return [gathered._replace(fixed=gathered.fixed | fixed)]
 
 
-_MOVES: dict[str, Callable[[Any, list[Value]], list[Value]]] = {
+_MOVES: dict[str, Callable[[Any, list[TracedValue]], list[TracedValue]]] = {
     "reshape": _reshape,
     "squeeze": _reshape,
     "transpose": _transpose,
