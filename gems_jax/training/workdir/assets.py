@@ -207,7 +207,9 @@ def _differences(kept: AssetRecord, now: AssetRecord, training: bool) -> list[st
     prompts = [task for task in kept.prompts | now.prompts if kept.prompts.get(task) != now.prompts.get(task)]
     differences += [f"the prompt of task {task!r} was {kept.prompts.get(task)!r}" for task in prompts]
     if kept.spaces != now.spaces and not prompts:
-        differences.append("an older version tuned it on prompts without the spaces behind items and at a prompt's ends")
+        differences.append(
+            "an older version tuned it on prompts without the spaces behind items and at a prompt's ends"
+        )
     if kept.files and now.files:
         changed = [name for name in sorted(kept.files | now.files) if kept.files.get(name) != now.files.get(name)]
         for what, is_of in (("base model", False), ("tokenizer", True)):
