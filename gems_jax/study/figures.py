@@ -67,8 +67,8 @@ def _conflicts(main: list[dict[str, Any]], tasks: list[str]) -> Iterator[Picture
     if groups:
         yield Picture(
             "conflict", "Do the tasks' gradients conflict?",
-            "Cosine between the tasks' gradients over time (means of neighbouring steps, first seed): below 0 a step "
-            "along one harms the other.",
+            "Cosine between the tasks' gradients over time (means of neighbouring steps, first seed). Below 0, a step "
+            "along one gradient harms the other task.",
             panels(groups, "step", "cosine", zero_line=True),
         )  # fmt: skip
 
@@ -100,9 +100,9 @@ def _captured(done: list[dict[str, Any]], tasks: list[str]) -> Iterator[Picture]
             groups[method["label"]] = lines
     if groups:
         yield Picture(
-            "captured", "What the subspaces hold",
-            "Energy of a step's gradients inside their subspaces, over time (first seed). It jumps at every refresh, "
-            "where the bases are taken anew.",
+            "captured", "Energy inside the subspaces",
+            "Share of the energy of a step's gradients that is inside their subspaces, over time (first seed). It "
+            "jumps at every refresh, when the bases are made anew.",
             panels(groups, "step", "share of energy"),
         )  # fmt: skip
 

@@ -77,27 +77,29 @@ def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[s
     _, reference = reference_of(summary)
     parts = [
         "# How the methods compare",
-        f"This page is made by a command from results on file (see the end); change those, not the page.\n\n"
+        f"A command makes this page from stored results (see the end); change those, not the page.\n\n"
         f"{_setting(summary)}",
         "## Results",
         summary_table(summary, tasks),
         f"Test rows, mean ± standard deviation over seeds; {_choice(summary)} ▲ and ▼: better and worse than "
         f"{reference} on the same users, p < {_LEVEL} after correction. Forgetting: increase of the loss a token on "
         "general text over the base model's own vocabulary. Same choice: share of general text's tokens for which the "
-        "base model's most probable token still is. Seconds: where most methods were run; – for others.",
+        "most probable token is still the base model's. Seconds: of runs on the machine where most methods were run; – "
+        "for other machines.",
         *_remarks(summary),
         _verdict(summary, tasks),
         *_budget(summary, tasks),
-        "## What may be forgotten",
+        "## Rankings within a limit on forgetting",
         forgetting_table(summary, tasks),
-        f"Validation {summary['study']['metric']} of {' / '.join(map(task_label, tasks))}, first seed: of the grid's "
-        "runs whose loss on general text rises by no more than that (nats a token), the best mean over tasks; –: none.",
+        f"Validation {summary['study']['metric']} of {' / '.join(map(task_label, tasks))} with the first seed: the "
+        "best run by the mean over tasks among the grid's runs that forget no more than that (nats a token); –: no "
+        "such run.",
         *pictures,
         f"## Against {reference}, user by user",
         comparison_table(summary, tasks),
-        "Difference of the mean over the seeds that both have, 95 % interval by bootstrap over users, p by permutation "
-        "of users' differences, corrected for the number of methods by Holm. It speaks of other users, not of other "
-        "seeds: those are the standard deviations above.",
+        "Difference of the means over the seeds that both have, with a 95 % interval by bootstrap over users; p by "
+        "permutation of users' differences, corrected by Holm for the number of methods. Interval and p say what other "
+        "users would change; the standard deviations above say what other seeds change.",
         "## The grid",
         grid_table(summary, tasks),
         f"Validation {summary['study']['metric']} of {' / '.join(map(task_label, tasks))} and forgetting, the increase "
@@ -180,15 +182,13 @@ def _beside(ours: Mapping[str, Any], label: str, summary: Mapping[str, Any], tas
             word = ("better" if test["difference"] > 0 else "worse") if clear else "not told apart"
             sentences.append(f"{task_label(task)}: {word} ({test['difference']:+.4f} ndcg@10)")
     changes = [m["numbers"]["general/forgetting"]["mean"] for m in (ours, theirs)]
-    share = f", {changes[0] / changes[1]:.2f} of it" if changes[1] > 0 else ""
-    sentences.append(
-        f"General text: the loss rises by {changes[0]:.3f}, with {theirs['label']} by {changes[1]:.3f}{share}"
-    )
+    share = f" (ratio {changes[0] / changes[1]:.2f})" if changes[1] > 0 else ""
+    sentences.append(f"Forgetting: {changes[0]:.3f}, with {theirs['label']} {changes[1]:.3f}{share}")
     return f"**{label} beside {theirs['label']}.** " + ". ".join(sentences) + "."
 
 
 def _budget(summary: Mapping[str, Any], tasks: list[str]) -> list[str]:
-    """What the methods rank at where they may forget no more than a share of what the reference does."""
+    """Rankings of the methods within a limit on forgetting, a share of the reference's."""
     study, (reference, label) = summary["study"], reference_of(summary)
     if study.get("forgetting_allowed") is None:
         return []
@@ -198,9 +198,10 @@ def _budget(summary: Mapping[str, Any], tasks: list[str]) -> list[str]:
     return [
         f"## Within {study['budget']:g} of what {label} forgets",
         budget_table(summary, tasks),
-        f"Of the grid's runs whose loss on general text rises by at most {study['forgetting_allowed']:.2f}, "
-        f"{study['budget']:g} of the mean forgetting of {label}, the best of each method on validation rows, run with "
-        "its seeds; marks as above." + (f" No such run: {', '.join(nothing)}." if nothing else ""),
+        f"Each method has its best setting on validation rows among the grid's runs that forget at most "
+        f"{study['forgetting_allowed']:.2f}, {study['budget']:g} of the mean forgetting of {label}, and was run with "
+        "it for all of its seeds. Marks as above."
+        + (f" Methods without such a run: {', '.join(nothing)}." if nothing else ""),
         *([_beside(within["gems"], study_methods()["gems"].label, summary, tasks)] if "gems" in within else []),
     ]
 
