@@ -8,7 +8,8 @@ from gems_jax.config.methods import METHODS
 from gems_jax.config.metric_names import check_metric
 from gems_jax.config.ranges import refuse, wrong_fields
 from gems_jax.data.batching.prompts import parse_template
-from gems_jax.data.raw.options import Preprocessing, TableFiles
+from gems_jax.data.preparation.options import Preprocessing
+from gems_jax.data.raw.options import TableFiles
 from gems_jax.staging import is_remote
 
 

@@ -18,10 +18,11 @@ from gems_jax.data.preparation.empty_tables import check_tables
 from gems_jax.data.preparation.few_candidates import few_candidates
 from gems_jax.data.preparation.leaks import check_leaks
 from gems_jax.data.preparation.negatives import NUM_NEGATIVES
+from gems_jax.data.preparation.options import PrepareOptions, Preprocessing, options_of
 from gems_jax.data.preparation.other_dataset import OtherDataset, differences
 from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.preparation.resume import unfinished_folder
-from gems_jax.data.raw.options import PrepareOptions, Preprocessing, TableFiles, options_of
+from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine, Unusable, write_rows
 from gems_jax.data.raw.raw_files import local_name
 from gems_jax.data.raw.raw_sums import summed, with_sums

@@ -10,9 +10,9 @@ from tiny import fails, read
 from gems_jax.arguments import parse_config
 from gems_jax.config.renamed import RENAMED
 from gems_jax.config.run import Config, DataConfig
+from gems_jax.data.preparation.options import Preprocessing
 from gems_jax.data.preparation.other_dataset import differences
 from gems_jax.data.prepare import prepare
-from gems_jax.data.raw.options import Preprocessing
 from gems_jax.study.compare import check_settings
 from gems_jax.study.config import StudyConfig
 from gems_jax.training.workdir.files import as_json, check_config, flatten, keep_config

@@ -16,7 +16,7 @@ from gems_jax.data.preparation.splits import Event, leave_one_out
 from gems_jax.data.raw.examples import Examples, Names
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
-from gems_jax.data.raw.raw_table import Batch
+from gems_jax.data.raw.raw_rows import RawRows
 from gems_jax.data.sources.qilin import encode_requests
 from gems_jax.data.sources.synthetic import marketplace
 
@@ -97,7 +97,7 @@ def test_bad_requests_of_qilin_say_what_their_queries_led_to_all_the_same():
         "query": ["tea pot", "tea pot", "tea pot"],
         "details": [[note, note | {"note_idx": 8, "click": 0}], [late], [note]],
     }
-    batch = Batch(Path("search_train/part.parquet"), np.arange(3), columns)
+    batch = RawRows(Path("search_train/part.parquet"), np.arange(3), columns)
     rows = encode_requests(batch, names, "search", Quarantine(1.0))
     assert len(rows) == 1
     led = items_by_query(rows).of(np.array([names.queries.get("tea pot"), -1]))

@@ -14,9 +14,10 @@ from pyarrow import parquet
 from raw_tables import catalogue, load, log, ready, rows_of, write_rows
 
 from gems_jax.data.dataset import storage
+from gems_jax.data.preparation.options import Preprocessing, options_of
 from gems_jax.data.preparation.other_dataset import differences
 from gems_jax.data.prepare import prepare
-from gems_jax.data.raw.options import Preprocessing, TableFiles, options_of
+from gems_jax.data.raw.options import TableFiles
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 

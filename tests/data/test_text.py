@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from gems_jax.config.run import Config, NullSpaceConfig, TextConfig
 from gems_jax.data.batching.layouts import LAYOUTS
-from gems_jax.data.raw import raw_batch
+from gems_jax.data.raw import raw_rows
 from gems_jax.data.text.general_text import read_lines, token_stream
 from gems_jax.data.text.small_tokenizer import sentinel_ids, train_tokenizer
 from gems_jax.data.text.span_corruption import heldout_batches, num_chunks, span_corruption_batch, span_lengths
@@ -218,7 +218,7 @@ def test_few_rows_without_text_are_left_out_and_told(tmp_path):
 
 
 def test_a_file_of_bad_rows_is_not_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw_batch, "HOPELESS_AFTER", 100)
+    monkeypatch.setattr(raw_rows, "HOPELESS_AFTER", 100)
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n' * 60 + "1\n" * 1000)
     with pytest.raises(ValueError, match="more than half of the first 121 rows cannot be used, the last because it is"):
         read_lines(tmp_path / "a.jsonl")

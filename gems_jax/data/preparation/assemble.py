@@ -24,9 +24,9 @@ from gems_jax.data.preparation.holdout import (
 from gems_jax.data.preparation.k_core import to_core
 from gems_jax.data.preparation.negatives import NUM_NEGATIVES
 from gems_jax.data.preparation.oddities import remark_equal_times, remark_values
+from gems_jax.data.preparation.options import Preprocessing
 from gems_jax.data.preparation.row_checks import check_rows
 from gems_jax.data.raw.examples import UNKNOWN, Examples
-from gems_jax.data.raw.options import Preprocessing
 from gems_jax.data.raw.quarantine import Quarantine, Unusable
 from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.raw.source import Source

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gems_jax.data.raw.options import Preprocessing, TableFiles
+from gems_jax.data.preparation.options import Preprocessing
+from gems_jax.data.raw.options import TableFiles
 
 SHOWN = 6
 # Settings that older cards have under another name.

@@ -16,8 +16,8 @@ from gems_jax.data.raw.ids import are_dotted, whole_id
 from gems_jax.data.raw.named_columns import NamedColumns
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
-from gems_jax.data.raw.raw_batch import Batch, plain_value
 from gems_jax.data.raw.raw_files import find_files
+from gems_jax.data.raw.raw_rows import RawRows, plain_value
 
 
 def catalogue_files(folder: Path, files: TableFiles) -> list[Path]:
@@ -86,7 +86,7 @@ def add_item(
         items[item.item_id] = item
 
 
-def _items(batch: Batch, files: TableFiles, quarantine: Quarantine) -> Iterator[tuple[Item, str]]:
+def _items(batch: RawRows, files: TableFiles, quarantine: Quarantine) -> Iterator[tuple[Item, str]]:
     """The items of a batch, empty text where something is missing, and what is wrong with them."""
     texts: dict[str, list[str | None]] = {"text": [None] * len(batch.numbers)}
     wrong: dict[str, np.ndarray] = {}

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gems_jax.data.raw.cells import parse_cell
-from gems_jax.data.raw.raw_batch import ReadRequest
 from gems_jax.data.raw.raw_files import read_blocks, split_lines
+from gems_jax.data.raw.raw_rows import ReadRequest
 from gems_jax.data.raw.reasons import MALFORMED, NO_OBJECT, NOT_UTF8
 
 # Deeper values are no rows of anything, and Python's functions on them end in a RecursionError.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gems_jax.data.raw.options import Reading
 from gems_jax.data.raw.quarantine import Quarantine
-from gems_jax.data.raw.raw_batch import Batch, column_of, missing_column
 from gems_jax.data.raw.raw_files import kind_of
+from gems_jax.data.raw.raw_rows import RawRows, column_of, missing_column
 from gems_jax.data.raw.raw_table import read_batches
 
 ROLES = ("user_id", "target", "task", "history", "history_task", "query", "negatives", "timestamp", "split")
@@ -44,7 +44,7 @@ class NamedColumns:
         self._absent: dict[str, list[Path]] = {}
         self._names_there: list[str] = []
 
-    def batches(self, path: Path, quarantine: Quarantine, kind: str) -> Iterator[Batch]:
+    def batches(self, path: Path, quarantine: Quarantine, kind: str) -> Iterator[RawRows]:
         """The batches of a file, see `read_batches`."""
         named = () if kind_of(path) == "json" else tuple(self._columns)
         needed = tuple(dict.fromkeys((*self._needed, *named)))

@@ -19,8 +19,8 @@ from gems_jax.data.raw.csv_records import (
     split_quoted,
 )
 from gems_jax.data.raw.csv_rows import RowShapes, parse
-from gems_jax.data.raw.raw_batch import Batch, ReadRequest
 from gems_jax.data.raw.raw_files import read_blocks
+from gems_jax.data.raw.raw_rows import RawRows, ReadRequest
 from gems_jax.data.raw.reasons import WIDTH
 
 _AFTER_QUOTE = "text follows the quotation mark that closes a column"
@@ -42,7 +42,7 @@ class _Block(NamedTuple):
     line: int
 
 
-def read_csv(request: ReadRequest) -> Iterator[Batch]:
+def read_csv(request: ReadRequest) -> Iterator[RawRows]:
     """The rows of one file; malformed ones are quarantined, and each record of the file is one or the other.
 
     Raises:
@@ -197,7 +197,7 @@ def _clean(request: ReadRequest, block: _Block, row: int) -> tuple[bytes, np.nda
     return kept, numbers[full], last
 
 
-def _parse(request: ReadRequest, header: Header, roles: dict[str, str], data: bytes, numbers: np.ndarray) -> Batch:
+def _parse(request: ReadRequest, header: Header, roles: dict[str, str], data: bytes, numbers: np.ndarray) -> RawRows:
     import pyarrow as pa
     from pyarrow import csv
 
@@ -237,4 +237,4 @@ def _parse(request: ReadRequest, header: Header, roles: dict[str, str], data: by
             "are there stray quotation marks?"
         )
     columns = {role: table.column(name).combine_chunks() for role, name in roles.items()}
-    return Batch(request.path, numbers[keep], columns, tuple(header.names))
+    return RawRows(request.path, numbers[keep], columns, tuple(header.names))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.raw.arrow_types import byte_lengths, plain_column, plain_type
-from gems_jax.data.raw.raw_batch import Batch, ReadRequest
 from gems_jax.data.raw.raw_files import codec_of
+from gems_jax.data.raw.raw_rows import RawRows, ReadRequest
 
 BLOCK_ROWS = 8192
 # Of what a batch holds once dictionaries are decoded, about.
@@ -18,7 +18,7 @@ _BATCH_VALUES = 4_194_304
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
 
 
-def read_parquet(request: ReadRequest) -> Iterator[Batch]:
+def read_parquet(request: ReadRequest) -> Iterator[RawRows]:
     """The rows of one file, those columns only that have a role; rows that are too long are quarantined.
 
     Raises:
@@ -76,7 +76,7 @@ def _check_size(request: ReadRequest, about: Any, leaves: list[int]) -> int:
 
 def _batches(
     request: ReadRequest, file: Any, roles: dict[str, str], all_names: tuple[str, ...], rows: int
-) -> Iterator[Batch]:
+) -> Iterator[RawRows]:
     row, held, allowed = 0, 0, request.limits.allowed(request.path)
     for record in file.iter_batches(rows, columns=sorted(set(roles.values()))):
         names = list(record.schema.names)
@@ -92,7 +92,7 @@ def _batches(
         if held > allowed:
             raise request.limits.too_large(request.path, held)
         for index in _pieces(lengths, ~long):
-            yield Batch(
+            yield RawRows(
                 request.path,
                 numbers[index],
                 {role: plain_column(_take(columns[name], index)) for role, name in roles.items()},

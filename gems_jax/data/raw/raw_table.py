@@ -11,10 +11,10 @@ import numpy as np
 from gems_jax.data.raw.json_rows import read_rows
 from gems_jax.data.raw.options import Reading
 from gems_jax.data.raw.quarantine import Quarantine
-from gems_jax.data.raw.raw_batch import Batch, ReadRequest
 from gems_jax.data.raw.raw_csv import read_csv
 from gems_jax.data.raw.raw_files import Limits, kind_of
 from gems_jax.data.raw.raw_parquet import read_parquet
+from gems_jax.data.raw.raw_rows import RawRows, ReadRequest
 
 BLOCK_ROWS = 65_536
 
@@ -28,7 +28,7 @@ def read_batches(
     option: str = "",
     reading: Reading | None = None,
     options: str | None = "files.",
-) -> Iterator[Batch]:
+) -> Iterator[RawRows]:
     """The rows of one file, those columns only that have a role.
 
     Args:
@@ -57,7 +57,7 @@ def read_batches(
     yield from reader(ReadRequest(path, dict(roles), needed, option, quarantine, kind, reading or Reading(), limits))
 
 
-def _read_json(request: ReadRequest) -> Iterator[Batch]:
+def _read_json(request: ReadRequest) -> Iterator[RawRows]:
     names: dict[str, None] = {}
     numbers: list[int] = []
     rows: list[dict[str, Any]] = []
@@ -72,7 +72,7 @@ def _read_json(request: ReadRequest) -> Iterator[Batch]:
         yield _json_batch(request, list(names), numbers, rows)
 
 
-def _json_batch(request: ReadRequest, names: list[str], numbers: list[int], rows: list[dict[str, Any]]) -> Batch:
+def _json_batch(request: ReadRequest, names: list[str], numbers: list[int], rows: list[dict[str, Any]]) -> RawRows:
     roles = request.present(names)
     whole = [rows[0].get(roles[role]) for role in request.needed]
     if len(rows) == 1 and whole and all(isinstance(value, list | dict) and len(value) > 1 for value in whole):
@@ -81,4 +81,4 @@ def _json_batch(request: ReadRequest, names: list[str], numbers: list[int], rows
             "to_json(orient='records', lines=True)"
         )
     columns = {role: [row.get(name) for row in rows] for role, name in roles.items()}
-    return Batch(request.path, np.asarray(numbers), columns, tuple(names))
+    return RawRows(request.path, np.asarray(numbers), columns, tuple(names))

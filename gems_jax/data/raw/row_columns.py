@@ -16,7 +16,7 @@ from gems_jax.data.raw.ids import KnownIds
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
-from gems_jax.data.raw.raw_batch import Batch
+from gems_jax.data.raw.raw_rows import RawRows
 from gems_jax.data.raw.times import read_times
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"validation": "valid", "val": "valid", "dev": "valid", "eval": "test"}
@@ -31,7 +31,7 @@ class RowColumns:
         quarantine: gets bad rows, and counts of cells that were read in another way than they are written.
     """
 
-    def __init__(self, batch: Batch, files: TableFiles, quarantine: Quarantine):
+    def __init__(self, batch: RawRows, files: TableFiles, quarantine: Quarantine):
         self._batch, self._files, self._quarantine = batch, files, quarantine
         self._missing = tuple(files.missing)
         self._code = np.zeros(len(batch.numbers), np.int16)

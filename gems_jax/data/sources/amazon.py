@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gems_jax.data.dataset.tables import Item
+from gems_jax.data.preparation.options import PrepareOptions
 from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.raw import reasons
 from gems_jax.data.raw.blank import is_blank
 from gems_jax.data.raw.catalogue_file import add_item
 from gems_jax.data.raw.columns import as_text, as_words
 from gems_jax.data.raw.examples import Examples, Names
-from gems_jax.data.raw.options import PrepareOptions
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
-from gems_jax.data.raw.raw_batch import Batch
+from gems_jax.data.raw.raw_rows import RawRows
 from gems_jax.data.raw.raw_table import read_batches
 from gems_jax.data.raw.source import Source
 from gems_jax.data.raw.times import as_times
@@ -206,7 +206,7 @@ def category_query(levels: Sequence[str]) -> str:
 
 def _batches(
     path: Path, roles: Mapping[str, tuple[str, ...]], needed: tuple[str, ...], quarantine: Quarantine, kind: str
-) -> Iterator[Batch]:
+) -> Iterator[RawRows]:
     """Batches whose columns have the names of any year; a cell that is empty in the first of them is the next one's."""
     names = {name: name for choices in roles.values() for name in choices}
     for batch in read_batches(path, names, (), quarantine, kind):

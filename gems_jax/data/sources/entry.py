@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gems_jax.data.dataset.tables import Dataset
+from gems_jax.data.preparation.options import PrepareOptions
 from gems_jax.data.preparation.read_cache import ReadCache
-from gems_jax.data.raw.options import PrepareOptions, TableFiles
+from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.source import Source
 

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.dataset.tables import Item
+from gems_jax.data.preparation.options import PrepareOptions
 from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.raw.cells import parse_cell
 from gems_jax.data.raw.columns import as_text, id_text
 from gems_jax.data.raw.examples import UNKNOWN, Examples, Names
 from gems_jax.data.raw.id_lists import as_lists
 from gems_jax.data.raw.ids import same_ids, whole_id
-from gems_jax.data.raw.options import PrepareOptions
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
-from gems_jax.data.raw.raw_batch import Batch
 from gems_jax.data.raw.raw_files import kind_of
+from gems_jax.data.raw.raw_rows import RawRows
 from gems_jax.data.raw.raw_table import read_batches
 from gems_jax.data.raw.source import Source
 from gems_jax.data.raw.times import as_times
@@ -102,7 +102,7 @@ def read_requests(path: Path, kind: str, names: Names, quarantine: Quarantine) -
     return Examples.join(blocks) if blocks else None
 
 
-def encode_requests(batch: Batch, names: Names, kind: str, quarantine: Quarantine) -> Examples:
+def encode_requests(batch: RawRows, names: Names, kind: str, quarantine: Quarantine) -> Examples:
     """The usable requests of a batch as numbers; clicked notes are targets, the others were shown."""
     texts = {role: as_text(batch.columns[role]) for role in ("user", "query") if role in batch.columns}
     history, history_items, bad_history = as_lists(batch.columns["history"])
@@ -213,7 +213,7 @@ def _numbers(rows: list[list[str]], names: Names) -> Ragged:
     return Ragged.of([[names.items.add(note) for note in row] for row in rows])
 
 
-def _where(batch: Batch, row: int) -> str:
+def _where(batch: RawRows, row: int) -> str:
     return f"{batch.path.parent.name}/{batch.path.name}: row {batch.numbers[row]}"
 
 

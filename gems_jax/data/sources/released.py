@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS
+from gems_jax.data.preparation.options import PrepareOptions
 from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.raw.catalogue_file import catalogue_files, read_items
 from gems_jax.data.raw.examples import Examples, Names
 from gems_jax.data.raw.ids import KnownIds, same_ids
-from gems_jax.data.raw.options import PrepareOptions, TableFiles
+from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.plain_pickle import load_plain
 from gems_jax.data.raw.quarantine import Quarantine
-from gems_jax.data.raw.raw_batch import Batch
+from gems_jax.data.raw.raw_rows import RawRows
 from gems_jax.data.raw.source import Source
 from gems_jax.data.sources.entry import SourceEntry
 from gems_jax.data.sources.table import encode_batch
@@ -79,7 +80,7 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
     return Source("released", str(folder), examples, items)
 
 
-def _batches(path: Path, task: str, timed: bool) -> Iterator[Batch]:
+def _batches(path: Path, task: str, timed: bool) -> Iterator[RawRows]:
     """Rows as columns; times only where they are needed, because rows without one are bad then."""
     rows = load_plain(path)
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
@@ -98,7 +99,7 @@ def _batches(path: Path, task: str, timed: bool) -> Iterator[Batch]:
             if name in block[0] and (timed or role != "timestamp")
         }
         columns["task"] = [task] * len(block)
-        yield Batch(path, np.arange(start + 1, start + 1 + len(block)), columns)
+        yield RawRows(path, np.arange(start + 1, start + 1 + len(block)), columns)
 
 
 SOURCE = SourceEntry(

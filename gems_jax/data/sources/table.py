@@ -8,17 +8,18 @@ import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS
 from gems_jax.data.preparation.oddities import settle_times
+from gems_jax.data.preparation.options import PrepareOptions
 from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.raw import reasons
 from gems_jax.data.raw.catalogue_file import catalogue_files, read_items
 from gems_jax.data.raw.examples import UNKNOWN, Examples, Names
 from gems_jax.data.raw.ids import KnownIds, same_ids
 from gems_jax.data.raw.named_columns import NamedColumns
-from gems_jax.data.raw.options import PrepareOptions, TableFiles
+from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
-from gems_jax.data.raw.raw_batch import Batch
 from gems_jax.data.raw.raw_files import find_files
+from gems_jax.data.raw.raw_rows import RawRows
 from gems_jax.data.raw.row_columns import RowColumns
 from gems_jax.data.raw.source import Source
 from gems_jax.data.sources.entry import SourceEntry
@@ -110,7 +111,7 @@ def read_interactions(
 
 
 def encode_batch(
-    batch: Batch,
+    batch: RawRows,
     names: Names,
     files: TableFiles,
     quarantine: Quarantine,

@@ -21,7 +21,7 @@ from gems_jax.data.raw.raw_files import Limits, kind_of
 HOPELESS_AFTER = 500_000
 
 
-class Batch(NamedTuple):
+class RawRows(NamedTuple):
     """Some rows of a file: their numbers, from 1, and by role a pyarrow array or a list of Python values.
 
     `names` are those of all columns that the file was seen to have.
