@@ -1,4 +1,4 @@
-"""What the command line says: a command, its options, and every field of the configuration."""
+"""Reads the command line: a command, its options, and every field of the configuration."""
 
 import argparse
 import dataclasses
@@ -218,7 +218,7 @@ def _check_fields(words: list[str], known: Mapping[str, Any]) -> None:
 
 
 def _wrong_word(name: str, hint: Any, value: str) -> str | None:
-    """What is wrong with a field's value as typed."""
+    """Says what is wrong with a field's value as typed."""
     kinds = {hint, *get_args(hint)} if get_args(hint) else {hint}
     if str in kinds and not isinstance(hint, type(dict[str, str])):  # text is taken as it stands
         return None if value == "null" and type(None) in kinds else wrong_value(name, hint, value)
@@ -255,7 +255,7 @@ def _explained(text: str, known: Mapping[str, Any], command: str = "", commands:
     words = re.fullmatch(r"unrecognized arguments: ((?!-).*)", text, re.DOTALL)
     if words and command == "search":
         return f"the query must be one word to the shell: put it in quotation marks ({words.group(1)!r} is left over)"
-    # Of a section that may be null, the parser tells why it is neither.
+    # The parser tells of a section that may be null why it is neither.
     reasons = re.findall(r"^  - (?!Expected a <class 'NoneType'>)(.+)$", text, re.MULTILINE)
     if text.startswith("Does not validate against any of the Union subtypes") and len(reasons) == 1:
         return str(reasons[0])

@@ -1,6 +1,6 @@
 """Boxes around arrays that tell of their axes, such as Flax's: names of mesh axes that sharding goes by.
 
-What a box says holds for an array of the parameter's shape. States keep arrays of other shapes too (bases, low-rank
+A box describes an array of the parameter's shape. States keep arrays of other shapes too (bases, low-rank
 moments), and those lie in no box: a name too many is an error where the array is placed, or a wrong placement.
 """
 

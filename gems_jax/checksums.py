@@ -45,7 +45,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def damage(folder: Path, names: Sequence[str] | None = None, others: bool = False) -> str | None:
-    """What is wrong with a folder that has checksums, in words; ``None``: nothing.
+    """Says in words what is wrong with a folder that has checksums; ``None``: nothing is.
 
     Args:
       folder: written by `write_checksums`.

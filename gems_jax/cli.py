@@ -133,7 +133,7 @@ def _calibrate(options: Any) -> int:
 def _assets(config: Any, workdir: Path | None = None, tuned: bool = False) -> tuple[Any, Any, Any, Any]:
     """Base model, assets for tuning, null space; made where missing (by one process).
 
-    Items have the numbers that a run in ``workdir`` has given them. What is ``tuned`` needs no null space any more.
+    Items have the numbers that a run in ``workdir`` has given them. A ``tuned`` run needs no null space any more.
     """
     import jax
 

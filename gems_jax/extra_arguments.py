@@ -21,7 +21,7 @@ _WHOSE = {
     "task_counts": {"task", "tasks", "token", "tokens", "label", "labels"},
     "shared_grads": {"shared"},
 }
-# What stands for `losses` and `counts` of the tasks by itself; `loss`, `grad` and `count` may be anybody's.
+# Names that stand for `losses` and `counts` of the tasks by themselves; `loss`, `grad` and `count` may be anybody's.
 _SHORT = {"losses": "task_losses", "counts": "task_counts"}
 _ALIKE = 0.8  # difflib's ratio, from which on a name is a misspelt one
 

@@ -9,7 +9,7 @@ _TRAIN = (
     "evaluate.batch_size; more devices share a model by mesh.fsdp"
 )
 _EVALUATE = "lower evaluate.batch_size, evaluate.rows, evaluate.beams, text.eval_batch_size or items.max_length"
-# What needs less memory, by command.
+# Advice that saves memory, by command.
 _LESS_MEMORY = {
     "prepare": "give the data a machine with more memory, or prepare fewer rows of it",
     "pretrain": "lower pretrain.batch_size, text.input_length or the sizes of pretrain",
@@ -23,12 +23,12 @@ _LESS_MEMORY = {
     "search": _EVALUATE,
 }
 
-# What the system, safetensors, Arrow and TensorStore say of a disk or a quota that is full.
+# Messages of the system, safetensors, Arrow and TensorStore about a disk or a quota that is full.
 _FULL = re.compile("No space left on device|Disk quota exceeded|File too large")
 
 
 def explained(error: Exception, command: str) -> str | None:
-    """What a person is told of an error; ``None`` where it is a fault of this program.
+    """The message that tells a person of an error; ``None`` where it is a fault of this program.
 
     Args:
       error: what ended the command.

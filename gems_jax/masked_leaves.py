@@ -21,7 +21,7 @@ _SHOWN = 3  # leaves named
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """What a transform sees of a partition: paths of its own leaves, and of the leaves (or trees) that are masked."""
+    """A transform's view of a partition: paths of its own leaves, and of the leaves (or trees) that are masked."""
 
     own: frozenset[str]
     masked: frozenset[str]
@@ -80,8 +80,8 @@ def tell_leaves(params: PyTree) -> None:
 def warn_of_stacked_leaves(updates: PyTree, name: str) -> None:
     """For ``update`` of the same transform: warns of masked leaves that no transform has told of.
 
-    No error, since a transform of the user's own may merge them. Of a transform whose ``init`` was not called here
-    nothing is known, and nothing said.
+    No error, since a transform of the user's own may merge them. Nothing is known of a transform whose ``init``
+    was not called here, and nothing is said.
 
     Args:
       updates: as they come.

@@ -1,1 +1,1 @@
-"""What a run is told: options, the ranges of their values, configuration files."""
+"""The configuration of a run: options, the ranges of their values, configuration files."""

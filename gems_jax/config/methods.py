@@ -1,6 +1,6 @@
 """The methods that a model can be tuned by: the table that ``train.method``, studies and the documents read.
 
-What builds the optimiser of each is in `gems_jax.training.optimiser.methods`, as is a way to add methods of your own.
+`gems_jax.training.optimiser.methods` builds the optimiser of each, and takes methods of your own.
 """
 
 from collections.abc import Mapping

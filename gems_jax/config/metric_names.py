@@ -10,7 +10,7 @@ def is_loss(metric: str) -> bool:
 
 
 def metric_names(tasks: Iterable[str]) -> list[str]:
-    """What an evaluation during training gives."""
+    """The metrics that an evaluation during training gives."""
     return [f"eval/{task}/{name}" for task in tasks for name in ("hit@10", "ndcg@10")] + ["eval/general/loss"]
 
 

@@ -13,7 +13,7 @@ PATHS = (
     "data.path", "data.dir", "data.tokens", "text.train", "text.heldout", "pretrain.tokenizer", "model.path",
     "null_space.path", "items.identifiers", "evaluate.compare", "workdir", "out", "page", "results",
 )  # fmt: skip
-# What stands for a text of its own.
+# Words that stand for a text of their own.
 _WORDS = ("pydoc",)
 
 

@@ -1,4 +1,4 @@
-"""What every field of a configuration may be, checked all together before any work.
+"""Checks every field of a configuration, all of them together, before any work.
 
 Words, choices and shapes of values follow from the fields' types; what numbers may be stands in `RANGES`, a line each,
 and words that may be added to in `CHOICES`.
@@ -175,7 +175,7 @@ CHOICES: Mapping[str, Callable[[], tuple[str, ...]]] = types.MappingProxyType(
 
 
 def wrong_fields(options: Any, prefix: str = "") -> Iterator[str]:
-    """What is wrong with the fields of a dataclass and of those in it, a sentence each.
+    """Says what is wrong with the fields of a dataclass and of those in it, a sentence each.
 
     Args:
       options: an instance.
@@ -198,7 +198,7 @@ def hints_of(kind: Any) -> dict[str, Any]:
 
 
 def wrong_value(name: str, hint: Any, value: Any) -> str | None:
-    """What is wrong with a value of a field, or ``None``.
+    """Says what is wrong with a value of a field; ``None`` where nothing is.
 
     Example:
       >>> wrong_value("train.steps", int, 0)

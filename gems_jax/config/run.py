@@ -1,4 +1,4 @@
-"""What a run is made of: frozen dataclasses, read from YAML files and command-line overrides."""
+"""The configuration of a run: frozen dataclasses, read from YAML files and command-line overrides."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -209,7 +209,7 @@ def _prepare_in_shards(
 
 @contextmanager
 def _telling_first(quarantine: Quarantine, say: Callable[[str], None]) -> Iterator[None]:
-    """What was left out, guessed or odd is said before an error: it may be its cause."""
+    """Says before an error what was left out, guessed or odd: it may be the cause."""
     try:
         yield
     except ValueError:
@@ -260,7 +260,7 @@ def _check_effects(options: PrepareOptions, entry: SourceEntry) -> None:
 
 
 def _settings(options: PrepareOptions, entry: SourceEntry) -> dict[str, Any]:
-    """What decides the content, as the card keeps it; settings of another source do not count."""
+    """The settings that decide the content, as the card keeps them; those of another source do not count."""
     settings: dict[str, Any] = {name: getattr(options, name) for name in ("name", "seed", "num_negatives")}
     if entry.raw_files is not None:
         settings |= {"path": str(options.folder.resolve()), "max_bad_fraction": options.max_bad_fraction}

@@ -70,7 +70,7 @@ def general_drift(
     shift: OutputShift | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """What tuning has changed on general text: losses before and after, choices, and the output of every layer.
+    """Measures what tuning has changed on general text: losses before and after, choices, every layer's output.
 
     The text is read once, both models together (and once more for each further group of layers where
     ``memory_limit`` asks for several).
@@ -146,7 +146,7 @@ def general_drift(
 
 
 def read_shift(base: Any, batches: Sequence[Batch]) -> OutputShift:
-    """What `general_drift` needs of a base model's inputs on a text, all at once in memory.
+    """Reads what `general_drift` needs of a base model's inputs on a text, all at once in memory.
 
     Args:
       base: the model before tuning.
@@ -205,7 +205,7 @@ def _sums(batch: dict[str, jax.Array], values: list[jax.Array]) -> jax.Array:
 
 
 def _arrays(model: Any, batch: Batch, number: int) -> dict[str, jax.Array]:
-    """What of a batch a model needs, checked."""
+    """The arrays of a batch that a model needs, checked."""
     names = LAYOUTS[model.layout].columns(0, 0)
     missing = [name for name in names if name not in batch]
     if missing:

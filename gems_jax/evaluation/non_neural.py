@@ -1,4 +1,4 @@
-"""Rankers without a model: popularity, items of the same users, words in common. What a model has to beat.
+"""Rankers without a model: popularity, items of the same users, words in common. A model has to beat them.
 
 Each is a `Scorer`: it gives some rows' scores at a time, of their candidates or of the whole catalogue, so that memory
 grows with neither the square of the catalogue nor the number of rows.

@@ -12,7 +12,7 @@ from gems_jax.evaluation.non_neural import Scorer, score_blocks
 from gems_jax.ranking import metrics
 
 METRICS = ("hit", "ndcg", "mrr", "map")
-# What the released code calls by the same names; see `gems_jax.ranking.metrics`.
+# The released code's metrics of the same names; see `gems_jax.ranking.metrics`.
 RELEASED_METRICS = tuple(f"released_{name}" for name in METRICS)
 
 

@@ -45,7 +45,7 @@ class _Log:
 
 
 class _Ranker(NamedTuple):
-    """Which tables a ranker can rank, and how it is made for one."""
+    """A ranker: which tables it can rank, and how it is made for one."""
 
     suits: Callable[[Table], bool]
     make: Callable[[_Log, Table], Scorer]
@@ -105,7 +105,7 @@ def simple_rankers(dataset: Dataset, tables: Mapping[str, Table], samples: int) 
 
 
 def not_measured(tables: Mapping[str, Table]) -> dict[str, dict[str, Any]]:
-    """What `simple_rankers` of the same tables has before it has measured anything."""
+    """The result of `simple_rankers` of the same tables before it has measured anything."""
     return {
         name: {task: {MISSING: _NOT_YET} for task, table in tables.items() if ranker.suits(table)}
         for name, ranker in _RANKERS.items()

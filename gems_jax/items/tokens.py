@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ItemIndex:
-    """Which tokens stand for which item.
+    """The tokens that stand for each item.
 
     Args:
       token_ids: int ``[N, L]``, row ``i`` the tokens of item ``i``, shorter ones padded with -1 at the end. Columns at

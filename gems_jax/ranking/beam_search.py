@@ -16,7 +16,7 @@ _MAX_LOGITS = 2**28
 
 
 class Constraint(Protocol):
-    """What may follow what; see `Trie` and `CandidateTries`."""
+    """Says which tokens may follow which; see `Trie` and `CandidateTries`."""
 
     @property
     def cut(self) -> int: ...
@@ -94,7 +94,7 @@ def beam_search(
 
 
 class _Search(NamedTuple):
-    """What stays the same during a search."""
+    """The part of a search that stays the same."""
 
     model: Any
     constraint: Any
@@ -102,7 +102,7 @@ class _Search(NamedTuple):
     vocabulary: Vocabulary
 
     def logits(self, depth: int, read: jax.Array) -> TokenLogits:
-        """Of the next token, over the vocabulary; ``read`` as in `look`."""
+        """Logits of the next token, over the vocabulary; ``read`` as in `look`."""
         config = self.model.config
         ends = config.eos_token_id, config.eos_token_id + 1
         base = ends if self.vocabulary == "items" else (0, config.vocab_size)
@@ -144,7 +144,7 @@ class _Search(NamedTuple):
         return ended, (best, *pick(chosen))
 
     def rest(self, scores: jax.Array, nodes: jax.Array, row: Any) -> Completions:
-        """What a row's beams may still lead to, see `Trie.rest`."""
+        """The items that a row's beams may still lead to, see `Trie.rest`."""
         completions: Completions = self.constraint.of_row(row).rest(_alive(nodes, scores))
         return completions
 
@@ -171,7 +171,7 @@ class _Search(NamedTuple):
         return rest.items, jnp.where(chosen, values, -jnp.inf)
 
     def _chosen(self, sums: jax.Array, left: jax.Array, rest: Completions) -> jax.Array:
-        """Which of more items than beams a search token by token would have ended in: it makes the choices of `look`.
+        """Tells in which of more items than beams a search token by token would have ended, by the choices of `look`.
 
         Args:
           sums: float32 ``[M, R + 1]``, with each of the tokens that were left, and the end token behind them.

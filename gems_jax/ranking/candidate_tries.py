@@ -10,7 +10,7 @@ from gems_jax.items.tokens import ItemIndex
 from gems_jax.ranking.token_logits import TokenLogits
 from gems_jax.ranking.trie import Completions, Pick
 
-# What more than the beams may be read at the end, as a share of them: where a few of a row's candidates begin alike,
+# Items beyond the beams that may be read at the end, as a share of them: where a few of a row's candidates begin alike,
 # reading all of these costs less than one more pass to choose among them.
 _MORE = 0.1
 
@@ -24,7 +24,7 @@ class CandidateTries:
     it is made for each call, and what copying to a GPU takes goes by the number of arrays.
 
     Args:
-      table: int32 ``[B, C, 2 L]``. Of each candidate its item number, its L tokens, and the first candidate that passes
+      table: int32 ``[B, C, 2 L]``: each candidate's item number, its L tokens, and the first candidate that passes
         its node of depth 1 .. L - 1; -1 pads numbers and tokens.
       ends: whether any identifier ends, of each depth from 0.
       cut: the depth from which on all that beams may lead to is read at once.
@@ -43,7 +43,7 @@ class CandidateTries:
 
     @property
     def rows(self) -> "CandidateTries":
-        """What differs from row to row of a batch: all of it."""
+        """The part that differs from row to row of a batch: all of it."""
         return self
 
     def of_row(self, row: "CandidateTries") -> "CandidateTries":
@@ -76,12 +76,12 @@ class CandidateTries:
         node = jnp.maximum(nodes, 0)
         here = nodes >= 0
         if depth < self.depth:
-            # What ends at a node is sorted before what goes on.
+            # Identifiers that end at a node are sorted before those that go on.
             here &= self.table[node, 1 + depth] < 0
         return jnp.where(here, self.table[node, 0], -1)
 
     def rest(self, nodes: jax.Array) -> Completions:
-        """What beams at nodes ``[n]`` of the depth `cut` may lead to: see `Trie.rest`."""
+        """The items that beams at nodes ``[n]`` of the depth `cut` may lead to: see `Trie.rest`."""
         if self.cut == self.depth:
             return Completions.one_each(self.items_at(self.depth, nodes))
         beam = self._beam(self.cut, nodes)

@@ -42,8 +42,8 @@ def rank_items(
       model: a `T5` or a `Decoder`.
       inputs: ``"input_ids"`` int ``[B, S]`` and ``"attention_mask"`` int ``[B, S]`` (all ones if absent).
       items: identifiers of the N items.
-      candidates: item numbers int ``[B, C]`` to choose from, -1 pads; None: all items. Of equally probable items of
-        one token each the earlier candidate is preferred, so let the order not depend on what is right.
+      candidates: item numbers int ``[B, C]`` to choose from, -1 pads; None: all items. Among equally probable items
+        of one token each the earlier candidate is preferred, so let the order not depend on what is right.
       k: number of results a row, at most ``beams``.
       beams: width of the search.
       vocabulary: what the probabilities are normalised over: ``"full"`` (all tokens) or ``"items"`` (the end

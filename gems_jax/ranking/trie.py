@@ -33,7 +33,7 @@ class Completions(NamedTuple):
 
     @classmethod
     def one_each(cls, items: jax.Array) -> "Completions":
-        """Of beams that lead to one item each, int32 ``[n]``, and have read all of its tokens."""
+        """Completions of beams that lead to one item each, int32 ``[n]``, and have read all of its tokens."""
         nothing = jnp.zeros((len(items), 0), jnp.int32)
         return cls(jnp.arange(len(items), dtype=jnp.int32), nothing, nothing, items)
 
@@ -78,7 +78,7 @@ class Trie:
 
     @property
     def rows(self) -> None:
-        """What differs from row to row of a batch: nothing."""
+        """The part that differs from row to row of a batch: nothing."""
         return None
 
     def of_row(self, row: None) -> "Trie":
@@ -119,7 +119,7 @@ class Trie:
         return jnp.where(nodes >= 0, self.item[jnp.maximum(nodes, 0)], -1)
 
     def rest(self, nodes: jax.Array) -> Completions:
-        """What beams at nodes ``[n]`` of the depth `cut` may lead to, -1 for a beam that has ended: one item each."""
+        """The items that beams at nodes ``[n]`` of depth `cut` lead to, one each; -1 is a beam that has ended."""
         return Completions.one_each(self.items_at(self.depth, nodes))
 
 

@@ -14,8 +14,8 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     The page holds its pictures and asks for nothing from outside. It is written whole or not at all.
 
     Args:
-      workdir: folder with ``metrics.jsonl`` (a line a step), ``eval.json``, or both. What ``eval.json`` may
-        hold: an entry a task (``"hit@10"``, ``"hit@10_ci"``, ..., see `gems_jax.evaluation.ranking_summary.summarise`),
+      workdir: folder with ``metrics.jsonl`` (a line a step), ``eval.json``, or both. ``eval.json`` may
+        hold an entry a task (``"hit@10"``, ``"hit@10_ci"``, ..., see `gems_jax.evaluation.ranking_summary.summarise`),
         ``"general"`` (see `gems_jax.evaluation.drift.general_drift`), ``"baselines"`` and ``"comparison"`` (the same
         by name), ``"paired"`` (by name, see `gems_jax.evaluation.compare_runs.compare_runs`), ``"examples"``, and
         ``"name"``, the name of this run in the table.

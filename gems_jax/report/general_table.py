@@ -1,4 +1,4 @@
-"""What tuning has changed on general text, in numbers: losses, perplexities and choices of every run."""
+"""The table of what tuning has changed on general text: losses, perplexities and choices of every run."""
 
 from collections.abc import Sequence
 from html import escape

@@ -1,4 +1,4 @@
-"""What a work directory has recorded: ``metrics.jsonl`` and ``eval.json``."""
+"""The records of a work directory: ``metrics.jsonl`` and ``eval.json``."""
 
 import dataclasses
 import json

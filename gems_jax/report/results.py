@@ -1,4 +1,4 @@
-"""What is compared in a report: this run, the runs beside it and the baselines without a model."""
+"""The results that a report compares: this run, the runs beside it and the baselines without a model."""
 
 import dataclasses
 from html import escape
@@ -77,7 +77,7 @@ def methods(records: RunRecords) -> list[ResultRow]:
 
 
 def notes(records: RunRecords) -> list[str]:
-    """What the table does not show: rows with few candidates, baselines that could not be measured, and why."""
+    """Remarks on what the table does not show: rows of few candidates, baselines that could not be measured and why."""
     few = few_candidates({task: records.evaluation.get(task) for task in records.tasks()}, task_label)
     baselines = {_BASELINE_LABELS.get(name, name): tasks for name, tasks in _baselines(records).items()}
     return [*few, *missing_lines(baselines, task_label)]

@@ -13,7 +13,7 @@ from gems_jax.study.config import StudyConfig
 
 
 def add_options(parser: Any, add: Callable[..., None], known: dict[str, Any]) -> None:
-    """What only ``compare`` takes.
+    """Adds the options that only ``compare`` takes.
 
     Args:
       parser: of the command.

@@ -58,7 +58,7 @@ def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run
                 while missing := _missing(study, results, workdir):
                     main = [trial for trial in missing if trial.method in study.main]
                     for trials in (main, [trial for trial in missing if trial not in main]):
-                        # What other processes work on is left out: it may be finished when its turn comes again.
+                        # Trials that other processes work on wait: they may be finished when their turn comes again.
                         if any(attempt(trial) for trial in trials if trial.method in mine):
                             break
                         if (method := _take_method(trials, mine, claims, workdir)) is not None:

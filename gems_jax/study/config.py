@@ -1,4 +1,4 @@
-"""What a study compares and how often."""
+"""The configuration of a study: what it compares and how often."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class StudyConfig:
             yield f"study.budget is a share of what {self.reference!r} forgets: study.methods must have it"
 
     def rates(self) -> tuple[Rates, ...]:
-        """What is tried for every method, ascending.
+        """The learning rates that are tried for every method, ascending.
 
         Example:
           >>> StudyConfig(grid=(2e-3, 1e-3)).rates(), StudyConfig(grid=(1e-3,), item_grid=(1e-2, 3e-3)).rates()

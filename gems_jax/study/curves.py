@@ -1,4 +1,4 @@
-"""What a run has logged, as a few points a curve."""
+"""Reads what a run has logged, as a few points a curve."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which pictures a study's results give, with what they say."""
+"""Draws the pictures that a study's results give, with what they say."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What a result says of the machine it was measured on."""
+"""Describes the machine that a result was measured on."""
 
 import os
 import platform

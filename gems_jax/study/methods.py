@@ -41,7 +41,7 @@ _RELEASED = {
     "null_space.min_share": None,
 }
 
-# What a method of the table needs beside its name. GaLore is spelled out, as studies that are under way have it.
+# Fields that a method of the table needs beside its name. GaLore is spelled out, as studies that are under way have it.
 _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "galore": {"train.method": "gems"} | {f"gems.{field}": value for field, value in GALORE.items()},
     "released": _RELEASED,

@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-# What general text's loss rises by has the field's name now.
+# The rise of general text's loss has the field's name now.
 RENAMED = {
     "rise": "forgetting",
     "rise_full": "forgetting_full",

@@ -135,7 +135,7 @@ def panels(
 
 
 def _norm(forgetting: np.ndarray) -> matplotlib.colors.Normalize:
-    """Of colours: by magnitude, as they differ by orders of it; near 0 in proportion where some are not above 0."""
+    """The scale of colours: by magnitude, as values differ by orders of it; linear near 0 if some are not above 0."""
     least, most = float(forgetting.min()), float(forgetting.max())
     if least > 0:
         return matplotlib.colors.LogNorm(least / 1.05, most * 1.05)

@@ -136,7 +136,7 @@ def _refused(folder: Path) -> bool:
 
 
 def result_line(trial: Trial, result: Mapping[str, Any], metric: str) -> str:
-    """What a person is told when a trial is finished.
+    """The line that a person reads when a trial is finished.
 
     Example:
       >>> result = {"seconds": 93.4, "valid": {"rec": {"ndcg@10": 0.25}}, "general": {"forgetting": 0.51}}

@@ -1,4 +1,4 @@
-"""What the trials of a study share: data, base model, null spaces, evaluation rows, and what the base measured."""
+"""All that the trials of a study share: data, base model, null spaces, evaluation rows, the base's measurements."""
 
 import contextlib
 import json
@@ -113,7 +113,7 @@ class Shared:
         return self._encoded[key]
 
     def _making(self, missing: bool) -> contextlib.AbstractContextManager[None]:
-        """What is missing is made by one process at a time; what is there all may read at once."""
+        """One process at a time makes what is missing; all may read at once what is there."""
         return claim_waiting(self._workdir / "claims" / "shared") if missing else contextlib.nullcontext()
 
     def _once(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

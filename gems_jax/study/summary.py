@@ -18,7 +18,7 @@ from gems_jax.training.workdir.files import as_json
 
 Results = Mapping[Trial, Mapping[str, Any]]
 COMPARED = ("ndcg@10", "hit@10")
-# What is known of a trial beside its rankings, as ``general/forgetting``; what of it goes by the machine.
+# A trial's numbers beside its metrics; its costs depend on the machine.
 _COSTS = ("seconds", "processor_seconds", "tune_seconds", "evaluate_seconds", "peak_memory")
 _NUMBERS = (*_COSTS, "optimiser_bytes")
 
@@ -26,7 +26,7 @@ _NUMBERS = (*_COSTS, "optimiser_bytes")
 def summarise_study(
     config: Config, study: StudyConfig, results: Results, workdir: Path, command: str
 ) -> dict[str, Any]:
-    """What ``study.json`` holds: JSON values, all that the page is made of.
+    """Makes the content of ``study.json``: JSON values, all that the page is made of.
 
     Args:
       config: of the study.

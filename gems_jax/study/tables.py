@@ -12,7 +12,7 @@ from gems_jax.study.trials import spelled
 _SHOWN = ("ndcg@10", "hit@10")
 _RANKERS = {"popularity": "popularity", "co-occurrence": "item co-occurrence", "BM25": "BM25"}
 _LEVEL = 0.05
-# What the loss on general text may rise by, nats a token.
+# Bounds on the rise of the loss on general text, nats a token.
 _RISES = (0.3, 1.0, 3.0, 10.0)
 _NONE = "–"
 
@@ -56,7 +56,7 @@ def summary_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
 
 
 def budget_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
-    """What is within the study's budget of forgetting: metrics of each task and drift, beside the reference."""
+    """The methods within the study's budget of forgetting: metrics of each task and drift, beside the reference."""
     head = ["", "learning rate", "seeds", *(f"{task_label(t)} {m}" for t in tasks for m in _SHOWN)]
     head += ["forgetting", "of the reference's", "same choice"]
     name, _ = reference_of(summary)

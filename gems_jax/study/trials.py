@@ -29,7 +29,7 @@ class Trial:
 
     @property
     def rates(self) -> Rates:
-        """Of kernels and of item rows."""
+        """Learning rates of kernels and of item rows."""
         return self.learning_rate, self.item_learning_rate
 
     def folder(self, workdir: Path) -> Path:
@@ -58,7 +58,7 @@ def spelled(rates: Rates, between: str = ", items ") -> str:
 
 
 def read_result(workdir: Path, trial: Trial) -> dict[str, Any] | None:
-    """What a finished trial has found; ``None`` where it is not finished.
+    """Reads the result of a finished trial; ``None`` where it is not finished.
 
     Raises:
       ValueError: the file is damaged.
@@ -137,7 +137,7 @@ def forgetting_allowed(study: StudyConfig, results: Results) -> float | None:
 
 
 def mean_forgetting(results: Results, trials: Sequence[Trial]) -> float:
-    """Of the loss on general text, over the trials that did not diverge."""
+    """The mean rise of the loss on general text, over the trials that did not diverge."""
     return float(np.mean([results[trial]["general"]["forgetting"] for trial in trials if "general" in results[trial]]))
 
 

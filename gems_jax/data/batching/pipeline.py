@@ -16,7 +16,7 @@ from gems_jax.types import Batch
 
 __all__ = ["Batch", "BatchIterator", "TaskBatchSource", "eval_batches", "gather_inputs", "make_batch", "task_batches"]
 
-# What the end of an endless stream of batches is called: no run gets there.
+# The length of an endless stream of batches: no run gets there.
 _ENDLESS = 2**40
 
 

@@ -162,7 +162,7 @@ def encode_table(
 
 
 class _PromptRows:
-    """What of each row's history and query goes into its input, and the tokens of it.
+    """Chooses what of each row's history and query goes into its input, and gives its tokens.
 
     Attributes:
         room: tokens left for items where the words need most.
@@ -200,7 +200,7 @@ class _PromptRows:
         self.lengths = reach[self._last] - reach[self._first] + fixed[self._words_of] + kept
 
     def parts(self, rows: slice) -> list[Ragged]:
-        """Of each row what follows one after the other: the words before the history, its items, those after it."""
+        """The parts of each row, one after the other: the words before the history, its items, the words after it."""
         lists = Ragged(self._table.history, np.zeros(1, np.int64))
         events = lists.slices(self._first[rows], self._last[rows] - self._first[rows])
         tokens = self._items.take(events.values)

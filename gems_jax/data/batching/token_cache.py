@@ -115,7 +115,7 @@ def fingerprint(
 
 
 def _tokenizer_parts(tokenizer: Any) -> Iterator[bytes]:
-    """What a tokenizer does to a text: its whole description, or for those without one its vocabulary."""
+    """Tells what a tokenizer does to a text: by its whole description or, where it has none, by its vocabulary."""
     yield f"{type(tokenizer).__name__} {tokenizer('a')['input_ids']}".encode()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     yield (backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))).encode()

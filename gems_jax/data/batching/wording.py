@@ -11,7 +11,7 @@ import numpy as np
 from gems_jax.data.raw.ragged import Ragged
 from gems_jax.data.text.plain_text import check_unicode, plain_ids
 
-# Of a template, as `gems_jax.data.batching.prompts.parse_template` gives them.
+# The pieces of a template, as `gems_jax.data.batching.prompts.parse_template` gives them.
 Field = tuple[str]
 Pieces = Sequence[str | Field]
 HISTORY, TITLES, QUERY = ("history",), ("history_titles",), ("query",)

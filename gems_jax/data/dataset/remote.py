@@ -57,7 +57,7 @@ def bring(url: str | Path, local: Path, say: Callable[[str], None]) -> None:
 def send(local: Path, url: str | Path, say: Callable[[str], None]) -> None:
     """Makes what is at an address the prepared dataset on this machine; nothing where it is that already.
 
-    What is written appears whole: the card, without which it is no dataset, goes first and comes last.
+    The copy appears whole: the card, without which it is no dataset, is removed first and written last.
     """
     remote_folder = as_path(url)
     if exists(url) and _card(remote_folder) == _card(local):

@@ -51,7 +51,7 @@ def is_made_alike(folder: str | Path) -> bool:
 
 
 def settings_of(folder: str | Path) -> Any:
-    """What the dataset in a folder was prepared with, None where it does not say; a damaged card is an error."""
+    """The settings of the dataset in a folder, None where its card has none; a damaged card is an error."""
     card = _read_json(Path(folder) / CARD)
     return card.get("settings") if isinstance(card, dict) else None
 

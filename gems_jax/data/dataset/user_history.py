@@ -1,4 +1,4 @@
-"""What a dataset knows of one user, put together from rows that each tell of a part."""
+"""Puts together all that a dataset knows of one user, from rows that each tell a part."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def history_of(dataset: Dataset, user: str) -> list[int]:
     last = max(event.split for event in events)
     rows = [event for event in events if event.split == last]
     targets = {event.target for event in rows}
-    # Of equals the last.
+    # The last of equals.
     newest = max(reversed(rows), key=lambda row: (len(row.history), sum(item in targets for item in row.history)))
     end = _in_order(event for event in rows if event.history == newest.history)
     ended = set(end)

@@ -33,7 +33,7 @@ from gems_jax.data.raw.source import Source
 
 
 class _Record:
-    """What is left after each step."""
+    """Counts what is left after each step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
@@ -262,7 +262,7 @@ def _with_histories(
     """Made where missing, without what the split may not see, cut to their newest events; and what was left out."""
     removed: dict[str, int] = {}
     longest = preprocessing.max_history or 0
-    # What is left out below makes room for older events: an item stands in a history once for each task at most, and
+    # Events left out below make room for older ones: an item stands in a history once for each task at most, and
     # a user has an event of each task held out for valid and for test.
     tasks = len(examples.names.tasks)
     spare = 0 if preprocessing.repeats else 2 * tasks * tasks

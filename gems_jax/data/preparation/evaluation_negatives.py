@@ -26,7 +26,7 @@ def items_touched(examples: Examples, num_items: int) -> Ragged:
 
 
 class QueryItems(NamedTuple):
-    """Which items the searches of each query led to, in all rows that are known, those that were left out included.
+    """The items that the searches of each query led to, in all rows that are known, also those that were left out.
 
     Args:
         group: int `[Q]`, by query number: queries that differ by case or white space alone are one.

@@ -1,4 +1,4 @@
-"""Which rows are held out for valid and test, and what training may therefore not see."""
+"""Holds out rows for valid and test, and finds what training may therefore not see."""
 
 from __future__ import annotations
 

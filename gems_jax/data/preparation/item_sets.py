@@ -1,4 +1,4 @@
-"""Which items the rows of each split name, and which of valid and test training never shows."""
+"""Collects which items the rows of each split name, and which of valid and test training never shows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ItemSets:
                     self._user_of[split].setdefault(int(table.target[row]), table.user_ids[row])
 
     def merge(self, other: ItemSets) -> None:
-        """What another one collected of later rows."""
+        """Adds what another one collected of later rows."""
         self.named |= other.named
         self.targets += other.targets
         for mine, others in zip(self._user_of, other._user_of, strict=True):
@@ -90,7 +90,7 @@ class ItemSets:
 
     @classmethod
     def load(cls, path: Path) -> ItemSets:
-        """What `save` wrote."""
+        """Reads what `save` wrote."""
         with np.load(path, allow_pickle=False) as stored:
             result = cls(stored["named"].shape[1], bool(stored["with_users"]))
             result.named, result.targets = stored["named"], stored["targets"]

@@ -59,7 +59,7 @@ def check_leaks(dataset: Dataset, repeats: bool = False, cold_items: bool = True
 
 
 def check_events(dataset: Dataset, repeats: bool = False, before: Mapping[tuple[str, str], int] | None = None) -> None:
-    """What `check_leaks` checks of events and negatives, which for each user is a matter of its own.
+    """Checks events and negatives as `check_leaks` does; for each user they are a matter of their own.
 
     Args:
         dataset: its tables, or those rows of them that belong to some users.

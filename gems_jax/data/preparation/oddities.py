@@ -1,4 +1,4 @@
-"""What is odd about a whole column though each cell is fine: one value everywhere, equal times, dates as numbers."""
+"""Remarks on columns that are odd as a whole though each cell is fine: one value, equal times, dates as numbers."""
 
 from __future__ import annotations
 

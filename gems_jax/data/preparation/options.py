@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to rows between reading and writing; ``None``: what the source does by default.
+    """The steps between reading rows and writing them; ``None``: what the source does by default.
 
     Attributes:
       core: leave out users and items with fewer events, again and again until all that stay have as many; 0: none.
@@ -69,7 +69,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What `prepare` is told beside the dataset's folder, see there for each.
+    """The arguments of `prepare` but the dataset's folder, see there for each.
 
     Attributes:
       folder: ``path`` as such.

@@ -20,7 +20,7 @@ class OtherDataset(ValueError):
 
     Args:
         folder: holds the other dataset.
-        differences: the settings that differ, as the function `differences` words them.
+        differences: the settings that differ, in words, as this file's `differences` gives them.
     """
 
     def __init__(self, folder: str | Path, differences: Sequence[str]):

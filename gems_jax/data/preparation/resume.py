@@ -1,4 +1,4 @@
-"""What a preparation has finished so far, in a folder beside the dataset's, so that it goes on there after a kill."""
+"""Keeps what a preparation has finished in a folder beside the dataset's, so that it goes on there after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a row only beside the others: unknown items, targets in the history, repeats."""
+"""Finds what is wrong with a row only beside the others: unknown items, targets in the history, repeats."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ STATS, SETS, TABLES = "shard.json", "item_sets.npz", "tables"
 
 @dataclass
 class Finished:
-    """What is known of the shards done so far.
+    """The results of the shards done so far.
 
     Args:
         sets: items of the splits.

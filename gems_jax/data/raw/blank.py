@@ -1,4 +1,4 @@
-"""What is nothing: text without a visible character, and words that programs write where a value is missing."""
+"""Tells what is nothing: text without a visible character, and words that programs write for a missing value."""
 
 from __future__ import annotations
 

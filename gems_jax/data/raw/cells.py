@@ -21,7 +21,7 @@ _TOKEN = re.compile(
     r"|(?P<text>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"))",
     re.DOTALL,
 )
-# What differs between Python's and JSON's way of writing where no text holds a quote or a backslash.
+# Where no text holds a quote or a backslash, Python's and JSON's ways of writing differ in these.
 _DIFFERENCE = re.compile(r"'[^']*'|\bnan\b|\bNone\b|\bTrue\b|\bFalse\b|\}\s*\{")
 _JSON = {"nan": "NaN", "None": "null", "True": "true", "False": "false"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0"}

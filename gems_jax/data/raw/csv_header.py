@@ -16,7 +16,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 
 
 class Header(NamedTuple):
-    """What a text begins with: its columns, how it is written, and where its rows begin, in bytes and lines."""
+    """The beginning of a text: its columns, how it is written, and where its rows begin, in bytes and lines."""
 
     names: list[str]
     delimiter: str
@@ -63,7 +63,7 @@ def read_header(path: Path, beginning: bytes, reading: Reading, needed: Sequence
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} has no readable header line ({error}); is it UTF-8?") from None
     parsed = [(parse(text, delimiter, quoted), delimiter) for delimiter in candidates]
-    # Of those that give equally many of the needed columns the one that gives most, then the first.
+    # The one that gives most of the needed columns; among equals the one that gives most columns, then the first.
     wanted = set(map(trimmed, needed))
     names, delimiter = max(parsed, key=lambda pair: (len(wanted & set(map(trimmed, pair[0]))), len(pair[0])))
     if not wanted & set(map(trimmed, names)) and bare.lstrip(b" [").startswith(b'{"'):

@@ -13,7 +13,7 @@ _WORDS = ("number", "word", "text", "padded")
 
 
 class RowShapes:
-    """What the columns of rows hold: numbers, words, texts with spaces inside or around them, nothing.
+    """The shapes of rows by what their columns hold: numbers, words, texts with spaces inside or around them, nothing.
 
     Prose has spaces after its commas and numbers in no column; rows that were swallowed look like those around them.
 

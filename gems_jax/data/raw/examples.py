@@ -58,7 +58,7 @@ class Vocabulary:
 class LeftOut:
     """Searches of rows that cannot be used: `names` has pairs of a query's and an item's number.
 
-    What such a row says of its query holds all the same: the query led to the item.
+    Such a row tells of its query all the same: the query led to the item.
     """
 
     def __init__(self) -> None:

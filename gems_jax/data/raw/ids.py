@@ -16,7 +16,7 @@ from gems_jax.data.raw.quarantine import Quarantine
 # Digits alone, without a zero before them: 007.0 and 1e5 are text.
 _WHOLE = re.compile(r"(-?[1-9]\d*|0)\.0+")
 _DOTTED = re.compile(r"-?\d+(\.\d+)+")
-# What divides ids in text, or makes lists of it.
+# Marks that divide ids in text, or make lists of it.
 _MARKS = re.compile(r"[\s,;|\[\](){}'\"]")
 
 

@@ -63,7 +63,7 @@ def _lines(request: ReadRequest, blocks: Iterable[bytes]) -> Iterator[tuple[int,
 
 
 def _line_value(text: str) -> tuple[str, Any]:
-    """What is wrong with a line, or its object; some published files write Python dictionaries instead of JSON."""
+    """Says what is wrong with a line, or gives its object; some published files have Python dictionaries for JSON."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -178,7 +178,7 @@ class JsonText:
         return self.position >= len(self.buffer) and not self.more()
 
     def forget(self) -> None:
-        """What was read need not be kept."""
+        """Drops what was read."""
         if self.position > _BLOCK:
             self.buffer, self.position = self.buffer[self.position :], 0
 
@@ -210,7 +210,7 @@ class JsonText:
         """Behind a malformed value, to where the next one seems to begin; else to the bracket that ends the text."""
         self.position += 1
         while not (match := following.search(self.buffer, self.position)):
-            # What begins the next value may be cut in two.
+            # The beginning of the next value may be cut in two.
             start = max(self.position, len(self.buffer) - 256)
             if not self.more():
                 bare = self.buffer.rstrip()

@@ -1,4 +1,4 @@
-"""What a pickle file says it will build, looked through before it is built: what would blow up is refused."""
+"""Looks through what a pickle file says it will build, before it is built, and refuses what would blow up."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 # Tuples that a file refers to again: by a few references no nested tuple has more parts than can be hashed.
 MAX_SHARED = 16
-# Of a whole number, 64 bytes: no id or time is longer.
+# Bits of a whole number, 64 bytes: no id or time is longer.
 MAX_BITS = 512
 _PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _GETS = {"GET", "BINGET", "LONG_BINGET"}
-# What they put on the stack is no tuple, so its hash is cheap, or it has none.
+# The values that they put on the stack are no tuples: their hash is cheap, or they have none.
 _SIMPLE = {
     "EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "EMPTY_TUPLE", "DICT", "LIST", "STRING", "BINSTRING", "SHORT_BINSTRING",
     "UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE", "BINBYTES", "BINBYTES8", "SHORT_BINBYTES", "GLOBAL",

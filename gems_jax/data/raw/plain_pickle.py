@@ -92,10 +92,11 @@ def check_parts(value: Any, most: int) -> None:
 
 
 def load_plain(path: str | Path) -> Any:
-    """What a pickle file holds, where that is lists, tuples, sets, dictionaries, text, numbers and None alone.
+    """Reads a pickle file that holds lists, tuples, sets, dictionaries, text, numbers and None alone.
 
-    Anything else (a DataFrame, a numpy array, a function) is refused by its name before it is touched. What is small
-    in the file and large once it is walked, hashed or printed is refused: see `check_operations` and `check_parts`.
+    Anything else (a DataFrame, a numpy array, a function) is refused by its name before it is touched. A value
+    that is small in the file and large once it is walked, hashed or printed is refused: see `check_operations` and
+    `check_parts`.
 
     Example:
         >>> import os, tempfile

@@ -51,7 +51,7 @@ class Quarantine:
         self.max_bad_fraction = max_bad_fraction
         self._with_files = with_files
         self.rows: list[dict[str, str]] = []
-        # What was read in another way than it stands there, or is odd, though nothing was left out: number, example.
+        # Cells that were read in another way than they are written, or are odd, though no row was left out.
         self.remarks: dict[str, Remark] = {}
         # Rows that are exact copies of others, by kind; they are no bad rows.
         self.copies: Counter[str] = Counter()

@@ -17,7 +17,7 @@ ALWAYS_READ = 64 * 2**20
 _KINDS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".ndjson": "json", ".parquet": "parquet"}
 _COMPRESSED = (".gz", ".bz2", ".zst", ".zstd", ".lz4")
 _CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
-# What is seen at the beginning of files of other kinds.
+# The first bytes of files of other kinds.
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive (as Excel workbooks are); unpack it or save it as CSV",
     b"\xfd7zXZ\x00": "compressed by xz; compress it by gzip or zstd instead",
@@ -173,7 +173,7 @@ def is_tab_separated(path: Path) -> bool:
 
 
 def codec_of(beginning: bytes) -> str | None:
-    """What a file is compressed with, by its first bytes."""
+    """The compression of a file, told by its first bytes."""
     if beginning[:3] == b"BZh" and beginning[4:10] == b"1AY&SY":
         return "bz2"
     return next((codec for mark, codec in _CODECS.items() if beginning.startswith(mark)), None)

@@ -12,7 +12,7 @@ from gems_jax.data.raw.raw_files import codec_of
 from gems_jax.data.raw.raw_rows import RawRows, ReadRequest
 
 BLOCK_ROWS = 8192
-# Of what a batch holds once dictionaries are decoded, about.
+# Bytes that a batch holds once dictionaries are decoded, about, and values.
 _BATCH_BYTES = 64 * 2**20
 _BATCH_VALUES = 4_194_304
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}

@@ -39,7 +39,7 @@ class RawRows(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadRequest:
-    """What is wanted of a file.
+    """A request to read a file.
 
     Args:
         path: the file.
@@ -144,7 +144,7 @@ def _near(name: str, names: Sequence[str]) -> str | None:
 
 
 def _entry(option: str, role: str, near: str | None) -> str:
-    """What to write where an option has an entry a role, as YAML reads it."""
+    """The words to write where an option has an entry a role, as YAML reads them."""
     if not option.endswith("columns"):
         return ""
     plain = near is None or re.fullmatch(r"[^\W\d][\w.-]*", near)

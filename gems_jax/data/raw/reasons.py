@@ -33,7 +33,7 @@ _LISTS = (
     "whole numbers in the file, as floating-point numbers they may be other ones"
 )
 _WORDS = "files.missing lists the words that stand for nothing"
-# What to set or to look at, by reason.
+# The advice for each reason: what to set or to look at.
 HINTS = {
     NO_USER: _WORDS,
     NO_TARGET: _WORDS,

@@ -1,4 +1,4 @@
-"""What a source of data is to `prepare`."""
+"""Describes a source of data to `prepare`."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def read_lines(
 
 
 def shared_text(train: str | Path, heldout: str | Path) -> str:
-    """What of a held-out text is in the other one, in words; empty: no file of it is.
+    """Says which files of a held-out text are in the other one; empty: none is.
 
     Files are compared by their content.
 

@@ -26,7 +26,7 @@ def split_words(text: str) -> list[str]:
 
 
 def search_terms(text: str) -> list[str]:
-    """What lexical search compares: words without case; of scripts without spaces, characters and pairs of them.
+    """The terms that lexical search compares: words without case; of scripts without spaces, characters and pairs.
 
     Pairs of neighbours stand for words that only a dictionary could tell apart, as in Lucene's CJK analysis; single
     characters find words of one.

@@ -1,8 +1,8 @@
 """A small marketplace made up from a seed, in which search and recommendation disagree for some users.
 
-Every user has a taste: departments, styles and brands. What a user takes while browsing follows the taste.
-What a user searches for follows it too for some, while others search for gifts: other departments, styles
-and brands than their own. For these the same history calls for opposite things in the two tasks.
+Every user has a taste: departments, styles and brands. Users browse by their taste. Some search by it too,
+while others search for gifts: other departments, styles and brands than their own. For these the same history calls
+for opposite things in the two tasks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DEPARTMENT_SKEW = 0.5  # exponent by which departments differ in how many users 
 
 @dataclass(frozen=True)
 class Taste:
-    """What a user likes, and whether the user searches for gifts; departments are positions."""
+    """The taste of a user, and whether the user searches for gifts; departments are positions."""
 
     departments: tuple[int, int]
     styles: frozenset[str]

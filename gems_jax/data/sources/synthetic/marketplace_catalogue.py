@@ -110,7 +110,7 @@ DEPARTMENTS = (
 
 @dataclass(frozen=True)
 class Product:
-    """What an item is, by its words; `department` and `category` are positions."""
+    """The words of an item; `department` and `category` are positions."""
 
     department: int
     category: int

@@ -23,7 +23,7 @@ _GIFT_WORDS = ("gift", "present", "as a gift", "for a friend")
 
 
 def type_query(product: Product, is_gift: bool, rng: np.random.Generator) -> str:
-    """What someone who ends up with this product might have typed.
+    """Makes a query that someone who ends up with this product might have typed.
 
     Example:
         >>> product = Product(1, 0, "green", "steel", "Willow")
