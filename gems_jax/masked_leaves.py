@@ -1,10 +1,10 @@
 """Leaves that optax masks from a transform: does any other transform merge their task axis?
 
-`optax.partition`, `optax.masked` and `optax.selective_transform` show a transform its own leaves alone and pass the
-others on as they come: stacked, so that ``optax.apply_updates`` gives a frozen parameter the shape ``[T, *shape]``. No
-transform sees another's leaves. But ``init`` of the parts of one partition follow each other, each with what the others
-leave out: the transforms that merge a task axis tell of their leaves there, and ask in ``update`` who told of the rest.
-Nothing but a warning depends on it.
+``optax.partition``, ``optax.masked`` and ``optax.selective_transform`` show a transform its own leaves alone and pass
+the others on as they come: stacked, so that ``optax.apply_updates`` gives a frozen parameter the shape ``[T, *shape]``.
+No transform sees another's leaves. But ``init`` of the parts of one partition follow each other, each with what the
+others leave out: the transforms that merge a task axis tell of their leaves there, and ask in ``update`` who told of
+the rest. Nothing but a warning depends on it.
 """
 
 import dataclasses

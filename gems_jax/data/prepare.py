@@ -47,28 +47,28 @@ def prepare(
     progress: Callable[[str], None] | None = print,
     steps: Preprocessing | Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """The prepared dataset in `out_dir`: read if it is finished and made with the same settings, else made.
+    """The prepared dataset in ``out_dir``: read if it is finished and made with the same settings, else made.
 
     Args:
-        name: of a source, see `gems_jax.data.sources.registry`: `marketplace` (made from the seed), or from files under
-            `path`: `amazon_scientific`, `amazon` (any category's reviews and metadata), `qilin`, `released` (the
-            authors' six pickled tables), `table` (anyone's rows).
-        out_dir: folder of the prepared dataset; on an object store (`gs://...`) a copy on this machine is worked with,
-            see `gems_jax.data.dataset.remote`.
-        path: folder of the raw files, on this machine (`file://` is).
-        seed: of negatives and of the marketplace.
-        num_negatives: per row of valid and test.
-        num_users: of the marketplace.
-        max_bad_fraction: largest share of raw rows of a kind that may be left out.
-        preprocessing: what is done to rows, for `amazon`, `qilin`, `released` and `table`.
-        files: where a table's files are and what their columns are called, for `table`; for `released` its catalogue.
-        category: for `amazon`, where the folder holds several.
-        progress: takes each line a person should see; None for silence.
-        steps: the old name of `preprocessing`.
+      name: of a source, see `gems_jax.data.sources.registry`: ``marketplace`` (made from the seed), or from files under
+        ``path``: ``amazon_scientific``, ``amazon`` (any category's reviews and metadata), ``qilin``, ``released`` (the
+        authors' six pickled tables), ``table`` (anyone's rows).
+      out_dir: folder of the prepared dataset; on an object store (``gs://...``) a copy on this machine is worked with,
+        see `gems_jax.data.dataset.remote`.
+      path: folder of the raw files, on this machine (``file://`` is).
+      seed: of negatives and of the marketplace.
+      num_negatives: per row of valid and test.
+      num_users: of the marketplace.
+      max_bad_fraction: largest share of raw rows of a kind that may be left out.
+      preprocessing: what is done to rows, for ``amazon``, ``qilin``, ``released`` and ``table``.
+      files: where a table's files are and what their columns are called, for ``table``; for ``released`` its catalogue.
+      category: for ``amazon``, where the folder holds several.
+      progress: takes each line a person should see; None for silence.
+      steps: the old name of ``preprocessing``.
 
     Raises:
-        ValueError: the source is unknown, settings do not fit it, raw data cannot be used, or the tables leak.
-        FileNotFoundError: a raw file is missing.
+      ValueError: the source is unknown, settings do not fit it, raw data cannot be used, or the tables leak.
+      FileNotFoundError: a raw file is missing.
     """
     say = progress or (lambda line: None)
     if steps is not None:

@@ -24,11 +24,11 @@ class Scorer(Protocol):
     """Scores of the items for some rows of a table."""
 
     def __call__(self, rows: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
-        """float32 `[r, C]`, or `[r, N]`, larger is better.
+        """float32 ``[r, C]``, or ``[r, N]``, larger is better.
 
         Args:
-            rows: int `[r]`, rows of the table.
-            candidates: item numbers `[r, C]`; None: all N items.
+          rows: int ``[r]``, rows of the table.
+          candidates: item numbers ``[r, C]``; None: all N items.
         """
         ...  # pragma: no cover
 
@@ -37,7 +37,7 @@ def same_for_all(scores: np.ndarray) -> Scorer:
     """The same scores of the N items in every row, such as their popularity.
 
     Args:
-        scores: `[N]`.
+      scores: ``[N]``.
     """
 
     def score(rows: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
@@ -47,21 +47,21 @@ def same_for_all(scores: np.ndarray) -> Scorer:
 
 
 def item_counts(training: Sequence[Table], num_items: int) -> np.ndarray:
-    """By how many training users each item was interacted with, as a target or in a history of any task, float32 `[N]`.
+    """How many training users interacted with each item, as a target or in a history of any task, float32 ``[N]``.
 
     Args:
-        training: training tables.
-        num_items: size of the catalogue.
+      training: training tables.
+      num_items: size of the catalogue.
     """
     return np.asarray(_interactions(training, num_items).sum(axis=0), np.float32).ravel()
 
 
 def target_counts(table: Table, num_items: int) -> np.ndarray:
-    """How often each item is the target of a row, float32 `[N]`: what is searched for is not what is browsed.
+    """How often each item is the target of a row, float32 ``[N]``: what is searched for is not what is browsed.
 
     Args:
-        table: training rows of a task.
-        num_items: size of the catalogue.
+      table: training rows of a task.
+      num_items: size of the catalogue.
     """
     return np.bincount(table.target, minlength=num_items).astype(np.float32)
 
@@ -69,13 +69,13 @@ def target_counts(table: Table, num_items: int) -> np.ndarray:
 def co_occurrence(training: Sequence[Table], table: Table, num_items: int) -> Scorer:
     """In how many training users an item stands beside those of the row's history.
 
-    `sum_h n(h, c) / sqrt(n(h) n(c)) + 1e-6 n(c)` over the items `h` of the history other than the candidate `c`, where
-    `n` counts users (cosine; popularity breaks ties).
+    ``sum_h n(h, c) / sqrt(n(h) n(c)) + 1e-6 n(c)`` over the items ``h`` of the history other than the candidate ``c``,
+    where ``n`` counts users (cosine; popularity breaks ties).
 
     Args:
-        training: training tables.
-        table: rows, whose histories are used.
-        num_items: size of the catalogue.
+      training: training tables.
+      table: rows, whose histories are used.
+      num_items: size of the catalogue.
     """
     import scipy.sparse as sp
 
@@ -119,12 +119,12 @@ def bm25(documents: Sequence[str], table: Table, stem: bool = False) -> Scorer:
     """BM25 of the row's query against each item's document (k1 1.5, b 0.75).
 
     Args:
-        documents: a text an item, see `titles` and `titles_and_queries`.
-        table: rows with queries.
-        stem: whether English endings are cut off (Porter's second stemmer), so that "filters" finds "filter".
+      documents: a text an item, see `titles` and `titles_and_queries`.
+      table: rows with queries.
+      stem: whether English endings are cut off (Porter's second stemmer), so that "filters" finds "filter".
 
     Raises:
-        ValueError: no document holds a word.
+      ValueError: no document holds a word.
     """
     import bm25s
 
@@ -164,15 +164,15 @@ def titles(items: Sequence[Item]) -> list[str]:
 def titles_and_queries(items: Sequence[Item], training: Table) -> list[str]:
     """Each item's title and text, and the queries that led to it in training: what a log of queries knows of it.
 
-    Example:
-        >>> from gems_jax.data.dataset.tables import Row
-        >>> log = Table.from_rows("src", [Row("ann", [], 0, "sofa"), Row("bob", [], 0, "bed"), Row("cy", [], 0, "bed")])
-        >>> titles_and_queries([Item("a", "Couch"), Item("b", "Lamp")], log)
-        ['Couch sofa bed bed', 'Lamp']
-
     Args:
-        items: the catalogue.
-        training: training rows of a task with queries.
+      items: the catalogue.
+      training: training rows of a task with queries.
+
+    Example:
+      >>> from gems_jax.data.dataset.tables import Row
+      >>> log = Table.from_rows("src", [Row("ann", [], 0, "sofa"), Row("bob", [], 0, "bed"), Row("cy", [], 0, "bed")])
+      >>> titles_and_queries([Item("a", "Couch"), Item("b", "Lamp")], log)
+      ['Couch sofa bed bed', 'Lamp']
     """
     texts = [[item.search_text] for item in items]
     for item, query in zip(training.target.tolist(), training.queries, strict=True):
@@ -181,11 +181,11 @@ def titles_and_queries(items: Sequence[Item], training: Table) -> list[str]:
 
 
 def with_popularity(scorer: Scorer, counts: np.ndarray) -> Scorer:
-    """Another's scores plus `log(1 + n)`: of two items with the same words the one with more interactions.
+    """Another's scores plus ``log(1 + n)``: of two items with the same words the one with more interactions.
 
     Args:
-        scorer: its scores are zero or larger.
-        counts: `n`, interactions with each item, `[N]`.
+      scorer: its scores are zero or larger.
+      counts: ``n``, interactions with each item, ``[N]``.
     """
     extra = np.log1p(counts).astype(np.float32)
 
@@ -196,49 +196,49 @@ def with_popularity(scorer: Scorer, counts: np.ndarray) -> Scorer:
 
 
 def score_blocks(rows: int, width: int) -> Iterator[np.ndarray]:
-    """All rows in order, so many at a time that `BLOCK` numbers hold `width` for each of them."""
+    """All rows in order, so many at a time that `BLOCK` numbers hold ``width`` for each of them."""
     step = max(1, BLOCK // max(1, width))
     for start in range(0, rows, step):
         yield np.arange(start, min(start + step, rows))
 
 
 def popularity_scores(training: Sequence[Table], candidates: np.ndarray, num_items: int) -> np.ndarray:
-    """`item_counts` of candidates, float32 `[R, C]`: how popular they are.
+    """`item_counts` of candidates, float32 ``[R, C]``: how popular they are.
 
     Args:
-        training: training tables of one or more tasks.
-        candidates: item numbers, int `[R, C]`.
-        num_items: size of the catalogue.
+      training: training tables of one or more tasks.
+      candidates: item numbers, int ``[R, C]``.
+      num_items: size of the catalogue.
     """
     return item_counts(training, num_items)[candidates]
 
 
 def co_occurrence_scores(training: Sequence[Table], table: Table, candidates: np.ndarray, num_items: int) -> np.ndarray:
-    """`co_occurrence` of candidates, float32 `[R, C]`.
+    """`co_occurrence` of candidates, float32 ``[R, C]``.
 
     Args:
-        training: training tables.
-        table: `R` rows, whose histories are used.
-        candidates: item numbers, int `[R, C]`.
-        num_items: size of the catalogue.
+      training: training tables.
+      table: ``R`` rows, whose histories are used.
+      candidates: item numbers, int ``[R, C]``.
+      num_items: size of the catalogue.
     """
     return co_occurrence(training, table, num_items)(np.arange(len(table)), candidates)
 
 
 def bm25_scores(items: Sequence[Item], table: Table, candidates: np.ndarray, stem: bool = False) -> np.ndarray:
-    """`bm25` of candidates' titles and texts, float32 `[R, C]`.
+    """`bm25` of candidates' titles and texts, float32 ``[R, C]``.
 
     Args:
-        items: the catalogue.
-        table: `R` rows with queries.
-        candidates: item numbers, int `[R, C]`.
-        stem: as there.
+      items: the catalogue.
+      table: ``R`` rows with queries.
+      candidates: item numbers, int ``[R, C]``.
+      stem: as there.
     """
     return bm25(titles(items), table, stem)(np.arange(len(table)), candidates)
 
 
 def _blocks(sizes: np.ndarray, most: int) -> Iterator[slice]:
-    """Consecutive rows whose sizes add up to `most`, or single ones that are larger."""
+    """Consecutive rows whose sizes add up to ``most``, or single ones that are larger."""
     start, total = 0, 0
     for index, size in enumerate(sizes.tolist()):
         if index > start and total + size > most:
@@ -249,7 +249,7 @@ def _blocks(sizes: np.ndarray, most: int) -> Iterator[slice]:
 
 
 def _interactions(training: Sequence[Table], num_items: int) -> Any:
-    """Items of each training user, as targets or in histories: sparse float32 `[users, N]` of ones."""
+    """Items of each training user, as targets or in histories: sparse float32 ``[users, N]`` of ones."""
     import scipy.sparse as sp
 
     numbers: dict[str, int] = {}

@@ -51,7 +51,7 @@ def beam_search(
     are made among what it finds, as they would have been made token by token.
 
     Args:
-      model: a `gems_jax.models.family.LanguageModel`, which goes in as a pytree: `nnx.split` takes many times as long
+      model: a `gems_jax.models.family.LanguageModel`, which goes in as a pytree: ``nnx.split`` takes many times as long
         as its flattening.
       inputs: ``"input_ids"`` and ``"attention_mask"``, int ``[B, S]``.
       constraint: a `Trie`, or `CandidateTries` of ``B`` rows.

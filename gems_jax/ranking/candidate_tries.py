@@ -81,7 +81,7 @@ class CandidateTries:
         return jnp.where(here, self.table[node, 0], -1)
 
     def rest(self, nodes: jax.Array) -> Completions:
-        """The items that beams at nodes ``[n]`` of the depth `cut` may lead to: see `Trie.rest`."""
+        """The items that beams at nodes ``[n]`` of the depth ``cut`` may lead to: see `Trie.rest`."""
         if self.cut == self.depth:
             return Completions.one_each(self.items_at(self.depth, nodes))
         beam = self._beam(self.cut, nodes)

@@ -12,7 +12,7 @@ from gems_jax.types import Batch
 def gather_inputs(
     encoded: EncodedTable, rows: np.ndarray, length: int, pad_token_id: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`input_ids` and `attention_mask`, int32 `[B, length]`, of the given rows; row -1 is all padding."""
+    """``input_ids`` and ``attention_mask``, int32 ``[B, length]``, of the given rows; row -1 is all padding."""
     present = rows >= 0
     known = np.where(present, rows, 0)
     starts = encoded.offsets[known]
@@ -41,24 +41,23 @@ def make_batch(
 ) -> Batch:
     """The batch of the given rows for models of the table's layout; a row of -1 is padding, all its masks are 0.
 
-    The answer to an input is the item's `L` tokens, or fewer, then the end token.
+    The answer to an input is the item's ``L`` tokens, or fewer, then the end token.
 
     Args:
-        encoded: the table.
-        rows: int64 `[B]`.
-        length: `S`, columns of `input_ids`.
-        pad_token_id: what fills rows up, on the right.
-        eos_token_id: the end token.
-        decoder_start_token_id: what a T5 decoder begins with.
+      encoded: the table.
+      rows: int64 ``[B]``.
+      length: ``S``, columns of ``input_ids``.
+      pad_token_id: what fills rows up, on the right.
+      eos_token_id: the end token.
+      decoder_start_token_id: what a T5 decoder begins with.
 
     Returns:
-        `input_ids`, `attention_mask` int32 `[B, S]`, `row_index` int32 `[B]` and the answers.
-        Layout `encoder_decoder`: `decoder_input_ids` (the start token, then the answer but for its last token),
-        `labels` (the answer) and `label_mask` int32 `[B, L + 1]`.
-        Layout `decoder`: the answer follows the prompt in `input_ids`; `labels` int32 `[B, S]` are the tokens that
-        follow, `labels[:, s] = input_ids[:, s + 1]`, and `label_mask` int32 `[B, S]` is 1 where that is a token of the
-        answer.
-        So in both layouts the loss compares the logits of a position with the label of that very position.
+      ``input_ids``, ``attention_mask`` int32 ``[B, S]``, ``row_index`` int32 ``[B]`` and the answers. Layout
+      ``encoder_decoder``: ``decoder_input_ids`` (the start token, then the answer but for its last token), ``labels``
+      (the answer) and ``label_mask`` int32 ``[B, L + 1]``. Layout ``decoder``: the answer follows the prompt in
+      ``input_ids``; ``labels`` int32 ``[B, S]`` are the tokens that follow, ``labels[:, s] = input_ids[:, s + 1]``, and
+      ``label_mask`` int32 ``[B, S]`` is 1 where that is a token of the answer. So in both layouts the loss compares the
+      logits of a position with the label of that very position.
     """
     rows = np.asarray(rows)
     prompts, mask = gather_inputs(encoded, rows, length, pad_token_id)
@@ -74,7 +73,7 @@ def make_batch(
 
 
 def _answers(encoded: EncodedTable, rows: np.ndarray, pad: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """The answers, int32 `[B, L + 1]`, and bool, which of it are there."""
+    """The answers, int32 ``[B, L + 1]``, and bool, which of it are there."""
     present = rows >= 0
     item = encoded.target_tokens[np.where(present, rows, 0)]
     widths = (item >= 0).sum(axis=1)

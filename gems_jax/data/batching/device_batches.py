@@ -17,14 +17,14 @@ class DeviceBatches(Iterator[Mapping[str, Any]]):
     Transfers run beside computation: while a step works on one batch the next is there already.
 
     Args:
-        batches: of this process, arrays `[T, B / n, ...]`.
-        sharding: of every array, a `jax.sharding.Sharding` of the global `[T, B, ...]` (on a mesh with a `data` axis
-            `NamedSharding(mesh, PartitionSpec(None, "data"))`), or a device.
-        ahead: batches on the devices beside the one in use; 0: none.
-        drop: arrays that stay here.
+      batches: of this process, arrays ``[T, B / n, ...]``.
+      sharding: of every array, a ``jax.sharding.Sharding`` of the global ``[T, B, ...]`` (on a mesh with a ``data``
+        axis ``NamedSharding(mesh, PartitionSpec(None, "data"))``), or a device.
+      ahead: batches on the devices beside the one in use; 0: none.
+      drop: arrays that stay here.
 
     Raises:
-        ValueError: `ahead` is negative, or there is no array that is to be dropped.
+      ValueError: ``ahead`` is negative, or there is no array that is to be dropped.
     """
 
     def __init__(

@@ -25,20 +25,20 @@ _ARRAYS = {"tokens": (np.int32, 1), "offsets": (np.int64, 1), "target_tokens": (
 class EncodedTable:
     """A table as tokens.
 
-    Example:
-        >>> table = EncodedTable("rec", np.array([5, 6, 1, 7, 1]), np.array([0, 3, 5]), np.array([8, 9]))
-        >>> len(table), table.tokens_of(1).tolist(), table.target_tokens.tolist()
-        (2, [7, 1], [[8], [9]])
-
     Args:
-        task: name of the task.
-        tokens: int32, all inputs one after the other; an encoder's end in the end token, a decoder's are prompts.
-        offsets: int64 `[R + 1]`; the input of row `r` is `tokens[offsets[r]:offsets[r + 1]]`.
-        target_tokens: int32 `[R, L]`, the target item's tokens, -1 behind shorter ones; `[R]` stands for `[R, 1]`.
-        dropped_items: history items left out, oldest first, because an input would have been too long.
-        clipped_queries: rows whose query lost words at its end for the same reason.
-        layout: of the models that the inputs are for.
-        folder: where the arrays are memory-mapped from, if they are: then other processes map them, too.
+      task: name of the task.
+      tokens: int32, all inputs one after the other; an encoder's end in the end token, a decoder's are prompts.
+      offsets: int64 ``[R + 1]``; the input of row ``r`` is ``tokens[offsets[r]:offsets[r + 1]]``.
+      target_tokens: int32 ``[R, L]``, the target item's tokens, -1 behind shorter ones; ``[R]`` stands for ``[R, 1]``.
+      dropped_items: history items left out, oldest first, because an input would have been too long.
+      clipped_queries: rows whose query lost words at its end for the same reason.
+      layout: of the models that the inputs are for.
+      folder: where the arrays are memory-mapped from, if they are: then other processes map them, too.
+
+    Example:
+      >>> table = EncodedTable("rec", np.array([5, 6, 1, 7, 1]), np.array([0, 3, 5]), np.array([8, 9]))
+      >>> len(table), table.tokens_of(1).tolist(), table.target_tokens.tolist()
+      (2, [7, 1], [[8], [9]])
     """
 
     task: str
@@ -76,7 +76,7 @@ class EncodedTable:
         return (self.target_tokens[rows] >= 0).sum(axis=1) + 1
 
     def lengths_in_batch(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """int64, columns of `input_ids` that rows need."""
+        """int64, columns of ``input_ids`` that rows need."""
         lengths = self.lengths(rows)
         return lengths + self.answer_lengths(rows) if LAYOUTS[self.layout].answer_follows else lengths
 
@@ -91,8 +91,8 @@ def open_encoded(folder: str | Path) -> EncodedTable:
     Reading them costs about a second a gigabyte, once; processes that get an opened table from this one map it only.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged.
+      FileNotFoundError: there is none.
+      ValueError: it is damaged.
     """
     if (Path(folder) / META).is_file():
         # Before anything is made of them: a damaged header ends numpy with errors of many kinds.

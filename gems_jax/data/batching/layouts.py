@@ -20,8 +20,8 @@ class RowLayout(Protocol):
     """One way to lay rows out.
 
     Attributes:
-        answer_follows: whether the answer is part of `input_ids`, behind the prompt.
-        padding_side: where an input is padded so that its answer can be generated.
+      answer_follows: whether the answer is part of ``input_ids``, behind the prompt.
+      padding_side: where an input is padded so that its answer can be generated.
     """
 
     answer_follows: bool
@@ -32,7 +32,7 @@ class RowLayout(Protocol):
         ...
 
     def columns(self, inputs: int, answer: int) -> dict[str, int]:
-        """Columns of each array of a batch, for `inputs` columns of `input_ids` and answers of `answer` tokens."""
+        """Columns of each array of a batch, for ``inputs`` columns of ``input_ids``, answers of ``answer`` tokens."""
         ...
 
     def join(
@@ -41,10 +41,10 @@ class RowLayout(Protocol):
         """The batch of prompts and answers, see `gems_jax.data.batching.batches.make_batch`.
 
         Args:
-            prompts, mask: int32 `[B, S]`, may be changed.
-            answers: int32 `[B, A]`.
-            valid: bool `[B, A]`, which of the answers' tokens are there.
-            pad, start: token ids, of padding and of what a decoder begins with.
+          prompts, mask: int32 ``[B, S]``, may be changed.
+          answers: int32 ``[B, A]``.
+          valid: bool ``[B, A]``, which of the answers' tokens are there.
+          pad, start: token ids, of padding and of what a decoder begins with.
         """
         ...
 
@@ -54,9 +54,9 @@ class RowLayout(Protocol):
         """Chunks of general text once, spread over it, as models of this layout are pretrained on text.
 
         Args:
-            tokens: int `[N]`.
-            tokenizer: of the model.
-            batch_size, input_length, max_batches: see `gems_jax.data.text.next_token.next_token_batches`.
+          tokens: int ``[N]``.
+          tokenizer: of the model.
+          batch_size, input_length, max_batches: see `gems_jax.data.text.next_token.next_token_batches`.
         """
         ...
 

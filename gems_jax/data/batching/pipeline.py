@@ -21,11 +21,11 @@ _ENDLESS = 2**40
 
 
 class TaskBatchSource:
-    """Element `k` is batch `k` of all tasks; whole batches, so that the pipeline moves few Python objects.
+    """Element ``k`` is batch ``k`` of all tasks; whole batches, so that the pipeline moves few Python objects.
 
-    Each task walks through its own table, newly shuffled every epoch, as fast as `RowPlan` says; what a step has
-    fewer than `batch_size` rows of is filled up with rows of -1, whose masks are 0. The order depends on the seed, the
-    task's name, the tables' sizes and, where rows are grouped by length, their lengths; with `sampling="equal"` a
+    Each task walks through its own table, newly shuffled every epoch, as fast as `RowPlan` says; what a step has fewer
+    than ``batch_size`` rows of is filled up with rows of -1, whose masks are 0. The order depends on the seed, the
+    task's name, the tables' sizes and, where rows are grouped by length, their lengths; with ``sampling="equal"`` a
     task's does not depend on the other tasks.
 
     The arguments are those of `task_batches`.
@@ -114,7 +114,7 @@ class TaskBatchSource:
         return np.argsort(steps), rows, ends
 
     def rows(self, task: str, step: int) -> np.ndarray:
-        """int64 `[B]`: the table rows of a task's global batch, before it is cut for the processes; -1 fills it."""
+        """int64 ``[B]``: the table rows of a task's global batch, before it is cut for the processes; -1 fills it."""
         number = list(self._encoded).index(task)
         if self._length_window == 1:
             first = int(self._plan.before(step)[number])
@@ -169,10 +169,10 @@ class BatchIterator(Iterator[Batch]):
     Its state is the number of the next batch alone, so that it fits any number of workers.
 
     Args:
-        source: of the batches.
-        prefetch: batches made ahead; 0: each when it is asked for.
-        threads: that make them.
-        workers: processes that make them, instead of threads of this one; 0: none.
+      source: of the batches.
+      prefetch: batches made ahead; 0: each when it is asked for.
+      threads: that make them.
+      workers: processes that make them, instead of threads of this one; 0: none.
     """
 
     def __init__(self, source: TaskBatchSource, prefetch: int = 4, threads: int = 1, workers: int = 0) -> None:
@@ -217,7 +217,7 @@ class BatchIterator(Iterator[Batch]):
         """Goes on where an iterator over the same data was.
 
         Raises:
-            ValueError: the state is another iterator's, or one over other data, sizes or options.
+          ValueError: the state is another iterator's, or one over other data, sizes or options.
         """
         step = state.get("step")
         if not isinstance(step, int) or step < 0:
@@ -253,33 +253,33 @@ def task_batches(
     workers: int = 0,
     **token_ids: int,
 ) -> BatchIterator:
-    """An endless iterator over batches of all tasks, by grain, with `get_state()` and `set_state(state)`.
+    """An endless iterator over batches of all tasks, by grain, with `get_state()` and ``set_state(state)``.
 
     Args:
-        encoded: task to its encoded training table; `T` tasks, in this order, of one layout.
-        batch_size: `B`, most rows of a task in the global batch; process `p` of `n` gets rows `[p B / n, (p + 1) B /
-            n)`.
-        max_length: `S`, most columns of `input_ids`.
-        seed: of the order.
-        process_index: `p`.
-        process_count: `n`.
-        length_buckets: shorter lengths a batch may have where all its inputs fit; each one costs a
-            compilation.
-        length_window: steps whose rows are sorted by length and then cut into batches, short with short in all tasks,
-            whose order is shuffled: with `length_buckets` this saves padding. 1: rows stay as they are shuffled.
-        sampling: rows of each task in a step. `equal`: `B` of each, so that small tables are walked through more
-            often; `ratio`: in proportion to the tables' sizes, all epochs ending together; `temperature`: in
-            proportion to `size ** (1 / temperature)`. The largest task has up to `B`; the rows of all tasks together
-            are equally many in every step, see `RowPlan`; a batch is filled up with rows of `row_index` -1 and masks
-            0, which count nowhere.
-        temperature: from 1 (`ratio`) to large numbers (nearly `equal`).
-        prefetch: batches made ahead.
-        threads: that make them.
-        workers: processes that make them instead. The batches are the same for any number.
-        **token_ids: `pad_token_id`, `eos_token_id`, `decoder_start_token_id` where they are not T5's 0, 1, 0.
+      encoded: task to its encoded training table; ``T`` tasks, in this order, of one layout.
+      batch_size: ``B``, most rows of a task in the global batch; process ``p`` of ``n`` gets rows
+        ``[p B / n, (p + 1) B / n)``.
+      max_length: ``S``, most columns of ``input_ids``.
+      seed: of the order.
+      process_index: ``p``.
+      process_count: ``n``.
+      length_buckets: shorter lengths a batch may have where all its inputs fit; each one costs a
+        compilation.
+      length_window: steps whose rows are sorted by length and then cut into batches, short with short in all tasks,
+        whose order is shuffled: with ``length_buckets`` this saves padding. 1: rows stay as they are shuffled.
+      sampling: rows of each task in a step. ``equal``: ``B`` of each, so that small tables are walked through more
+        often; ``ratio``: in proportion to the tables' sizes, all epochs ending together; ``temperature``: in
+        proportion to ``size ** (1 / temperature)``. The largest task has up to ``B``; the rows of all tasks together
+        are equally many in every step, see `RowPlan`; a batch is filled up with rows of ``row_index`` -1 and masks
+        0, which count nowhere.
+      temperature: from 1 (``ratio``) to large numbers (nearly ``equal``).
+      prefetch: batches made ahead.
+      threads: that make them.
+      workers: processes that make them instead. The batches are the same for any number.
+      **token_ids: ``pad_token_id``, ``eos_token_id``, ``decoder_start_token_id`` where they are not T5's 0, 1, 0.
 
     Returns:
-        Iterator of dicts as those of `make_batch`, each array with the task axis before the others: `[T, B / n, ...]`.
+      Iterator of dicts as those of `make_batch`, each array with the task axis before the others: ``[T, B / n, ...]``.
     """
     source = TaskBatchSource(
         encoded, batch_size, max_length, seed, process_index, process_count, length_buckets, length_window, sampling,
@@ -291,16 +291,16 @@ def task_batches(
 def eval_batches(
     encoded: EncodedTable, batch_size: int, max_length: int | None = None, **token_ids: int
 ) -> Iterator[Batch]:
-    """All rows once, in order, in batches of one shape; the last one is filled with rows of `row_index` -1.
+    """All rows once, in order, in batches of one shape; the last one is filled with rows of ``row_index`` -1.
 
     Args:
-        encoded: `R` rows.
-        batch_size: `B`.
-        max_length: `S`; by default the longest input, rounded up to a multiple of 8.
-        **token_ids: as for `task_batches`.
+      encoded: ``R`` rows.
+      batch_size: ``B``.
+      max_length: ``S``; by default the longest input, rounded up to a multiple of 8.
+      **token_ids: as for `task_batches`.
 
     Returns:
-        Iterator of dicts as those of `make_batch`, without a task axis.
+      Iterator of dicts as those of `make_batch`, without a task axis.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive, got {batch_size}")

@@ -31,16 +31,16 @@ Allocate = Callable[[int], np.ndarray]
 def parse_template(template: str, needed: Sequence[str] = ()) -> list[str | tuple[str]]:
     """The pieces of a template in order: a string as it stands, or a one-tuple naming a field.
 
-    Example:
-        >>> parse_template("bought {history} searches {query}")
-        ['bought ', ('history',), ' searches ', ('query',)]
-
     Args:
-        template: words with `{history}` and `{query}` in them; a literal brace is doubled.
-        needed: fields that must occur.
+      template: words with ``{history}`` and ``{query}`` in them; a literal brace is doubled.
+      needed: fields that must occur.
 
     Raises:
-        ValueError: a field is unknown, missing, repeated or carries a format.
+      ValueError: a field is unknown, missing, repeated or carries a format.
+
+    Example:
+      >>> parse_template("bought {history} searches {query}")
+      ['bought ', ('history',), ' searches ', ('query',)]
     """
     try:
         parsed = list(string.Formatter().parse(template))
@@ -64,17 +64,17 @@ def parse_template(template: str, needed: Sequence[str] = ()) -> list[str | tupl
 
 
 def item_rows(items: Any) -> np.ndarray:
-    """int32 `[N, L]`: the tokens of each item, -1 behind shorter ones; the longest has L.
-
-    Example:
-        >>> item_rows([7, 8]).tolist()
-        [[7], [8]]
+    """int32 ``[N, L]``: the tokens of each item, -1 behind shorter ones; the longest has L.
 
     Args:
-        items: an `ItemIndex`, an array `[N, L]`, or one token each, `[N]`.
+      items: an `ItemIndex`, an array ``[N, L]``, or one token each, ``[N]``.
 
     Raises:
-        ValueError: the shape or type is another, or an item has no token.
+      ValueError: the shape or type is another, or an item has no token.
+
+    Example:
+      >>> item_rows([7, 8]).tolist()
+      [[7], [8]]
     """
     rows = np.asarray(getattr(items, "token_ids", items))
     if rows.ndim == 1:
@@ -104,21 +104,21 @@ def encode_table(
 
     The tokens are those that the tokenizer makes of the whole text, `gems_jax.data.batching.wording.prompt_text`. A
     template may name special tokens; in a query their names are letters like others
-    (`gems_jax.data.text.plain_text.plain_ids`). Where an input would be longer than `max_length`, the oldest items of
+    (`gems_jax.data.text.plain_text.plain_ids`). Where an input would be longer than ``max_length``, the oldest items of
     the history are dropped; a query that leaves no room for the newest item is clipped at its end.
 
     Args:
-        table: `R` rows.
-        tokenizer: a Hugging Face tokenizer with an end token.
-        item_token_ids: the tokens of each item number: an `ItemIndex`, `[N, L]` padded with -1, or `[N]`.
-        template: with `{history}`; a table with queries needs `{query}` and may leave `{history}` out.
-        max_length: in tokens, an encoder's end token or a decoder's answer included.
-        layout: of the model, such as `T5.layout`.
-        allocate: makes the int32 array that the tokens are written to from their number; by default in memory.
+      table: ``R`` rows.
+      tokenizer: a Hugging Face tokenizer with an end token.
+      item_token_ids: the tokens of each item number: an `ItemIndex`, ``[N, L]`` padded with -1, or ``[N]``.
+      template: with ``{history}``; a table with queries needs ``{query}`` and may leave ``{history}`` out.
+      max_length: in tokens, an encoder's end token or a decoder's answer included.
+      layout: of the model, such as `T5.layout`.
+      allocate: makes the int32 array that the tokens are written to from their number; by default in memory.
 
     Raises:
-        ValueError: the template does not fit the table or the length, an item has no token, or a query is no Unicode
-            text.
+      ValueError: the template does not fit the table or the length, an item has no token, or a query is no Unicode
+        text.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -165,9 +165,9 @@ class _PromptRows:
     """Chooses what of each row's history and query goes into its input, and gives its tokens.
 
     Attributes:
-        room: tokens left for items where the words need most.
-        lengths: int64, tokens of each row.
-        dropped, clipped: items left out, queries cut.
+      room: tokens left for items where the words need most.
+      lengths: int64, tokens of each row.
+      dropped, clipped: items left out, queries cut.
     """
 
     def __init__(self, table: Table, tokenizer: Any, items: np.ndarray, pieces: Pieces, length: int) -> None:

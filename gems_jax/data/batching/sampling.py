@@ -13,24 +13,24 @@ CYCLE = 2**16
 
 
 def sampling_weights(sizes: Sequence[int], sampling: Sampling = "equal", temperature: float = 1.0) -> np.ndarray:
-    """float64 `[T]`, the tasks' shares of the rows: `size ** (1 / temperature)`, then divided by the sum.
+    """float64 ``[T]``, the tasks' shares of the rows: ``size ** (1 / temperature)``, then divided by the sum.
 
-    This is temperature-scaled mixing (arXiv 1910.10683, section 3.5.2); `ratio` is temperature 1, which in an epoch
-    shows every row of every task once, and `equal` its limit for a high one.
-
-    Example:
-        >>> sampling_weights([900, 100], "ratio").tolist()
-        [0.9, 0.1]
-        >>> sampling_weights([900, 100], "temperature", 2.0).tolist()
-        [0.75, 0.25]
+    This is temperature-scaled mixing (arXiv 1910.10683, section 3.5.2); ``ratio`` is temperature 1, which in an epoch
+    shows every row of every task once, and ``equal`` its limit for a high one.
 
     Args:
-        sizes: rows of each task.
-        sampling: `equal`, `ratio` or `temperature`.
-        temperature: at least 1; only for `temperature`.
+      sizes: rows of each task.
+      sampling: ``equal``, ``ratio`` or ``temperature``.
+      temperature: at least 1; only for ``temperature``.
 
     Raises:
-        ValueError: an unknown sampling, or a temperature that is below 1 or has no effect.
+      ValueError: an unknown sampling, or a temperature that is below 1 or has no effect.
+
+    Example:
+      >>> sampling_weights([900, 100], "ratio").tolist()
+      [0.9, 0.1]
+      >>> sampling_weights([900, 100], "temperature", 2.0).tolist()
+      [0.75, 0.25]
     """
     if sampling not in get_args(Sampling):
         raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}")
@@ -44,29 +44,29 @@ def sampling_weights(sizes: Sequence[int], sampling: Sampling = "equal", tempera
 
 
 class RowPlan:
-    """Rows of each task in each step: at most `batch_size`, their sum the same in all steps.
+    """Rows of each task in each step: at most ``batch_size``, their sum the same in all steps.
 
-    The task of the largest share has `batch_size` rows a step or a little less, the others in proportion,
-    `n_t = batch_size w_t / max(w)`. Where that is no whole number a step has the next lower or the next higher one,
-    by systematic sampling: task `t` has `floor(F_t + u_k) - floor(F_{t-1} + u_k)` rows in step `k`, `F` the running
-    sum of `n` and `u_k` the `k`-th number of the van der Corput sequence. So after any number of steps no task is
-    more than a few rows off its share, and after 65,536 not one.
-
-    Example:
-        >>> plan = RowPlan([300, 200], batch_size=4, sampling="ratio")
-        >>> plan.rows_per_step, [plan.counts(step).tolist() for step in range(4)]
-        (6, [[3, 3], [4, 2], [3, 3], [4, 2]])
-        >>> plan.before(CYCLE).tolist()
-        [235930, 157286]
+    The task of the largest share has ``batch_size`` rows a step or a little less, the others in proportion,
+    ``n_t = batch_size w_t / max(w)``. Where that is no whole number a step has the next lower or the next higher one,
+    by systematic sampling: task ``t`` has ``floor(F_t + u_k) - floor(F_{t-1} + u_k)`` rows in step ``k``, ``F`` the
+    running sum of ``n`` and ``u_k`` the ``k``-th number of the van der Corput sequence. So after any number of steps no
+    task is more than a few rows off its share, and after 65,536 not one.
 
     Args:
-        sizes: rows of each of `T` tasks, all positive.
-        batch_size: most rows that a task can have in a step.
-        sampling: see `sampling_weights`.
-        temperature: see `sampling_weights`.
+      sizes: rows of each of ``T`` tasks, all positive.
+      batch_size: most rows that a task can have in a step.
+      sampling: see `sampling_weights`.
+      temperature: see `sampling_weights`.
 
     Raises:
-        ValueError: a task would have less than a row in 65,536 steps, or see `sampling_weights`.
+      ValueError: a task would have less than a row in 65,536 steps, or see `sampling_weights`.
+
+    Example:
+      >>> plan = RowPlan([300, 200], batch_size=4, sampling="ratio")
+      >>> plan.rows_per_step, [plan.counts(step).tolist() for step in range(4)]
+      (6, [[3, 3], [4, 2], [3, 3], [4, 2]])
+      >>> plan.before(CYCLE).tolist()
+      [235930, 157286]
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class RowPlan:
         self._before = np.concatenate([np.zeros((1, len(weights)), np.int64), np.cumsum(self._counts, axis=0)])
 
     def counts(self, step: int) -> np.ndarray:
-        """int64 `[T]`, rows of each task in a step."""
+        """int64 ``[T]``, rows of each task in a step."""
         return self._counts[step % CYCLE]
 
     def before(self, step: int) -> np.ndarray:
-        """int64 `[T]`, rows of each task in all steps before this one."""
+        """int64 ``[T]``, rows of each task in all steps before this one."""
         cycles, rest = divmod(step, CYCLE)
         return cycles * self._before[-1] + self._before[rest]
 
@@ -106,7 +106,7 @@ def _apportion(weights: np.ndarray, total: int) -> np.ndarray:
 
 
 def _van_der_corput(count: int) -> np.ndarray:
-    """int64 `[count]`: 0 to count - 1 with their binary digits reversed; any stretch of them is spread evenly."""
+    """int64 ``[count]``: 0 to count - 1 with their binary digits reversed; any stretch of them is spread evenly."""
     result = np.zeros(count, np.int64)
     for bit in range(count.bit_length() - 1):
         result |= ((np.arange(count) >> bit) & 1) << (count.bit_length() - 2 - bit)

@@ -39,19 +39,19 @@ def encode_once(
     It appears when it is whole; processes that write it at the same time write the same.
 
     Args:
-        table: `R` rows.
-        tokenizer: a Hugging Face tokenizer.
-        item_token_ids: see `encode_table`.
-        template: see `encode_table`.
-        max_length: see `encode_table`.
-        folder: holds a folder for each encoded table.
-        layout: see `encode_table`.
+      table: ``R`` rows.
+      tokenizer: a Hugging Face tokenizer.
+      item_token_ids: see `encode_table`.
+      template: see `encode_table`.
+      max_length: see `encode_table`.
+      folder: holds a folder for each encoded table.
+      layout: see `encode_table`.
 
     Returns:
-        The table's tokens, memory-mapped.
+      The table's tokens, memory-mapped.
 
     Raises:
-        ValueError: as `encode_table`, or what is in the folder is damaged, or it is not on this machine.
+      ValueError: as `encode_table`, or what is in the folder is damaged, or it is not on this machine.
     """
     if is_remote(folder):
         raise ValueError(f"tokens cannot be mapped into memory from {folder}; name a folder on this machine's disk")

@@ -20,12 +20,12 @@ _WORD = "a"
 
 
 class Words(NamedTuple):
-    """Tokens of `K` texts around a history.
+    """Tokens of ``K`` texts around a history.
 
     Args:
-        before, after: the history; without one all is `before`.
-        query: int64 `[K, 3]`, where the query's tokens stand: 0 in `before` or 1 in `after`, the index of the first
-            and the index behind the last.
+      before, after: the history; without one all is ``before``.
+      query: int64 ``[K, 3]``, where the query's tokens stand: 0 in ``before`` or 1 in ``after``, the index of the first
+        and the index behind the last.
     """
 
     before: Ragged
@@ -36,15 +36,15 @@ class Words(NamedTuple):
 def prompt_text(pieces: Pieces, history: str, query: str, titles: str = "") -> str:
     """The text that a template stands for; its spaces and line breaks stay.
 
-    Example:
-        >>> prompt_text(["search: ", ("query",), " history: ", ("history",), " "], "<item_1> <item_2>", " tea ")
-        'search: tea history: <item_1> <item_2> '
-
     Args:
-        pieces: of the template.
-        history: tokens of items.
-        query: words; spaces at its ends do not count.
-        titles: of the history's items.
+      pieces: of the template.
+      history: tokens of items.
+      query: words; spaces at its ends do not count.
+      titles: of the history's items.
+
+    Example:
+      >>> prompt_text(["search: ", ("query",), " history: ", ("history",), " "], "<item_1> <item_2>", " tea ")
+      'search: tea history: <item_1> <item_2> '
     """
     words = {HISTORY: history, TITLES: titles, QUERY: query.strip()}
     return "".join(piece if isinstance(piece, str) else words[piece] for piece in pieces)
@@ -56,13 +56,13 @@ def words_around(pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: A
     Where a query spells the name of a token, its letters' tokens stand between those of the words around it.
 
     Args:
-        pieces: of the template, without titles.
-        texts: of each of `K` texts whether it has a history, and its query.
-        tokenizer: a Hugging Face tokenizer.
-        item: one of the tokens that histories consist of.
+      pieces: of the template, without titles.
+      texts: of each of ``K`` texts whether it has a history, and its query.
+      tokenizer: a Hugging Face tokenizer.
+      item: one of the tokens that histories consist of.
 
     Raises:
-        ValueError: a query is no Unicode text.
+      ValueError: a query is no Unicode text.
     """
     for _, query in texts:
         check_unicode(query, "the query")
@@ -99,10 +99,10 @@ def spelled(pieces: Pieces, words: Mapping[Field, str], tokenizer: Any, around: 
     """The tokens of a text in which people's words are letters, whatever they spell, and the template may name tokens.
 
     Args:
-        pieces: of a template without its history.
-        words: what stands for its fields.
-        tokenizer: a Hugging Face tokenizer.
-        around: the tokens of items before and behind it, or nothing.
+      pieces: of a template without its history.
+      words: what stands for its fields.
+      tokenizer: a Hugging Face tokenizer.
+      around: the tokens of items before and behind it, or nothing.
     """
     ids: list[int] = []
     space, before = "", around[0]
@@ -123,9 +123,9 @@ def spaces_matter(pieces: Pieces, tokenizer: Any, item: int) -> bool:
     """Whether a prompt has other tokens with the spaces behind items and at its ends than without.
 
     Args:
-        pieces: of the template.
-        tokenizer: a Hugging Face tokenizer.
-        item: one of the tokens that histories consist of.
+      pieces: of the template.
+      tokenizer: a Hugging Face tokenizer.
+      item: one of the tokens that histories consist of.
     """
     token = splitting(item, tokenizer)
     with_spaces = [prompt_text(pieces, history, _WORD, history and _WORD) for history in (token, "")]

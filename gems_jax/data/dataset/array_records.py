@@ -21,15 +21,15 @@ VERSION = "1.0.0"
 
 
 def write_tables(name: str, tables: Mapping[tuple[str, str], Table], folder: Path) -> None:
-    """Writes a tensorflow-datasets builder of the dataset's name, with a split `<split>_<task>` for each table.
+    """Writes a tensorflow-datasets builder of the dataset's name, with a split ``<split>_<task>`` for each table.
 
-    Read it with `tfds.builder_from_directory(folder / name / "1.0.0", file_format="array_record").as_data_source()`;
+    Read it with ``tfds.builder_from_directory(folder / name / "1.0.0", file_format="array_record").as_data_source()``;
     an element is up to 1,024 rows.
 
     Args:
-        name: of the dataset.
-        tables: `(split, task)` to table; empty ones are not written.
-        folder: where the builder's folder goes.
+      name: of the dataset.
+      tables: ``(split, task)`` to table; empty ones are not written.
+      folder: where the builder's folder goes.
     """
     import tensorflow_datasets as tfds
 
@@ -83,8 +83,8 @@ def join_tables(shards: Sequence[Path], folder: Path) -> None:
     """Makes one builder of the tables that `write_tables` wrote in shards; their files become those of it.
 
     Args:
-        shards: folders that `write_tables` wrote to, in the order of the rows; they stay.
-        folder: where the builder's folder goes.
+      shards: folders that `write_tables` wrote to, in the order of the rows; they stay.
+      folder: where the builder's folder goes.
     """
     import tensorflow_datasets as tfds
 
@@ -119,7 +119,7 @@ def read_tables(folder: Path, keys: list[tuple[str, ...]], num_items: int) -> di
     """The tables that `write_tables` wrote; those it left out are empty.
 
     Raises:
-        ValueError: the folder is damaged, or names items that there are not.
+      ValueError: the folder is damaged, or names items that there are not.
     """
     import tensorflow_datasets as tfds
 

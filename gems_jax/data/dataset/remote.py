@@ -30,9 +30,9 @@ def bring(url: str | Path, local: Path, say: Callable[[str], None]) -> None:
     """Makes the copy on this machine what is at the address; nothing where that is nothing, or the same already.
 
     Args:
-        url: of a prepared dataset.
-        local: its folder here.
-        say: takes a line.
+      url: of a prepared dataset.
+      local: its folder here.
+      say: takes a line.
     """
     remote_folder = as_path(url)
     if not exists(url) or _card(remote_folder) == _card(local):

@@ -1,8 +1,8 @@
 """Prepared datasets on disk: array-record shards written and read by tensorflow-datasets, without TensorFlow.
 
-A prepared folder holds `items.jsonl` (the catalogue in the order of item numbers), `card.json` (how it was
-made, and the sign that it is complete), `quarantine.jsonl`, `tables/`, where a tensorflow-datasets builder of
-the dataset's name has one split a table, and `checksums.json` of all these.
+A prepared folder holds ``items.jsonl`` (the catalogue in the order of item numbers), ``card.json`` (how it was
+made, and the sign that it is complete), ``quarantine.jsonl``, ``tables/``, where a tensorflow-datasets builder of
+the dataset's name has one split a table, and ``checksums.json`` of all these.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def save(dataset: Dataset, folder: str | Path) -> Path:
     """Writes a dataset to a temporary folder beside the one named and renames it; a dataset that is there goes.
 
     Args:
-        dataset: what to write.
-        folder: where it goes.
+      dataset: what to write.
+      folder: where it goes.
 
     Returns:
-        The folder.
+      The folder.
     """
     return _publish(dataset, folder, lambda tables: write_tables(dataset.name, dataset.tables, tables))
 
@@ -73,12 +73,12 @@ def save_shards(dataset: Dataset, shards: Sequence[Path], folder: str | Path) ->
     """As `save`, of a dataset whose rows are on disk in shards.
 
     Args:
-        dataset: what to write; only the names of its tables count.
-        shards: folders that `write_tables` wrote to, in the order of the rows.
-        folder: where it goes.
+      dataset: what to write; only the names of its tables count.
+      shards: folders that `write_tables` wrote to, in the order of the rows.
+      folder: where it goes.
 
     Returns:
-        The folder.
+      The folder.
     """
     return _publish(dataset, folder, lambda tables: join_tables(shards, tables))
 
@@ -123,8 +123,8 @@ def load(folder: str | Path) -> Dataset:
     """Read what `save` wrote.
 
     Raises:
-        FileNotFoundError: there is no finished dataset.
-        ValueError: a part of it is damaged or of another format version.
+      FileNotFoundError: there is no finished dataset.
+      ValueError: a part of it is damaged or of another format version.
     """
     folder = Path(folder)
     if not is_complete(folder):

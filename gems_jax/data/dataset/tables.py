@@ -16,9 +16,9 @@ class Item:
     """One thing that can be recommended or found.
 
     Args:
-        item_id: the catalogue's own name for it.
-        title: what a person reads.
-        text: further words for lexical search (a brand, say); not part of the title.
+      item_id: the catalogue's own name for it.
+      title: what a person reads.
+      text: further words for lexical search (a brand, say); not part of the title.
     """
 
     item_id: str
@@ -45,20 +45,20 @@ class Row(NamedTuple):
 class Table:
     """The examples of one task in one split, as flat arrays.
 
-    Example:
-        >>> table = Table.from_rows("rec", [Row("ann", [0, 2], 1), Row("bob", [3], 0)])
-        >>> len(table), table.history_of(0).tolist(), table.target.tolist()
-        (2, [0, 2], [1, 0])
-
     Args:
-        task: name of the task, `"rec"` or `"src"` in the sources of this package.
-        user_ids: `R` user names, one a row.
-        history: int32 item numbers of all histories one after the other, oldest first.
-        offsets: int64 `[R + 1]`; the history of row `r` is `history[offsets[r]:offsets[r + 1]]`.
-        target: int32 `[R]`, the item number to be found.
-        queries: `R` strings, empty where the task has no query.
-        negatives: int32 `[R, C]` item numbers to rank the target against, or None (training).
-        time: float64 `[R]` of the targets' interactions (seconds, or positions in the user's sequence), or None.
+      task: name of the task, ``"rec"`` or ``"src"`` in the sources of this package.
+      user_ids: ``R`` user names, one a row.
+      history: int32 item numbers of all histories one after the other, oldest first.
+      offsets: int64 ``[R + 1]``; the history of row ``r`` is ``history[offsets[r]:offsets[r + 1]]``.
+      target: int32 ``[R]``, the item number to be found.
+      queries: ``R`` strings, empty where the task has no query.
+      negatives: int32 ``[R, C]`` item numbers to rank the target against, or None (training).
+      time: float64 ``[R]`` of the targets' interactions (seconds, or positions in the user's sequence), or None.
+
+    Example:
+      >>> table = Table.from_rows("rec", [Row("ann", [0, 2], 1), Row("bob", [3], 0)])
+      >>> len(table), table.history_of(0).tolist(), table.target.tolist()
+      (2, [0, 2], [1, 0])
     """
 
     task: str
@@ -120,7 +120,7 @@ class Table:
         return self.history[self.offsets[row] : self.offsets[row + 1]]
 
     def candidates(self) -> np.ndarray:
-        """int32 `[R, 1 + C]`: the target in column 0, then the negatives."""
+        """int32 ``[R, 1 + C]``: the target in column 0, then the negatives."""
         if self.negatives is None:
             raise ValueError(f"table {self.task!r} has no negatives: rank against the whole catalogue instead")
         return np.concatenate([self.target[:, None], self.negatives], axis=1)
@@ -148,11 +148,11 @@ class Dataset:
     """A catalogue and its tables.
 
     Args:
-        name: which source it came from.
-        items: the catalogue; an item number is a position in it.
-        tables: `(split, task)` to `Table`, splits being train, valid and test.
-        card: how it was made and how much there is of it, JSON values only.
-        quarantined: rows left out, each with its `kind`, `id` and `reason`.
+      name: which source it came from.
+      items: the catalogue; an item number is a position in it.
+      tables: ``(split, task)`` to `Table`, splits being train, valid and test.
+      card: how it was made and how much there is of it, JSON values only.
+      quarantined: rows left out, each with its ``kind``, ``id`` and ``reason``.
     """
 
     name: str
@@ -182,17 +182,17 @@ class Dataset:
         """The same with other item numbers.
 
         Args:
-            item_ids: all ids of the catalogue, in the order of the new numbers.
+          item_ids: all ids of the catalogue, in the order of the new numbers.
 
         Raises:
-            ValueError: they are not the catalogue's.
+          ValueError: they are not the catalogue's.
 
         Example:
-            >>> items = [Item("a", "lamp"), Item("b", "chair")]
-            >>> shop = Dataset("shop", items, {("train", "rec"): Table.from_rows("rec", [Row("ann", [0], 1)])})
-            >>> other = shop.in_order(["b", "a"])
-            >>> other.titles(), other.table("train", "rec").target.tolist()
-            (['chair', 'lamp'], [0])
+          >>> items = [Item("a", "lamp"), Item("b", "chair")]
+          >>> shop = Dataset("shop", items, {("train", "rec"): Table.from_rows("rec", [Row("ann", [0], 1)])})
+          >>> other = shop.in_order(["b", "a"])
+          >>> other.titles(), other.table("train", "rec").target.tolist()
+          (['chair', 'lamp'], [0])
         """
         known = {item.item_id: number for number, item in enumerate(self.items)}
         if len(item_ids) != len(self.items) or set(item_ids) != set(known):

@@ -31,17 +31,17 @@ def history_of(dataset: Dataset, user: str) -> list[int]:
     comes before, each item once.
 
     Args:
-        dataset: with tables of any split.
-        user: as the dataset names them.
+      dataset: with tables of any split.
+      user: as the dataset names them.
 
     Raises:
-        ValueError: if there is no such user; names the nearest.
+      ValueError: if there is no such user; names the nearest.
 
     Example:
-        >>> from gems_jax.data.dataset.tables import Row, Table
-        >>> table = Table.from_rows("rec", [Row("ann", [3], 1), Row("ann", [1], 2)])
-        >>> history_of(Dataset("shop", [], {("train", "rec"): table}), "ann")
-        [3, 1, 2]
+      >>> from gems_jax.data.dataset.tables import Row, Table
+      >>> table = Table.from_rows("rec", [Row("ann", [3], 1), Row("ann", [1], 2)])
+      >>> history_of(Dataset("shop", [], {("train", "rec"): table}), "ann")
+      [3, 1, 2]
     """
     events = _events_of(dataset, user)
     if not events:

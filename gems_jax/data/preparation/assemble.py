@@ -61,16 +61,16 @@ class Ready:
     """Rows of one target each, checked, split and numbered: what is left to do is done for each user alone.
 
     Args:
-        name: of the dataset.
-        examples: the rows.
-        items: the catalogue.
-        preprocessing: options.
-        negatives: draws what rows of valid and test are ranked against.
-        clean: whether what leaks is left out.
-        timed: whether the rows' times are kept.
-        same_event: whether a row of each task may be one event.
-        tasks: the tasks that have rows, in order.
-        card: of the dataset, as far as it is known.
+      name: of the dataset.
+      examples: the rows.
+      items: the catalogue.
+      preprocessing: options.
+      negatives: draws what rows of valid and test are ranked against.
+      clean: whether what leaks is left out.
+      timed: whether the rows' times are kept.
+      same_event: whether a row of each task may be one event.
+      tasks: the tasks that have rows, in order.
+      card: of the dataset, as far as it is known.
     """
 
     name: str
@@ -103,14 +103,14 @@ def get_ready(
     """Checks of rows, core, splits, one target a row, in this order.
 
     Args:
-        source: rows and catalogue.
-        preprocessing: what to do; nothing in it may be None.
-        quarantine: takes bad rows.
-        seed: of negatives.
-        num_negatives: items each row of valid and test is ranked against; 0: the whole catalogue.
+      source: rows and catalogue.
+      preprocessing: what to do; nothing in it may be None.
+      quarantine: takes bad rows.
+      seed: of negatives.
+      num_negatives: items each row of valid and test is ranked against; 0: the whole catalogue.
 
     Raises:
-        ValueError: too many rows are bad, nothing is left, or options do not fit the rows.
+      ValueError: too many rows are bad, nothing is left, or options do not fit the rows.
     """
     record = _Record()
     record.add("read", source.examples)
@@ -182,8 +182,8 @@ def finish(ready: Ready, rows: np.ndarray) -> Shard:
     """The tables of some users: histories, negatives.
 
     Args:
-        ready: all rows.
-        rows: int64, all rows of the users, in order.
+      ready: all rows.
+      rows: int64, all rows of the users, in order.
     """
     examples = ready.examples.take(rows)
     touched = items_touched(examples, len(ready.items))
@@ -234,9 +234,9 @@ def _renumbered(examples: Examples, items: list[Item], used_only: bool) -> tuple
     """Rows with items numbered by their position in the catalogue, the catalogue, and the new number of each old one.
 
     Args:
-        examples: rows whose items are numbered in the order they were read.
-        items: the catalogue.
-        used_only: whether items that no row names leave the catalogue.
+      examples: rows whose items are numbered in the order they were read.
+      items: the catalogue.
+      used_only: whether items that no row names leave the catalogue.
     """
     lists = {
         name: part

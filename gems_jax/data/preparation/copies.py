@@ -14,7 +14,7 @@ def without_copies(examples: Examples) -> Examples:
     """Each row once, where the first of its like stands.
 
     Args:
-        examples: rows with times: without them a copy cannot be told from a second event.
+      examples: rows with times: without them a copy cannot be told from a second event.
     """
     candidates = same_moment(examples)
     if not candidates.any():
@@ -30,10 +30,10 @@ def without_copies(examples: Examples) -> Examples:
 
 
 def same_moment(examples: Examples) -> np.ndarray:
-    """bool `[R]`: rows whose user has another row of the same time.
+    """bool ``[R]``: rows whose user has another row of the same time.
 
     Args:
-        examples: rows with times.
+      examples: rows with times.
     """
     order = np.lexsort((examples.time, examples.user))
     user, time = examples.user[order], examples.time[order]

@@ -20,13 +20,13 @@ def check_tables(
     """An empty table is an error before anything is written.
 
     Args:
-        name: of the dataset.
-        counts: rows by split and task.
-        ready: the rows that the tables were made of, where they are at hand.
-        quarantine: the rows left out.
+      name: of the dataset.
+      counts: rows by split and task.
+      ready: the rows that the tables were made of, where they are at hand.
+      quarantine: the rows left out.
 
     Raises:
-        Unusable: a table is empty.
+      Unusable: a table is empty.
     """
     for split, tasks in counts.items():
         for task, count in tasks.items():

@@ -29,8 +29,8 @@ class QueryItems(NamedTuple):
     """The items that the searches of each query led to, in all rows that are known, also those that were left out.
 
     Args:
-        group: int `[Q]`, by query number: queries that differ by case or white space alone are one.
-        items: by group, item numbers; behind them an empty row, of no query.
+      group: int ``[Q]``, by query number: queries that differ by case or white space alone are one.
+      items: by group, item numbers; behind them an empty row, of no query.
     """
 
     group: np.ndarray
@@ -50,8 +50,8 @@ def items_by_query(examples: Examples, query_of_item: Mapping[str, str] | None =
     """The items that any search of a query led to.
 
     Args:
-        examples: all rows as they were read.
-        query_of_item: item id to a query that leads to it, where the source has queries of items.
+      examples: all rows as they were read.
+      query_of_item: item id to a query that leads to it, where the source has queries of items.
     """
     names = examples.names
     row_of, item = examples.targets.row_of, examples.targets.values
@@ -72,18 +72,18 @@ def items_by_query(examples: Examples, query_of_item: Mapping[str, str] | None =
 class EvaluationNegatives:
     """Draws the items that rows of valid and test are ranked against, for all users alike.
 
-    A row has `count` of them, or as many as the source's own longest list has, where it brings lists and all are
+    A row has ``count`` of them, or as many as the source's own longest list has, where it brings lists and all are
     shorter. Drawn are items that the user never touched and that no search of the row's query is known to have led
     to, by whomever and in whichever row, used or left out; a row's draw
     depends on the seed, the catalogue, the user, the task and the split only.
 
     Args:
-        examples: all rows, of one target each.
-        items: the catalogue.
-        seed: of the draws.
-        count: items a row; 0: none.
-        remove_positives: whether positives among the source's own negatives are dropped.
-        by_query: items that searches led to, in any row that was read.
+      examples: all rows, of one target each.
+      items: the catalogue.
+      seed: of the draws.
+      count: items a row; 0: none.
+      remove_positives: whether positives among the source's own negatives are dropped.
+      by_query: items that searches led to, in any row that was read.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class EvaluationNegatives:
         return self._count
 
     def of(self, examples: Examples, touched: Ragged) -> np.ndarray | None:
-        """int32 `[E, C]` for the `E` rows of valid and test, in order: the source's own, filled up by drawn ones.
+        """int32 ``[E, C]`` for the ``E`` rows of valid and test, in order: the source's own, filled up by drawn ones.
 
         Args:
-            examples: all rows of some users.
-            touched: by user.
+          examples: all rows of some users.
+          touched: by user.
         """
         if not self._count:
             return None
@@ -137,7 +137,7 @@ class EvaluationNegatives:
 
 
 def _filled(own: Ragged, keys: list[str], excluded: Ragged, sampler: NegativeSampler, count: int) -> np.ndarray:
-    """Each row's own negatives, and drawn ones behind them where they are fewer than `count`."""
+    """Each row's own negatives, and drawn ones behind them where they are fewer than ``count``."""
     needed = count - int(own.lengths.min(initial=count))
     short = np.flatnonzero(own.lengths < count)
     drawn = sampler.draw_rows([keys[row] for row in short.tolist()], excluded.beside(own).take(short), needed)

@@ -10,7 +10,7 @@ CUTOFFS = (5, 10, 20)
 def few_candidates(results: Mapping[str, Any], label: Callable[[str], str] = str) -> list[str]:
     """A sentence for each task whose rows have so few candidates that a random order finds half of the targets.
 
-    A random order of `C` candidates has the target among the first `k` with probability `min(1, k / C)`.
+    A random order of ``C`` candidates has the target among the first ``k`` with probability ``min(1, k / C)``.
 
     Args:
       results: task to its metrics, as of ``summarise``; other entries are passed over.

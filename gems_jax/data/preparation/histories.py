@@ -16,9 +16,9 @@ def make_histories(examples: Examples, max_history: int = 0, same_event: bool = 
     of a row's own time are not in its history: which of them came first is unknown.
 
     Args:
-        examples: rows of one target each, with splits.
-        max_history: newest events kept; 0: all.
-        same_event: whether rows of one user, time and item but different tasks are one event.
+      examples: rows of one target each, with splits.
+      max_history: newest events kept; 0: all.
+      same_event: whether rows of one user, time and item but different tasks are one event.
     """
     count = len(examples)
     order = np.lexsort((np.arange(count), examples.time, examples.user))
@@ -60,7 +60,7 @@ def keep_tasks(examples: Examples, wanted: dict[str, list[str]]) -> Examples:
     """Histories of the named tasks with the events of the wanted tasks only.
 
     Raises:
-        ValueError: the histories' tasks are not known.
+      ValueError: the histories' tasks are not known.
     """
     if not wanted:
         return examples

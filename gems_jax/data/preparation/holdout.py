@@ -16,14 +16,14 @@ MIN_ROWS = 3
 
 
 class Events(NamedTuple):
-    """`R` rows of one target each.
+    """``R`` rows of one target each.
 
     Args:
-        user: int `[R]`.
-        time: float64 `[R]`, or None where times are not known: then any occurrence of an item is the event.
-        split: int8 `[R]`, 0 train, 1 valid, 2 test.
-        target: int `[R]`, item numbers.
-        history: item numbers.
+      user: int ``[R]``.
+      time: float64 ``[R]``, or None where times are not known: then any occurrence of an item is the event.
+      split: int8 ``[R]``, 0 train, 1 valid, 2 test.
+      target: int ``[R]``, item numbers.
+      history: item numbers.
     """
 
     user: np.ndarray
@@ -34,13 +34,13 @@ class Events(NamedTuple):
 
 
 def leave_one_out_split(examples: Examples, per_task: bool = True) -> np.ndarray:
-    """int8 `[R]`: each user's last row is test, the one before valid, the others train.
+    """int8 ``[R]``: each user's last row is test, the one before valid, the others train.
 
     Rows are ordered by time, those of equal time as they were read. Users with fewer than three rows train only.
 
     Args:
-        examples: rows.
-        per_task: last and last but one of each task, rather than of all rows.
+      examples: rows.
+      per_task: last and last but one of each task, rather than of all rows.
     """
     count = len(examples)
     task = examples.task if per_task else np.zeros(count, np.int32)
@@ -58,7 +58,7 @@ def leave_one_out_split(examples: Examples, per_task: bool = True) -> np.ndarray
 
 
 def leaking_targets(events: Events) -> np.ndarray:
-    """bool `[R]`: rows whose target is an event that a later split holds out for the same user.
+    """bool ``[R]``: rows whose target is an event that a later split holds out for the same user.
 
     An event is a user, a time and an item. Where times are unknown every occurrence of the item is taken for it.
     """
@@ -104,8 +104,8 @@ def own_targets(target: np.ndarray, history: Ragged) -> np.ndarray:
     Where a user takes an item once it is the event itself, recorded again as one of another task.
 
     Args:
-        target: int `[R]`.
-        history: of the same rows.
+      target: int ``[R]``.
+      history: of the same rows.
     """
     return np.asarray(history.values == target[history.row_of])
 

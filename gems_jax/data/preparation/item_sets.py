@@ -16,8 +16,8 @@ class ItemSets:
     """Items by split, collected over any number of shards of a dataset.
 
     Args:
-        num_items: of the catalogue.
-        with_users: whether items that training never shows are an error, which then names a user of one.
+      num_items: of the catalogue.
+      with_users: whether items that training never shows are an error, which then names a user of one.
     """
 
     def __init__(self, num_items: int, with_users: bool = False) -> None:
@@ -54,11 +54,11 @@ class ItemSets:
         """Items named in each split, and targets of valid and test that training never shows.
 
         Args:
-            name: of the dataset.
-            items: the catalogue.
+          name: of the dataset.
+          items: the catalogue.
 
         Raises:
-            ValueError: there are such targets, and they are an error.
+          ValueError: there are such targets, and they are an error.
         """
         result: dict[str, Any] = {split: int(self.named[number].sum()) for number, split in enumerate(SPLITS)}
         result["targets never in train"] = {}
@@ -76,7 +76,7 @@ class ItemSets:
         return result
 
     def save(self, path: Path) -> None:
-        """Writes it to an `.npz` file."""
+        """Writes it to an ``.npz`` file."""
         user_of: dict[str, np.ndarray] = {
             f"{kind}{split}": np.asarray(list(values), dtype)
             for split, user_by_item in enumerate(self._user_of)

@@ -11,15 +11,15 @@ from gems_jax.data.raw.ragged import Ragged
 def to_core(examples: Examples, core: int, min_rows: int = 0, both_tasks: bool = False) -> tuple[Examples, int]:
     """The largest set of rows in which everything is frequent enough, which is unique, and the rounds it took.
 
-    In each round users with fewer than `core` rows, or fewer than `min_rows` rows of one of their tasks (of these
-    that task's rows alone), and with `both_tasks` users without rows of all tasks go; then items that occur fewer
-    than `core` times as a target, in a history or shown go; then rows without a target.
+    In each round users with fewer than ``core`` rows, or fewer than ``min_rows`` rows of one of their tasks (of these
+    that task's rows alone), and with ``both_tasks`` users without rows of all tasks go; then items that occur fewer
+    than ``core`` times as a target, in a history or shown go; then rows without a target.
 
     Args:
-        examples: rows.
-        core: least number of rows of a user and of occurrences of an item.
-        min_rows: least number of rows of a task.
-        both_tasks: whether users must have rows of all tasks.
+      examples: rows.
+      core: least number of rows of a user and of occurrences of an item.
+      min_rows: least number of rows of a task.
+      both_tasks: whether users must have rows of all tasks.
     """
     rounds = 0
     while True:

@@ -20,7 +20,7 @@ _ROWS = 65_536
 class _TableRows(NamedTuple):
     events: Events
     number: np.ndarray  # of each row in its table
-    table: np.ndarray  # of each row, its index in `keys`
+    table: np.ndarray  # of each row, its index in ``keys``
     keys: list[tuple[str, str]]
     users: list[str]
 
@@ -28,29 +28,29 @@ class _TableRows(NamedTuple):
 def check_leaks(dataset: Dataset, repeats: bool = False, cold_items: bool = True) -> dict[str, Any]:
     """Raises where what is held out can be seen, and says which items the splits share.
 
-    An event is a user's interaction with an item at a time, `(user, time, item)`: the row's timestamp, or its position
-    in the user's sequence. The target of a row is the event at the row's time; its history stands for events before
-    that. A row may see events of the splits before its own (a test history holds train and valid events), and training
-    rows those of training. Everything else is a leak:
+    An event is a user's interaction with an item at a time, ``(user, time, item)``: the row's timestamp, or its
+    position in the user's sequence. The target of a row is the event at the row's time; its history stands for events
+    before that. A row may see events of the splits before its own (a test history holds train and valid events), and
+    training rows those of training. Everything else is a leak:
 
     - an event held out for valid or test that is also a target of an earlier split for the same user;
     - a held-out event in the history of a row of its own or an earlier split;
-    - unless `repeats`, the target of a row in its own history, from whichever task.
+    - unless ``repeats``, the target of a row in its own history, from whichever task.
 
-    Histories name items and not times. Where a user takes an item once (`repeats` false), any occurrence of a
-    held-out item is the held-out event, whatever its time. With `repeats` an item in a history can be the held-out
+    Histories name items and not times. Where a user takes an item once (``repeats`` false), any occurrence of a
+    held-out item is the held-out event, whatever its time. With ``repeats`` an item in a history can be the held-out
     event only if that came before the row's time: otherwise it is an earlier purchase of the same item.
 
     Args:
-        dataset: its tables.
-        repeats: whether users may interact with an item again; the tables then need times.
-        cold_items: whether valid and test may have targets that training never shows.
+      dataset: its tables.
+      repeats: whether users may interact with an item again; the tables then need times.
+      cold_items: whether valid and test may have targets that training never shows.
 
     Returns:
-        For the card: items named in each split, and targets of valid and test that training never shows.
+      For the card: items named in each split, and targets of valid and test that training never shows.
 
     Raises:
-        ValueError: naming the table, the user and the item of the first leak, and how many there are.
+      ValueError: naming the table, the user and the item of the first leak, and how many there are.
     """
     check_events(dataset, repeats)
     sets = ItemSets(len(dataset.items), with_users=not cold_items)
@@ -62,12 +62,12 @@ def check_events(dataset: Dataset, repeats: bool = False, before: Mapping[tuple[
     """Checks events and negatives as `check_leaks` does; for each user they are a matter of their own.
 
     Args:
-        dataset: its tables, or those rows of them that belong to some users.
-        repeats: as there.
-        before: rows of each table that were checked already, for messages.
+      dataset: its tables, or those rows of them that belong to some users.
+      repeats: as there.
+      before: rows of each table that were checked already, for messages.
 
     Raises:
-        ValueError: as there.
+      ValueError: as there.
     """
     rows = _flatten(dataset, repeats)
     before = before or {}

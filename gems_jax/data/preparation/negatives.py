@@ -18,17 +18,17 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 class NegativeSampler:
     """Draws items uniformly without replacement from those a user never touched.
 
-    A draw depends on the seed, the catalogue and its `key` only, so that shuffled input files give the same
+    A draw depends on the seed, the catalogue and its ``key`` only, so that shuffled input files give the same
     evaluation.
 
-    Example:
-        >>> sampler = NegativeSampler(["a", "b", "c", "d", "e"], seed=0)
-        >>> bool(set(sampler.draw("test/rec/ann", excluded=[0, 1], count=3)) == {2, 3, 4})
-        True
-
     Args:
-        item_ids: the catalogue; item numbers are positions in it.
-        seed: of all draws.
+      item_ids: the catalogue; item numbers are positions in it.
+      seed: of all draws.
+
+    Example:
+      >>> sampler = NegativeSampler(["a", "b", "c", "d", "e"], seed=0)
+      >>> bool(set(sampler.draw("test/rec/ann", excluded=[0, 1], count=3)) == {2, 3, 4})
+      True
     """
 
     def __init__(self, item_ids: Sequence[str], seed: int):
@@ -39,7 +39,7 @@ class NegativeSampler:
         self._rank[self._by_id] = np.arange(len(self._by_id), dtype=np.int32)
 
     def draw(self, key: str, excluded: Sequence[int] | np.ndarray, count: int = NUM_NEGATIVES) -> np.ndarray:
-        """int32 `[count]` item numbers outside `excluded`, a function of seed, catalogue and `key`."""
+        """int32 ``[count]`` item numbers outside ``excluded``, a function of seed, catalogue and ``key``."""
         allowed = np.ones(len(self._by_id), bool)
         allowed[self._rank[np.asarray(excluded, np.int64)]] = False
         left = np.flatnonzero(allowed)
@@ -53,16 +53,16 @@ class NegativeSampler:
         return self._by_id[rng.choice(left, count, replace=False)]
 
     def draw_rows(self, keys: Sequence[str], excluded: Ragged, count: int = NUM_NEGATIVES) -> np.ndarray:
-        """int32 `[R, count]`: as `draw` for many rows at once, each a function of seed, catalogue and its key only.
+        """int32 ``[R, count]``: as `draw` for many rows at once, each a function of seed, catalogue and its key only.
 
-        Items are drawn with replacement from the whole catalogue, and the first `count` of them that are neither
+        Items are drawn with replacement from the whole catalogue, and the first ``count`` of them that are neither
         excluded nor there already are kept: uniform without replacement. A row that gets too few that way, because
         few items are left, is drawn by `draw`.
 
         Args:
-            keys: `R` names of rows.
-            excluded: item numbers each row must not get.
-            count: items a row.
+          keys: ``R`` names of rows.
+          excluded: item numbers each row must not get.
+          count: items a row.
         """
         parts = [np.zeros((0, count), np.int32)]
         for start in range(0, len(keys), _ROWS):

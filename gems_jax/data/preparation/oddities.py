@@ -52,8 +52,8 @@ def remark_equal_times(examples: Examples, quarantine: Quarantine) -> None:
     """Counts rows whose order within their user is unknown, where there are many.
 
     Args:
-        examples: rows with times, whose histories are still to be made.
-        quarantine: gets the count.
+      examples: rows with times, whose histories are still to be made.
+      quarantine: gets the count.
     """
     tied = same_moment(examples)
     if tied.sum() < max(2, SHARE * len(examples)):
@@ -76,8 +76,8 @@ def settle_times(examples: Examples, quarantine: Quarantine) -> Examples:
     As seconds such numbers would be of the year 1970.
 
     Args:
-        examples: rows, their numbers read as seconds.
-        quarantine: gets a count.
+      examples: rows, their numbers read as seconds.
+      quarantine: gets a count.
     """
     time = examples.time.copy()
     for file in np.unique(examples.file):
@@ -108,7 +108,7 @@ def when(seconds: float) -> str:
     """A time as people write it.
 
     Example:
-        >>> when(1700000000.0)
-        '2023-11-14T22:13:20'
+      >>> when(1700000000.0)
+      '2023-11-14T22:13:20'
     """
     return datetime.datetime.fromtimestamp(float(seconds), datetime.UTC).replace(tzinfo=None).isoformat()

@@ -19,8 +19,8 @@ class OtherDataset(ValueError):
     """A folder holds another dataset than the one asked for.
 
     Args:
-        folder: holds the other dataset.
-        differences: the settings that differ, in words, as this file's `differences` gives them.
+      folder: holds the other dataset.
+      differences: the settings that differ, in words, as this file's `differences` gives them.
     """
 
     def __init__(self, folder: str | Path, differences: Sequence[str]):
@@ -37,13 +37,13 @@ def differences(made: Any, wanted: Mapping[str, Any]) -> list[str]:
 
     A folder of raw files may have moved, if the files are the same; options that did not exist yet had their defaults.
 
-    Example:
-        >>> differences({"name": "table", "seed": 0, "files": {"items": None}}, {"name": "table", "seed": 1})
-        ['seed: 0 there, 1 here', 'files.items: None there, nothing here']
-
     Args:
-        made: settings in the card of the dataset that is there, JSON values.
-        wanted: settings of this preparation.
+      made: settings in the card of the dataset that is there, JSON values.
+      wanted: settings of this preparation.
+
+    Example:
+      >>> differences({"name": "table", "seed": 0, "files": {"items": None}}, {"name": "table", "seed": 1})
+      ['seed: 0 there, 1 here', 'files.items: None there, nothing here']
     """
     if not isinstance(made, dict):
         return ["it does not say what it was made of"]

@@ -23,8 +23,8 @@ class ReadCache:
     """The usable rows of each file, with the names, the bad rows and the remarks that came with them.
 
     Args:
-        folder: gets a folder a file.
-        say: takes a line after each file, where there are several.
+      folder: gets a folder a file.
+      say: takes a line after each file, where there are several.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
@@ -38,11 +38,11 @@ class ReadCache:
         """The rows of a file, stored or read now; files come in the same order always.
 
         Args:
-            number: of the file.
-            total: files.
-            names: of all files before; gets those of this one.
-            quarantine: gets this file's bad rows.
-            read: reads the file.
+          number: of the file.
+          total: files.
+          names: of all files before; gets those of this one.
+          quarantine: gets this file's bad rows.
+          read: reads the file.
         """
         file_folder = self._folder / f"{number:05d}"
         if (file_folder / NEW).is_file():

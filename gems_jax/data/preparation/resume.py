@@ -23,15 +23,15 @@ SETTINGS = "settings.json"
 
 @contextmanager
 def unfinished_folder(out: Path, settings: dict[str, Any], say: Callable[[str], None]) -> Iterator[Path]:
-    """The folder of what is finished of `out`, empty unless a preparation with the same settings was interrupted.
+    """The folder of what is finished of ``out``, empty unless a preparation with the same settings was interrupted.
 
     One process has it at a time, others wait. It is removed when all is done, and where the data cannot be used; what
     else ends the preparation (a kill, a full disk) leaves it for the next one.
 
     Args:
-        out: the dataset's folder.
-        settings: what decides its content, JSON values.
-        say: takes a line.
+      out: the dataset's folder.
+      settings: what decides its content, JSON values.
+      say: takes a line.
     """
     folder = out.with_name(f".{out.name}.unfinished")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,14 +89,14 @@ def _locked(folder: Path, say: Callable[[str], None]) -> int:
 class Pace:
     """How far a row of equal parts is, and how long the rest will take.
 
-    Example:
-        >>> pace = Pace(10, done=2)
-        >>> pace.of(4, seconds=60.0)
-        '40%, 3 min left'
-
     Args:
-        total: parts.
-        done: parts that were done before, in no time.
+      total: parts.
+      done: parts that were done before, in no time.
+
+    Example:
+      >>> pace = Pace(10, done=2)
+      >>> pace.of(4, seconds=60.0)
+      '40%, 3 min left'
     """
 
     def __init__(self, total: int, done: int = 0) -> None:
@@ -104,7 +104,7 @@ class Pace:
         self._start = time.perf_counter()
 
     def of(self, done: int, seconds: float | None = None) -> str:
-        """In words, after `done` parts; `seconds` are those since the beginning."""
+        """In words, after ``done`` parts; ``seconds`` are those since the beginning."""
         seconds = time.perf_counter() - self._start if seconds is None else seconds
         fresh = done - self._before
         if done >= self._total or fresh <= 0:

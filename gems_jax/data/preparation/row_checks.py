@@ -14,14 +14,14 @@ def check_rows(examples: Examples, known: np.ndarray, repeats: bool, quarantine:
     """Leaves out targets and histories' items that cannot be used, and rows without any target left.
 
     Args:
-        examples: rows as read.
-        known: bool, by item number: whether the catalogue has it.
-        repeats: whether a user may interact with an item twice.
-        quarantine: takes targets (kind `target`) and histories' items (kind `history`).
-        path: of the source, for messages.
+      examples: rows as read.
+      known: bool, by item number: whether the catalogue has it.
+      repeats: whether a user may interact with an item twice.
+      quarantine: takes targets (kind ``target``) and histories' items (kind ``history``).
+      path: of the source, for messages.
 
     Raises:
-        ValueError: too many are bad.
+      ValueError: too many are bad.
     """
     if examples.targets.lengths.max(initial=0) > 1:
         distinct = examples.targets.distinct()
@@ -56,8 +56,8 @@ def in_own_history(targets: Ragged, history: Ragged) -> np.ndarray:
     """bool, for every target: whether the history of its row has it.
 
     Example:
-        >>> in_own_history(Ragged.of([[1, 2], [3]]), Ragged.of([[2, 3], [1]])).tolist()
-        [False, True, False]
+      >>> in_own_history(Ragged.of([[1, 2], [3]]), Ragged.of([[2, 3], [1]])).tolist()
+      [False, True, False]
     """
     size = 1 + max(int(lists.values.max(initial=0)) for lists in (targets, history))
     return np.isin(pair_keys(targets.row_of, targets.values, size), pair_keys(history.row_of, history.values, size))
@@ -69,8 +69,8 @@ def repeated_targets(examples: Examples, by_time: bool) -> np.ndarray:
     Splits count each for themselves, because an event that stands in two of them is a leak and not a bad row.
 
     Args:
-        examples: rows; those of equal time are in order.
-        by_time: whether only events of the same time are the same.
+      examples: rows; those of equal time are in order.
+      by_time: whether only events of the same time are the same.
     """
     row = examples.targets.row_of
     order = np.lexsort((np.arange(len(row)), examples.time[row]))

@@ -30,11 +30,11 @@ class Finished:
     """The results of the shards done so far.
 
     Args:
-        sets: items of the splits.
-        rows: of each table.
-        users: that have a row.
-        removed: what was left out of histories and training, by reason.
-        folders: of the tables of the shards that have rows.
+      sets: items of the splits.
+      rows: of each table.
+      users: that have a row.
+      removed: what was left out of histories and training, by reason.
+      folders: of the tables of the shards that have rows.
     """
 
     sets: ItemSets
@@ -75,15 +75,15 @@ class Finished:
 
 
 def user_shards(user: np.ndarray, rows: int) -> Iterator[np.ndarray]:
-    """The rows of some users after the other, as indices in order: whole users, about `rows` rows a shard.
-
-    Example:
-        >>> [shard.tolist() for shard in user_shards(np.array([1, 0, 2, 1, 0]), rows=3)]
-        [[0, 1, 3, 4], [2]]
+    """The rows of some users after the other, as indices in order: whole users, about ``rows`` rows a shard.
 
     Args:
-        user: int `[R]`.
-        rows: of a shard, at least 1; a shard has fewer than that more only if a user has.
+      user: int ``[R]``.
+      rows: of a shard, at least 1; a shard has fewer than that more only if a user has.
+
+    Example:
+      >>> [shard.tolist() for shard in user_shards(np.array([1, 0, 2, 1, 0]), rows=3)]
+      [[0, 1, 3, 4], [2]]
     """
     order = np.argsort(user, kind="stable").astype(np.int32 if len(user) < 2**31 else np.int64)
     ends = np.cumsum(np.bincount(user))
@@ -99,14 +99,14 @@ def finish_shards(ready: Ready, folder: Path, repeats: bool, cold_items: bool, s
     """Finishes and checks all rows, shard by shard; shards that are in the folder already are not made again.
 
     Args:
-        ready: all rows.
-        folder: gets a folder a shard.
-        repeats: as of `check_leaks`.
-        cold_items: as of `check_leaks`.
-        say: takes a line after each shard, where there are several.
+      ready: all rows.
+      folder: gets a folder a shard.
+      repeats: as of `check_leaks`.
+      cold_items: as of `check_leaks`.
+      say: takes a line after each shard, where there are several.
 
     Raises:
-        ValueError: held-out events can be seen in training, or negatives are positives.
+      ValueError: held-out events can be seen in training, or negatives are positives.
     """
     folder.mkdir(exist_ok=True)
     finished = Finished(ItemSets(len(ready.items), with_users=not cold_items))

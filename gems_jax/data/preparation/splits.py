@@ -29,20 +29,20 @@ def leave_one_out(
 ) -> dict[tuple[str, str], Table]:
     """Six tables: a user's last event is test, the one before valid, earlier ones from the second on train.
 
-    The history of a target is what precedes it. Every event gives a `rec` row, and one with a query a `src`
-    row. Valid and test rows get negatives among items the user never touched, `src` rows also without the
+    The history of a target is what precedes it. Every event gives a ``rec`` row, and one with a query a ``src``
+    row. Valid and test rows get negatives among items the user never touched, ``src`` rows also without the
     items that share the row's query.
 
     Args:
-        events: user to events, oldest first; users with fewer than three events are the caller's to leave
-            out.
-        item_ids: the catalogue.
-        seed: of the negatives.
-        num_negatives: how many a row of valid and test gets.
-        same_query: query to the item numbers it stands for.
+      events: user to events, oldest first; users with fewer than three events are the caller's to leave
+        out.
+      item_ids: the catalogue.
+      seed: of the negatives.
+      num_negatives: how many a row of valid and test gets.
+      same_query: query to the item numbers it stands for.
 
     Returns:
-        `(split, task)` to `Table`.
+      ``(split, task)`` to `Table`.
     """
     rows: dict[tuple[str, str], list[Row]] = {(split, task): [] for split in SPLITS for task in ("rec", "src")}
     sampler = NegativeSampler(item_ids, seed)

@@ -20,14 +20,14 @@ def plain_type(kind: Any, decode: bool = True) -> Any:
     Lists and texts of any layout become those of the ordinary one, half floats and decimals numbers, decimals without a
     fraction text (whole numbers of any length), times microseconds, what is null text.
 
-    Example:
-        >>> import pyarrow as pa
-        >>> plain_type(pa.list_(pa.string_view(), 2)) == pa.list_(pa.string()), plain_type(pa.decimal128(9, 2))
-        (True, DataType(double))
-
     Args:
-        kind: an Arrow type.
-        decode: whether dictionaries become what they hold.
+      kind: an Arrow type.
+      decode: whether dictionaries become what they hold.
+
+    Example:
+      >>> import pyarrow as pa
+      >>> plain_type(pa.list_(pa.string_view(), 2)) == pa.list_(pa.string()), plain_type(pa.decimal128(9, 2))
+      (True, DataType(double))
     """
     import pyarrow as pa
 
@@ -72,9 +72,9 @@ def plain_column(column: Any) -> Any:
     """A column as an array of its `plain_type`, or, where there is none, as a list of Python's plain values.
 
     Example:
-        >>> import pyarrow as pa
-        >>> plain_column(pa.array([["a", "b"]], pa.list_(pa.large_string(), 2))).to_pylist()
-        [['a', 'b']]
+      >>> import pyarrow as pa
+      >>> plain_column(pa.array([["a", "b"]], pa.list_(pa.large_string(), 2))).to_pylist()
+      [['a', 'b']]
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -111,15 +111,15 @@ def _plain(value: Any) -> Any:
 
 
 def byte_lengths(column: Any) -> np.ndarray:
-    """int64 `[R]`: bytes of every row, dictionaries as what they stand for.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> byte_lengths(pa.array([["a", "bcd"], [], None])).tolist()
-        [12, 0, 0]
+    """int64 ``[R]``: bytes of every row, dictionaries as what they stand for.
 
     Args:
-        column: an array whose type is plain but for dictionaries.
+      column: an array whose type is plain but for dictionaries.
+
+    Example:
+      >>> import pyarrow as pa
+      >>> byte_lengths(pa.array([["a", "bcd"], [], None])).tolist()
+      [12, 0, 0]
     """
     import pyarrow as pa
     import pyarrow.compute as pc

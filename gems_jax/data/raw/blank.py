@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-# How pandas (https://pandas.pydata.org/docs/reference/api/pandas.read_csv.html, `na_values`), MySQL and Hive (\N),
+# How pandas (https://pandas.pydata.org/docs/reference/api/pandas.read_csv.html, ``na_values``), MySQL and Hive (\N),
 # BigQuery, Spark (null), DBeaver ([NULL]), Oracle's tools ((null)), Go (<nil>) and JavaScript (undefined) write it.
 MISSING_WORDS = (
     "nan", "NaN", "NAN", "-nan", "-NaN", "1.#QNAN", "-1.#QNAN", "1.#IND", "-1.#IND", "None", "none", "NONE", "NULL",
@@ -27,8 +27,8 @@ def is_blank(text: str) -> bool:
     """Whether a text has no visible character: nothing that a reader or a tokenizer could make something of.
 
     Example:
-        >>> is_blank("\\u200b\\ufeff "), is_blank("\\u200bx")
-        (True, False)
+      >>> is_blank("\\u200b\\ufeff "), is_blank("\\u200bx")
+      (True, False)
     """
     return not any(map(_is_visible, text))
 
@@ -37,8 +37,8 @@ def trimmed(text: str) -> str:
     """A text without what draws nothing at its ends.
 
     Example:
-        >>> trimmed("\\ufeff query\\u200b ")
-        'query'
+      >>> trimmed("\\ufeff query\\u200b ")
+      'query'
     """
     bare = text.strip()
     first, end = 0, len(bare)
@@ -61,10 +61,10 @@ def without_words(texts: Any, words: Sequence[str]) -> tuple[Any, dict[str, int]
     """A pyarrow string array, null where a text is one of the words, and how often each of them stood there.
 
     Example:
-        >>> import pyarrow as pa
-        >>> texts, counts = without_words(pa.array(["tea", "nan", "nan bread", None, "nan"]), ["nan", "NULL"])
-        >>> texts.to_pylist(), counts
-        (['tea', None, 'nan bread', None, None], {'nan': 2})
+      >>> import pyarrow as pa
+      >>> texts, counts = without_words(pa.array(["tea", "nan", "nan bread", None, "nan"]), ["nan", "NULL"])
+      >>> texts.to_pylist(), counts
+      (['tea', None, 'nan bread', None, None], {'nan': 2})
     """
     import pyarrow as pa
     import pyarrow.compute as pc

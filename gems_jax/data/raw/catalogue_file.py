@@ -31,14 +31,14 @@ def read_items(folder: Path, files: TableFiles, quarantine: Quarantine, names: S
     Items without a title and second items of the same id are quarantined; exact copies of an item are counted apart.
 
     Args:
-        folder: what the files' names are under.
-        files: names of the file and its columns, words for nothing.
-        quarantine: takes bad items.
-        names: of the items that occur.
+      folder: what the files' names are under.
+      files: names of the file and its columns, words for nothing.
+      quarantine: takes bad items.
+      names: of the items that occur.
 
     Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: a column is missing, too many items are bad, or there is none.
+      FileNotFoundError: the file is missing.
+      ValueError: a column is missing, too many items are bad, or there is none.
     """
     if files.items is None:
         return [Item(name, name) for name in names]
@@ -70,12 +70,12 @@ def add_item(
     """An item into the catalogue, or into the quarantine if something is wrong with it or its id is taken.
 
     Args:
-        item: as read.
-        items: those before by id; gets this one.
-        quarantine: takes it, if it is bad; counts it, if it is a copy of the one with its id.
-        where: it stood.
-        problem: what is wrong with it.
-        raw: the row, if something is.
+      item: as read.
+      items: those before by id; gets this one.
+      quarantine: takes it, if it is bad; counts it, if it is a copy of the one with its id.
+      where: it stood.
+      problem: what is wrong with it.
+      raw: the row, if something is.
     """
     before = items.get(item.item_id)
     if before == item and not problem:

@@ -28,24 +28,24 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0"}
 
 
 def parse_cell(text: str) -> Any:
-    """A JSON value, a Python literal, or an array as numpy prints it (no commas); `nan` and `None` included.
+    """A JSON value, a Python literal, or an array as numpy prints it (no commas); ``nan`` and ``None`` included.
 
     Names other than the constants, calls and operators are errors: nothing is evaluated.
 
-    Example:
-        >>> parse_cell("[{'note_idx': 7, 'page_time': nan, 'click': 1}\\n {'note_idx': 9, 'click': 0}]")
-        [{'note_idx': 7, 'page_time': nan, 'click': 1}, {'note_idx': 9, 'click': 0}]
-        >>> parse_cell("[12 15\\n 18]")
-        [12, 15, 18]
-
     Args:
-        text: the cell.
+      text: the cell.
 
     Returns:
-        Lists, dictionaries with text keys, text, numbers, booleans and None; tuples become lists.
+      Lists, dictionaries with text keys, text, numbers, booleans and None; tuples become lists.
 
     Raises:
-        ValueError: it is none of these, or nested more than 16 deep.
+      ValueError: it is none of these, or nested more than 16 deep.
+
+    Example:
+      >>> parse_cell("[{'note_idx': 7, 'page_time': nan, 'click': 1}\\n {'note_idx': 9, 'click': 0}]")
+      [{'note_idx': 7, 'page_time': nan, 'click': 1}, {'note_idx': 9, 'click': 0}]
+      >>> parse_cell("[12 15\\n 18]")
+      [12, 15, 18]
     """
     if _NUMBERS.fullmatch(text):
         return [int(word) for word in re.split(r"[\s,\[\]]+", text) if word]

@@ -15,9 +15,9 @@ _EXACT = 2.0**53
 
 
 def as_text(column: Any) -> tuple[Any, np.ndarray]:
-    """A pyarrow string array, null where a cell says nothing, and bool `[R]`: cells that are no text or number.
+    """A pyarrow string array, null where a cell says nothing, and bool ``[R]``: cells that are no text or number.
 
-    Words for nothing (`nan`, `NULL`, ...) and text without a visible character say nothing.
+    Words for nothing (``nan``, ``NULL``, ...) and text without a visible character say nothing.
     """
     text, bad = as_written(column)
     return without_words(text, MISSING_WORDS)[0], bad
@@ -58,8 +58,8 @@ def as_words(column: Any) -> tuple[Any, np.ndarray]:
     """As `as_written`, and of a list or a dictionary the words of its values with spaces between.
 
     Example:
-        >>> as_words([["made of steel", {"width": 3}], "plain", None])[0].to_pylist()
-        ['made of steel width 3', 'plain', None]
+      >>> as_words([["made of steel", {"width": 3}], "plain", None])[0].to_pylist()
+      ['made of steel width 3', 'plain', None]
     """
     values = column if isinstance(column, list) else column.to_pylist() if _is_nested(column) else None
     if values is None:
@@ -85,10 +85,10 @@ def id_text(value: Any) -> Any:
     """Text of one cell, None for an empty one, False for what is no text or number.
 
     Example:
-        >>> id_text(" a1 "), id_text(12.0), id_text(""), id_text([1])
-        ('a1', '12', None, False)
-        >>> id_text(2**53), id_text(2.0**53)  # a float of that size may have been another number
-        ('9007199254740992', False)
+      >>> id_text(" a1 "), id_text(12.0), id_text(""), id_text([1])
+      ('a1', '12', None, False)
+      >>> id_text(2**53), id_text(2.0**53)  # a float of that size may have been another number
+      ('9007199254740992', False)
     """
     if value is None:
         return None
@@ -116,12 +116,12 @@ def _decoded(value: bytes | None) -> Any:
 
 
 def not_utf8(column: Any) -> np.ndarray:
-    """bool `[R]`: cells of bytes in another encoding.
+    """bool ``[R]``: cells of bytes in another encoding.
 
     Example:
-        >>> import pyarrow as pa
-        >>> not_utf8(pa.array([b"caf\\xc3\\xa9", b"caf\\xe9", None])).tolist()
-        [False, True, False]
+      >>> import pyarrow as pa
+      >>> not_utf8(pa.array([b"caf\\xc3\\xa9", b"caf\\xe9", None])).tolist()
+      [False, True, False]
     """
     if isinstance(column, list) or not _is_binary(column):
         return np.zeros(len(column), bool)

@@ -26,16 +26,16 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path, beginning: bytes, reading: Reading, needed: Sequence[str]) -> Header:
-    """The header line, behind blank lines and Excel's `sep=;`.
+    """The header line, behind blank lines and Excel's ``sep=;``.
 
     Args:
-        path: by whose name `.tsv` has tabs and no quoting, unless the header shows other things.
-        beginning: of the file; its first line at least.
-        reading: the options; what they say holds.
-        needed: names of columns: the delimiter is the one that gives most of them.
+      path: by whose name ``.tsv`` has tabs and no quoting, unless the header shows other things.
+      beginning: of the file; its first line at least.
+      reading: the options; what they say holds.
+      needed: names of columns: the delimiter is the one that gives most of them.
 
     Raises:
-        ValueError: there is none, or it is not UTF-8.
+      ValueError: there is none, or it is not UTF-8.
     """
     start, line = 0, 1
     given = reading.delimiter_character

@@ -34,15 +34,15 @@ class SwallowedError(Exception):
 
 
 def line_ends(block: bytes, last: bool) -> np.ndarray:
-    """Where lines end, behind `\\n`, `\\r\\n` or `\\r`.
-
-    Example:
-        >>> line_ends(b"a\\r\\nb\\rc\\nd", last=True).tolist()
-        [3, 5, 7, 8]
+    """Where lines end, behind ``\\n``, ``\\r\\n`` or ``\\r``.
 
     Args:
-        block: bytes from the beginning of a line on.
-        last: whether nothing follows; what has no line break is a line then.
+      block: bytes from the beginning of a line on.
+      last: whether nothing follows; what has no line break is a line then.
+
+    Example:
+      >>> line_ends(b"a\\r\\nb\\rc\\nd", last=True).tolist()
+      [3, 5, 7, 8]
     """
     data = np.frombuffer(block, np.uint8)
     ending = data == _LF
@@ -64,18 +64,18 @@ def split_plain(block: bytes, last: bool) -> CsvRecords:
 def split_quoted(block: bytes, delimiter: bytes, last: bool) -> CsvRecords:
     """Records of a text with quoting as in RFC 4180; a quotation mark inside a column that has none first is text.
 
-    Example:
-        >>> split_quoted(b'1,"a\\nb ""c"", d"\\n2,6" nails\\n3,"4', b",", last=False).ends.tolist()
-        [17, 28]
-
     Args:
-        block: bytes from the beginning of a record on.
-        delimiter: one byte.
-        last: whether nothing follows.
+      block: bytes from the beginning of a record on.
+      delimiter: one byte.
+      last: whether nothing follows.
 
     Raises:
-        UnclosedError: nothing follows and a quotation mark is open.
-        SwallowedError: a quotation mark is closed lines after it was opened, and text follows.
+      UnclosedError: nothing follows and a quotation mark is open.
+      SwallowedError: a quotation mark is closed lines after it was opened, and text follows.
+
+    Example:
+      >>> split_quoted(b'1,"a\\nb ""c"", d"\\n2,6" nails\\n3,"4', b",", last=False).ends.tolist()
+      [17, 28]
     """
     data = np.frombuffer(block, np.uint8)
     quotes = np.flatnonzero(data == _QUOTE)

@@ -17,15 +17,15 @@ class RowShapes:
 
     Prose has spaces after its commas and numbers in no column; rows that were swallowed look like those around them.
 
-    Example:
-        >>> shapes = RowShapes(3, ",")
-        >>> shapes.learn([["i1", "thing, blue", "4"], ["i2", "", "5"]])
-        >>> shapes.fits("i7,things,8"), shapes.fits("big, round, 8"), shapes.fits("i7,things")
-        (True, False, False)
-
     Args:
-        columns: of the file.
-        delimiter: between them.
+      columns: of the file.
+      delimiter: between them.
+
+    Example:
+      >>> shapes = RowShapes(3, ",")
+      >>> shapes.learn([["i1", "thing, blue", "4"], ["i2", "", "5"]])
+      >>> shapes.fits("i7,things,8"), shapes.fits("big, round, 8"), shapes.fits("i7,things")
+      (True, False, False)
     """
 
     def __init__(self, columns: int, delimiter: str):
@@ -66,8 +66,8 @@ def parse(record: bytes, delimiter: str, quoted: bool) -> list[str]:
     """The columns of one record.
 
     Example:
-        >>> parse(b'1,"a ""b"", c"\\r\\n', ",", quoted=True), parse(b'1\\t"a', "\\t", quoted=False)
-        (['1', 'a "b", c'], ['1', '"a'])
+      >>> parse(b'1,"a ""b"", c"\\r\\n', ",", quoted=True), parse(b'1\\t"a', "\\t", quoted=False)
+      (['1', 'a "b", c'], ['1', '"a'])
     """
     text = record.decode("utf-8", "replace").rstrip("\r\n")
     if not quoted:

@@ -16,13 +16,13 @@ UNKNOWN = -1
 
 
 class Vocabulary:
-    """Names to numbers in the order of their first appearance; `names` has them by number.
+    """Names to numbers in the order of their first appearance; ``names`` has them by number.
 
     Example:
-        >>> import pyarrow as pa
-        >>> users = Vocabulary()
-        >>> users.encode(pa.array(["ann", "bob", None, "ann"])).tolist(), users.names
-        ([0, 1, -1, 0], ['ann', 'bob'])
+      >>> import pyarrow as pa
+      >>> users = Vocabulary()
+      >>> users.encode(pa.array(["ann", "bob", None, "ann"])).tolist(), users.names
+      ([0, 1, -1, 0], ['ann', 'bob'])
     """
 
     def __init__(self, names: Sequence[str] = ()):
@@ -56,7 +56,7 @@ class Vocabulary:
 
 
 class LeftOut:
-    """Searches of rows that cannot be used: `names` has pairs of a query's and an item's number.
+    """Searches of rows that cannot be used: ``names`` has pairs of a query's and an item's number.
 
     Such a row tells of its query all the same: the query led to the item.
     """
@@ -73,16 +73,16 @@ class LeftOut:
         """The targets of some rows that have a query.
 
         Args:
-            query: int `[R]`, -1 without one.
-            targets: item numbers of all rows.
-            rows: bool `[R]`.
+          query: int ``[R]``, -1 without one.
+          targets: item numbers of all rows.
+          rows: bool ``[R]``.
         """
         wanted = targets.take(rows & (query >= 0))
         of_rows = query[rows & (query >= 0)]
         self.names += zip(of_rows[wanted.row_of].tolist(), wanted.values.tolist(), strict=True)
 
     def with_items(self, new_numbers: np.ndarray) -> LeftOut:
-        """With other item numbers: `new_numbers` has the new one of each old one."""
+        """With other item numbers: ``new_numbers`` has the new one of each old one."""
         result = LeftOut()
         result.names = [(query, int(new_numbers[item])) for query, item in self.names]
         return result
@@ -110,22 +110,22 @@ class Names:
 
 @dataclass(frozen=True)
 class Examples:
-    """`R` rows: a user, doing a task at a time, interacted with one or several items after a history.
+    """``R`` rows: a user, doing a task at a time, interacted with one or several items after a history.
 
     Args:
-        names: what the numbers stand for.
-        user: int32 `[R]`.
-        task: int32 `[R]`.
-        query: int32 `[R]`, -1 without one.
-        time: float64 `[R]`: seconds, or positions in the order of events; nan where that is not known.
-        split: int8 `[R]`, indices into `("train", "valid", "test")`; -1 where rows are not split yet.
-        targets: items interacted with, at least one a row.
-        history: items before, oldest first; None where it is to be made from the rows before.
-        history_task: tasks of the history's events, aligned with it.
-        negatives: items to rank against, where the source brings some.
-        shown: items shown with the targets and not clicked; they only count as events in `core`.
-        file: int32 `[R]`, where a row came from.
-        number: int64 `[R]`, its number there.
+      names: what the numbers stand for.
+      user: int32 ``[R]``.
+      task: int32 ``[R]``.
+      query: int32 ``[R]``, -1 without one.
+      time: float64 ``[R]``: seconds, or positions in the order of events; nan where that is not known.
+      split: int8 ``[R]``, indices into ``("train", "valid", "test")``; -1 where rows are not split yet.
+      targets: items interacted with, at least one a row.
+      history: items before, oldest first; None where it is to be made from the rows before.
+      history_task: tasks of the history's events, aligned with it.
+      negatives: items to rank against, where the source brings some.
+      shown: items shown with the targets and not clicked; they only count as events in ``core``.
+      file: int32 ``[R]``, where a row came from.
+      number: int64 ``[R]``, its number there.
     """
 
     names: Names

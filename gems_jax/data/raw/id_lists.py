@@ -26,10 +26,10 @@ class Division(NamedTuple):
     """Where a cell of plain text is divided into ids.
 
     Args:
-        separator: text between ids; empty: a cell is one id; None: spaces, commas, semicolons and bars may be, and
-            lists may be written as JSON, Python and numpy print them.
-        known: ids that exist: a cell that is one is not divided, others where it gives the most of them.
-        single: whether a cell of which nothing is known is one id.
+      separator: text between ids; empty: a cell is one id; None: spaces, commas, semicolons and bars may be, and
+        lists may be written as JSON, Python and numpy print them.
+      known: ids that exist: a cell that is one is not divided, others where it gives the most of them.
+      single: whether a cell of which nothing is known is one id.
     """
 
     separator: str | None = None
@@ -38,8 +38,14 @@ class Division(NamedTuple):
 
 
 class IdLists(NamedTuple):
-    """Indices into a pyarrow string array of all ids one after the other, and by cell whether it is no list, whether it
-    was divided by a guess, and whether it is taken for one id though it holds a mark that could divide it.
+    """Lists of ids, one a cell, as indices into an array of all ids.
+
+    Attributes:
+      indices: into ``texts``, by cell.
+      texts: pyarrow string array, all ids one after the other.
+      bad: bool, by cell: whether it is no list.
+      divided: bool, by cell: whether it was divided by a guess.
+      whole: bool, by cell: whether it is taken for one id though it holds a mark that could divide it.
     """
 
     indices: Ragged
@@ -62,9 +68,9 @@ def read_lists(column: Any, division: Division, missing: tuple[str, ...] = MISSI
     """A column of ids or lists of ids.
 
     Args:
-        column: pyarrow array or list of Python values.
-        division: of cells that are text.
-        missing: words for nothing.
+      column: pyarrow array or list of Python values.
+      division: of cells that are text.
+      missing: words for nothing.
     """
     if isinstance(column, list):
         if any(isinstance(value, list | tuple) for value in column):

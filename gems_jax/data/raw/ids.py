@@ -24,8 +24,8 @@ def whole_id(name: str) -> str:
     """A whole number without its decimals; all else as it is.
 
     Example:
-        >>> [whole_id(name) for name in ("12.0", "12", "007.0", "1.10", "1e5", "9007199254740993.0")]
-        ['12', '12', '007.0', '1.10', '1e5', '9007199254740993']
+      >>> [whole_id(name) for name in ("12.0", "12", "007.0", "1.10", "1e5", "9007199254740993.0")]
+      ['12', '12', '007.0', '1.10', '1e5', '9007199254740993']
     """
     match = _WHOLE.fullmatch(name) if name.endswith("0") else None
     return match[1] if match else name
@@ -35,8 +35,8 @@ def by_value(name: str) -> str:
     """An id as all its spellings have it: letters composed, nothing invisible at its ends, and as of `whole_id`.
 
     Example:
-        >>> by_value("12.0"), by_value("cafe\\u0301\\u200b") == "caf\\u00e9"
-        ('12', True)
+      >>> by_value("12.0"), by_value("cafe\\u0301\\u200b") == "caf\\u00e9"
+      ('12', True)
     """
     return whole_id(name if name.isascii() else _composed(name))
 
@@ -49,8 +49,8 @@ def are_dotted(names: Collection[str]) -> bool:
     """Whether ids are versions or decimals, such as 1.1 or 2.0.3: then 1.0 is one of them and no whole number.
 
     Example:
-        >>> are_dotted(["1.0", "2.0", "x"]), are_dotted(["1.0", "1.10"])
-        (False, True)
+      >>> are_dotted(["1.0", "2.0", "x"]), are_dotted(["1.0", "1.10"])
+      (False, True)
     """
     return any("." in name and whole_id(name) == name and _DOTTED.fullmatch(name) for name in names)
 
@@ -58,15 +58,15 @@ def are_dotted(names: Collection[str]) -> bool:
 class KnownIds:
     """Ids that are known, found as they are written or by value.
 
-    Example:
-        >>> known = KnownIds(["A 1", "12", "1.0"])
-        >>> known.find("A 1"), known.find("12.0"), known.find("1"), known.find("A")
-        ('A 1', '12', '1.0', None)
-        >>> known.marked
-        True
-
     Args:
-        ids: all of them.
+      ids: all of them.
+
+    Example:
+      >>> known = KnownIds(["A 1", "12", "1.0"])
+      >>> known.find("A 1"), known.find("12.0"), known.find("1"), known.find("A")
+      ('A 1', '12', '1.0', None)
+      >>> known.marked
+      True
     """
 
     def __init__(self, ids: Iterable[str]):
@@ -94,9 +94,9 @@ def same_ids(examples: Examples, catalogue: KnownIds | None, quarantine: Quarant
     """Rows in which each user and each item has one spelling; what was spelt differently is counted.
 
     Args:
-        examples: rows as read.
-        catalogue: of the items, whose spelling holds; None: a number without its decimals.
-        quarantine: gets the counts.
+      examples: rows as read.
+      catalogue: of the items, whose spelling holds; None: a number without its decimals.
+      quarantine: gets the counts.
     """
     names = examples.names
     users, user_of = _respelled(names.users.names, _spellings(names.users.names, quarantine, "user_id"))

@@ -31,7 +31,7 @@ def read_rows(request: ReadRequest) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number, from 1, and value of every object: a line each, or in an array, or each over several lines.
 
     Raises:
-        ValueError: the file is cut off or holds more than it may.
+      ValueError: the file is cut off or holds more than it may.
     """
     blocks = read_blocks(request.path, request.limits, _BLOCK)
     first = b""
@@ -85,11 +85,11 @@ def _problem(value: Any, text: str) -> str:
 
 
 def is_deep(value: Any, limit: int = MAX_DEPTH) -> bool:
-    """Whether lists and dictionaries are nested more than `limit` deep.
+    """Whether lists and dictionaries are nested more than ``limit`` deep.
 
     Example:
-        >>> is_deep([[1], {"a": [2]}], 2), is_deep([[1], {"a": [2]}], 3)
-        (True, False)
+      >>> is_deep([[1], {"a": [2]}], 2), is_deep([[1], {"a": [2]}], 3)
+      (True, False)
     """
     level = [value]
     for _ in range(limit + 1):
@@ -142,10 +142,10 @@ def _following(before: str) -> re.Pattern[str]:
 
 
 class JsonText:
-    """A text that is decoded as far as it is needed; `position` is where reading stands in `buffer`.
+    """A text that is decoded as far as it is needed; ``position`` is where reading stands in ``buffer``.
 
     Args:
-        blocks: of its bytes.
+      blocks: of its bytes.
     """
 
     def __init__(self, blocks: Iterable[bytes]):
@@ -155,7 +155,7 @@ class JsonText:
         self.buffer, self.position = "", 0
 
     def more(self, least: int = 1) -> bool:
-        """Reads on, `least` characters if there are as many; whether there was anything."""
+        """Reads on, ``least`` characters if there are as many; whether there was anything."""
         pieces, count = [self.buffer], 0
         while count < least and not self._ended:
             block = next(self._blocks, b"")

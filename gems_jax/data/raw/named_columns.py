@@ -24,13 +24,13 @@ class NamedColumns:
     row of one file.
 
     Args:
-        option: `files.columns` or `files.item_columns`.
-        columns: what it says: role to name; empty where a column is not to be read.
-        needed: roles whose columns must be there, whatever they are called.
-        reading: how the files are read.
+      option: ``files.columns`` or ``files.item_columns``.
+      columns: what it says: role to name; empty where a column is not to be read.
+      needed: roles whose columns must be there, whatever they are called.
+      reading: how the files are read.
 
     Raises:
-        ValueError: the option names a role that is none of its own.
+      ValueError: the option names a role that is none of its own.
     """
 
     def __init__(self, option: str, columns: Mapping[str, str], needed: tuple[str, ...], reading: Reading):

@@ -35,8 +35,8 @@ def check_operations(path: Path) -> None:
     takes references to earlier tuples, of which there may be `MAX_SHARED`.
 
     Raises:
-        pickle.UnpicklingError: the file shares tuples, numbers its objects by leaps, or announces more than it has.
-        ValueError: it is no pickle, or cut off.
+      pickle.UnpicklingError: the file shares tuples, numbers its objects by leaps, or announces more than it has.
+      ValueError: it is no pickle, or cut off.
     """
     data = path.read_bytes()
     if not data:

@@ -52,21 +52,21 @@ class _PlainUnpickler(pickle.Unpickler):
 def check_parts(value: Any, most: int) -> None:
     """Containers that stand in several others count in each, as all that walks, prints or compares them finds them.
 
-    Example:
-        >>> inner = ["a"]
-        >>> for _ in range(40):
-        ...     inner = [inner, inner]
-        >>> check_parts(inner, 2**20)
-        Traceback (most recent call last):
-        ...
-        _pickle.UnpicklingError: written out it has more than 1,048,576 bytes
-
     Args:
-        value: lists, tuples, sets and dictionaries of anything.
-        most: bytes of text and parts, 8 a part.
+      value: lists, tuples, sets and dictionaries of anything.
+      most: bytes of text and parts, 8 a part.
 
     Raises:
-        pickle.UnpicklingError: it has more, or is nested more than `MAX_DEPTH` deep, as is what contains itself.
+      pickle.UnpicklingError: it has more, or is nested more than `MAX_DEPTH` deep, as is what contains itself.
+
+    Example:
+      >>> inner = ["a"]
+      >>> for _ in range(40):
+      ...     inner = [inner, inner]
+      >>> check_parts(inner, 2**20)
+      Traceback (most recent call last):
+      ...
+      _pickle.UnpicklingError: written out it has more than 1,048,576 bytes
     """
     # Containers of one depth, each with how often it stands in others.
     level: dict[int, tuple[Any, int]] = {0: ([value], 1)}
@@ -98,24 +98,24 @@ def load_plain(path: str | Path) -> Any:
     that is small in the file and large once it is walked, hashed or printed is refused: see `check_operations` and
     `check_parts`.
 
-    Example:
-        >>> import os, tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "rows.pkl"
-        >>> _ = path.write_bytes(pickle.dumps({0: {"user_id": 3, "item_list": [5, 6]}}))
-        >>> load_plain(path)
-        {0: {'user_id': 3, 'item_list': [5, 6]}}
-        >>> _ = path.write_bytes(pickle.dumps(os.getcwd))
-        >>> load_plain(path)
-        Traceback (most recent call last):
-        ...
-        ValueError: .../rows.pkl cannot be imported: it names posix.getcwd, which is not a plain container; ...
-
     Args:
-        path: the file.
+      path: the file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it names anything but a plain container, holds too much, is damaged, or is not a pickle.
+      FileNotFoundError: there is none.
+      ValueError: it names anything but a plain container, holds too much, is damaged, or is not a pickle.
+
+    Example:
+      >>> import os, tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "rows.pkl"
+      >>> _ = path.write_bytes(pickle.dumps({0: {"user_id": 3, "item_list": [5, 6]}}))
+      >>> load_plain(path)
+      {0: {'user_id': 3, 'item_list': [5, 6]}}
+      >>> _ = path.write_bytes(pickle.dumps(os.getcwd))
+      >>> load_plain(path)
+      Traceback (most recent call last):
+      ...
+      ValueError: .../rows.pkl cannot be imported: it names posix.getcwd, which is not a plain container; ...
     """
     path = Path(path)
     if not path.is_file():

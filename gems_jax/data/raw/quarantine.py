@@ -23,7 +23,7 @@ class Remark(NamedTuple):
 
 
 class Unusable(ValueError):
-    """Too few rows can be used; `rows` are those left out."""
+    """Too few rows can be used; ``rows`` are those left out."""
 
     def __init__(self, message: str, rows: Sequence[dict[str, str]]):
         super().__init__(message)
@@ -33,16 +33,16 @@ class Unusable(ValueError):
 class Quarantine:
     """Collects what was left out while reading raw data.
 
-    Example:
-        >>> quarantine = Quarantine(max_bad_fraction=0.5)
-        >>> quarantine.add("item", "17", "it has no title")
-        >>> quarantine.check("item", total=10, path="items.json")
-        >>> quarantine.counts()
-        {'item: it has no title': 1}
-
     Args:
-        max_bad_fraction: largest share of the rows of one kind that may be left out.
-        with_files: whether the source has the options `files`, so that messages may name them.
+      max_bad_fraction: largest share of the rows of one kind that may be left out.
+      with_files: whether the source has the options ``files``, so that messages may name them.
+
+    Example:
+      >>> quarantine = Quarantine(max_bad_fraction=0.5)
+      >>> quarantine.add("item", "17", "it has no title")
+      >>> quarantine.check("item", total=10, path="items.json")
+      >>> quarantine.counts()
+      {'item: it has no title': 1}
     """
 
     def __init__(self, max_bad_fraction: float = 0.05, with_files: bool = True):
@@ -60,10 +60,10 @@ class Quarantine:
         """Leave one row out.
 
         Args:
-            kind: of row: item, event, ...
-            row_id: where it stood.
-            reason: the same words for the same cause.
-            detail: the raw row; cut where it is long.
+          kind: of row: item, event, ...
+          row_id: where it stood.
+          reason: the same words for the same cause.
+          detail: the raw row; cut where it is long.
         """
         row = {"kind": kind, "id": row_id, "reason": reason}
         text = detail if isinstance(detail, str) else raw_text(detail)
@@ -74,14 +74,14 @@ class Quarantine:
         return dict(Counter(f"{row['kind']}: {row['reason']}" for row in self.rows))
 
     def remark(self, text: str, count: int, example: str) -> None:
-        """Count what people should know of; of equal texts, in which `{n}` is the number, the first example stays.
+        """Count what people should know of; of equal texts, in which ``{n}`` is the number, the first example stays.
 
         Example:
-            >>> quarantine = Quarantine()
-            >>> for count in (2, 3):
-            ...     quarantine.remark("{n} cells were divided", count, f"row {count}")
-            >>> quarantine.said()
-            ['5 cells were divided; the first: row 2']
+          >>> quarantine = Quarantine()
+          >>> for count in (2, 3):
+          ...     quarantine.remark("{n} cells were divided", count, f"row {count}")
+          >>> quarantine.said()
+          ['5 cells were divided; the first: row 2']
         """
         before = self.remarks.get(text, Remark(0, example))
         self.remarks[text] = before._replace(times=before.times + count)
@@ -94,7 +94,7 @@ class Quarantine:
         ]
 
     def check(self, kind: str, total: int, path: str | Path) -> None:
-        """Raise `Unusable` where more than `max_bad_fraction` of the `total` rows of this kind were left out."""
+        """Raise `Unusable` where more than ``max_bad_fraction`` of the ``total`` rows of this kind were left out."""
         bad = [row for row in self.rows if row["kind"] == kind]
         if bad and len(bad) > self.max_bad_fraction * total:
             counts = Counter(row["reason"] for row in bad).most_common()
@@ -133,8 +133,8 @@ def shorten(text: str, length: int = RAW_LENGTH) -> str:
     """The beginning of a text and how long the whole is.
 
     Example:
-        >>> shorten("abcdef", 3)
-        'abc... (6 characters)'
+      >>> shorten("abcdef", 3)
+      'abc... (6 characters)'
     """
     # Lone surrogates, of undecodable bytes, cannot be written as UTF-8.
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -12,16 +12,16 @@ BLOCK_VALUES = 4_194_304
 
 @dataclass(frozen=True)
 class Ragged:
-    """Row `r` is `values[offsets[r]:offsets[r + 1]]`.
-
-    Example:
-        >>> lists = Ragged.of([[3, 4], [], [5]])
-        >>> lists.lengths.tolist(), lists.row_of.tolist(), lists[2].tolist()
-        ([2, 0, 1], [0, 0, 2], [5])
+    """Row ``r`` is ``values[offsets[r]:offsets[r + 1]]``.
 
     Args:
-        values: all rows one after the other.
-        offsets: int64 `[R + 1]`, beginning with 0.
+      values: all rows one after the other.
+      offsets: int64 ``[R + 1]``, beginning with 0.
+
+    Example:
+      >>> lists = Ragged.of([[3, 4], [], [5]])
+      >>> lists.lengths.tolist(), lists.row_of.tolist(), lists[2].tolist()
+      ([2, 0, 1], [0, 0, 2], [5])
     """
 
     values: np.ndarray
@@ -43,7 +43,7 @@ class Ragged:
 
     @classmethod
     def empty(cls, rows: int) -> Ragged:
-        """`rows` empty lists."""
+        """``rows`` empty lists."""
         return cls(np.zeros(0, np.int32), np.zeros(rows + 1, np.int64))
 
     @classmethod
@@ -62,7 +62,7 @@ class Ragged:
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 `[R]`."""
+        """int64 ``[R]``."""
         return np.diff(self.offsets)
 
     @property
@@ -76,7 +76,7 @@ class Ragged:
         return Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
     def slices(self, starts: np.ndarray, lengths: np.ndarray) -> Ragged:
-        """Rows of `lengths` values from position `starts` of the flat values; they may overlap."""
+        """Rows of ``lengths`` values from position ``starts`` of the flat values; they may overlap."""
         offsets = Ragged.from_lengths(self.values[:0], lengths).offsets
         values = np.empty(offsets[-1], self.values.dtype)
         for rows in row_blocks(offsets):
@@ -96,12 +96,12 @@ class Ragged:
         return Ragged.from_lengths(self.values[mask], lengths)
 
     def last(self, count: int) -> Ragged:
-        """At most the last `count` values of every row."""
+        """At most the last ``count`` values of every row."""
         lengths = np.minimum(self.lengths, count)
         return self.slices(self.offsets[1:] - lengths, lengths)
 
     def first(self, count: int) -> Ragged:
-        """At most the first `count` values of every row."""
+        """At most the first ``count`` values of every row."""
         return self.slices(self.offsets[:-1], np.minimum(self.lengths, count))
 
     def beside(self, other: Ragged) -> Ragged:
@@ -127,7 +127,7 @@ def row_blocks(offsets: np.ndarray) -> Iterator[slice]:
     """Slices of rows that hold few values together: work on lists block by block needs little memory beside them.
 
     Args:
-        offsets: of ragged lists, `[R + 1]`.
+      offsets: of ragged lists, ``[R + 1]``.
     """
     count, start = len(offsets) - 1, 0
     while start < count:
@@ -141,8 +141,8 @@ def distinct_pairs(group: np.ndarray, lists: Ragged, size: int) -> np.ndarray:
     """Sorted keys (`pair_keys`) of each row's group and values, each once.
 
     Example:
-        >>> distinct_pairs(np.array([1, 0, 1]), Ragged.of([[2, 2], [], [3]]), 10).tolist()
-        [12, 13]
+      >>> distinct_pairs(np.array([1, 0, 1]), Ragged.of([[2, 2], [], [3]]), 10).tolist()
+      [12, 13]
     """
     parts = [np.zeros(0, np.int64)]
     for rows in row_blocks(lists.offsets):
@@ -152,7 +152,7 @@ def distinct_pairs(group: np.ndarray, lists: Ragged, size: int) -> np.ndarray:
 
 
 def pair_keys(first: np.ndarray, second: np.ndarray, size: int) -> np.ndarray:
-    """One int64 a pair, `first * size + second`, so that pairs can be looked up in sorted arrays."""
+    """One int64 a pair, ``first * size + second``, so that pairs can be looked up in sorted arrays."""
     return first.astype(np.int64) * size + second
 
 
@@ -160,9 +160,9 @@ def positions_in(keys: np.ndarray, ordered: np.ndarray) -> tuple[np.ndarray, np.
     """Where each key stands in a sorted array without repeats (somewhere, if it does not), and whether it does.
 
     Example:
-        >>> position, present = positions_in(np.array([7, 2]), np.array([2, 5]))
-        >>> int(position[1]), present.tolist()
-        (0, [False, True])
+      >>> position, present = positions_in(np.array([7, 2]), np.array([2, 5]))
+      >>> int(position[1]), present.tolist()
+      (0, [False, True])
     """
     if not len(ordered):
         return np.zeros(keys.shape, np.int64), np.zeros(keys.shape, bool)

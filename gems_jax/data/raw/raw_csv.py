@@ -46,7 +46,7 @@ def read_csv(request: ReadRequest) -> Iterator[RawRows]:
     """The rows of one file; malformed ones are quarantined, and each record of the file is one or the other.
 
     Raises:
-        ValueError: the file has no header or lacks a needed column, a quotation mark swallows rows, or it is cut off.
+      ValueError: the file has no header or lacks a needed column, a quotation mark swallows rows, or it is cut off.
     """
     blocks = read_blocks(request.path, request.limits)
     first = next(blocks, b"")
@@ -172,7 +172,7 @@ def _check_plain(request: ReadRequest, header: Header, block: _Block) -> None:
 
 
 def _clean(request: ReadRequest, block: _Block, row: int) -> tuple[bytes, np.ndarray, int]:
-    """The block without blank, malformed and too long records; the others' numbers behind `row`, and the last."""
+    """The block without blank, malformed and too long records; the others' numbers behind ``row``, and the last."""
     data, ends = np.frombuffer(block.data, np.uint8), block.records.ends
     starts = np.concatenate([[0], ends[:-1]])
     full = ~np.isin(data[starts], _LINE_BREAKS)

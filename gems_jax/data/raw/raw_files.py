@@ -34,7 +34,7 @@ _BOM = b"\xef\xbb\xbf"
 class Limits(NamedTuple):
     """How large a row may be in bytes, and how many times its own size a compressed file may hold.
 
-    `option` is what the two options' names begin with; None where a source has no such options.
+    ``option`` is what the two options' names begin with; None where a source has no such options.
     """
 
     row: int
@@ -67,14 +67,14 @@ class Limits(NamedTuple):
 
 
 def local_name(name: str) -> str:
-    """A `file://` address as the path it stands for, `~` as the home folder; other names as they are.
-
-    Example:
-        >>> local_name("file:///data/my%20log.csv"), local_name("log.csv")
-        ('/data/my log.csv', 'log.csv')
+    """A ``file://`` address as the path it stands for, ``~`` as the home folder; other names as they are.
 
     Raises:
-        ValueError: the address names another machine or no absolute path.
+      ValueError: the address names another machine or no absolute path.
+
+    Example:
+      >>> local_name("file:///data/my%20log.csv"), local_name("log.csv")
+      ('/data/my log.csv', 'log.csv')
     """
     if name.startswith("file:"):
         rest = name.removeprefix("file:")
@@ -89,18 +89,18 @@ def find_files(folder: Path, name: str) -> list[Path]:
     """The files that a name stands for: a file, all tables of a folder, or a pattern; sorted.
 
     Args:
-        folder: what names that are not absolute are under.
-        name: a path, `file://` address or pattern (`*`, `?`, `[...]`, `**`).
+      folder: what names that are not absolute are under.
+      name: a path, ``file://`` address or pattern (``*``, ``?``, ``[...]``, ``**``).
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: the name is on an object store.
+      FileNotFoundError: there is none.
+      ValueError: the name is on an object store.
     """
     return [Path(path) for path in _find(folder, name, _is_table, "table", "name a CSV, JSON or parquet file")]
 
 
 def find_text(name: str) -> list[Path]:
-    """The same for text: tables, `.txt` files, or any file that is named itself or fits a pattern."""
+    """The same for text: tables, ``.txt`` files, or any file that is named itself or fits a pattern."""
     return [Path(path) for path in _find(Path(), name, _is_text, "text", "name a .txt, .jsonl, .parquet or CSV file")]
 
 
@@ -130,14 +130,14 @@ def _find(folder: Path, name: str, wanted: Callable[[Path], bool], what: str, re
 
 
 def _literal_folders(pattern: str) -> str:
-    """A pattern in which folders that are there by their very name, such as `run[1]`, stand for themselves.
+    """A pattern in which folders that are there by their very name, such as ``run[1]``, stand for themselves.
 
     Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp()) / "run[1]"
-        >>> folder.mkdir()
-        >>> _literal_folders(f"{folder}/*.csv").endswith("/run[[]1]/*.csv")
-        True
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp()) / "run[1]"
+      >>> folder.mkdir()
+      >>> _literal_folders(f"{folder}/*.csv").endswith("/run[[]1]/*.csv")
+      True
     """
     folder, _, rest = pattern.rpartition("/")
     while folder and not os.path.isdir(folder):
@@ -163,7 +163,7 @@ def _ending(path: Path) -> str:
 
 
 def kind_of(path: Path) -> str | None:
-    """`csv`, `json` or `parquet` by the file's name, compressed or not."""
+    """``csv``, ``json`` or ``parquet`` by the file's name, compressed or not."""
     return _KINDS.get(_ending(path))
 
 
@@ -183,13 +183,13 @@ def read_blocks(path: Path, limits: Limits, size: int | None = None) -> Iterator
     """The bytes of a file, decompressed where it is compressed, without a byte order mark.
 
     Args:
-        path: a file.
-        limits: of what it may hold.
-        size: bytes a block, `BLOCK_BYTES` if None.
+      path: a file.
+      limits: of what it may hold.
+      size: bytes a block, `BLOCK_BYTES` if None.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is cut off, of another kind, or holds more than it may.
+      FileNotFoundError: there is none.
+      ValueError: it is cut off, of another kind, or holds more than it may.
     """
     import pyarrow as pa
 
@@ -233,11 +233,11 @@ def _refuse_wide(path: Path, beginning: bytes) -> None:
 
 
 def split_lines(blocks: Iterable[bytes], limit: int) -> Iterator[tuple[bytes, bool]]:
-    """Lines without their line feeds; of one that is longer than `limit` its beginning alone, and True.
+    """Lines without their line feeds; of one that is longer than ``limit`` its beginning alone, and True.
 
     Example:
-        >>> list(split_lines([b"on", b"e\\ntwo and", b" more\\n", b"last"], 5))
-        [(b'one', False), (b'two a', True), (b'last', False)]
+      >>> list(split_lines([b"on", b"e\\ntwo and", b" more\\n", b"last"], 5))
+      [(b'one', False), (b'two a', True), (b'last', False)]
     """
     pieces: list[bytes] = []
     length = 0

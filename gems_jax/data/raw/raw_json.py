@@ -28,7 +28,7 @@ def read_text(path: Path) -> str:
 
 
 def read_object(path: Path, kind: str, quarantine: Quarantine) -> dict[str, Any]:
-    """The entries of a file holding one JSON object; malformed entries go to the quarantine as `kind`.
+    """The entries of a file holding one JSON object; malformed entries go to the quarantine as ``kind``.
 
     A file that is cut off or holds something else is a ValueError: what is missing from it cannot be counted.
     """

@@ -22,7 +22,7 @@ def read_parquet(request: ReadRequest) -> Iterator[RawRows]:
     """The rows of one file, those columns only that have a role; rows that are too long are quarantined.
 
     Raises:
-        ValueError: the file is no parquet, is cut off, lacks a needed column, or holds more than it may.
+      ValueError: the file is no parquet, is cut off, lacks a needed column, or holds more than it may.
     """
     import pyarrow as pa
     from pyarrow import parquet

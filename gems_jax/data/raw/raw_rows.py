@@ -24,7 +24,7 @@ HOPELESS_AFTER = 500_000
 class RawRows(NamedTuple):
     """Some rows of a file: their numbers, from 1, and by role a pyarrow array or a list of Python values.
 
-    `names` are those of all columns that the file was seen to have.
+    ``names`` are those of all columns that the file was seen to have.
     """
 
     path: Path
@@ -42,14 +42,14 @@ class ReadRequest:
     """A request to read a file.
 
     Args:
-        path: the file.
-        roles: role to the column's name.
-        needed: roles whose columns must be there.
-        option: that says what columns are called, for messages; empty where there is none.
-        quarantine: takes rows that cannot be read.
-        kind: of row, in the quarantine.
-        reading: how the file is read.
-        limits: of its sizes.
+      path: the file.
+      roles: role to the column's name.
+      needed: roles whose columns must be there.
+      option: that says what columns are called, for messages; empty where there is none.
+      quarantine: takes rows that cannot be read.
+      kind: of row, in the quarantine.
+      reading: how the file is read.
+      limits: of its sizes.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class ReadRequest:
         """The roles' columns among those of a file, by their names there.
 
         Raises:
-            ValueError: a needed column is missing, or one that is read is there twice.
+          ValueError: a needed column is missing, or one that is read is there twice.
         """
         columns = {role: there for role, name in self.roles.items() if (there := column_of(name, names)) is not None}
         for role in self.needed:
@@ -95,8 +95,8 @@ def column_of(name: str, names: Collection[str]) -> str | None:
     """The column of a name among those of a file: as it is written or, where none is, without the blanks around it.
 
     Example:
-        >>> column_of("query", ["user", " query "]), column_of("query", ["Query"])
-        (' query ', None)
+      >>> column_of("query", ["user", " query "]), column_of("query", ["Query"])
+      (' query ', None)
     """
     return next(iter(_columns_of(name, names)), None)
 
@@ -112,12 +112,12 @@ def missing_column(
     """The error of a column that is not there: what is, what was perhaps meant, and where to name it.
 
     Args:
-        path: of the file.
-        role: that needs it.
-        name: what it should be called.
-        names: names of the columns that are there.
-        option: that names columns; empty where there is none.
-        all_missing: whether no needed column is there, so that the names may be no names at all.
+      path: of the file.
+      role: that needs it.
+      name: what it should be called.
+      names: names of the columns that are there.
+      option: that names columns; empty where there is none.
+      all_missing: whether no needed column is there, so that the names may be no names at all.
     """
     near = _near(name, names) or _near(role, names)
     shown = ", ".join(shorten(repr(text), 80) for text in names[:20]) + (", ..." if len(names) > 20 else "")

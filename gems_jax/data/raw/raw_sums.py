@@ -13,10 +13,10 @@ def summed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the SHA-256 of each raw file behind its size and time of change.
 
     Args:
-        settings: `path`, the folder, and `raw`, name to `[bytes, nanoseconds]`, where the source has raw files.
+      settings: ``path``, the folder, and ``raw``, name to ``[bytes, nanoseconds]``, where the source has raw files.
 
     Raises:
-        ValueError: a file has changed since.
+      ValueError: a file has changed since.
     """
     raw = settings.get("raw")
     if not raw:
@@ -36,8 +36,8 @@ def with_sums(made: Any, settings: Mapping[str, Any]) -> Any:
     A file of another time of change is read: copied, moved or touched it has the same content.
 
     Args:
-        made: settings in the card.
-        settings: of this preparation.
+      made: settings in the card.
+      settings: of this preparation.
     """
     raw = settings.get("raw")
     there = made.get("raw") if isinstance(made, Mapping) else None

@@ -32,20 +32,20 @@ def read_batches(
     """The rows of one file, those columns only that have a role.
 
     Args:
-        path: `.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`, see `gems_jax.data.raw.raw_files.kind_of`.
-        roles: role to the column's name.
-        needed: roles whose columns must be there.
-        quarantine: takes rows that cannot be read.
-        kind: of row, in the quarantine.
-        option: that says what columns are called, for messages; empty where there is none.
-        reading: delimiter, quoting, limits; None: the defaults, of a source that has no such options.
-        options: what the names of these options begin with; None: people cannot set them.
+      path: ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` or ``.parquet``, see `gems_jax.data.raw.raw_files.kind_of`.
+      roles: role to the column's name.
+      needed: roles whose columns must be there.
+      quarantine: takes rows that cannot be read.
+      kind: of row, in the quarantine.
+      option: that says what columns are called, for messages; empty where there is none.
+      reading: delimiter, quoting, limits; None: the defaults, of a source that has no such options.
+      options: what the names of these options begin with; None: people cannot set them.
 
     Yields:
-        Batches; a role whose column is missing is missing.
+      Batches; a role whose column is missing is missing.
 
     Raises:
-        ValueError: the file is of none of these kinds, is cut off, holds more than it may, or lacks a needed column.
+      ValueError: the file is of none of these kinds, is cut off, holds more than it may, or lacks a needed column.
     """
     reader = {"csv": read_csv, "json": _read_json, "parquet": read_parquet}.get(kind_of(path) or "")
     if reader is None:

@@ -26,9 +26,9 @@ class RowColumns:
     """Reads the columns of a batch and keeps the first reason why a row cannot be used.
 
     Args:
-        batch: of raw rows.
-        files: words for nothing, separators, the form of times, names of tasks.
-        quarantine: gets bad rows, and counts of cells that were read in another way than they are written.
+      batch: of raw rows.
+      files: words for nothing, separators, the form of times, names of tasks.
+      quarantine: gets bad rows, and counts of cells that were read in another way than they are written.
     """
 
     def __init__(self, batch: RawRows, files: TableFiles, quarantine: Quarantine):
@@ -49,7 +49,7 @@ class RowColumns:
         self._code[rows & (self._code == 0)] = len(self._reasons) - 1
 
     def usable(self) -> np.ndarray:
-        """bool `[R]`; the other rows go to the quarantine."""
+        """bool ``[R]``; the other rows go to the quarantine."""
         for row in np.flatnonzero(self._code).tolist():
             self._quarantine.add("row", self._where(row), self._reasons[self._code[row]], self._batch.raw(row))
         return self._code == 0
@@ -80,7 +80,7 @@ class RowColumns:
         return Ragged(names.encode(lists.texts.take(indices.values)), indices.offsets)
 
     def times(self) -> np.ndarray:
-        """Seconds, float64 `[R]`, nan without the column."""
+        """Seconds, float64 ``[R]``, nan without the column."""
         if "timestamp" not in self:
             return np.full(len(self), np.nan)
         times = read_times(self._batch.columns["timestamp"], self._files.time_format, self._missing)

@@ -14,13 +14,13 @@ class Source:
     """All rows and the catalogue of raw files, as a reader returns them.
 
     Args:
-        name: of the dataset.
-        path: of its files, for messages.
-        examples: all rows that could be read.
-        items: the catalogue.
-        used_only: whether items that no row names leave the catalogue.
-        per_task: whether the last row of each task is held out, rather than the last of all.
-        query_of_item: item id to a query: every row of such an item then also is a search with it.
+      name: of the dataset.
+      path: of its files, for messages.
+      examples: all rows that could be read.
+      items: the catalogue.
+      used_only: whether items that no row names leave the catalogue.
+      per_task: whether the last row of each task is held out, rather than the last of all.
+      query_of_item: item id to a query: every row of such an item then also is a search with it.
     """
 
     name: str

@@ -18,7 +18,7 @@ from gems_jax.data.raw.columns import as_text
 LATEST = 4_102_444_800.0
 # From where on a number is milli-, micro- or nanoseconds (of 1973), and how many of them a second has.
 _UNITS = ((1e11, 1e3), (1e14, 1e6), (1e17, 1e9))
-# How many of the units of `files.time_format` a second has.
+# How many of the units of ``files.time_format`` a second has.
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 # Spreadsheets count days from here, the day before 1899-12-31, because they take 1900 for a leap year.
 _FIRST_DAY = datetime.datetime(1899, 12, 30, tzinfo=datetime.UTC)
@@ -51,9 +51,13 @@ _COMMA = re.compile(r"(\d{4,}),(\d+)")
 
 
 class ParsedTimes(NamedTuple):
-    """Seconds, float64 `[R]`, nan for empty and bad cells; bool `[R]`, cells that are no time between 1970 and 2100;
-    of these bool `[R]`, dates whose day and month cannot be told apart; and bool `[R]`, times without a zone beside
-    others that have one.
+    """The times of a column's cells, and which of them are none or cannot be told.
+
+    Attributes:
+      seconds: float64 ``[R]``, nan for empty and bad cells.
+      bad: bool ``[R]``, cells that are no time between 1970 and 2100.
+      unclear: bool ``[R]``, of these the dates whose day and month cannot be told apart.
+      zoneless: bool ``[R]``, times without a zone beside others that have one.
     """
 
     seconds: np.ndarray
@@ -63,13 +67,13 @@ class ParsedTimes(NamedTuple):
 
 
 def as_times(column: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds, float64 `[R]` with nan for empty cells, and bool `[R]`: cells that are no time between 1970 and 2100.
+    """Seconds, float64 ``[R]``, nan for empty cells, and bool ``[R]``: cells that are no time from 1970 to 2100.
 
     Numbers are seconds, or milli-, micro- or nanoseconds where they are too large for that; text may be a date.
 
     Example:
-        >>> as_times([1700000000, "1700000000000", "2023-11-14T22:13:20", None, "yesterday"])[0].tolist()
-        [1700000000.0, 1700000000.0, 1700000000.0, nan, nan]
+      >>> as_times([1700000000, "1700000000000", "2023-11-14T22:13:20", None, "yesterday"])[0].tolist()
+      [1700000000.0, 1700000000.0, 1700000000.0, nan, nan]
     """
     times = read_times(column)
     return times.seconds, times.bad
@@ -79,9 +83,10 @@ def read_times(column: Any, form: str | None = None, missing: tuple[str, ...] = 
     """A column of times.
 
     Args:
-        column: pyarrow array or list of Python values.
-        form: a unit (`s`, `ms`, `us`, `ns`), `days` of a spreadsheet, or a form of `strptime`; None: by the looks.
-        missing: words for nothing.
+      column: pyarrow array or list of Python values.
+      form: a unit (``s``, ``ms``, ``us``, ``ns``), ``days`` of a spreadsheet, or a form of ``strptime``; None: by the
+        looks.
+      missing: words for nothing.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -145,8 +150,8 @@ def of_days(numbers: np.ndarray) -> np.ndarray:
     """Seconds of a spreadsheet's days.
 
     Example:
-        >>> of_days(np.array([45244.5])).tolist()  # noon of 2023-11-14
-        [1699963200.0]
+      >>> of_days(np.array([45244.5])).tolist()  # noon of 2023-11-14
+      [1699963200.0]
     """
     return numbers * 86_400.0 + _FIRST_DAY.timestamp()
 
@@ -155,8 +160,8 @@ def of_dates(numbers: np.ndarray) -> np.ndarray | None:
     """Seconds of dates written as numbers of eight digits, None where one number is no such date.
 
     Example:
-        >>> of_dates(np.array([20231114.0, 20231115.0])).tolist(), of_dates(np.array([20231114.0, 20231199.0]))
-        ([1699920000.0, 1700006400.0], None)
+      >>> of_dates(np.array([20231114.0, 20231115.0])).tolist(), of_dates(np.array([20231114.0, 20231199.0]))
+      ([1699920000.0, 1700006400.0], None)
     """
     if not len(numbers) or numbers.min() < 1970_01_01 or numbers.max() > 2100_01_01:
         return None

@@ -38,7 +38,7 @@ STOP_WORDS = frozenset(
     ["a", "amp", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"]
 )
 _SUFFIXES = (".json", ".jsonl", ".csv")
-# Roles to the columns' names, that of 2023 first: there `parent_asin` is the product and `asin` one of its variants.
+# Roles to the columns' names, that of 2023 first: there ``parent_asin`` is the product, ``asin`` one of its variants.
 _REVIEW = {"user": ("user_id", "reviewerID"), "item": ("parent_asin", "asin"), "time": ("timestamp", "unixReviewTime")}
 _META = {
     "item": ("parent_asin", "asin"), "title": ("title",), "brand": ("store", "brand"), "features": ("features",),
@@ -57,8 +57,8 @@ def raw_files(folder: Path, category: str | None) -> Files:
     """The files of reviews and of metadata.
 
     Raises:
-        FileNotFoundError: one is missing; says which, from where, into what folder.
-        ValueError: the folder holds several categories and none is named.
+      FileNotFoundError: one is missing; says which, from where, into what folder.
+      ValueError: the folder holds several categories and none is named.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; {FETCH}")
@@ -95,9 +95,9 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
     before it valid, for both tasks alike.
 
     Args:
-        options: of these the folder counts and, where it holds several categories, which.
-        quarantine: takes bad rows.
-        cache: none is kept.
+      options: of these the folder counts and, where it holds several categories, which.
+      quarantine: takes bad rows.
+      cache: none is kept.
     """
     reviews, meta = raw_files(options.folder, options.category)
     examples = read_events(reviews, quarantine)
@@ -181,17 +181,17 @@ def category_query(levels: Sequence[str]) -> str:
     stop words and words that come again go; a path of one level is no query. The root goes too: it is the same for
     all items.
 
-    Example:
-        >>> category_query(["Industrial & Scientific", "Fasteners", "Collated Fasteners", "Staples"])
-        'collated fasteners staples'
-        >>> category_query(["Haushalt", "K\u00fcchenger\u00e4te", "Wasserkocher"])
-        'küchengeräte wasserkocher'
-
     Args:
-        levels: names from the root down; HTML's escapes are undone.
+      levels: names from the root down; HTML's escapes are undone.
 
     Returns:
-        The query, empty where the path gives none.
+      The query, empty where the path gives none.
+
+    Example:
+      >>> category_query(["Industrial & Scientific", "Fasteners", "Collated Fasteners", "Staples"])
+      'collated fasteners staples'
+      >>> category_query(["Haushalt", "K\u00fcchenger\u00e4te", "Wasserkocher"])
+      'küchengeräte wasserkocher'
     """
     named = [level for level in levels if level.strip()]
     if len(named) < 2:

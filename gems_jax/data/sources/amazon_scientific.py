@@ -29,17 +29,17 @@ def load(
     """Read the raw files into six tables (train, valid, test by rec, src).
 
     Items without a title, events with an item that is not in the catalogue, users with too few events and
-    malformed entries are left out, counted in the card and listed in `quarantined`.
+    malformed entries are left out, counted in the card and listed in ``quarantined``.
 
     Args:
-        folder: holds `Scientific.item.json`, `Scientific.inter.json` and `queries.tsv`.
-        seed: of the negatives.
-        num_negatives: per row of valid and test.
-        max_bad_fraction: largest share of items, events, users or queries that may be left out.
+      folder: holds ``Scientific.item.json``, ``Scientific.inter.json`` and ``queries.tsv``.
+      seed: of the negatives.
+      num_negatives: per row of valid and test.
+      max_bad_fraction: largest share of items, events, users or queries that may be left out.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is not what it should be, or too much of it cannot be used.
+      FileNotFoundError: a file is missing.
+      ValueError: a file is not what it should be, or too much of it cannot be used.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -17,19 +17,19 @@ from gems_jax.data.raw.source import Source
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """How a source is read, and which options have an effect on it. Exactly one of `read` and `load` is given.
+    """How a source is read, and which options have an effect on it. Exactly one of ``read`` and ``load`` is given.
 
     Args:
-        read: rows and catalogue from the options; takes bad rows to the quarantine and may keep the rows of each file
-            in the cache. `prepare` then makes splits, histories and negatives of them.
-        load: the whole dataset from the options, for small sources that make their own splits.
-        raw_files: the files that are read. Edited ones are prepared again. None: the source is made from the seed.
-        defaults: fields of `Preprocessing` that are set where the user names none.
-        files: default of the option of that name. None: the option has no effect.
-        takes: which of `category` and `num_users` have an effect.
+      read: rows and catalogue from the options; takes bad rows to the quarantine and may keep the rows of each file
+        in the cache. `prepare` then makes splits, histories and negatives of them.
+      load: the whole dataset from the options, for small sources that make their own splits.
+      raw_files: the files that are read. Edited ones are prepared again. None: the source is made from the seed.
+      defaults: fields of `Preprocessing` that are set where the user names none.
+      files: default of the option of that name. None: the option has no effect.
+      takes: which of ``category`` and ``num_users`` have an effect.
 
     Raises:
-        ValueError: both or none of `read` and `load`, or `takes` names another option.
+      ValueError: both or none of ``read`` and ``load``, or ``takes`` names another option.
     """
 
     read: Callable[[PrepareOptions, Quarantine, ReadCache], Source] | None = None

@@ -43,7 +43,7 @@ def raw_files(folder: Path) -> dict[str, list[Path]]:
     """The files of each part: a folder's, or a file of the part's name.
 
     Raises:
-        FileNotFoundError: a part is missing; says which, from where, into what folder.
+      FileNotFoundError: a part is missing; says which, from where, into what folder.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; {FETCH}")
@@ -63,9 +63,9 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
     are the clicks that the files list before each request.
 
     Args:
-        options: of these the folder counts.
-        quarantine: takes bad rows.
-        cache: keeps each file's rows, or has them already.
+      options: of these the folder counts.
+      quarantine: takes bad rows.
+      cache: keeps each file's rows, or has them already.
     """
     folder = options.folder
     files = raw_files(folder)
@@ -93,7 +93,7 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
 
 
 def read_requests(path: Path, kind: str, names: Names, quarantine: Quarantine) -> Examples | None:
-    """The usable requests of one file, `recommendation` or `search`; None where it has no rows."""
+    """The usable requests of one file, ``recommendation`` or ``search``; None where it has no rows."""
     roles = _ROLES | {"details": _DETAILS[kind]}
     needed = ("user", "history", "details") + (("query",) if kind == "search" else ())
     blocks = [

@@ -26,12 +26,12 @@ def names() -> tuple[str, ...]:
 def entry_of(name: str) -> SourceEntry:
     """The source of a name.
 
-    Example:
-        >>> entry_of("released").takes_preprocessing, entry_of("marketplace").takes_preprocessing
-        (True, False)
-
     Raises:
-        ValueError: there is none.
+      ValueError: there is none.
+
+    Example:
+      >>> entry_of("released").takes_preprocessing, entry_of("marketplace").takes_preprocessing
+      (True, False)
     """
     if name not in _ENTRIES:
         raise ValueError(f"unknown data source {name!r}; use one of {', '.join(names())}")
@@ -39,14 +39,14 @@ def entry_of(name: str) -> SourceEntry:
 
 
 def register(name: str, entry: SourceEntry) -> None:
-    """Adds a source, from then on a name that `prepare` and `data.name` know.
+    """Adds a source, from then on a name that `prepare` and ``data.name`` know.
 
     Args:
-        name: lower-case letters, digits and underscores.
-        entry: what the source is.
+      name: lower-case letters, digits and underscores.
+      entry: what the source is.
 
     Raises:
-        ValueError: the name is of another form, or a source has it already.
+      ValueError: the name is of another form, or a source has it already.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise ValueError(f"a source's name is of lower-case letters, digits and _, a letter first, got {name!r}")

@@ -43,7 +43,7 @@ def raw_files(folder: Path) -> dict[tuple[str, str], Path]:
     """The six files by split and task.
 
     Raises:
-        FileNotFoundError: one is missing; says which and how to get it.
+      FileNotFoundError: one is missing; says which and how to get it.
     """
     files = {(split, task): folder / f"{split}_{task}.pkl" for split in SPLITS for task in TASKS}
     missing = [path.name for path in files.values() if not path.is_file()]
@@ -53,12 +53,12 @@ def raw_files(folder: Path) -> dict[tuple[str, str], Path]:
 
 
 def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> Source:
-    """All rows with their splits, and a catalogue from `files.items`, or of ids alone.
+    """All rows with their splits, and a catalogue from ``files.items``, or of ids alone.
 
     Args:
-        options: of these the folder of the six files counts, `preprocessing.repeats`, and of `files` the catalogue.
-        quarantine: takes bad rows.
-        cache: none is kept.
+      options: of these the folder of the six files counts, ``preprocessing.repeats``, and of ``files`` the catalogue.
+      quarantine: takes bad rows.
+      cache: none is kept.
     """
     folder, files = options.folder, options.files
     names = Names()

@@ -1,4 +1,4 @@
-"""Tables of anyone's interactions: `task, user_id, history, target, query, negatives, timestamp` by any names."""
+"""Tables of anyone's interactions: ``task, user_id, history, target, query, negatives, timestamp`` by any names."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
     valid; without a column of histories they are made of the user's rows before.
 
     Args:
-        options: of these `files` count, and the folder that their names are under.
-        quarantine: takes bad rows.
-        cache: keeps what is read.
+      options: of these ``files`` count, and the folder that their names are under.
+      quarantine: takes bad rows.
+      cache: keeps what is read.
     """
     folder, files = options.folder, options.files
     if not folder.is_dir():
@@ -74,15 +74,15 @@ def read_interactions(
     """All rows that can be used; the others are quarantined.
 
     Args:
-        folder: what the files' names are under.
-        files: where they are and what their columns are called.
-        quarantine: takes the bad rows.
-        cache: keeps each file's rows, or has them already.
-        catalogue: tells what an id is.
+      folder: what the files' names are under.
+      files: where they are and what their columns are called.
+      quarantine: takes the bad rows.
+      cache: keeps each file's rows, or has them already.
+      catalogue: tells what an id is.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file or an option is not what it should be, or too many rows are bad.
+      FileNotFoundError: a file is missing.
+      ValueError: a file or an option is not what it should be, or too many rows are bad.
     """
     columns = NamedColumns("files.columns", files.columns, ("user_id", "target"), files)
     names = Names()
@@ -121,12 +121,12 @@ def encode_batch(
     """The usable rows of a batch as numbers.
 
     Args:
-        batch: of raw rows.
-        names: of all rows before; gets those of this one.
-        files: what cells mean.
-        quarantine: takes the bad rows.
-        split: of all rows, where the file says it.
-        catalogue: tells what an id is.
+      batch: of raw rows.
+      names: of all rows before; gets those of this one.
+      files: what cells mean.
+      quarantine: takes the bad rows.
+      split: of all rows, where the file says it.
+      catalogue: tells what an id is.
     """
     rows = RowColumns(batch, files, quarantine)
     users = rows.texts("user_id", "the user is no text")

@@ -24,16 +24,16 @@ def read_lines(
     """Non-empty lines of a text.
 
     Args:
-        source: `"pydoc"`, or a file, a folder of files or a pattern (which is one split: name other files for another).
-            Plain text in UTF-8, or rows of JSON, parquet or CSV; see `gems_jax.data.text.text_lines.lines_of`.
-        split: `"train"` or `"heldout"`, for `"pydoc"`: topics are split by their name, and a paragraph of a
-            held-out topic never occurs in the training text.
-        field: of rows, that holds their text.
-        say: takes a line about each file of which rows are left out.
+      source: ``"pydoc"``, or a file, a folder of files or a pattern (which is one split: name other files for another).
+        Plain text in UTF-8, or rows of JSON, parquet or CSV; see `gems_jax.data.text.text_lines.lines_of`.
+      split: ``"train"`` or ``"heldout"``, for ``"pydoc"``: topics are split by their name, and a paragraph of a
+        held-out topic never occurs in the training text.
+      field: of rows, that holds their text.
+      say: takes a line about each file of which rows are left out.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file holds no text, is of another kind or has no such field, or the split is unknown.
+      FileNotFoundError: no such file.
+      ValueError: a file holds no text, is of another kind or has no such field, or the split is unknown.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"split must be 'train' or 'heldout', got {split!r}")
@@ -55,13 +55,13 @@ def shared_text(train: str | Path, heldout: str | Path) -> str:
 
     Files are compared by their content.
 
-    Example:
-        >>> shared_text("pydoc", "pydoc")  # topics of its own each
-        ''
-
     Args:
-        train: as of `read_lines`.
-        heldout: the text that is to be told apart.
+      train: as of `read_lines`.
+      heldout: the text that is to be told apart.
+
+    Example:
+      >>> shared_text("pydoc", "pydoc")  # topics of its own each
+      ''
     """
     if PYDOC in (str(train), str(heldout)):
         return ""
@@ -104,7 +104,7 @@ def _pydoc_lines(split: str) -> list[str]:
 
 
 def token_stream(lines: list[str], tokenizer: Any, batch_lines: int = 4096) -> np.ndarray:
-    """int32 `[N]`: all lines one after the other as tokens; names of special tokens are letters like others."""
+    """int32 ``[N]``: all lines one after the other as tokens; names of special tokens are letters like others."""
     read = plain_reader(tokenizer)
     parts = []
     for first in range(0, len(lines), batch_lines):

@@ -1,4 +1,4 @@
-"""Text that people wrote as tokens: who types the name of a token, such as `</s>`, gets its letters."""
+"""Text that people wrote as tokens: who types the name of a token, such as ``</s>``, gets its letters."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ def plain_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
     Without one in it a text has the tokens that the tokenizer gives it otherwise.
 
-    Example:
-        >>> from gems_jax.data.text.small_tokenizer import train_tokenizer
-        >>> tokenizer = train_tokenizer(["a kettle < a pot / a cup > s"] * 3, vocab_size=400)
-        >>> tokenizer.eos_token_id in plain_ids(["kettle </s>"], tokenizer)[0]
-        False
-
     Args:
-        texts: words of queries, titles.
-        tokenizer: a Hugging Face tokenizer.
+      texts: words of queries, titles.
+      tokenizer: a Hugging Face tokenizer.
 
     Raises:
-        ValueError: a text is no Unicode text: it holds lone surrogates.
+      ValueError: a text is no Unicode text: it holds lone surrogates.
+
+    Example:
+      >>> from gems_jax.data.text.small_tokenizer import train_tokenizer
+      >>> tokenizer = train_tokenizer(["a kettle < a pot / a cup > s"] * 3, vocab_size=400)
+      >>> tokenizer.eos_token_id in plain_ids(["kettle </s>"], tokenizer)[0]
+      False
     """
     return plain_reader(tokenizer)(texts) if texts else []
 
@@ -32,7 +32,7 @@ def plain_reader(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]]:
     """`plain_ids` of one tokenizer, for many calls: what it takes to make is done once.
 
     Args:
-        tokenizer: a Hugging Face tokenizer.
+      tokenizer: a Hugging Face tokenizer.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     plain = None if backend is None else _without_added(backend)
@@ -52,8 +52,8 @@ def is_unicode(text: str) -> bool:
     """Whether a text is free of lone surrogates: bytes in another encoding than expected, or half of a character.
 
     Example:
-        >>> is_unicode("caf\u00e9"), is_unicode("caf" + chr(0xDCE9))
-        (True, False)
+      >>> is_unicode("caf\u00e9"), is_unicode("caf" + chr(0xDCE9))
+      (True, False)
     """
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 

@@ -19,16 +19,16 @@ def sentinel(number: int) -> str:
 def train_tokenizer(lines: Iterable[str], vocab_size: int, num_sentinels: int = 100) -> PreTrainedTokenizerFast:
     """Byte-pair encoding in T5's conventions: pad 0, end 1, unknown 2, the sentinels last.
 
-    `<extra_id_0>` has the highest id of all, `<extra_id_1>` the one before.
-    The same lines give the same tokenizer. `save_pretrained(folder)` writes it as a Hugging Face folder.
+    ``<extra_id_0>`` has the highest id of all, ``<extra_id_1>`` the one before.
+    The same lines give the same tokenizer. ``save_pretrained(folder)`` writes it as a Hugging Face folder.
 
     Args:
-        lines: of plain text.
-        vocab_size: of the whole vocabulary, sentinels included; smaller where the text has fewer pieces.
-        num_sentinels: spans an input can have removed.
+      lines: of plain text.
+      vocab_size: of the whole vocabulary, sentinels included; smaller where the text has fewer pieces.
+      num_sentinels: spans an input can have removed.
 
     Raises:
-        ValueError: the vocabulary is too small for the sentinels and the characters, or there is no text.
+      ValueError: the vocabulary is too small for the sentinels and the characters, or there is no text.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -65,7 +65,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, num_sentinels: int = 
 
 
 def sentinel_ids(tokenizer: Any) -> list[int]:
-    """Ids of `<extra_id_0>`, `<extra_id_1>`, ... as far as the tokenizer has them; none is an error."""
+    """Ids of ``<extra_id_0>``, ``<extra_id_1>``, ... as far as the tokenizer has them; none is an error."""
     vocabulary = tokenizer.get_vocab()
     ids: list[int] = []
     while sentinel(len(ids)) in vocabulary:

@@ -11,17 +11,17 @@ from gems_jax.types import Batch
 
 
 def span_lengths(input_length: int, noise_density: float = 0.15, mean_span: float = 3.0) -> tuple[int, int, int, int]:
-    """How a stretch of text is cut so that a corrupted input has exactly `input_length` tokens.
+    """How a stretch of text is cut so that a corrupted input has exactly ``input_length`` tokens.
 
-    With `n` removed tokens in `s` spans, text of `l` tokens gives an input of `l - n + s + 1` tokens (a
-    sentinel a span, the end token) and a target of `n + s + 1`.
-
-    Example:
-        >>> span_lengths(128)
-        (141, 21, 7, 29)
+    With ``n`` removed tokens in ``s`` spans, text of ``l`` tokens gives an input of ``l - n + s + 1`` tokens (a
+    sentinel a span, the end token) and a target of ``n + s + 1``.
 
     Returns:
-        `l`, `n`, `s` and the length of the target.
+      ``l``, ``n``, ``s`` and the length of the target.
+
+    Example:
+      >>> span_lengths(128)
+      (141, 21, 7, 29)
     """
 
     def lengths(text: int) -> tuple[int, int, int, int]:
@@ -64,27 +64,27 @@ def span_corruption_batch(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batch:
-    """Batch `step` of an endless stream over a text: whole epochs of chunks, each in its own order and shift.
+    """Batch ``step`` of an endless stream over a text: whole epochs of chunks, each in its own order and shift.
 
     A pure function of its arguments. All rows are full: no padding is needed.
 
     Args:
-        tokens: int `[N]`, the text.
-        step: number of the batch.
-        batch_size: `B`, rows of the global batch; process `p` of `n` gets rows `[p B / n, (p + 1) B / n)`.
-        input_length: `S`.
-        seed: of order, shifts and spans.
-        sentinel_ids: the sentinels in the order of their use.
-        noise_density: share of the tokens removed.
-        mean_span: mean tokens of a removed span.
-        eos_token_id: ends inputs and targets.
-        decoder_start_token_id: first decoder input.
-        process_index: `p`.
-        process_count: `n`.
+      tokens: int ``[N]``, the text.
+      step: number of the batch.
+      batch_size: ``B``, rows of the global batch; process ``p`` of ``n`` gets rows ``[p B / n, (p + 1) B / n)``.
+      input_length: ``S``.
+      seed: of order, shifts and spans.
+      sentinel_ids: the sentinels in the order of their use.
+      noise_density: share of the tokens removed.
+      mean_span: mean tokens of a removed span.
+      eos_token_id: ends inputs and targets.
+      decoder_start_token_id: first decoder input.
+      process_index: ``p``.
+      process_count: ``n``.
 
     Returns:
-        `input_ids`, `attention_mask` int32 `[B / n, S]`; `decoder_input_ids`, `labels`, `label_mask` int32
-        `[B / n, S_target]`, the decoder inputs being the labels shifted right.
+      ``input_ids``, ``attention_mask`` int32 ``[B / n, S]``; ``decoder_input_ids``, ``labels``, ``label_mask`` int32
+      ``[B / n, S_target]``, the decoder inputs being the labels shifted right.
     """
     text = span_lengths(input_length, noise_density, mean_span)[0]
     chunks = num_chunks(tokens, input_length, noise_density, mean_span)
@@ -128,7 +128,7 @@ def heldout_batches(
 ) -> Iterator[Batch]:
     """The chunks of a text once, in order, for evaluation; missing rows of the last batch have all masks 0.
 
-    With `max_batches` the chunks are spread evenly over the text. Arguments and batches are otherwise those
+    With ``max_batches`` the chunks are spread evenly over the text. Arguments and batches are otherwise those
     of `span_corruption_batch`.
     """
     text = span_lengths(input_length, noise_density, mean_span)[0]
@@ -162,7 +162,7 @@ def corrupt(
     eos_token_id: int = 1,
     decoder_start_token_id: int = 0,
 ) -> Batch:
-    """Remove spans, other ones in each row, from chunks of text: int `[B, l]`, `l` as `span_lengths` says."""
+    """Remove spans, other ones in each row, from chunks of text: int ``[B, l]``, ``l`` as `span_lengths` says."""
     batch_size, text = chunks.shape
     noise = min(max(round(text * noise_density), 1), text - 1)
     spans = min(max(round(noise / mean_span), 1), text - noise)
@@ -187,7 +187,7 @@ def corrupt(
 
 
 def _noise_mask(rng: np.random.Generator, batch_size: int, text: int, noise: int, spans: int) -> np.ndarray:
-    """bool `[B, l]`: alternating kept and removed spans, the first one kept, the last one removed."""
+    """bool ``[B, l]``: alternating kept and removed spans, the first one kept, the last one removed."""
     removed = _partition(rng, batch_size, noise, spans)
     kept = _partition(rng, batch_size, text - noise, spans)
     ends = np.cumsum(np.stack([kept, removed], axis=2).reshape(batch_size, 2 * spans), axis=1)
@@ -196,7 +196,7 @@ def _noise_mask(rng: np.random.Generator, batch_size: int, text: int, noise: int
 
 
 def _partition(rng: np.random.Generator, batch_size: int, total: int, parts: int) -> np.ndarray:
-    """int `[B, parts]`: uniformly random ways to write `total` as a sum of positive integers."""
+    """int ``[B, parts]``: uniformly random ways to write ``total`` as a sum of positive integers."""
     cuts = np.sort(np.argsort(rng.random((batch_size, total - 1)), axis=1)[:, : parts - 1], axis=1) + 1
     edges = np.concatenate([np.zeros((batch_size, 1), int), cuts, np.full((batch_size, 1), total)], axis=1)
     return np.diff(edges, axis=1)

@@ -29,13 +29,13 @@ def lines_of(source: str, field: str, say: Callable[[str], None]) -> Iterator[st
     """Lines of all files that a name stands for, without white space around them, empty ones left out.
 
     Args:
-        source: a file, a folder of files or a pattern; see `gems_jax.data.raw.raw_files.find_text`.
-        field: of rows of JSON, parquet and CSV, that holds their text.
-        say: takes a line about each file of which something is left out.
+      source: a file, a folder of files or a pattern; see `gems_jax.data.raw.raw_files.find_text`.
+      field: of rows of JSON, parquet and CSV, that holds their text.
+      say: takes a line about each file of which something is left out.
 
     Raises:
-        FileNotFoundError: there is no file.
-        ValueError: a file is of another kind, is cut off, has no such field, or too much of it is no text.
+      FileNotFoundError: there is no file.
+      ValueError: a file is of another kind, is cut off, has no such field, or too much of it is no text.
     """
     for path in find_text(source):
         texts = _plain(path) if kind_of(path) is None else _rows(path, field, say)

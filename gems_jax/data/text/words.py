@@ -18,8 +18,8 @@ def split_words(text: str) -> list[str]:
     """Runs of letters, marks and numbers, in Unicode's compatibility composition (NFKC).
 
     Example:
-        >>> split_words("K\u00fcche & Bad, 2-teilig"), split_words("\u53f0\u706f LED")
-        (['Küche', 'Bad', '2', 'teilig'], ['台灯', 'LED'])
+      >>> split_words("K\u00fcche & Bad, 2-teilig"), split_words("\u53f0\u706f LED")
+      (['Küche', 'Bad', '2', 'teilig'], ['台灯', 'LED'])
     """
     # Before the split: a mark may stand behind its letter. After it NFKC cannot join words, as "TM" to the one before.
     return [unicodedata.normalize("NFKC", word) for word in _words().findall(unicodedata.normalize("NFC", text))]
@@ -32,8 +32,8 @@ def search_terms(text: str) -> list[str]:
     characters find words of one.
 
     Example:
-        >>> search_terms("Gr\u00fcner TEE"), search_terms("LED\u53f0\u706f")
-        (['grüner', 'tee'], ['led', '台', '灯', '台灯'])
+      >>> search_terms("Gr\u00fcner TEE"), search_terms("LED\u53f0\u706f")
+      (['grüner', 'tee'], ['led', '台', '灯', '台灯'])
     """
     terms: list[str] = []
     for word in split_words(text.casefold()):

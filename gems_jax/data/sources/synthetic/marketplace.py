@@ -106,18 +106,18 @@ def generate(
 ) -> tuple[Dataset, dict[str, Taste]]:
     """The marketplace and the tastes behind it.
 
-    A user's first events train, one target an event from the fifth on: a browsed item is a `rec` row, a
-    searched one a `src` row. Then comes one of each for valid, and one of each for test. The two test rows
+    A user's first events train, one target an event from the fifth on: a browsed item is a ``rec`` row, a
+    searched one a ``src`` row. Then comes one of each for valid, and one of each for test. The two test rows
     of a user have the same history, as have the two valid rows. Histories keep the newest twelve items.
 
     Args:
-        seed: of everything.
-        num_users: at least 1.
-        num_negatives: per row of valid and test, among the items the user never takes; `src` rows also
-            leave out items that were reached by the same query.
+      seed: of everything.
+      num_users: at least 1.
+      num_negatives: per row of valid and test, among the items the user never takes; ``src`` rows also
+        leave out items that were reached by the same query.
 
     Returns:
-        The dataset, and user id to taste.
+      The dataset, and user id to taste.
     """
     if num_users < 1:
         raise ValueError(f"a marketplace needs at least one user, got {num_users}")
@@ -147,9 +147,9 @@ def load(seed: int = 0, num_users: int = NUM_USERS, num_negatives: int = NUM_NEG
     """The marketplace's tables alone, see `generate`.
 
     Example:
-        >>> dataset = load(num_users=5)
-        >>> dataset.tasks, len(dataset.items), len(dataset.table("test", "src"))
-        (('rec', 'src'), 360, 5)
+      >>> dataset = load(num_users=5)
+      >>> dataset.tasks, len(dataset.items), len(dataset.table("test", "src"))
+      (('rec', 'src'), 360, 5)
     """
     return generate(seed, num_users, num_negatives)[0]
 

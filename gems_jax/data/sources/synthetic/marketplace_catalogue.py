@@ -36,7 +36,7 @@ class Department:
 
 
 def _categories(*rows: str) -> tuple[Category, ...]:
-    """From lines of `name | feature, feature, ... | other name`."""
+    """From lines of ``name | feature, feature, ... | other name``."""
     cells = [[cell.strip() for cell in row.split("|")] for row in rows]
     return tuple(Category(name, tuple(features.split(", ")), other) for name, features, other in cells)
 
@@ -110,7 +110,7 @@ DEPARTMENTS = (
 
 @dataclass(frozen=True)
 class Product:
-    """The words of an item; `department` and `category` are positions."""
+    """The words of an item; ``department`` and ``category`` are positions."""
 
     department: int
     category: int

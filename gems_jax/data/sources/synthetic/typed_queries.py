@@ -26,9 +26,9 @@ def type_query(product: Product, is_gift: bool, rng: np.random.Generator) -> str
     """Makes a query that someone who ends up with this product might have typed.
 
     Example:
-        >>> product = Product(1, 0, "green", "steel", "Willow")
-        >>> type_query(product, is_gift=False, rng=np.random.default_rng(1))
-        'green watering can'
+      >>> product = Product(1, 0, "green", "steel", "Willow")
+      >>> type_query(product, is_gift=False, rng=np.random.default_rng(1))
+      'green watering can'
     """
     department = DEPARTMENTS[product.department]
     if rng.random() < VAGUE_SHARE:
