@@ -161,7 +161,8 @@ class ItemsConfig:
       init: how item rows start: as the mean of the ``title`` tokens' rows, or ``random``.
       identifiers: JSON file of identifiers that share tokens, see `gems_jax.items.load_item_identifiers`; ``null``:
         each item has a token of its own.
-      prompts: each task's template, with ``{history}`` and, for searches, ``{query}``.
+      prompts: each task's template, with ``{history}`` (items' tokens), ``{history_titles}`` or both and,
+        for searches, ``{query}``.
       max_length: most tokens of an input; the oldest items are dropped from longer ones.
       length_buckets: shorter lengths that batches may be padded to; each costs one compilation.
       length_window: number of training steps whose rows are sorted by length together, so that short rows share a

@@ -83,7 +83,7 @@ def top_items(
     # A row needs a target, which the input does not depend on.
     row = Row(user, history, target=0, query=query or "")
     table = Table.from_rows("rec" if query is None else "src", [row])
-    encoded = encode_table(table, tokenizer, items, template, max_length, model.layout)
+    encoded = encode_table(table, tokenizer, items, template, max_length, model.layout, titles=dataset.titles())
     if encoded.clipped_queries:
         say(f"the query is too long for items.max_length {max_length}: its end is cut off and not searched for")
     known = set(events)

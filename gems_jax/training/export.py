@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gems_jax.config.run import Config
 from gems_jax.data.batching.layouts import LAYOUTS, beginning_of
 from gems_jax.data.batching.prompts import encode_table, parse_template
-from gems_jax.data.batching.wording import prompt_text
+from gems_jax.data.batching.wording import joined_titles, prompt_text
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import save
@@ -143,9 +143,11 @@ def compare_prompts(
             continue
         table = dataset.tables[split, task]
         table = table.take(range(min(rows, len(table))))
-        encoded = encode_table(table, tokenizer, items, template, config.items.max_length, layout)
+        encoded = encode_table(
+            table, tokenizer, items, template, config.items.max_length, layout, titles=dataset.titles()
+        )
         for row in range(len(table)):
-            text = _text(table, row, template, items, tokenizer)
+            text = _text(table, row, template, items, tokenizer, dataset)
             ids = list(tokenizer(text)["input_ids"])
             if len(ids) + answer <= config.items.max_length:
                 same = ids == encoded.tokens_of(row).tolist()
@@ -153,10 +155,11 @@ def compare_prompts(
     return Agreement(alike, tried, other)
 
 
-def _text(table: Table, row: int, template: str, items: ItemIndex, tokenizer: Any) -> str:
-    history = [items.token_ids[item] for item in table.history_of(row)]
-    tokens = ["".join(tokenizer.convert_ids_to_tokens(ids[ids >= 0].tolist())) for ids in history]
-    return prompt_text(parse_template(template), " ".join(tokens), table.queries[row])
+def _text(table: Table, row: int, template: str, items: ItemIndex, tokenizer: Any, dataset: Dataset) -> str:
+    history = table.history_of(row).tolist()
+    tokens = ["".join(tokenizer.convert_ids_to_tokens(ids[ids >= 0].tolist())) for ids in items.token_ids[history]]
+    titles = joined_titles(dataset.items[item].title for item in history)
+    return prompt_text(parse_template(template), " ".join(tokens), table.queries[row], titles)
 
 
 def _prompts(config: Config, model_config: Any, layout: Layout) -> dict[str, Any]:

@@ -21,6 +21,7 @@ As JSON strings, in which `\\n` is a line break:
 {templates}
 
 `{{history}}` stands for the user's items, oldest first: the tokens of each item, items separated by a space.
+`{{history_titles}}` stands for their titles, separated by a semicolon and a space.
 `{{query}}` stands for the words of a search without the spaces at their ends; all other spaces count. A prompt has at
 most {max_length} tokens{counted}: of longer histories the oldest items are left out. `tokenizer(prompt)` gives the
 tokens of training{end}. {agreement} A query that spells the
@@ -48,9 +49,20 @@ def ask(folder):
 
 def prompt(prompts, items, task, history, query=""):
     \"\"\"The text of a task's prompt; history: item ids, oldest first.\"\"\"
-    tokens = {{item["item_id"]: "".join(item["tokens"]) for item in items}}
-    history = " ".join(tokens[item] for item in history)
-    return prompts["templates"][task].format(history=history, query=query.strip())
+    known = {{item["item_id"]: item for item in items}}
+    tokens = " ".join("".join(known[item]["tokens"]) for item in history)
+    titles = "; ".join(filter(None, (" ".join(known[item]["title"].split()) for item in history)))
+    return prompts["templates"][task].format(history=tokens, history_titles=titles, query=query.strip())
+
+
+def fitting(tokenizer, prompts, items, task, history, query=""):
+    \"\"\"The same with the newest items of the history that fit.\"\"\"
+    answer = 1 + max(len(item["token_ids"]) for item in items) if prompts["family"] == "decoder" else 0
+    text = prompt(prompts, items, task, history, query)
+    while history and len(tokenizer(text)["input_ids"]) + answer > prompts["max_length"]:
+        history = history[1:]
+        text = prompt(prompts, items, task, history, query)
+    return text
 
 
 @torch.no_grad()
@@ -77,7 +89,7 @@ def scores(model, tokenizer, prompts, items, text, batch=256):
 def rank(folder, task, history, query="", k=10):
     \"\"\"The ids of the k best items, best first.\"\"\"
     model, tokenizer, prompts, items = ask(folder)
-    text = prompt(prompts, items, task, history, query)
+    text = fitting(tokenizer, prompts, items, task, history, query)
     best = scores(model, tokenizer, prompts, items, text).topk(min(k, len(items)))
     return [items[place]["item_id"] for place in best.indices.tolist()]
 ```

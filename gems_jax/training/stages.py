@@ -143,7 +143,7 @@ class Assets:
 
     def encode(self, config: Config, table: Table) -> EncodedTable:
         """A table's inputs under the configured prompt."""
-        return encode(config, table, self.tokenizer, self.items, self.model.layout)
+        return encode(config, table, self.tokenizer, self.items, self.model.layout, self.dataset.titles())
 
 
 def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Assets:

@@ -1,5 +1,6 @@
 """A table's inputs as the configuration words them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from gems_jax.config.run import Config
@@ -11,7 +12,14 @@ from gems_jax.items.tokens import ItemIndex
 from gems_jax.models.family import Layout
 
 
-def encode(config: Config, table: Table, tokenizer: Any, items: ItemIndex, layout: Layout) -> EncodedTable:
+def encode(
+    config: Config,
+    table: Table,
+    tokenizer: Any,
+    items: ItemIndex,
+    layout: Layout,
+    titles: Sequence[str] | None = None,
+) -> EncodedTable:
     """A table's inputs under the configured prompt, from files in ``data.tokens`` where that is set.
 
     Args:
@@ -20,6 +28,7 @@ def encode(config: Config, table: Table, tokenizer: Any, items: ItemIndex, layou
       tokenizer: with the items' tokens.
       items: item number -> tokens.
       layout: of the model.
+      titles: item number -> title.
 
     Raises:
       ValueError: there is no prompt for the task, or it does not fit.
@@ -29,9 +38,9 @@ def encode(config: Config, table: Table, tokenizer: Any, items: ItemIndex, layou
         raise ValueError(f"items.prompts has no template for task {table.task!r}; it has {', '.join(options.prompts)}")
     template = options.prompts[table.task]
     if config.data.tokens is None:
-        encoded = encode_table(table, tokenizer, items, template, options.max_length, layout)
+        encoded = encode_table(table, tokenizer, items, template, options.max_length, layout, titles=titles)
     else:
-        encoded = encode_once(table, tokenizer, items, template, options.max_length, config.data.tokens, layout)
+        encoded = encode_once(table, tokenizer, items, template, options.max_length, config.data.tokens, layout, titles)
     lost = []
     if encoded.clipped_queries:
         lost.append(f"the query is cut in {encoded.clipped_queries:,} of {len(encoded):,} rows")

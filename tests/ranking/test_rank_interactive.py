@@ -118,7 +118,7 @@ def test_a_prompt_holds_the_newest_events_and_no_known_item_is_recommended(
     dataset = shop_of(windows(50, 5), True)
     prompts = []
 
-    def encode(table: Table, *arguments: Any) -> Any:
+    def encode(table: Table, *arguments: Any, **options: Any) -> Any:
         prompts.append(table.history.tolist())
         return types.SimpleNamespace(tokens=np.zeros(3, np.int32), clipped_queries=0)
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.batching.layouts import LAYOUTS
-from gems_jax.data.batching.wording import HISTORY, Pieces, words_around
+from gems_jax.data.batching.titled_rows import TitledRows
+from gems_jax.data.batching.wording import HISTORY, TITLES, Pieces, words_around
 from gems_jax.data.dataset.tables import Table
 from gems_jax.data.raw.ragged import Ragged
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EncodedTable", "encode_table", "item_rows", "parse_template"]
 
-FIELDS = ("history", "query")
+FIELDS = ("history", "history_titles", "query")
 # Rows whose tokens are put together at a time: what stands beside the result is small.
 _ROWS = 65_536
 
@@ -32,8 +33,8 @@ def parse_template(template: str, needed: Sequence[str] = ()) -> list[str | tupl
     """The pieces of a template in order: a string as it stands, or a one-tuple naming a field.
 
     Args:
-      template: words with ``{history}`` and ``{query}`` in them; a literal brace is doubled.
-      needed: fields that must occur.
+      template: words with ``{history}``, ``{history_titles}`` and ``{query}`` in them; a literal brace is doubled.
+      needed: fields that must occur; titles do for a history.
 
     Raises:
       ValueError: a field is unknown, missing, repeated or carries a format.
@@ -53,12 +54,12 @@ def parse_template(template: str, needed: Sequence[str] = ()) -> list[str | tupl
         if name is None:
             continue
         if name not in FIELDS or spec or conversion:
-            raise ValueError(f"template {template!r} names the unknown field {{{name}}}; use {{history}} and {{query}}")
+            raise ValueError(f"template {template!r} names the unknown field {{{name}}}; use {', '.join(FIELDS)}")
         if (name,) in pieces:
             raise ValueError(f"template {template!r} names {{{name}}} twice")
         pieces.append((name,))
     for name in needed:
-        if (name,) not in pieces:
+        if (name,) not in pieces and not (name == "history" and TITLES in pieces):
             raise ValueError(f"template {template!r} needs the field {{{name}}}")
     return pieces
 
@@ -96,25 +97,28 @@ def encode_table(
     max_length: int,
     layout: Layout = "encoder_decoder",
     allocate: Allocate | None = None,
+    titles: Sequence[str] | None = None,
 ) -> EncodedTable:
-    """Inputs of all rows: the template with history as item tokens and query as words.
+    """Inputs of all rows: the template with history as item tokens, titles or both, and query as words.
 
     An encoder's input ends with the end token. A decoder's prompt begins with what the tokenizer puts before a text
     (often a token that marks the beginning) and ends where its answer, the item's tokens and the end token, goes on.
 
     The tokens are those that the tokenizer makes of the whole text, `gems_jax.data.batching.wording.prompt_text`. A
-    template may name special tokens; in a query their names are letters like others
+    template may name special tokens; in queries and titles their names are letters like others
     (`gems_jax.data.text.plain_text.plain_ids`). Where an input would be longer than ``max_length``, the oldest items of
-    the history are dropped; a query that leaves no room for the newest item is clipped at its end.
+    the history are dropped; a query that leaves no room for the newest item is clipped at its end. If the template
+    names titles, the newest item is dropped, too, before a query is clipped.
 
     Args:
       table: ``R`` rows.
       tokenizer: a Hugging Face tokenizer with an end token.
       item_token_ids: the tokens of each item number: an `ItemIndex`, ``[N, L]`` padded with -1, or ``[N]``.
-      template: with ``{history}``; a table with queries needs ``{query}`` and may leave ``{history}`` out.
+      template: with ``{history}`` or ``{history_titles}``; a table with queries needs ``{query}`` and may do without.
       max_length: in tokens, an encoder's end token or a decoder's answer included.
       layout: of the model, such as `T5.layout`.
       allocate: makes the int32 array that the tokens are written to from their number; by default in memory.
+      titles: the title of each item number, for ``{history_titles}``.
 
     Raises:
       ValueError: the template does not fit the table or the length, an item has no token, or a query is no Unicode
@@ -137,7 +141,14 @@ def encode_table(
         raise ValueError("the tokenizer has no end token (eos_token); every input ends with it")
     around = LAYOUTS[layout].around(tokenizer)
     answer = items.shape[1] + 1 if LAYOUTS[layout].answer_follows else 0
-    rows = _PromptRows(table, tokenizer, items, pieces, max_length - sum(map(len, around)) - answer)
+    length = max_length - sum(map(len, around)) - answer
+    rows: _PromptRows | TitledRows
+    if TITLES in pieces:
+        if titles is None or len(titles) < len(items):
+            raise ValueError(f"template {template!r} names {{history_titles}}: give a title for each of the items")
+        rows = TitledRows(table, tokenizer, items, pieces, length, titles)
+    else:
+        rows = _PromptRows(table, tokenizer, items, pieces, length)
     if rows.room < items.shape[1]:
         raise ValueError(
             f"template {template!r} alone fills max_length {max_length} (one item must fit, too); raise it or shorten "

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ import numpy as np
 
 from gems_jax.checksums import write_checksums
 from gems_jax.data.batching.encoded_table import FORMAT_VERSION, META, EncodedTable, open_encoded
-from gems_jax.data.batching.prompts import encode_table, item_rows
+from gems_jax.data.batching.prompts import encode_table, item_rows, parse_template
+from gems_jax.data.batching.wording import TITLES
 from gems_jax.data.dataset.tables import Table
 from gems_jax.staging import fresh_folder, is_remote
 
@@ -32,11 +33,12 @@ def encode_once(
     max_length: int,
     folder: str | Path,
     layout: Layout = "encoder_decoder",
+    titles: Sequence[str] | None = None,
 ) -> EncodedTable:
     """The `encode_table` of the same arguments, from files in a folder if they are there, else written there first.
 
-    The files' folder is named by a fingerprint of all inputs: rows, tokenizer, item tokens, template, length, layout.
-    It appears when it is whole; processes that write it at the same time write the same.
+    The files' folder is named by a fingerprint of all inputs: rows, tokenizer, item tokens, template, length, layout,
+    titles. It appears when it is whole; processes that write it at the same time write the same.
 
     Args:
       table: ``R`` rows.
@@ -46,6 +48,7 @@ def encode_once(
       max_length: see `encode_table`.
       folder: holds a folder for each encoded table.
       layout: see `encode_table`.
+      titles: see `encode_table`.
 
     Returns:
       The table's tokens, memory-mapped.
@@ -55,7 +58,7 @@ def encode_once(
     """
     if is_remote(folder):
         raise ValueError(f"tokens cannot be mapped into memory from {folder}; name a folder on this machine's disk")
-    name = fingerprint(table, tokenizer, item_token_ids, template, max_length, layout)
+    name = fingerprint(table, tokenizer, item_token_ids, template, max_length, layout, titles)
     table_folder = Path(folder) / f"{_plain(table.task)}-{name[:20]}"
     if (table_folder / META).is_file():
         return open_encoded(table_folder)
@@ -68,7 +71,7 @@ def encode_once(
 
         # An empty file cannot be mapped.
         encoded = encode_table(
-            table, tokenizer, item_token_ids, template, max_length, layout, allocate if len(table) else None
+            table, tokenizer, item_token_ids, template, max_length, layout, allocate if len(table) else None, titles
         )
         if isinstance(encoded.tokens, np.memmap):
             encoded.tokens.flush()
@@ -98,7 +101,13 @@ def encode_once(
 
 
 def fingerprint(
-    table: Table, tokenizer: Any, item_token_ids: Any, template: str, max_length: int, layout: Layout
+    table: Table,
+    tokenizer: Any,
+    item_token_ids: Any,
+    template: str,
+    max_length: int,
+    layout: Layout,
+    titles: Sequence[str] | None = None,
 ) -> str:
     """SHA-256 of all that decides an encoded table's content, 64 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -111,6 +120,8 @@ def fingerprint(
         digest.update(np.ascontiguousarray(array).data)
     for start in range(0, len(table), _TEXTS):
         digest.update(json.dumps(table.queries[start : start + _TEXTS]).encode())
+    if TITLES in parse_template(template):
+        digest.update(json.dumps(titles).encode())
     return digest.hexdigest()
 
 

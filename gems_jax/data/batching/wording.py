@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +50,16 @@ def prompt_text(pieces: Pieces, history: str, query: str, titles: str = "") -> s
     return "".join(piece if isinstance(piece, str) else words[piece] for piece in pieces)
 
 
+def joined_titles(titles: Iterable[str]) -> str:
+    """Titles as a prompt lists them.
+
+    Example:
+      >>> joined_titles(["Red  lamp ", "Kettle"])
+      'Red lamp; Kettle'
+    """
+    return "; ".join(filter(None, (" ".join(title.split()) for title in titles)))
+
+
 def words_around(pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: Any, item: int) -> Words:
     """The tokens of `prompt_text` but for the history's, which the tokenizer splits off first.
 
@@ -82,11 +92,11 @@ def words_around(pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: A
             if has_history and not token and not side:
                 # Tokens that no text names take the spaces before them along all the same.
                 words = [text.rstrip() for text in words]
-            tokenised = _tokenise([(around[0], text, around[1]) for text in words], tokenizer)
+            tokenised = tokenise([(around[0], text, around[1]) for text in words], tokenizer)
             ends = _ends(part, tokenizer, around) if QUERY in part else None
             for number, query, ids in zip(chosen, queries, tokenised, strict=True):
                 if ends is not None:
-                    if _named(ids, named) != _named([*ends[0], *ends[1]], named):
+                    if count_named(ids, named) != count_named([*ends[0], *ends[1]], named):
                         ids = spelled(part, {QUERY: query.strip()}, tokenizer, around)
                     start = _common(ids, ends[0])
                     behind = min(_common(ids[::-1], ends[1][::-1]), len(ids) - start)
@@ -112,7 +122,7 @@ def spelled(pieces: Pieces, words: Mapping[Field, str], tokenizer: Any, around: 
             # A space belongs to the word behind it.
             kept = piece if is_last else piece.rstrip()
             space = piece[len(kept) :]
-            ids += _tokenise([(before, kept, around[1] if is_last else "")], tokenizer)[0]
+            ids += tokenise([(before, kept, around[1] if is_last else "")], tokenizer)[0]
         else:
             ids += plain_ids([space + words[piece]], tokenizer)[0]
             space, before = "", _WORD
@@ -152,13 +162,14 @@ def _ends(pieces: Pieces, tokenizer: Any, around: tuple[str, str]) -> tuple[list
     """The tokens before a query and those behind it."""
     index = pieces.index(QUERY)
     first, last = ("".join(x for x in part if isinstance(x, str)) for part in (pieces[:index], pieces[index + 1 :]))
-    before, behind_word, word = _tokenise(
+    before, behind_word, word = tokenise(
         [(around[0], first, ""), ("", _WORD + last, around[1]), ("", _WORD, "")], tokenizer
     )
     return before, behind_word[len(word) :]
 
 
-def _named(ids: Sequence[int], named: set[int]) -> int:
+def count_named(ids: Sequence[int], named: set[int]) -> int:
+    """How many of some tokens are named ones."""
     return sum(token in named for token in ids)
 
 
@@ -168,7 +179,7 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def _tokenise(texts: Sequence[tuple[str, str, str]], tokenizer: Any) -> list[list[int]]:
+def tokenise(texts: Sequence[tuple[str, str, str]], tokenizer: Any) -> list[list[int]]:
     """The tokens of each text's middle part, where it stands in the text."""
     if not texts:
         return []
