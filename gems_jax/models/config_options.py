@@ -12,8 +12,10 @@ Values = Mapping[str, Any]
 _NO_EFFECT = {
     "who wrote the file and where from": (
         *("transformers_version", "name_or_path", "auto_map", "custom_pipelines", "finetuning_task", "torchscript"),
+        *("model_name_or_path", "base_model_name_or_path", "trust_remote_code", "revision", "commit_hash"),
+        *("license", "language", "tags", "date"),
     ),
-    "the type of the weights stands in their own files": ("dtype", "torch_dtype", "use_bfloat16"),
+    "the type of the weights stands in their own files": ("dtype", "torch_dtype", "use_bfloat16", "bf16", "fp16"),
     "another program for the same result": (
         *("attn_implementation", "experts_implementation", "use_flash_attention", "use_flash_attention_2"),
         *("use_flash_attn", "chunk_size_feed_forward", "gradient_checkpointing", "use_gradient_checkpointing"),
@@ -22,10 +24,14 @@ _NO_EFFECT = {
     "what a call returns beside the logits": (
         *("return_dict", "use_return_dict", "output_hidden_states", "output_attentions", "output_past"),
         *("output_scores", "return_dict_in_generate", "tie_last_hidden_states", "tf_legacy_loss"),
+        "keys_to_ignore_at_inference",
     ),
     "heads that classify": ("num_labels", "id2label", "label2id", "problem_type", "classifier_dropout"),
     "random weights, whose variances are ours": ("initializer_factor",),
-    "of the tokenizer": ("tokenizer_class", "sep_token_id", "prefix", "task_specific_params"),
+    "of the tokenizer": (
+        *("tokenizer_class", "sep_token_id", "prefix", "task_specific_params", "vocab_file"),
+        *("bos_token", "eos_token", "pad_token", "unk_token"),
+    ),
     "how long a text is meant to be; nothing is cut": (
         *("n_positions", "max_sequence_length", "max_seq_length", "max_seq_len", "model_max_length", "seq_length"),
     ),

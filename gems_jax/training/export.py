@@ -14,6 +14,7 @@ from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import save
 from gems_jax.models.family import Layout
+from gems_jax.models.hf.generation import NAME, generation_for_items, read_generation
 from gems_jax.training.export_folder import MARK, check_folder, mark_of
 from gems_jax.training.export_readme import readme
 from gems_jax.training.stages import Assets
@@ -42,6 +43,7 @@ def export(
 
     ``tokenizer(prompt)`` in transformers gives what the model was trained on, the end token included. ``README.md``
     has a program that ranks as the run does, ``prompts.json`` the templates, ``items.jsonl`` the items' tokens.
+    Special tokens and ``generation_config.json`` are the base model's.
 
     Args:
       config: of the run.
@@ -60,11 +62,13 @@ def export(
         check_folder(folder, workdir, config.model.path)
     tokenizer = asking_tokenizer(assets.tokenizer, model.config, model.layout)
     agreement = compare_prompts(config, assets.dataset, assets.items, tokenizer, model.layout)
+    answer_length = assets.items.token_ids.shape[1] + 1
+    generation = generation_for_items(read_generation(Path(config.model.path)), model.config, answer_length)
     files = {
         "README.md": readme(config, model.layout, agreement.tried - agreement.alike, agreement.tried),
         "prompts.json": json.dumps(_prompts(config, model.config, model.layout), indent=2, ensure_ascii=False) + "\n",
         "items.jsonl": "".join(_item_lines(assets.dataset, assets.items, tokenizer)),
-        "generation_config.json": json.dumps(_generation(model.config, assets.items), indent=2) + "\n",
+        NAME: json.dumps(generation, indent=2, ensure_ascii=False) + "\n",
     }
     if workdir is not None:
         files[MARK] = mark_of(workdir)
@@ -181,15 +185,3 @@ def _item_lines(dataset: Dataset, items: ItemIndex, tokenizer: Any) -> list[str]
         line = {"item_id": item.item_id, "title": item.title, "tokens": names, "token_ids": tokens}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     return lines
-
-
-def _generation(config: Any, items: ItemIndex) -> dict[str, Any]:
-    """Defaults of ``generate`` of transformers, which make it give an item's tokens and the end token."""
-    values = {
-        "bos_token_id": getattr(config, "bos_token_id", None),
-        "decoder_start_token_id": getattr(config, "decoder_start_token_id", None),
-        "eos_token_id": list(getattr(config, "stop_ids", ())) or config.eos_token_id,
-        "pad_token_id": config.pad_token_id,
-        "max_new_tokens": items.token_ids.shape[1] + 1,
-    }
-    return {key: value for key, value in values.items() if value is not None}

@@ -1,5 +1,6 @@
 """An exported tokenizer puts around a prompt what training did, whatever the tokenizer did by itself."""
 
+import json
 import os
 import stat
 import types
@@ -7,18 +8,21 @@ import types
 import jax
 import numpy as np
 import pytest
+from kinds_of_tokenizers import tokenizer_of
 from shared import SHARED, needs_shared
+from tiny import documented_program
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from gems_jax.config.run import Config
+from gems_jax.config.run import Config, ItemsConfig, ModelConfig
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.items.tokens import add_identifier_tokens
-from gems_jax.models import from_config, save
+from gems_jax.models import from_config, load, save
 from gems_jax.models.hf.tokenizer import load_tokenizer
-from gems_jax.training.export import asking_tokenizer, compare_prompts
+from gems_jax.training.export import asking_tokenizer, compare_prompts, export
 from gems_jax.training.export_folder import MARK, check_folder, mark_of
+from gems_jax.training.stages import assemble
 
 CONFIG = types.SimpleNamespace(pad_token_id=0)
 
@@ -79,6 +83,65 @@ def test_published_tokenizers_are_told_so_too(name, family, tmp_path):
         assert "<a_1><b_1>" in other
     assert asking.pad_token is not None
     assert np.asarray(asking(["tea", "green tea and more"], padding=True)["input_ids"]).ndim == 2
+
+
+CHAT = "<|im_start|>user\nBought: {history_titles} {history}\nSearch: {query}<|im_end|>\n<|im_start|>assistant\n"
+SIZES = {
+    "t5": {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2},
+    "qwen3": {
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 4,
+        "num_key_value_heads": 1, "bos_token_id": None, "eos_token_id": 4, "pad_token_id": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "words"), [("t5", "own"), ("qwen3", "bytes"), ("qwen3", "word pieces")])
+def test_the_documented_program_makes_the_tokens_of_training_and_special_tokens_are_the_bases(kind, words, tmp_path):
+    tokenizer = tokenizer_of(words)
+    values = {"model_type": kind, "vocab_size": len(tokenizer), **SIZES[kind]}
+    base, out = tmp_path / "base", tmp_path / "out"
+    generation = {"_from_model_config": True, "eos_token_id": [4, 3], "temperature": 0.6, "do_sample": True}
+    kept = json.dumps(generation)
+    save(from_config(values, jax.random.key(0)), tokenizer, base, files={"generation_config.json": kept})
+    rows = [Row("ann", [0, 1], 2, "green tea "), Row("bob", [], 1, "kettle"), Row("cy", [2, 1, 0] * 9, 1, "too long")]
+    dataset = Dataset(
+        "shop",
+        [Item(name, f"{name}  thing") for name in ("red", "old", "new")],
+        {
+            ("train", "src"): Table.from_rows("src", rows),
+            ("train", "rec"): Table.from_rows("rec", [Row("ann", [0], 2)]),
+        },
+    )
+    config = Config(
+        model=ModelConfig(path=str(base)), items=ItemsConfig(prompts={"src": CHAT, "rec": "{history} "}, max_length=140)
+    )
+    model, assets_tokenizer = load(base)
+    assets = assemble(config, dataset, (model, assets_tokenizer))
+    agreement = export(config, assets, assets.model, out)
+    assert (agreement.alike, agreement.other) == (agreement.tried, "")
+    asked = documented_program(out)
+    prompts = json.loads((out / "prompts.json").read_text())
+    items = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
+    theirs = AutoTokenizer.from_pretrained(out)
+    for (_, task), table in dataset.tables.items():
+        encoded = assets.encode(config, table)
+        assert encoded.clipped_queries == 0
+        for row in range(len(table)):
+            history = [dataset.items[item].item_id for item in table.history_of(row)]
+            text = asked["fitting"](theirs, prompts, items, task, history, table.queries[row])
+            assert theirs(text)["input_ids"] == encoded.tokens_of(row).tolist()
+            assert text.endswith("\n" if task == "src" else " ")
+    assert encoded.dropped_items + assets.encode(config, dataset.table("train", "src")).dropped_items > 0
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (base, out))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert after.get(name) == before.get(name) == SIZES[kind].get(name, before.get(name))
+        assert getattr(theirs, name) == getattr(tokenizer, name)
+    found = json.loads((out / "generation_config.json").read_text())
+    assert (found["temperature"], found["do_sample"], found["max_new_tokens"]) == (0.6, True, 2)
+    assert found["eos_token_id"] == ([1, 4, 3] if kind == "t5" else [4, 3])
+    (base / "generation_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"generation_config\.json must hold a JSON object, found list"):
+        export(config, assets, assets.model, out)
 
 
 def test_only_an_export_of_the_same_run_is_replaced(tmp_path):

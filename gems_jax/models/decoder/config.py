@@ -35,6 +35,7 @@ class DecoderConfig:
       param_dtype: of the parameters.
       pad_token_id, bos_token_id, eos_token_id: token ids with a role; ``None``: the model has no such token.
       more_stop_ids: tokens that end a text as ``eos_token_id`` does.
+      has_pad_token: whether ``config.json`` names ``pad_token_id``; where it does not, ``eos_token_id`` pads.
       remat: what the backward pass computes again, see `gems_jax.models.remat.checkpointed`.
       attention: see ``implementation`` of `gems_jax.models.decoder.attention.causal_attention`.
     """
@@ -64,6 +65,7 @@ class DecoderConfig:
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     more_stop_ids: tuple[int, ...] = ()
+    has_pad_token: bool = True
     remat: str = "full"
     attention: str = "auto"
 
@@ -77,7 +79,7 @@ class DecoderConfig:
         for name, most in limits.items():
             checks.check_whole(f"DecoderConfig.{name}", getattr(self, name), 1, most)
         checks.check_added_tokens("DecoderConfig", self.num_added_tokens)
-        for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
+        for name in ("attention_bias", "mlp_bias", "tie_word_embeddings", "has_pad_token"):
             checks.check_truth(f"DecoderConfig.{name}", getattr(self, name))
         checks.check_number("DecoderConfig.norm_epsilon", self.norm_epsilon, 0.0, checks.MAX_EPSILON)
         checks.check_number("DecoderConfig.initializer_range", self.initializer_range, 0.0, math.inf)

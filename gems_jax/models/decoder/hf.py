@@ -127,6 +127,7 @@ def _config(given: Mapping[str, Any], kind: str) -> DecoderConfig:
         bos_token_id=maybe_whole(given, "bos_token_id"),
         eos_token_id=eos,
         more_stop_ids=tuple(stops[1:]),
+        has_pad_token=pad >= 0,
     )
 
 
@@ -179,7 +180,6 @@ def _padding(eos_token_id: int | None) -> int:
 def config_values(config: DecoderConfig) -> dict[str, Any]:
     """The values of ``config.json`` for a config, item rows not counted as vocabulary."""
     stops = config.stop_ids
-    padded_as_ended = config.pad_token_id == _padding(config.eos_token_id)
     values: dict[str, Any] = {
         "architectures": [_CLASSES[config.model_type]],
         "model_type": config.model_type,
@@ -196,7 +196,7 @@ def config_values(config: DecoderConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_epsilon,
         "tie_word_embeddings": config.tie_word_embeddings,
         "attention_dropout": 0.0,
-        "pad_token_id": None if padded_as_ended else config.pad_token_id,
+        "pad_token_id": config.pad_token_id if config.has_pad_token else None,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(stops) if len(stops) > 1 else config.eos_token_id,
         "dtype": config.param_dtype,
