@@ -136,6 +136,7 @@ def _assets(config: Any, workdir: Path | None = None, tuned: bool = False) -> tu
     Items have the numbers that a run in ``workdir`` has given them. A ``tuned`` run needs no null space any more.
     """
     import jax
+    import numpy as np
 
     from gems_jax.data.dataset.remote import exists
     from gems_jax.models import load
@@ -156,10 +157,12 @@ def _assets(config: Any, workdir: Path | None = None, tuned: bool = False) -> tu
     dataset = ensure_data(config)
     if workdir is not None:
         dataset = in_run_order(dataset, workdir, config.data.dir)
+    # A mesh is laid out for the run: other commands take the devices there are.
+    trains = workdir is not None and not tuned
+    devices = make_mesh(config.mesh).devices.flatten() if trains else np.asarray(jax.devices())
     mesh = None
-    if config.mesh.fsdp * config.mesh.tensor > 1:
+    if config.mesh.fsdp * config.mesh.tensor > 1 and len(devices) > 1:
         # One axis over all devices that share the parameters: each then holds its part of every large leaf.
-        devices = make_mesh(config.mesh).devices.flatten()
         mesh = jax.sharding.Mesh(devices, ("shard",), axis_types=(jax.sharding.AxisType.Auto,))
     base, tokenizer = load(ensure_base(config), config.model.dtype, mesh)
     null_space = ensure_null_space(config, base, tokenizer) if needs_null_space(config) and not tuned else None

@@ -158,6 +158,13 @@ def test_a_null_space_of_other_settings_is_refused(prepared, tmp_path, capsys):
     assert not run.exists()
 
 
+def test_what_a_run_on_many_devices_needs_is_prepared_on_one_machine(prepared, tmp_path, capsys):
+    many = [*options(prepared.root), "--mesh.fsdp", 16, "--mesh.tensor", 3]
+    assert gems_jax("prepare", "--all", *many) == 0
+    assert "train: rec" in capsys.readouterr().out
+    assert "mesh.fsdp=16" in fails(capsys, "train", *many, "--workdir", tmp_path / "run")
+
+
 def test_a_cut_off_base_model_is_refused(prepared, others, tmp_path, capsys):
     path = others / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
