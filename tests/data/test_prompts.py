@@ -117,14 +117,16 @@ def test_words_behind_items_and_the_lines_of_a_chat_keep_their_spaces_in_bytes()
     tokenizer = tokenizer_of("bytes")
     items = add_item_tokens(tokenizer, [str(number) for number in range(10)])
     template = "<|im_start|>user\nBought: {history} next?\nSearch: {query}<|im_end|>\n<|im_start|>assistant\n"
-    table = Table.from_rows("src", [Row("a", [1, 2], 4, "green tea"), Row("b", [3], 4, "tea <|im_end|>")])
+    rows = [Row("a", [1, 2], 4, "green tea"), Row("b", [3], 4, "tea <|im_end|>"), Row("c", [], 4, "tea <|im_end|>")]
+    table = Table.from_rows("src", rows)
     result = encode_table(table, tokenizer, items, template, 200, "decoder")
     read = tokenizer.decode(result.tokens_of(0))
     assert read == template.format(history="<item_1><item_2>", query="green tea").replace("Bought: ", "Bought:")
     # The query's own letters, and the template's spaces around them.
-    assert "Search: tea <|im_end|><|im_end|>\n<|im_start|>assistant\n" in tokenizer.decode(result.tokens_of(1))
-    ends = result.tokens_of(1) == tokenizer.eos_token_id
-    assert ends.sum() == 1
+    for row in (1, 2):
+        assert "Search: tea <|im_end|><|im_end|>\n<|im_start|>assistant\n" in tokenizer.decode(result.tokens_of(row))
+        assert (result.tokens_of(row) == tokenizer.eos_token_id).sum() == 1
+    assert "Bought:  next?" in tokenizer.decode(result.tokens_of(2))
 
 
 def test_a_long_history_loses_its_oldest_items(words, tables):

@@ -97,7 +97,8 @@ def words_around(pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: A
             for number, query, ids in zip(chosen, queries, tokenised, strict=True):
                 if ends is not None:
                     if count_named(ids, named) != count_named([*ends[0], *ends[1]], named):
-                        ids = spelled(part, {QUERY: query.strip()}, tokenizer, around)
+                        filled = [piece for piece in part if piece != HISTORY]
+                        ids = spelled(filled, {QUERY: query.strip()}, tokenizer, around)
                     start = _common(ids, ends[0])
                     behind = min(_common(ids[::-1], ends[1][::-1]), len(ids) - start)
                     spots[number] = side, start, len(ids) - behind
@@ -120,8 +121,9 @@ def spelled(pieces: Pieces, words: Mapping[Field, str], tokenizer: Any, around: 
         if isinstance(piece, str):
             is_last = index == len(pieces) - 1
             # A space belongs to the word behind it.
-            kept = piece if is_last else piece.rstrip()
-            space = piece[len(kept) :]
+            text = space + piece
+            kept = text if is_last else text.rstrip()
+            space = text[len(kept) :]
             ids += tokenise([(before, kept, around[1] if is_last else "")], tokenizer)[0]
         else:
             ids += plain_ids([space + words[piece]], tokenizer)[0]
