@@ -14,6 +14,7 @@ TRAIN = [
     "transformers>=5.23,<6",  # tokenizers and configurations only; no model code
     "tokenizers>=0.22,<0.24",  # training a tokenizer from plain text
     "safetensors>=0.8,<1",  # weights in and out
+    "jinja2>=3.1,<4",  # chat templates of tokenizers
     "sentencepiece>=0.2,<0.3",  # reads tokenizer.model and spiece.model
     "tensorflow-datasets>=4.9.10,<5",  # prepared tables
     "pyarrow>=17,<27",  # tables of logs from CSV, JSON lines and parquet

@@ -279,7 +279,7 @@ def _find(options: Any) -> int:
         assets.tokenizer,
         dataset,
         assets.items,
-        config.items.prompts[task],
+        assets.templates(config)[task],
         config.items.max_length,
         user=options.user,
         query=query,

@@ -163,6 +163,7 @@ class ItemsConfig:
         each item has a token of its own.
       prompts: each task's template, with ``{history}`` (items' tokens), ``{history_titles}`` or both and,
         for searches, ``{query}``.
+      template: ``plain``, or ``chat``: a prompt is what the user says in a chat, as the model's tokenizer words it.
       max_length: most tokens of an input; the oldest items are dropped from longer ones.
       length_buckets: shorter lengths that batches may be padded to; each costs one compilation.
       length_window: number of training steps whose rows are sorted by length together, so that short rows share a
@@ -177,6 +178,7 @@ class ItemsConfig:
             "src": "search: {query} history: {history} found:",
         }
     )
+    template: Literal["plain", "chat"] = "plain"
     max_length: int = 40
     length_buckets: tuple[int, ...] = ()
     length_window: int = 1

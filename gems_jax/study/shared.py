@@ -106,7 +106,8 @@ class Shared:
 
     def encoded(self, config: Config, split: str) -> dict[str, EncodedTable]:
         """The measured rows of a split as tokens."""
-        key = (split, tuple(config.items.prompts.items()), config.items.max_length, config.items.identifiers)
+        items = config.items
+        key = (split, items.template, tuple(items.prompts.items()), items.max_length, items.identifiers)
         if key not in self._encoded:
             assets = self.assets(config)
             self._encoded[key] = {task: assets.encode(config, table) for task, table in self.tables[split].items()}

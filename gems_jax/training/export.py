@@ -18,6 +18,7 @@ from gems_jax.models.hf.generation import NAME, generation_for_items, read_gener
 from gems_jax.training.export_folder import MARK, check_folder, mark_of
 from gems_jax.training.export_readme import readme
 from gems_jax.training.stages import Assets
+from gems_jax.training.tokens import prompt_templates
 
 # Prompts of each task that are tokenised twice, to tell whether both ways agree.
 _TRIED = 500
@@ -62,11 +63,15 @@ def export(
         check_folder(folder, workdir, config.model.path)
     tokenizer = asking_tokenizer(assets.tokenizer, model.config, model.layout)
     agreement = compare_prompts(config, assets.dataset, assets.items, tokenizer, model.layout)
+    templates = assets.templates(config)
     answer_length = assets.items.token_ids.shape[1] + 1
     generation = generation_for_items(read_generation(Path(config.model.path)), model.config, answer_length)
     files = {
-        "README.md": readme(config, model.layout, agreement.tried - agreement.alike, agreement.tried),
-        "prompts.json": json.dumps(_prompts(config, model.config, model.layout), indent=2, ensure_ascii=False) + "\n",
+        "README.md": readme(config, templates, model.layout, agreement.tried - agreement.alike, agreement.tried),
+        "prompts.json": json.dumps(
+            _prompts(config, templates, model.config, model.layout), indent=2, ensure_ascii=False
+        )
+        + "\n",
         "items.jsonl": "".join(_item_lines(assets.dataset, assets.items, tokenizer)),
         NAME: json.dumps(generation, indent=2, ensure_ascii=False) + "\n",
     }
@@ -141,7 +146,7 @@ def compare_prompts(
     """
     alike, tried, other = 0, 0, ""
     answer = items.token_ids.shape[1] + 1 if LAYOUTS[layout].answer_follows else 0
-    for task, template in config.items.prompts.items():
+    for task, template in prompt_templates(config, tokenizer, layout).items():
         split = next((split for split in ("test", "valid", "train") if (split, task) in dataset.tables), None)
         if split is None:
             continue
@@ -166,10 +171,10 @@ def _text(table: Table, row: int, template: str, items: ItemIndex, tokenizer: An
     return prompt_text(parse_template(template), " ".join(tokens), table.queries[row], titles)
 
 
-def _prompts(config: Config, model_config: Any, layout: Layout) -> dict[str, Any]:
+def _prompts(config: Config, templates: dict[str, str], model_config: Any, layout: Layout) -> dict[str, Any]:
     return {
         "family": layout,
-        "templates": dict(config.items.prompts),
+        "templates": templates,
         "max_length": config.items.max_length,
         "vocabulary": config.train.loss_vocabulary,
         "first_item_token_id": model_config.vocab_size,

@@ -1,6 +1,7 @@
 """The README.md of an exported folder: how to ask the model, with a program that ranks as the run does."""
 
 import json
+from collections.abc import Mapping
 
 from gems_jax.config.run import Config
 from gems_jax.models.family import Layout
@@ -119,24 +120,24 @@ _BY_LAYOUT: dict[Layout, dict[str, str]] = {
 _VOCABULARY = {"items": "the end token and the tokens of items", "full": "all tokens"}
 
 
-def readme(config: Config, layout: Layout, unlike: int, tried: int) -> str:
+def readme(config: Config, templates: Mapping[str, str], layout: Layout, unlike: int, tried: int) -> str:
     """The text of a folder's README.md.
 
     Args:
       config: of the run.
+      templates: of each task's prompts.
       layout: of the model.
       unlike, tried: prompts that are tokenised otherwise than in training, and all that were compared.
 
     Example:
-      >>> "search: {query} history: {history} found:" in readme(Config(), "decoder", 0, 10)
+      >>> "search: {query} history: {history} found:" in readme(Config(), Config().items.prompts, "decoder", 0, 10)
       True
     """
-    prompts = config.items.prompts.items()
-    templates = "\n".join(f"- `{task}`: `{json.dumps(text, ensure_ascii=False)}`" for task, text in prompts)
+    lines = (f"- `{task}`: `{json.dumps(text, ensure_ascii=False)}`" for task, text in templates.items())
     agreement = f"In {tried - unlike} of {tried} prompts of the dataset this was compared and is so"
     agreement += f"; in {unlike} it is not." if unlike else "."
     return _TEXT.format(
-        templates=templates,
+        templates="\n".join(lines),
         max_length=config.items.max_length,
         agreement=agreement,
         vocabulary=_VOCABULARY[config.train.loss_vocabulary],

@@ -21,7 +21,7 @@ from gems_jax.models import load
 from gems_jax.null_space.estimate import estimate_null_space
 from gems_jax.null_space.space import NullSpace
 from gems_jax.training.pretrain import pretrain
-from gems_jax.training.tokens import encode
+from gems_jax.training.tokens import encode, prompt_templates
 
 
 def ensure_data(config: Config) -> Dataset:
@@ -141,6 +141,10 @@ class Assets:
         """The first token of each item."""
         return [int(token) for token in self.items.token_ids[:, 0]]
 
+    def templates(self, config: Config) -> dict[str, str]:
+        """Each task's template as prompts are made of it."""
+        return prompt_templates(config, self.tokenizer, self.model.layout)
+
     def encode(self, config: Config, table: Table) -> EncodedTable:
         """A table's inputs under the configured prompt."""
         return encode(config, table, self.tokenizer, self.items, self.model.layout, self.dataset.titles())
@@ -149,6 +153,7 @@ class Assets:
 def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Assets:
     """The base model with tokens and rows for every item: one of its own, or those of its identifier."""
     model, tokenizer = base
+    prompt_templates(config, tokenizer, model.layout)  # an error before the model grows
     titles = plain_ids(dataset.titles(), tokenizer)
     if config.items.init == "title":
         _check_titles(dataset, titles)

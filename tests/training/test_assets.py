@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import types
 import zlib
 
 import numpy as np
@@ -52,7 +53,12 @@ class Words:
 
 
 def assets(dataset=None, tokens=(7, 8, 9), number=0, spaces=False):
-    return Assets(None, Words(number, spaces), dataset or shop(), ItemIndex(np.array(tokens)[:, None]))
+    return Assets(
+        types.SimpleNamespace(layout="decoder"),
+        Words(number, spaces),
+        dataset or shop(),
+        ItemIndex(np.array(tokens)[:, None]),
+    )
 
 
 @pytest.fixture

@@ -95,8 +95,13 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "words"), [("t5", "own"), ("qwen3", "bytes"), ("qwen3", "word pieces")])
-def test_the_documented_program_makes_the_tokens_of_training_and_special_tokens_are_the_bases(kind, words, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "words", "template"),
+    [("t5", "own", "plain"), ("qwen3", "bytes", "plain"), ("qwen3", "word pieces", "chat")],
+)
+def test_the_documented_program_makes_the_tokens_of_training_and_special_tokens_are_the_bases(
+    kind, words, template, tmp_path
+):
     tokenizer = tokenizer_of(words)
     values = {"model_type": kind, "vocab_size": len(tokenizer), **SIZES[kind]}
     base, out = tmp_path / "base", tmp_path / "out"
@@ -112,8 +117,12 @@ def test_the_documented_program_makes_the_tokens_of_training_and_special_tokens_
             ("train", "rec"): Table.from_rows("rec", [Row("ann", [0], 2)]),
         },
     )
+    prompts = {
+        "src": CHAT if template == "plain" else "{query}: {history_titles} {history}",
+        "rec": "Bought: {history} ",
+    }
     config = Config(
-        model=ModelConfig(path=str(base)), items=ItemsConfig(prompts={"src": CHAT, "rec": "{history} "}, max_length=140)
+        model=ModelConfig(path=str(base)), items=ItemsConfig(prompts=prompts, template=template, max_length=140)
     )
     model, assets_tokenizer = load(base)
     assets = assemble(config, dataset, (model, assets_tokenizer))
@@ -130,7 +139,7 @@ def test_the_documented_program_makes_the_tokens_of_training_and_special_tokens_
             history = [dataset.items[item].item_id for item in table.history_of(row)]
             text = asked["fitting"](theirs, prompts, items, task, history, table.queries[row])
             assert theirs(text)["input_ids"] == encoded.tokens_of(row).tolist()
-            assert text.endswith("\n" if task == "src" else " ")
+            assert text.endswith("\n" if task == "src" or template == "chat" else " ")
     assert encoded.dropped_items + assets.encode(config, dataset.table("train", "src")).dropped_items > 0
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (base, out))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -79,7 +79,7 @@ def record_of(
       null_space: that updates are kept in, or ``None``.
       training: whether the run is to go on; a tuned one needs no digest of its training rows.
     """
-    dataset, tokens = assets.dataset, assets.items.token_ids
+    dataset, tokens, templates = assets.dataset, assets.items.token_ids, assets.templates(config)
     identifiers = {}
     if config.items.identifiers is not None:
         identifiers = {
@@ -89,14 +89,14 @@ def record_of(
     return AssetRecord(
         items=_catalogue(dataset),
         identifiers=identifiers,
-        prompts=dict(config.items.prompts),
+        prompts=templates,
         vocabulary=_digest([json.dumps(sorted(assets.tokenizer.get_vocab().items()))]),
         files=_base_files(Path(config.model.path)) if jax.process_index() == 0 else {},
         rows={task: _rows(dataset.table("train", task)) for task in dataset.tasks} if training else {},
         null_space=None if null_space is None else _null_space(null_space),
         spaces=any(
             spaces_matter(parse_template(template), assets.tokenizer, int(tokens[0, 0]))
-            for template in config.items.prompts.values()
+            for template in templates.values()
         ),
     )
 
