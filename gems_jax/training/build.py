@@ -25,7 +25,6 @@ from gems_jax.training.monitoring.flops import peak_flops, work_of_batch
 from gems_jax.training.optimiser.rates import peak_rates
 from gems_jax.training.stages import Assets
 from gems_jax.training.step import Control
-from gems_jax.training.tokens import encode
 from gems_jax.types import PyTree
 
 
@@ -146,8 +145,7 @@ def build(
     tables = {task: assets.dataset.table("train", task) for task in assets.dataset.tasks}
     tasks = tuple(tables)
     check_metric(train.metric, train.patience, train.eval_every, tasks)
-    layout = assets.model.layout
-    encoded = {task: encode(config, t, assets.tokenizer, assets.items, layout) for task, t in tables.items()}
+    encoded = {task: assets.encode(config, table) for task, table in tables.items()}
     mesh = make_mesh(config.mesh)
     check_batch_rows(config, mesh)
     row_index, row_parts = row_part(mesh)

@@ -36,7 +36,7 @@ def encode(
     tokenizer: Any,
     items: ItemIndex,
     layout: Layout,
-    titles: Sequence[str] | None = None,
+    titles: Sequence[str],
 ) -> EncodedTable:
     """A table's inputs under the configured prompt, from files in ``data.tokens`` where that is set.
 

@@ -11,7 +11,6 @@ from gems_jax import cli
 from gems_jax.models import load
 from gems_jax.training.build import build
 from gems_jax.training.stages import assemble, ensure_data
-from gems_jax.training.tokens import encode
 
 BUCKETS = (16, 20, 24, 28)
 
@@ -95,5 +94,5 @@ def test_what_does_not_fit_an_input_is_said(prepared, capsys):
     assets = assemble(config, dataset, load(config.model.path, config.model.dtype))
     short = dataclasses.replace(config, items=dataclasses.replace(config.items, max_length=14))
     capsys.readouterr()
-    encode(short, dataset.table("train", "rec"), assets.tokenizer, assets.items, "encoder_decoder")
+    assets.encode(short, dataset.table("train", "rec"))
     assert "items of histories, the oldest, are dropped to fit items.max_length 14" in capsys.readouterr().out

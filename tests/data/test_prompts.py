@@ -146,10 +146,10 @@ def test_what_does_not_fit_is_told_with_the_number_of_rows(words, capsys):
     prompts = {"src": SRC, "rec": REC}
     config = Config(items=ItemsConfig(prompts=prompts, max_length=40))
     index = ItemIndex(np.asarray(items)[:, None])
-    encode(config, Table.from_rows("src", rows), tokenizer, index, "encoder_decoder")
+    encode(config, Table.from_rows("src", rows), tokenizer, index, "encoder_decoder", [])
     told = "data: src: the query is cut in 2 of 3 rows and 1 items of histories, the oldest, are dropped to fit"
     assert capsys.readouterr().out == f"{told} items.max_length 40\n"
-    encode(config, Table.from_rows("src", rows[1:2]), tokenizer, index, "encoder_decoder")
+    encode(config, Table.from_rows("src", rows[1:2]), tokenizer, index, "encoder_decoder", [])
     assert capsys.readouterr().out == ""
 
 

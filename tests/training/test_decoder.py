@@ -1,4 +1,4 @@
-"""Decoders through the whole path: general text, null space, tuning, evaluation, export."""
+"""Decoders through the whole path: general text, null space, tuning, evaluation, export; histories by their titles."""
 
 import dataclasses
 import json
@@ -46,6 +46,8 @@ def folder(tmp_path_factory):
 def tuned(folder, prepared):
     """Options of a run of four steps in ``folder / "run"``."""
     places = {"data__dir": prepared.root / "data", "model__from_text": False, "text__eval_batches": 1}
+    prompts = {"rec": "{history_titles} {history} next:", "src": "{query}: {history_titles} found:"}
+    places |= {"items__prompts": json.dumps(prompts), "items__max_length": 48}
     argv = options(folder, **places, train__steps=4, train__eval_every=4, train__eval_rows=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENBLAS_NUM_THREADS", "1")
