@@ -39,6 +39,14 @@ T5_BASE = {
 }  # fmt: skip
 MODELS = {
     "t5-base": (T5_BASE, 222.9e6),
+    "SmolLM2-135M-Instruct": (
+        {
+            "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+            "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "rope_theta": 1e5,
+            "eos_token_id": 2, "tie_word_embeddings": True,
+        },
+        134.5e6,
+    ),
     "Qwen3-0.6B": (
         QWEN3 | {
             "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
