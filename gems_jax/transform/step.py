@@ -16,7 +16,8 @@ from gems_jax.transform.branches import BranchState, Steps, fuse, step_group
 from gems_jax.transform.diagnostics import GradientDiagnostics, diagnose_gradients, diagnose_step
 from gems_jax.transform.gates import Signals
 from gems_jax.transform.plan import Group, Plan
-from gems_jax.transform.refresh import Gradients, refresh_at, refresh_groups
+from gems_jax.transform.refresh import Gradients, refresh_at
+from gems_jax.transform.refresh_groups import refresh_groups
 from gems_jax.transform.refresh_request import request_refresh, sizes_of
 from gems_jax.transform.settings import Mask, Settings
 from gems_jax.transform.state import GemsState, entries, mirror, to_leaves, to_matrices, work_dtype

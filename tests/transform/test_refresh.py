@@ -10,10 +10,11 @@ import gems_jax as gj
 from gems_jax.linalg.orthonormal import orthonormal_inside
 from gems_jax.linalg.projection import Projector
 from gems_jax.linalg.subspace import make_basis
+from gems_jax.transform import refresh_batches
 from gems_jax.transform.plan import make_plan
+from gems_jax.transform.refresh import Request
 from gems_jax.transform.settings import Settings
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
 RULE = lambda path, leaf: gj.MatrixDims() if len(leaf.shape) > 1 else None  # noqa: E731
 
 
@@ -29,8 +30,76 @@ def states_of(tx, params, grads_of, steps, **extra):
     return found
 
 
+def project(state):
+    """What does not depend on the signs and order of a basis' columns: its span."""
+    span = lambda u: np.asarray(u, np.float64) @ np.swapaxes(np.asarray(u, np.float64), -1, -2)  # noqa: E731
+    return jax.tree.map(span, (state.shared_basis, state.task_basis))
+
+
 def changed(basis, before, axes):
     return np.any(np.asarray(basis) != np.asarray(before), axis=axes)
+
+
+# --- groups that are refreshed together -----------------------------------------------------------------------------
+
+
+def null_space_of_stacks():
+    """Of each stack, other directions and other numbers of them; of some the factor spans those, of others the rest."""
+    rng = np.random.default_rng(0)
+    moments = {}
+    for name, kept in (("a", 1), ("b", 3), ("c", 6), ("d", 5), ("none", 0)):
+        x = rng.normal(size=(2, kept, 8))
+        moments[name] = np.einsum("lni,lnj->lij", x, x)
+    return gj.NullSpace.from_moments(moments, energy=0.9999)
+
+
+def thin_grads(i):
+    """Of fewer directions than a basis has, also none at all."""
+    rng = np.random.default_rng([1, i])
+    grads = {name: rng.normal(size=(2, 2, 8, 6)).astype(np.float32) for name in ("a", "b", "c", "d", "none", "free")}
+    grads["b"] = grads["b"][..., :1] * np.ones(6, np.float32)
+    grads["d"][1] = 0
+    grads["free"][0, 1] = np.nan if i == 1 else 0
+    return grads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decomposition", ["eigh", "subspace"])
+def test_groups_refreshed_together_get_the_bases_that_each_gets_alone(decomposition, monkeypatch):
+    params = {name: np.ones((2, 8, 6), np.float32) for name in thin_grads(0)}
+    tx = gj.scale_by_gems(
+        num_tasks=2, rank=3, refresh_every=2, decomposition=decomposition, null_space=null_space_of_stacks(),
+        matrix_dims=RULE,
+    )  # fmt: skip
+    decomposed = []
+    monkeypatch.setattr(
+        "gems_jax.transform.refresh.make_basis", lambda *a, **o: decomposed.append(1) or make_basis(*a, **o)
+    )
+    programs = {}
+    for most in (refresh_batches.MOST_BYTES, 0):
+        monkeypatch.setattr(refresh_batches, "MOST_BYTES", most)
+        decomposed.clear()
+        programs[most] = states_of(tx, params, thin_grads, 3), len(decomposed)
+    (together, traced), (alone, all_traced) = programs.values()
+    assert traced < all_traced
+    for one, other in zip(together, alone, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), project(one), project(other))
+        for name in ("refreshed", "failed", "waiting"):
+            assert int(getattr(one.diagnostics, name)) == int(getattr(other.diagnostics, name))
+
+
+def test_a_batch_of_groups_holds_no_more_than_its_share_of_gradients(monkeypatch):
+    def request(kernels, rank=2, columns=3, complement=False):
+        array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+        old = (array(kernels, 8, rank), None)
+        gradients = (array(kernels, 8, 4), None)
+        projector = Projector(array(kernels, 8, columns), complement)
+        return Request(old, gradients, (None, None), array(1, kernels), None, projector, (None, None), (0,) * kernels)
+
+    monkeypatch.setattr(refresh_batches, "MOST_BYTES", 4 * 8 * 4 * 4)
+    requests = [request(1), request(2), request(1, rank=3), request(1, columns=5), request(9), request(1)]
+    requests += [request(1, complement=True), request(1, columns=0)]
+    assert refresh_batches.batches_of(requests) == [[0, 1, 3], [2], [4], [5], [6], [7]]
 
 
 # --- turns ------------------------------------------------------------------------------------------------------
@@ -96,6 +165,7 @@ def test_a_turn_that_finds_the_task_merged_or_absent_is_made_up_for_at_its_next_
     assert [int(s.diagnostics.waiting) for s in states] == [0, 0, 0, 0, 2, 3, 0]
 
 
+@pytest.mark.slow
 def test_a_turn_in_a_step_whose_gradients_came_merged_waits_for_one_that_has_them_apart():
     shapes = {"stack": (2, 3, 5)}
     tx = gj.scale_by_gems(num_tasks=2, rank=1, refresh_every=3, stagger=True, matrix_dims=RULE)

@@ -1,0 +1,110 @@
+"""Groups of small kernels of one form, which are refreshed as one stack: less to compile than each by itself."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gems_jax.linalg.stacks import mesh_of_devices
+from gems_jax.transform.refresh import NewBases, Refresh, Request, compute_bases
+
+# Of the gradients of a batch, which are copied to lie in one array while they are decomposed.
+MOST_BYTES = 32 * 2**20
+
+
+def batches_of(requests: Sequence[Request]) -> list[list[int]]:
+    """Which requests are computed together: those of one form, up to `MOST_BYTES` of gradients.
+
+    On a mesh each stays alone: arrays lie there as their kernels do.
+
+    Args:
+      requests: one a group of kernels.
+
+    Returns:
+      Their positions, each in one batch.
+    """
+    if mesh_of_devices() is not None:
+        return [[i] for i in range(len(requests))]
+    batches: list[list[int]] = []
+    open_batches: dict[Any, tuple[list[int], int]] = {}
+    for i, request in enumerate(requests):
+        form = _form(request)
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(request.gradients))
+        batch, before = open_batches.get(form, ([], 0))
+        if not batch or before + size > MOST_BYTES:
+            batch, before = [], 0
+            batches.append(batch)
+        batch.append(i)
+        open_batches[form] = batch, before + size
+    return batches
+
+
+def _form(request: Request) -> Any:
+    """What the requests of a batch have in common: all but how many kernels and protected directions they have."""
+    arrays, treedef = jax.tree.flatten((request.old, request.gradients))
+    shapes = tuple((x.shape[:-3], x.shape[-2:], x.dtype) for x in arrays)
+    projector = request.projector
+    # A factor without columns is a case of its own, see `Projector.project`.
+    has_columns = None if projector.factor is None else projector.factor.shape[-1] > 0
+    return treedef, shapes, len(request.pending), projector.complement, has_columns
+
+
+def compute_batch(requests: Sequence[Request], refresh: Refresh, do: jax.Array) -> list[NewBases]:
+    """New bases of the groups of a batch, computed as those of one stack of all their kernels.
+
+    Args:
+      requests: of one form.
+      refresh: see `Refresh`.
+      do: ``[1 + T, sum(k)]`` bool, the branches to compute.
+
+    Returns:
+      Each group's new bases, those not in ``do`` as they were, and which were replaced.
+    """
+    if len(requests) == 1:
+        (r,) = requests
+        return [compute_bases(r.old, r.gradients, do, r.projector, r.masks, refresh)]
+    counts = [r.old[0].shape[0] for r in requests]
+    old = (_join([r.old[0] for r in requests]), _join_some([r.old[1] for r in requests], 1))
+    gradients = (_join([r.gradients[0] for r in requests]), _join_some([r.gradients[1] for r in requests], 1))
+    factor = _join_some(_equally_wide([r.projector.factor for r in requests]))
+    masks = (
+        _join_masks([r.masks[0] for r in requests], counts, old[0]),
+        _join_masks([r.masks[1] for r in requests], counts, old[1]),
+    )
+    shared, task, done = compute_bases(
+        old, gradients, do, requests[0].projector._replace(factor=factor), masks, refresh
+    )
+    tasks = [None] * len(counts) if task is None else split(task, counts, 1)
+    return list(zip(split(shared, counts), tasks, split(done, counts, 1), strict=True))
+
+
+def split(x: jax.Array, counts: Sequence[int], axis: int = 0) -> list[jax.Array]:
+    """The groups' own arrays, from one of all their kernels."""
+    return jnp.split(x, np.cumsum(counts)[:-1], axis)
+
+
+def _join(arrays: Sequence[jax.Array], axis: int = 0) -> jax.Array:
+    return jnp.concatenate(list(arrays), axis)
+
+
+def _join_some(arrays: Sequence[jax.Array | None], axis: int = 0) -> jax.Array | None:
+    """All of one form: none of them, or all, are ``None``."""
+    some = [x for x in arrays if x is not None]
+    return _join(some, axis) if some else None
+
+
+def _equally_wide(factors: Sequence[jax.Array | None]) -> list[jax.Array | None]:
+    """With columns of zeros added to thinner factors."""
+    widest = max((x.shape[-1] for x in factors if x is not None), default=0)
+    return [None if x is None else jnp.pad(x, ((0, 0), (0, 0), (0, widest - x.shape[-1]))) for x in factors]
+
+
+def _join_masks(masks: Sequence[jax.Array | None], counts: Sequence[int], bases: jax.Array | None) -> jax.Array | None:
+    """Masks of columns, all true where a group has none."""
+    if bases is None or all(mask is None for mask in masks):
+        return None
+    rank = bases.shape[-1]
+    return _join([jnp.broadcast_to(True if m is None else m, (k, rank)) for m, k in zip(masks, counts, strict=True)])
