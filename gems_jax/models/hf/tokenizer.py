@@ -38,7 +38,7 @@ def load_tokenizer(folder: Path, vocab_size: int = 1 << 20) -> Any:
       FileNotFoundError: if its files are missing.
       ValueError: if they are damaged, or far too large for the vocabulary.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     most = _MAX_BYTES + _MAX_BYTES_A_TOKEN * vocab_size
     for path in (path for pattern in _FILES for path in folder.glob(pattern)):
@@ -51,6 +51,8 @@ def load_tokenizer(folder: Path, vocab_size: int = 1 << 20) -> Any:
         if (folder / "tokenizer.json").is_file():
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         if any(all((folder / name).is_file() for name in names) for names in _SOURCES):
+            from transformers import AutoTokenizer  # imports torch where it is installed, which takes seconds
+
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise ValueError(f"{folder}: the tokenizer's files cannot be read: {error}") from error
