@@ -1,12 +1,29 @@
-"""Tiny runs that several tests look at."""
+"""How tests compile, and tiny runs that several of them look at."""
+
+import os
+import shutil
+import tempfile
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tiny import Made, cheap_compilation, options, say
+
+# Small programs that run a few times: to optimise them takes longer than they do. Those of equal settings are compiled
+# once for all processes of a session. Set before JAX is imported; processes that tests start inherit it.
+_COMPILED = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="compiled-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+from tiny import Made, options, say  # noqa: E402
 
 # How long an example takes says nothing where workers share the cores.
 settings.register_profile("shared cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared cores")
+
+
+def pytest_unconfigure():
+    if _COMPILED is not None:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +40,3 @@ def prepared(tmp_path_factory):
         for name in ("prepare", "pretrain", "calibrate"):
             say(said, name, *options(root))
         return Made(root, said)
-
-
-@pytest.fixture(scope="module")
-def cheap_programs():
-    """For files of many small programs, each of which runs a few times."""
-    with cheap_compilation():
-        yield

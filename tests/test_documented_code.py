@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from problems import QUICK
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +35,6 @@ def test_the_readme_tunes_attention_of_flax_inside_the_null_space(capsys):
     assert "attention/query/kernel" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("cheap_programs")
 def test_the_programs_of_the_optimiser_s_page_run_and_do_what_it_says():
     defined = run("docs/optimiser.md")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(defined["params"]))

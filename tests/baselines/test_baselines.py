@@ -401,6 +401,7 @@ def stepper(tx, **jit_options):
     return jax.jit(step, compiler_options=QUICK, **jit_options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_the_learning_rate_can_be_injected_and_buffers_donated(name):
     """Numbers that decide shapes or are checked are static, as ``STATIC_ARGS`` are for `gems_jax.gems`."""
@@ -447,6 +448,7 @@ def test_abstract_parameters_give_the_form_of_the_state(name):
     assert form(abstract) == form(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_nnx_optimizers_take_them(name):
     from flax import nnx
@@ -510,6 +512,7 @@ def test_a_leaf_without_its_task_axis_is_refused_by_name(name):
         make(name, 0)
 
 
+@pytest.mark.slow
 def test_without_parameters_and_num_tasks_a_leaf_that_differs_is_named():
     tx = baselines.mgda(optax.identity())
     grads, state = as_tree(jacobian(2)), tx.init(PARAMS)
@@ -544,6 +547,7 @@ def test_gradients_all_merged_before_keep_their_direction(name):
     assert ours @ row[0] == pytest.approx(np.linalg.norm(ours) * np.linalg.norm(row), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_other_extra_arguments_reach_the_inner_transform():
     def update(updates, state, params=None, *, factor, **extra):
         return jax.tree.map(lambda u: factor * u, updates), state

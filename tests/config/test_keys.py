@@ -13,7 +13,6 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 from t5_rows import tokenizer_of, tokens_of
-from tiny import cheap_compilation
 
 from gems_jax.models import T5, T5Config, from_config, load, save
 from gems_jax.models.config_options import NO_EFFECT
@@ -162,8 +161,7 @@ def test_umt5_gives_the_logits_of_transformers_scaled_and_not_and_after_saving(s
     with torch.no_grad():
         expected = reference(**{name: torch.tensor(value) for name, value in inputs.items()}).logits.numpy()
     model, tokenizer = load(tmp_path)
-    with cheap_compilation():
-        logits = np.asarray(jax.jit(model)(**inputs))
+    logits = np.asarray(jax.jit(model)(**inputs))
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
     save(model, tokenizer, tmp_path / "saved")
     again = load(tmp_path / "saved")[0]

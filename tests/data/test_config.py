@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import cheap_compilation, options
+from tiny import options
 
 import gems_jax.data.batching.token_cache as token_cache
 from gems_jax import cli
@@ -25,8 +25,7 @@ def run_of(prepared):
 
     def build_with(**sections):
         altered = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
-        with cheap_compilation():
-            return build(dataclasses.replace(config, **altered), assets, None)
+        return build(dataclasses.replace(config, **altered), assets, None)
 
     return build_with
 

@@ -18,8 +18,6 @@ from gems_jax.models import T5, T5Config
 from gems_jax.models.params import params_of
 from gems_jax.models.registry import FAMILIES
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
-
 V, N = 20, 7
 SIZES: dict[str, Any] = {
     "d_model": 8,

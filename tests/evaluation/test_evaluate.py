@@ -26,8 +26,6 @@ from gems_jax.models.params import params_of
 from gems_jax.training import evaluate_run
 from gems_jax.training.evaluate_run import read_evaluation
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
-
 V, N = 20, 30
 
 

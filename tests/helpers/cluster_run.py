@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from unittest import mock
 
+from imported import import_all
+
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 
 
@@ -99,12 +101,7 @@ def pair(folder, run, moment, command):
 
 
 def main():
-    import jax
-
-    from gems_jax import cli  # noqa: F401
-    from gems_jax.training import tune  # noqa: F401, what the command imports
-
-    jax.config.update("jax_disable_most_optimizations", True)
+    import_all()
     for entry in sys.argv[2].split(","):
         pair(Path(sys.argv[1]), *entry.split("="), sys.argv[3:])
 

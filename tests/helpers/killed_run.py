@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 
+from imported import import_all
+
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -63,12 +65,9 @@ def in_a_process_of_its_own(run):
 
 
 def main():
-    import jax
-
+    import_all()
     from gems_jax import cli
-    from gems_jax.training import tune  # noqa: F401, what the commands import
 
-    jax.config.update("jax_disable_most_optimizations", True)
     moments, command = [m for m in sys.argv[1].split(",") if m], sys.argv[2:]
 
     def dying(moment):

@@ -338,7 +338,6 @@ def arrays_in(path):
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_disable_most_optimizations", True)
     fake_devices(4 if len(sys.argv) > 2 else 8)
     if len(sys.argv) > 2:
         together(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -1,17 +1,11 @@
 """Runs small enough for tests: settings, raw data, the command line in this process."""
 
-import atexit
 import contextlib
-import functools
 import io
 import json
 import re
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
-
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from gems_jax import cli
 
@@ -55,9 +49,8 @@ def options(root, **others):
 
 
 def gems_jax(*argv):
-    """Runs a command in this process, compiling as cheaply as possible; returns its exit code."""
-    with cheap_compilation():
-        return cli.main([str(word) for word in argv])
+    """Runs a command in this process; returns its exit code."""
+    return cli.main([str(word) for word in argv])
 
 
 def read(*argv):
@@ -90,30 +83,6 @@ def fails(capsys, *argv):
     assert len(lines) == 1, said
     assert "Traceback" not in said
     return said
-
-
-@functools.cache
-def compiled_programs():
-    """A folder, until this process ends: runs of the same settings compile the same programs."""
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    return folder.name
-
-
-@contextlib.contextmanager
-def cheap_compilation():
-    """A tiny run is mostly compilation, of programs that run no faster for being optimised."""
-    wanted = {"jax_disable_most_optimizations": True, "jax_compilation_cache_dir": compiled_programs()}
-    before = {name: jax.config.values[name] for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 def documented_program(folder):

@@ -25,8 +25,6 @@ from gems_jax.models import T5, T5Config, from_config, load, save
 from gems_jax.models.hf.tokenizer import load_tokenizer
 from gems_jax.ranking.trie import build_trie
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
-
 TEXT = "cheap garden lamps and red garden chairs for a small balcony"
 
 

@@ -21,6 +21,7 @@ def matrix(values, seed):
     return left * np.asarray(values) @ right, left @ right
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     smallest=st.sampled_from([1.0, 0.3, 1e-2, 1e-4, 1e-7, 0.0]), many=st.integers(0, SIZE), seed=st.integers(0, 10**6)

@@ -10,7 +10,6 @@ import pytest
 from gems_jax.models import T5, T5Config
 from gems_jax.models.attention import attend
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
 B, T, S, HEADS, WIDTH = 2, 4, 6, 3, 8
 
 

@@ -23,8 +23,6 @@ from gems_jax.items import add_item_tokens, grow
 from gems_jax.models import T5, T5Config, from_config, load, save
 from gems_jax.models.registry import FAMILIES
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
-
 V = 40
 CONFIG = T5Config(
     vocab_size=V, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=1, num_heads=4, dropout_rate=0.1

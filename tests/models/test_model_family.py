@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import cheap_compilation
 
 import gems_jax as gj
 from gems_jax.config.run import Config, GemsConfig, TrainConfig
@@ -133,8 +132,7 @@ def shop():
     with pytest.raises(ValueError, match="config: model_type is 'bag', known are .*'t5'"):
         gj.models.from_config({"model_type": "bag", "vocab_size": 20}, jax.random.key(0))
     register_family(BAG)
-    with cheap_compilation():
-        yield made_shop()
+    yield made_shop()
     del FAMILIES["bag"]
 
 

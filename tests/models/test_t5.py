@@ -15,8 +15,6 @@ from t5_rows import SIZES, V, batch_of, inputs_of, mean_loss
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models import T5, T5Config, position_buckets
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
-
 CONFIG = T5Config(**SIZES)
 
 

@@ -17,8 +17,6 @@ from t5_rows import SIZES, V, batch_of, inputs_of, mean_loss, tokenizer_of
 from gems_jax.models import T5, T5Config, greedy, load, save
 from gems_jax.models.params import params_of
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
-
 KINDS = {
     "t5": {"feed_forward_proj": "relu"},
     "t5 1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},

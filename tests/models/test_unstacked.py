@@ -14,8 +14,6 @@ from gems_jax.ranking.beam_search import beam_search
 from gems_jax.ranking.candidate_tries import build_candidate_tries
 from gems_jax.ranking.rank_items import rank_items
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
-
 UMT5 = T5Config(
     vocab_size=61, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=4, model_type="umt5"
 )  # fmt: skip

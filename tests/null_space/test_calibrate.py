@@ -170,6 +170,7 @@ def test_an_encoder_and_a_decoder_in_groups_of_layers_give_the_same(model, whole
     assert_same(estimate_null_space(model, [t5_batch(), t5_batch(1)], memory_limit=limit, **RULE), whole)
 
 
+@pytest.mark.slow
 def test_limits_that_cannot_be_kept_are_refused():
     batches, options = small_batches(), {"params": small_params(), "rank": 2, "progress": False}
     with pytest.raises(ValueError, match=r"memory_limit=100 bytes is less than the 144 .*'wo/kernel'"):
@@ -205,12 +206,14 @@ def test_no_logits_over_the_vocabulary_are_computed(make):
     assert large.cost_analysis()["flops"] - small.cost_analysis()["flops"] < 0.1 * logits
 
 
+@pytest.mark.slow
 def test_a_pass_ends_with_the_last_layer_that_it_is_for(model):
     first = {"encoder/block/attention/k/kernel": (0, 1)}
     products = lambda group: compiled_pass(model, t5_batch(), group).as_text().count(" dot(")  # noqa: E731
     assert 0 < products(first) < products({"decoder/block/mlp/wo/kernel": (LAYERS - 1, LAYERS)})
 
 
+@pytest.mark.slow
 def test_sums_are_kept_in_place():
     function = as_function(t5())
     batch = t5_batch()
@@ -220,6 +223,7 @@ def test_sums_are_kept_in_place():
     assert memory.alias_size_in_bytes >= sums
 
 
+@pytest.mark.slow
 def test_a_decoder_is_calibrated_as_a_loop_over_its_layers_says():
     """Against each layer's inputs, from a model of fewer layers whose last output they are."""
     model = decoder()

@@ -197,6 +197,7 @@ def test_behind_any_optimiser_the_constraint_is_exact_on_its_own_side(side, inne
         assert np.linalg.norm(updates["a"]["free"]) > 0
 
 
+@pytest.mark.slow
 def test_the_layers_output_on_protected_inputs_does_not_move():
     rng = np.random.default_rng(0)
     general = rng.normal(size=(50, 3)) @ rng.normal(size=(3, 8))

@@ -22,8 +22,6 @@ from gems_jax.ranking.beam_search import beam_search
 from gems_jax.ranking.candidate_tries import build_candidate_tries
 from gems_jax.ranking.rank_items import rank_items
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
-
 FAMILIES = ("t5", "llama-2", "qwen3 window")
 CODES = np.arange(10, 40)
 

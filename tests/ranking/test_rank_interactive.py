@@ -17,8 +17,6 @@ from gems_jax.ranking import interactive
 from gems_jax.ranking.interactive import check_task, history_of, top_items
 from gems_jax.ranking.rank_items import rank_items
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
-
 WORDS = ["<pad>", "</s>", "<unk>", "history", "red", "shoe", "find"]
 # Where ranking itself is replaced.
 NO_MODEL = types.SimpleNamespace(layout=T5.layout)

@@ -16,8 +16,6 @@ from gems_jax.leaf_path import leaf_path
 from gems_jax.models import T5, T5Config
 from gems_jax.ranking.rank_items import rank_items
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
-
 V, N, D = 30, 40, 16
 CONFIG = T5Config(
     vocab_size=V,

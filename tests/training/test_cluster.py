@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from same_run import assert_same_run
-from tiny import compiled_programs, gems_jax, metrics, options
+from tiny import gems_jax, metrics, options
 
 from gems_jax.training.distributed import cluster
 
@@ -33,8 +33,6 @@ def ran(prepared, tmp_path_factory):
     """The folder of an undisturbed run and one that was not left alone, and how their processes ended."""
     folder = tmp_path_factory.mktemp("cluster")
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": compiled_programs(),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
         "OPENBLAS_NUM_THREADS": "1",

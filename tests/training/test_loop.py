@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from tiny import cheap_compilation, gems_jax, metrics, options
+from tiny import gems_jax, metrics, options
 
 import gems_jax as gj
 from gems_jax import cli
@@ -220,8 +220,7 @@ def test_callbacks_are_told_of_every_update_evaluation_and_checkpoint_and_change
     monkeypatch.setattr(validation, "general_loss", lambda *a: {"loss": 2.5})
     config = configured(prepared, **CHEAP, train__log_every=2, train__eval_every=3, train__checkpoint_every=2)
     told = Told()
-    with cheap_compilation():
-        tuned = loop.tune(config, assets, None, tmp_path / "run", callbacks=[told])
+    tuned = loop.tune(config, assets, None, tmp_path / "run", callbacks=[told])
     assert [step for step, _ in told.updates] == [1, 2, 3, 4, 5]
     found = [[metrics["loss/rec"], metrics["loss/src"]] for _, metrics in told.updates]
     np.testing.assert_array_equal(found, losses(plain))
@@ -261,18 +260,17 @@ def test_bfloat16_parameters_stay_bfloat16_and_rounding_shows_in_the_stored_chan
 def test_dropout_depends_on_the_seed_and_the_step_alone(prepared, assets):
     config = configured(prepared, **CHEAP, train__dropout=0.5)
     found = []
-    with cheap_compilation():
-        for numbers in ((0, 1), (1,), (0,)):
-            run = build(config, assets, None)
-            for _ in range(numbers[0]):
-                next(run.batches)
-            for number in numbers:
-                # The parameters of the beginning, each time: losses differ by dropout and rows alone.
-                again = build(config, assets, None).params
-                *_, told = run.step(
-                    again, run.tx.init(again), run.frozen, next(run.batches), run.control(number, 0, False, 0)
-                )
-                found.append(np.asarray(told["losses"]))
+    for numbers in ((0, 1), (1,), (0,)):
+        run = build(config, assets, None)
+        for _ in range(numbers[0]):
+            next(run.batches)
+        for number in numbers:
+            # The parameters of the beginning, each time: losses differ by dropout and rows alone.
+            again = build(config, assets, None).params
+            *_, told = run.step(
+                again, run.tx.init(again), run.frozen, next(run.batches), run.control(number, 0, False, 0)
+            )
+            found.append(np.asarray(told["losses"]))
     first, second, second_alone, first_alone = found
     np.testing.assert_array_equal(second, second_alone)
     np.testing.assert_array_equal(first, first_alone)
@@ -285,18 +283,17 @@ def test_dropout_depends_on_the_seed_and_the_step_alone(prepared, assets):
 def test_runs_that_differ_in_rates_and_seed_share_a_program_and_no_others(prepared, assets):
     programs, moved = {}, []
     changes = ({}, {"train__learning_rate": 0.5, "train__item_learning_rate": 0.25}, {"train__seed": 7})
-    with cheap_compilation():
-        for change in changes:
-            run = build(configured(prepared, **CHEAP, **change), assets, None, programs)
-            before = jax.tree.map(np.asarray, run.params)
-            batch, control = next(run.batches), run.control(0, 0, False, 0)
-            after, *_ = run.step(run.params, run.opt_state, run.frozen, batch, control)
-            # Of Adam's first step the largest entry is the rate itself, a third of the highest while it warms up.
-            far = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after, before)
-            moved.append({leaf_path(path): x for path, x in jax.tree_util.tree_leaves_with_path(far)})
-        assert len(programs) == 1
-        ((_, step),) = programs.values()
-        assert step._cache_size() == 1
+    for change in changes:
+        run = build(configured(prepared, **CHEAP, **change), assets, None, programs)
+        before = jax.tree.map(np.asarray, run.params)
+        batch, control = next(run.batches), run.control(0, 0, False, 0)
+        after, *_ = run.step(run.params, run.opt_state, run.frozen, batch, control)
+        # Of Adam's first step the largest entry is the rate itself, a third of the highest while it warms up.
+        far = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after, before)
+        moved.append({leaf_path(path): x for path, x in jax.tree_util.tree_leaves_with_path(far)})
+    assert len(programs) == 1
+    ((_, step),) = programs.values()
+    assert step._cache_size() == 1
     rates = configured(prepared).train
     kernel, rows = next(path for path in moved[0] if path.endswith("kernel")), "item_embedding/embedding"
     assert moved[0][rows] == pytest.approx(rates.item_learning_rate / 3, rel=1e-3)
@@ -309,12 +306,11 @@ def test_runs_that_differ_in_rates_and_seed_share_a_program_and_no_others(prepar
 
 def test_the_state_lies_where_the_parameters_do_and_stays_there(prepared, assets):
     config = configured(prepared, **CHEAP, train__clip=1.0)
-    with cheap_compilation():
-        run = build(config, assets, None)
-        places = jax.tree.map(lambda x: x.sharding, (run.params, run.opt_state))
-        params, state, told = run.step(
-            run.params, run.opt_state, run.frozen, next(run.batches), run.control(0, 0, False, 143)
-        )
+    run = build(config, assets, None)
+    places = jax.tree.map(lambda x: x.sharding, (run.params, run.opt_state))
+    params, state, told = run.step(
+        run.params, run.opt_state, run.frozen, next(run.batches), run.control(0, 0, False, 143)
+    )
     assert jax.tree.map(lambda x: x.sharding, (params, state)) == places
     assert {place.mesh.axis_names for place in jax.tree.leaves(places)} == {("data", "fsdp", "tensor")}
     assert int(told["stop"]) == 143

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from same_run import assert_same_run
-from tiny import compiled_programs, gems_jax, options
+from tiny import gems_jax, options
 
 TESTS = Path(__file__).parents[1]
 SETTINGS = {
@@ -30,8 +30,6 @@ def runs(prepared, tmp_path_factory):
     for part in ("data", "base"):
         shutil.copytree(prepared.root / part, root / part)
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": compiled_programs(),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "OPENBLAS_NUM_THREADS": "1",
     }
     done = subprocess.run(

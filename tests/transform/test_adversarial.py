@@ -24,7 +24,7 @@ from problems import (
 
 import gems_jax as gj
 
-pytestmark = [pytest.mark.usefixtures("cheap_programs"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 FEW = settings(max_examples=10, derandomize=True)
 SHAPES = {"tall": (10, 6), "stack": (2, 8, 6), "free": (6, 9), "scale": (6,)}
 CONSTRAINED = {"tall": 10, "stack": 8}

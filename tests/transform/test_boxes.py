@@ -107,6 +107,7 @@ def program(tx, params, grads):
     return re.sub(r"0x[0-9a-f]+", "", str(jaxpr)), state, updates, after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_a_step_is_the_same_program_with_boxes_and_without(name):
     kind, make = TRANSFORMS[name]
@@ -172,6 +173,7 @@ class Layers(nnx.Module):
         return self.b(self.a(x))
 
 
+@pytest.mark.slow
 def test_nnx_s_optimizer_keeps_arrays_that_their_names_fit():
     batch = jnp.ones((2, 4, 8))
 

@@ -90,6 +90,7 @@ def worst_in_turn():
     return gj.gates.Gate(lambda num_tasks: TurnState(jnp.zeros((), jnp.int32)), update, needs=("task_losses",))
 
 
+@pytest.mark.slow
 def test_a_gate_from_outside_weighs_the_updates_and_keeps_its_state():
     params, losses = make_params({"w": (8, 6)}), jnp.array([1.0, 3.0])
     grads_of = lambda i: make_grads(i, shapes={"w": (8, 6)})  # noqa: E731
@@ -124,6 +125,7 @@ def test_a_learned_gate_moves_to_the_task_whose_updates_lower_the_mean_loss():
     assert gates[-1, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_a_learned_gate_does_not_collapse_when_both_tasks_help():
     gates, _ = simulate(lambda i: jnp.array([1.0, 1.0]))
     np.testing.assert_allclose(gates[-1], [0.5, 0.5], atol=0.05)
@@ -150,6 +152,7 @@ def test_without_news_a_learned_gate_stays_as_it_is():
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_in_training_the_gate_finds_the_task_that_serves_the_mean():
     """Task 0 has a steady gradient, task 1 noise without a direction: its updates lower no loss."""
     fixed = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
@@ -209,6 +212,7 @@ def test_training_a_network_the_gate_leaves_a_task_of_pure_noise():
         assert np.mean(losses[-20:]) < 0.3 * losses[0]
 
 
+@pytest.mark.slow
 def test_training_a_network_on_tasks_that_both_help_the_gate_keeps_both():
     for seed in range(6):
         gates, _ = training_run()(seed, 16, 0.0)

@@ -18,7 +18,6 @@ import gems_jax as gj
 from gems_jax.config.run import GemsConfig
 from gems_jax.transform.settings import Settings
 
-pytestmark = pytest.mark.usefixtures("cheap_programs")
 SHAPES = {"w": (8, 6), "bias": (6,)}
 
 
@@ -26,6 +25,7 @@ def grads_of(step):
     return make_grads(step, shapes=SHAPES)
 
 
+@pytest.mark.slow
 def test_buffers_can_be_donated_and_the_states_types_stay():
     tx = gj.gems(1e-2, num_tasks=2, rank=3, refresh_every=2, weight_decay=0.1)
     params = jax.tree.map(jnp.asarray, make_params(SHAPES))
@@ -57,6 +57,7 @@ def test_first_in_a_chain_with_clipping_and_a_schedule_behind():
     assert optax.tree.norm(seen[0]) == 0
 
 
+@pytest.mark.slow
 def test_a_learning_rate_schedule_scales_update_and_decay():
     tx = gj.gems(lambda count: 0.1 * (count == 1), num_tasks=2, rank=3, weight_decay=0.1)
     _, _, seen = run(tx, make_params(SHAPES), grads_of, 2)
@@ -66,6 +67,7 @@ def test_a_learning_rate_schedule_scales_update_and_decay():
     jax.tree.map(lambda d, p: np.testing.assert_allclose(d, -0.1 * 0.1 * p, atol=1e-5), decay, make_params(SHAPES))
 
 
+@pytest.mark.slow
 def test_partition_beside_other_transforms_that_merge_the_tasks():
     labels = {"w": "kernels", "bias": "rest"}
     rest = optax.chain(gj.merge_tasks(), optax.adam(1e-2))

@@ -26,6 +26,7 @@ def grads_of(step):
     return grads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_kernels_and_other_leaves_take_the_steps_of_the_transforms_given(name):
     """``dW = U inner(U^T G, params=U^T W)``, other leaves ``fallback(G, params=W)``; a broken step is none at all."""

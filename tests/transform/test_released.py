@@ -13,6 +13,7 @@ STACK = {"stack": (2, 8, 6)}
 RULE = lambda path, leaf: gj.MatrixDims()  # noqa: E731
 
 
+@pytest.mark.slow
 def test_a_stack_is_its_layers_and_any_number_of_tasks_goes():
     params = make_params(STACK)
     grads_of = lambda i: make_grads(i, 3, STACK)  # noqa: E731

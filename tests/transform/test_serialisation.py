@@ -80,6 +80,7 @@ def test_orbax_gives_the_bare_state_back_from_its_shapes(trained, tmp_path):
     assert_same_bits(go_on(back["params"], back["state"], 3, 6), expected)
 
 
+@pytest.mark.slow
 def test_orbax_puts_the_state_where_state_sharding_says(trained, tmp_path):
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
     spec = lambda x: NamedSharding(mesh, PartitionSpec(*("fsdp", "tensor")[: x.ndim]))  # noqa: E731

@@ -228,6 +228,7 @@ def test_sharded_steps_equal_those_on_one_device_over_a_refresh(eight_devices, m
     assert found["moved"] > 5e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", sharded_steps.MESHES)
 def test_the_state_stays_where_it_was_put_and_nothing_compiles_again(eight_devices, mesh):
     found = eight_devices[mesh]

@@ -162,6 +162,7 @@ def test_no_update_leaves_the_null_space_whatever_the_bases(options):
         assert all(np.max(np.abs(u)) > 1e-5 for u in updates.values())
 
 
+@pytest.mark.slow
 def test_a_constrained_kernel_outside_the_subspaces_is_projected_too():
     ns, _ = make_null_space({"w": 8, "v": 8})
     shapes = {"w": (8, 6), "v": (8, 5)}
@@ -254,6 +255,7 @@ def shapes_of_state(**options):
     return jax.eval_shape(gj.scale_by_gems(num_tasks=2, **options).init, make_params(KERNEL))
 
 
+@pytest.mark.slow
 def test_side_decides_which_axis_the_bases_keep():
     for side, kept, other in (("in", 8, 6), ("out", 6, 8), ("auto", 6, 8)):
         state = shapes_of_state(side=side, rank=3)
@@ -287,6 +289,7 @@ def test_rank_one_is_one_column_and_rank_one_point_nought_the_whole_side(kind):
         gj.presets.released(1e-3, num_tasks=2, rank=1.0)
 
 
+@pytest.mark.slow
 def test_scale_multiplies_subspace_updates_and_nothing_else():
     shapes = {"w": (8, 6), "bias": (6,)}
     _, _, one = one_kernel(2, shapes)
@@ -307,6 +310,7 @@ def test_refreshes_happen_before_the_first_step_and_then_every_so_many():
         assert counts == expected
 
 
+@pytest.mark.slow
 def test_stagger_spreads_a_stacks_refresh_over_the_steps_between():
     shapes = {"stack": (4, 8, 6)}
     rule = lambda path, leaf: gj.MatrixDims()  # noqa: E731
@@ -325,12 +329,14 @@ def test_stagger_spreads_a_stacks_refresh_over_the_steps_between():
         assert changed.tolist() == [j == i % 4 for j in range(4)]
 
 
+@pytest.mark.slow
 def test_moments_reset_starts_adam_anew_at_a_refresh():
     for moments, steps in (("keep", 3), ("reset", 1)):
         _, state, _ = one_kernel(3, refresh_every=2, moments=moments)
         assert int(state.shared_inner.count["w"][0]) == steps
 
 
+@pytest.mark.slow
 def test_complementary_task_bases_are_orthogonal_to_the_shared_one():
     _, plain, _ = one_kernel(1)
     _, apart, _ = one_kernel(1, complementary=True)
@@ -482,6 +488,7 @@ def equations(jaxpr):
     return count
 
 
+@pytest.mark.slow
 def test_the_program_does_not_grow_with_depth():
     def size(depth):
         shapes = {f"layer{j}_{n}": s for j in range(depth) for n, s in (("q", (8, 8)), ("wi", (8, 12)))}
