@@ -133,7 +133,8 @@ def _calibrate(options: Any) -> int:
 def _assets(config: Any, workdir: Path | None = None, tuned: bool = False) -> tuple[Any, Any, Any, Any]:
     """Base model, assets for tuning, null space; made where missing (by one process).
 
-    Items have the numbers that a run in ``workdir`` has given them. A ``tuned`` run needs no null space any more.
+    Items have the numbers that a run in ``workdir`` has given them. A ``tuned`` run needs no null space any more, and
+    its rows need no beginning.
     """
     import jax
     import numpy as np
@@ -166,7 +167,7 @@ def _assets(config: Any, workdir: Path | None = None, tuned: bool = False) -> tu
         mesh = jax.sharding.Mesh(devices, ("shard",), axis_types=(jax.sharding.AxisType.Auto,))
     base, tokenizer = load(ensure_base(config), config.model.dtype, mesh)
     null_space = ensure_null_space(config, base, tokenizer) if needs_null_space(config) and not tuned else None
-    return base, assemble(config, dataset, (base, tokenizer)), null_space, dataset
+    return base, assemble(config, dataset, (base, tokenizer), tuned), null_space, dataset
 
 
 def _train(options: Any) -> int:

@@ -122,6 +122,7 @@ RANGES: Mapping[str, Range] = types.MappingProxyType({
     "null_space.min_share": Range(above=0, below=1),
     "null_space.batches": whole(1),
     "null_space.batch_size": whole(1),
+    "items.added_loss": Range(above=0),
     "items.max_length": whole(1),
     "items.length_buckets": whole(1),
     "items.length_window": whole(1),

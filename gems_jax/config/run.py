@@ -159,6 +159,9 @@ class ItemsConfig:
 
     Attributes:
       init: how item rows start: as the mean of the ``title`` tokens' rows, or ``random``.
+      added_loss: nats a token by which the items may raise the loss on general text by being there, before tuning:
+        their rows in the output layer get the smallest common offset for it, see
+        `gems_jax.items.lower_item_logits`; ``null``: no offset.
       identifiers: JSON file of identifiers that share tokens, see `gems_jax.items.load_item_identifiers`; ``null``:
         each item has a token of its own.
       prompts: each task's template, with ``{history}`` (items' tokens), ``{history_titles}`` or both and,
@@ -171,6 +174,7 @@ class ItemsConfig:
     """
 
     init: Literal["title", "random"] = "title"
+    added_loss: float | None = 1e-5
     identifiers: str | None = None
     prompts: dict[str, str] = field(
         default_factory=lambda: {

@@ -1,6 +1,7 @@
 """Items as tokens of a language model: their names in the tokenizer, their rows in the embedding."""
 
 from gems_jax.items.embedding_rows import grow
+from gems_jax.items.lower_logits import lower_item_logits
 from gems_jax.items.tokens import (
     ItemIndex,
     add_identifier_tokens,
@@ -19,5 +20,6 @@ __all__ = [
     "index_identifiers",
     "item_token",
     "load_item_identifiers",
+    "lower_item_logits",
     "max_unused_rows",
 ]

@@ -15,6 +15,11 @@ ITEM_TABLES = {
 }
 
 
+def output_table(config: Any) -> str:
+    """The path of the items' rows in the output layer: those of the embedding where both are one table."""
+    return "item_embedding/embedding" if config.tie_word_embeddings else "item_head/embedding"
+
+
 # How a row lies in a batch, see `gems_jax.data.batching.layouts`: the prompt is encoded and the answer decoded, or the
 # answer follows the prompt.
 Layout = Literal["encoder_decoder", "decoder"]

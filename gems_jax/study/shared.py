@@ -72,7 +72,7 @@ class Shared:
         """The grown base model and the items of a run."""
         items = config.items
         seed = config.train.seed if items.init == "random" else 0
-        key = (items.init, items.identifiers, seed)
+        key = (items.init, items.added_loss, items.identifiers, seed)
         if key not in self._assets:
             self._assets.clear()  # one grown model at a time
             _, tokenizer = load(self._folder, config.model.dtype)  # growing adds to the tokenizer

@@ -65,8 +65,7 @@ def evaluate_run(config: Config, assets: Assets, base: Any, tuned: Any, workdir:
         save_to=workdir,
         progress=True,
     )
-    # The base model with the item rows that tuning began from: over its own vocabulary it is the base model.
-    results["general"] = general_drift(assets.model, tuned, text, progress=True)
+    results["general"] = general_drift(base, tuned, text, progress=True)
     results["comparison"] = {
         name: {
             key: value for key, value in evaluation.items() if key in tables or key in ("general", "steps", "method")

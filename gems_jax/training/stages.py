@@ -1,5 +1,6 @@
 """The steps before tuning: data, base model, null space; each made once and found again."""
 
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,22 @@ from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.prepare import prepare
 from gems_jax.data.text.general_text import read_lines, token_stream
 from gems_jax.data.text.plain_text import plain_ids
-from gems_jax.items import ItemIndex, add_identifier_tokens, add_item_tokens, grow, load_item_identifiers
+from gems_jax.items import (
+    ItemIndex,
+    add_identifier_tokens,
+    add_item_tokens,
+    grow,
+    load_item_identifiers,
+    lower_item_logits,
+)
 from gems_jax.models import load
 from gems_jax.null_space.estimate import estimate_null_space
 from gems_jax.null_space.space import NullSpace
 from gems_jax.training.pretrain import pretrain
 from gems_jax.training.tokens import encode, prompt_templates
+
+# Label tokens of general text that tell how far items are to be lowered: enough for a fit in as many dimensions.
+_TOKENS_A_DIMENSION, _LEAST_TOKENS = 8, 4096
 
 
 def ensure_data(config: Config) -> Dataset:
@@ -150,8 +161,15 @@ class Assets:
         return encode(config, table, self.tokenizer, self.items, self.model.layout, self.dataset.titles())
 
 
-def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Assets:
-    """The base model with tokens and rows for every item: one of its own, or those of its identifier."""
+def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any], tuned: bool = False) -> Assets:
+    """The base model with tokens and rows for every item: one of its own, or those of its identifier.
+
+    Args:
+      config: of the run.
+      dataset: whose items they are.
+      base: model and tokenizer, which gets the items' tokens.
+      tuned: whether the rows are about to be replaced by tuned ones: then no general text is read for them.
+    """
     model, tokenizer = base
     prompt_templates(config, tokenizer, model.layout)  # an error before the model grows
     titles = plain_ids(dataset.titles(), tokenizer)
@@ -164,7 +182,26 @@ def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any]) -> Assets:
         identifiers = load_item_identifiers(config.items.identifiers, dataset.item_ids())
         items = add_identifier_tokens(tokenizer, identifiers, model.config.vocab_size)
     model = grow(model, titles, config.items.init, key=jax.random.key(config.train.seed), identifiers=items)
+    if config.items.added_loss is not None and not tuned:
+        model = _lowered(config, model, tokenizer, config.items.added_loss)
     return Assets(model, tokenizer, dataset, items)
+
+
+def _lowered(config: Config, model: Any, tokenizer: Any, most: float) -> Any:
+    """A grown model whose items take next to nothing on general text; says so."""
+    tokens = token_stream(read_lines(config.text.train, "train", config.text.field), tokenizer)
+    batches = functools.partial(
+        LAYOUTS[model.layout].text_batches, tokens, tokenizer, config.null_space.batch_size, config.text.input_length
+    )
+    labels = int(next(batches(1))["label_mask"].sum())
+    wanted = max(_LEAST_TOKENS, _TOKENS_A_DIMENSION * model.config.d_model)
+    found = lower_item_logits(model, list(batches(-(-wanted // labels))), most)
+    print(
+        f"items: by being there they raise the loss on general text by {found.after:.2g}, without the offset of "
+        f"{found.nats:.1f} nats by {found.before:.2g}"
+        + (f"; no offset reaches the {most:g} of items.added_loss" if found.after > most else "")
+    )
+    return found.model
 
 
 def _check_titles(dataset: Dataset, titles: list[list[int]]) -> None:

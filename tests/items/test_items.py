@@ -12,7 +12,8 @@ from shared import SHARED, needs_shared
 
 from gems_jax.data.batching.prompts import item_rows
 from gems_jax.data.text.small_tokenizer import train_tokenizer
-from gems_jax.items import grow
+from gems_jax.items import grow, lower_item_logits
+from gems_jax.items.lower_logits import smallest_offset
 from gems_jax.items.tokens import (
     ItemIndex,
     add_identifier_tokens,
@@ -23,6 +24,7 @@ from gems_jax.items.tokens import (
 )
 from gems_jax.models import T5, T5Config, from_config, load, save
 from gems_jax.models.hf.tokenizer import load_tokenizer
+from gems_jax.models.params import params_of
 from gems_jax.ranking.trie import build_trie
 
 TEXT = "cheap garden lamps and red garden chairs for a small balcony"
@@ -108,13 +110,19 @@ def tables_of(model: T5, grown: T5) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(np.asarray(old.embedding[...]), np.asarray(new.embedding[...])) for old, new in pairs]
 
 
-def test_new_rows_point_to_the_mean_of_their_titles_with_the_norm_of_the_old_rows(model: T5) -> None:
-    for table, rows in tables_of(model, grow(model, TITLES)):
-        wide = table.astype(np.float64)
-        norm = np.linalg.norm(wide, axis=1).mean()
-        for row, title in zip(rows, TITLES, strict=True):
-            mean = wide[title].mean(0)
-            np.testing.assert_allclose(row, mean / np.linalg.norm(mean) * norm, rtol=1e-5, atol=1e-6)
+def expected(table: np.ndarray, means: np.ndarray, is_output: bool) -> np.ndarray:
+    """Titles' means as rows: spread in the output layer, of the norm of the old rows where they are inputs alone."""
+    if is_output:
+        return 3 * means - 2 * means.mean(0)
+    return means / np.linalg.norm(means, axis=1, keepdims=True) * np.linalg.norm(table, axis=1).mean()
+
+
+def test_new_rows_are_the_means_of_their_titles_spread_in_the_output_layer_and_long_as_inputs(model: T5) -> None:
+    tables = tables_of(model, grow(model, TITLES))
+    for number, (table, rows) in enumerate(tables):
+        means = np.stack([table.astype(np.float64)[title].mean(0) for title in TITLES])
+        wanted = expected(table, means, number == len(tables) - 1)
+        np.testing.assert_allclose(rows, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_random_rows_have_the_norm_of_the_old_rows_and_follow_the_key(model: T5) -> None:
@@ -232,13 +240,12 @@ def carried_index(vocab_size: int) -> ItemIndex:
 def test_a_code_starts_from_the_mean_of_the_titles_of_the_items_that_carry_it(model: T5) -> None:
     grown = grow(model, TITLES, identifiers=carried_index(30))
     assert grown.config.num_added_tokens == 3
-    for table, rows in tables_of(model, grown):
-        wide = table.astype(np.float64)
-        norm = np.linalg.norm(wide, axis=1).mean()
-        means = np.stack([wide[title].mean(0) for title in TITLES])
-        for row, carriers in zip(rows, ([0, 2], [1], [0]), strict=True):
-            mean = means[carriers].mean(0)
-            np.testing.assert_allclose(row, mean / np.linalg.norm(mean) * norm, rtol=1e-5, atol=1e-6)
+    tables = tables_of(model, grown)
+    for number, (table, rows) in enumerate(tables):
+        means = np.stack([table.astype(np.float64)[title].mean(0) for title in TITLES])
+        carried = np.stack([means[carriers].mean(0) for carriers in ([0, 2], [1], [0])])
+        wanted = expected(table, carried, number == len(tables) - 1)
+        np.testing.assert_allclose(rows, wanted, rtol=1e-5, atol=1e-6)
     random = grow(model, None, "random", jax.random.key(0), carried_index(30))
     assert random.item_embedding.embedding.shape == (3, 16)
 
@@ -303,3 +310,64 @@ def test_no_stray_token_stands_between_the_items_and_codes_of_real_tokenizers(
             text = separator.join(code for identifier in IDENTIFIERS for code in identifier)
             found = each(text, add_special_tokens=False)["input_ids"]
             assert found == [token for row in index.token_ids.tolist() for token in row if token >= 0]
+
+
+def text_batches(rows: int = 24) -> list[dict[str, np.ndarray]]:
+    ids = np.random.default_rng(0).integers(3, 30, (rows, 9))
+    mask = np.ones_like(ids)
+    return [
+        {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids, "labels": ids[:, ::-1], "label_mask": mask}
+    ]
+
+
+def with_constant_states(model: T5) -> T5:
+    """A model whose final states have much in common, as those of trained ones do."""
+    params = params_of(model)
+    rows = params["token_embedding/embedding"]
+    params["token_embedding/embedding"] = rows + 3 * jax.random.normal(jax.random.key(5), rows[:1].shape)
+    return T5.from_params(model.config, params)
+
+
+@pytest.mark.parametrize("count", [3, 3000])
+def test_lowered_items_add_to_the_loss_on_general_text_what_they_may_however_many_they_are(
+    model: T5, count: int
+) -> None:
+    grown = grow(with_constant_states(model), [TITLES[number % 3] for number in range(count)])
+    batches = text_batches()
+    found = lower_item_logits(grown, batches, most=1e-3)
+
+    def added(model: T5) -> float:
+        logits = np.asarray(model(**{name: batches[0][name] for name in list(batches[0])[:3]}), np.float64)
+        whole, base = (np.log(np.exp(each).sum(-1)) for each in (logits, logits[..., :30]))
+        return float((whole - base).mean())
+
+    assert added(grown) == pytest.approx(found.before, rel=1e-3)
+    assert found.before > 0.01
+    assert added(found.model) == pytest.approx(1e-3, rel=0.01)
+    # Items are told apart as before: what their rows do not have in common stays.
+    before, after = (tables_of(model, each)[-1][1] for each in (grown, found.model))
+    offset = before - after
+    np.testing.assert_allclose(offset, np.broadcast_to(offset[:1], offset.shape), atol=1e-5)
+    assert np.linalg.norm(offset[0]) > 0.1
+    again = lower_item_logits(found.model, batches, most=2e-3)
+    assert again.nats == 0
+    np.testing.assert_array_equal(tables_of(model, again.model)[-1][1], after)
+
+
+def test_states_that_no_direction_lowers_are_lowered_as_far_as_it_goes() -> None:
+    # At one token of three the offset raises the logit.
+    nats = smallest_offset(np.ones(3), np.array([1.0, 1.0, -1.0]), most=1e-6)
+    odds = np.log(np.expm1(1.0))
+    mean = [np.logaddexp(0, odds - each * np.array([1, 1, -1])).mean() for each in (nats - 0.01, nats, nats + 0.01)]
+    assert mean[1] <= min(mean)
+
+
+def test_items_that_cannot_be_lowered_are_named(model: T5) -> None:
+    with pytest.raises(ValueError, match="no items whose logits"):
+        lower_item_logits(model, text_batches())
+    grown = grow(model, TITLES)
+    with pytest.raises(ValueError, match="above 0; got 0"):
+        lower_item_logits(grown, text_batches(), most=0)
+    batch = text_batches(1)[0]
+    with pytest.raises(ValueError, match="no label token"):
+        lower_item_logits(grown, [batch | {"label_mask": 0 * batch["label_mask"]}])
