@@ -174,7 +174,7 @@ class ItemsConfig:
     """
 
     init: Literal["title", "random"] = "title"
-    added_loss: float | None = 1e-5
+    added_loss: float | None = 1e-4
     identifiers: str | None = None
     prompts: dict[str, str] = field(
         default_factory=lambda: {

@@ -38,7 +38,7 @@ class Lowered(NamedTuple):
     nats: float
 
 
-def lower_item_logits(model: Any, batches: Sequence[Batch], most: float = 1e-5) -> Lowered:
+def lower_item_logits(model: Any, batches: Sequence[Batch], most: float = 1e-4) -> Lowered:
     """Lowers the logits of all items alike on general text, until they are hardly seen there.
 
     ``e_i <- e_i - c u`` in the output layer. ``u = argmin E (u^T h - 1)^2`` over final states ``h`` of the text reads a
