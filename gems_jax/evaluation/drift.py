@@ -86,8 +86,9 @@ def general_drift(
 
     Returns:
       Those of `general_loss` for ``tuned`` (``"loss"``, ``"perplexity"``, ``"loss_full"``, ``"perplexity_full"``,
-      ``"tokens"``) and, with ``"base_"`` before the name, for ``base``; ``"forgetting"`` and
-      ``"forgetting_full"``, the differences of the losses; ``"top1_agreement"``, the share of target tokens for which
+      ``"tokens"``) and, with ``"base_"`` before the name, for ``base``; ``"forgetting"``, the loss
+      of ``tuned`` over all tokens minus that of ``base`` without items; ``"forgetting_base_vocabulary"``, the same over
+      the base vocabulary for both; ``"top1_agreement"``, the share of target tokens for which
       both models hold the same token of the base vocabulary most probable, and ``"top1_agreement_full"`` where item
       tokens may be that; ``"shift"``, the kernel's path to ``|x dW| / |x W|`` of each layer. JSON values only.
 
@@ -139,8 +140,8 @@ def general_drift(
     result: dict[str, Any] = _losses(loss, full, tokens)
     result |= {f"base_{name}": value for name, value in _losses(base_loss, base_full, tokens).items()}
     del result["base_tokens"]
-    result["forgetting"] = result["loss"] - result["base_loss"]
-    result["forgetting_full"] = result["loss_full"] - result["base_loss_full"]
+    result["forgetting"] = result["loss_full"] - result["base_loss"]
+    result["forgetting_base_vocabulary"] = result["loss"] - result["base_loss"]
     result["top1_agreement"], result["top1_agreement_full"] = agreed / tokens, agreed_full / tokens
     return result | {"shift": ratios(energies)}
 

@@ -5,7 +5,7 @@ from html import escape
 
 from gems_jax.report.results import ResultRow
 
-_VOCABULARIES = (("", "base model's"), ("_full", "with item tokens"))
+_VOCABULARIES = (("_full", "with item tokens"), ("", "base model's"))
 _HEADS = ("loss before", "after", "perplexity before", "after", "top-1 kept")
 
 
@@ -43,8 +43,9 @@ def general_table(rows: Sequence[ResultRow]) -> str:
 
 
 def _cells(row: ResultRow, suffix: str) -> list[str]:
-    losses = [row.value("general", f"{when}loss{suffix}") for when in ("base_", "")]
-    perplexities = [row.value("general", f"{when}perplexity{suffix}") for when in ("base_", "")]
+    # The model before tuning had no items: its own vocabulary was all there was.
+    losses = [row.value("general", name) for name in ("base_loss", f"loss{suffix}")]
+    perplexities = [row.value("general", name) for name in ("base_perplexity", f"perplexity{suffix}")]
     kept = row.value("general", "top1_agreement" + suffix)
     texts = ["–" if loss is None else f"{loss:.3f}" for loss in losses]
     texts += ["–" if value is None else _short(value) for value in perplexities]

@@ -64,7 +64,7 @@ def _tiles(records: RunRecords, rows: list[ResultRow], tasks: list[str]) -> str:
             tiles.append(_tile(colour, task_label(task), f"{value:.1%}", _hit_note(own, rows, task)))
     forgetting = own.forgetting()
     if forgetting is not None:
-        before, after = own.value("general", "base_loss"), own.value("general", "loss")
+        before, after = own.value("general", "base_loss"), own.value("general", "loss_full")
         note = f"loss on general text: {before:.2f} before tuning, {after:.2f} after"
         kept = own.value("general", "top1_agreement")
         note += "" if kept is None else f"; the first choice is the base model's for {kept:.1%} of tokens"

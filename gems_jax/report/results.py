@@ -2,7 +2,7 @@
 
 import dataclasses
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,9 +52,14 @@ class ResultRow:
         shifts = self.values.get("general", {}).get("shift")
         return {path: np.ravel(ratios) for path, ratios in shifts.items()} if isinstance(shifts, dict) else {}
 
-    def forgetting(self, suffix: str = "") -> float | None:
-        """How much the loss on general text rose by tuning."""
-        after, before = self.value("general", "loss" + suffix), self.value("general", "base_loss" + suffix)
+    def forgetting(self, vocabulary: Literal["full", "base"] = "full") -> float | None:
+        """How much the loss on general text rose from the base model, without items, to the tuned one.
+
+        Over all tokens, items among them, or over the base model's vocabulary alone. It is computed from losses, which
+        mean the same in files of earlier versions; what those call forgetting is that over the base vocabulary.
+        """
+        suffix = "_full" if vocabulary == "full" else ""
+        after, before = self.value("general", "loss" + suffix), self.value("general", "base_loss")
         return None if after is None or before is None else after - before
 
 
@@ -148,8 +153,8 @@ def _drift_column(rows: list[ResultRow]) -> list[str]:
         if forgetting is None:
             cells.append(_DASH)
             continue
-        full = row.forgetting("_full")
-        note = f'<span class="ci">{full:+.2f} with items</span>' if full is not None else ""
+        base = row.forgetting("base")
+        note = f'<span class="ci">{base:+.2f} without items</span>' if base is not None else ""
         mark = ' class="best"' if forgetting == best else ""
         cells.append(f"<td{mark}><b>{forgetting:+.2f}</b>{note}</td>")
     return cells

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterator
 from html import escape
+from typing import Literal
 
 import numpy as np
 
@@ -45,20 +46,18 @@ def result_pictures(rows: list[ResultRow], tasks: list[str]) -> Iterator[str]:
 
 
 def drift_pictures(rows: list[ResultRow]) -> Iterator[str]:
-    """Loss on general text before and after tuning: without the item tokens, then with them."""
-    for suffix, title, what in (
-        ("", "Loss on general text", "over the base model's own vocabulary"),
-        ("_full", "The same, with item tokens counted", "where the added item tokens take probability too"),
-    ):
-        moved = [
-            (row.name, row.value("general", "base_loss" + suffix), row.value("general", "loss" + suffix))
-            for row in rows
-        ]
+    """Loss on general text before and after tuning: with the item tokens, then without them."""
+    vocabularies: tuple[tuple[Literal["full", "base"], str, str, str], ...] = (
+        ("full", "_full", "Loss on general text", "over all tokens after it, where items take probability too"),
+        ("base", "", "The same, without the item tokens", "over the base model's own vocabulary"),
+    )
+    for vocabulary, suffix, title, what in vocabularies:
+        moved = [(row.name, row.value("general", "base_loss"), row.value("general", "loss" + suffix)) for row in rows]
         known = [(name, old, new) for name, old, new in moved if old is not None and new is not None]
         if known:
             svg = charts.drift_chart(known, _own_name(rows), "loss per token (lower is better)")
-            own = next((row for row in rows if row.kind == "run" and row.forgetting(suffix) is not None), None)
-            moved_by = f" (this run: {own.forgetting(suffix):+.3f})" if own else ""
+            own = next((row for row in rows if row.kind == "run" and row.forgetting(vocabulary) is not None), None)
+            moved_by = f" (this run: {own.forgetting(vocabulary):+.3f})" if own else ""
             yield figure(
                 title,
                 svg,

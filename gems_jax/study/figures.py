@@ -4,8 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from gems_jax.report.results import task_label
+from gems_jax.study.old_names import FORGETTING
 from gems_jax.study.pictures import Lines, panels, plane
 from gems_jax.study.tables import rates_of, reference_of
+
+_FORGETTING = f"general/{FORGETTING}"
 
 
 class Picture(NamedTuple):
@@ -42,7 +45,7 @@ def _plane(done: list[dict[str, Any]], tasks: list[str], budget: float | None) -
             entries.append((f"{method['label']} within {budget:g}", within))
         for label, entry in entries:
             x, y = (entry["numbers"][f"test/{task}/ndcg@10"]["mean"] for task in tasks[:2])
-            points.append((label, x, y, entry["numbers"]["general/forgetting"]["mean"]))
+            points.append((label, x, y, entry["numbers"][_FORGETTING]["mean"]))
     labels = tuple(f"{task_label(task)}, ndcg@10" for task in tasks[:2])
     caption = "Up and right is better, and light is better: the colour is forgetting, nats a token."
     return Picture(

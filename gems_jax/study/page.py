@@ -10,7 +10,7 @@ from gems_jax.report.results import task_label
 from gems_jax.staging import write_text
 from gems_jax.study.figures import figures
 from gems_jax.study.methods import study_methods
-from gems_jax.study.old_names import in_today_s_names
+from gems_jax.study.old_names import FORGETTING, in_today_s_names
 from gems_jax.study.tables import (
     budget_table,
     comparison_table,
@@ -19,6 +19,8 @@ from gems_jax.study.tables import (
     reference_of,
     summary_table,
 )
+
+_FORGETTING = f"general/{FORGETTING}"
 
 _LEVEL = 0.05
 
@@ -181,7 +183,7 @@ def _beside(ours: Mapping[str, Any], label: str, summary: Mapping[str, Any], tas
             clear = test["p_corrected"] < _LEVEL
             word = ("better" if test["difference"] > 0 else "worse") if clear else "not told apart"
             sentences.append(f"{task_label(task)}: {word} ({test['difference']:+.4f} ndcg@10)")
-    changes = [m["numbers"]["general/forgetting"]["mean"] for m in (ours, theirs)]
+    changes = [m["numbers"][_FORGETTING]["mean"] for m in (ours, theirs)]
     share = f" (ratio {changes[0] / changes[1]:.2f})" if changes[1] > 0 else ""
     sentences.append(f"Forgetting: {changes[0]:.3f}, with {theirs['label']} {changes[1]:.3f}{share}")
     return f"**{label} beside {theirs['label']}.** " + ". ".join(sentences) + "."

@@ -18,6 +18,7 @@ from gems_jax.evaluation.evaluate import evaluate_ranking
 from gems_jax.study.curves import curves
 from gems_jax.study.measure import circumstances, peak_memory, reset_peak_memory
 from gems_jax.study.methods import configured
+from gems_jax.study.old_names import FORGETTING
 from gems_jax.study.shared import Shared
 from gems_jax.study.spectra import gradient_spectra
 from gems_jax.study.trials import Trial, write_result
@@ -139,12 +140,12 @@ def result_line(trial: Trial, result: Mapping[str, Any], metric: str) -> str:
     """The line that a person reads when a trial is finished.
 
     Example:
-      >>> result = {"seconds": 93.4, "valid": {"rec": {"ndcg@10": 0.25}}, "general": {"forgetting": 0.51}}
+      >>> result = {"seconds": 93.4, "valid": {"rec": {"ndcg@10": 0.25}}, "general": {FORGETTING: 0.51}}
       >>> result_line(Trial("gems", 3e-3, 0), result, "ndcg@10")
       'gems, learning rate 0.003, seed 0: valid ndcg@10 rec 0.250, general loss +0.510, 93 s'
     """
     if "valid" not in result:
         return f"{trial}: diverged, {result['seconds']:.0f} s"
     tasks = " ".join(f"{task} {metrics[metric]:.3f}" for task, metrics in result["valid"].items())
-    forgetting = result["general"]["forgetting"]
+    forgetting = result["general"][FORGETTING]
     return f"{trial}: valid {metric} {tasks}, general loss {forgetting:+.3f}, {result['seconds']:.0f} s"

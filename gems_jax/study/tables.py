@@ -7,7 +7,10 @@ from typing import Any
 from gems_jax.report.results import task_label
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import REFERENCE, Rates, study_methods
+from gems_jax.study.old_names import FORGETTING
 from gems_jax.study.trials import spelled
+
+_FORGETTING = f"general/{FORGETTING}"
 
 _SHOWN = ("ndcg@10", "hit@10")
 _RANKERS = {"popularity": "popularity", "co-occurrence": "item co-occurrence", "BM25": "BM25"}
@@ -49,7 +52,7 @@ def summary_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
         seconds = _mean(numbers, "seconds", 1.0, ".0f") if method.get("timed_on") == usual else _NONE
         rows.append([
             name, spelled(rates_of(method)), str(len(method["seeds"])), *cells,
-            mean_and_spread(numbers.get("general/forgetting")), mean_and_spread(numbers.get("general/top1_agreement")),
+            mean_and_spread(numbers.get(_FORGETTING)), mean_and_spread(numbers.get("general/top1_agreement")),
             seconds, _mean(numbers, "optimiser_bytes", 2**20, ".1f"),
         ])  # fmt: skip
     return markdown_table(head, rows)
@@ -61,7 +64,7 @@ def budget_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     head += ["forgetting", "of the reference's", "same choice"]
     name, _ = reference_of(summary)
     reference = next(method for method in summary["methods"] if method["name"] == name)
-    whole = reference["numbers"]["general/forgetting"]["mean"]
+    whole = reference["numbers"][_FORGETTING]["mean"]
     rows = []
     for method in summary["methods"]:
         entry = method if method is reference else method.get("within_budget")
@@ -70,7 +73,7 @@ def budget_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
         numbers = entry["numbers"]
         rows.append([
             method["label"], spelled(rates_of(entry)), str(len(entry["seeds"])), *_test_cells(entry, tasks),
-            mean_and_spread(numbers.get("general/forgetting")), f"{numbers['general/forgetting']['mean'] / whole:.2f}",
+            mean_and_spread(numbers.get(_FORGETTING)), f"{numbers[_FORGETTING]['mean'] / whole:.2f}",
             mean_and_spread(numbers.get("general/top1_agreement")),
         ])  # fmt: skip
     return markdown_table(head, rows)
@@ -160,7 +163,7 @@ def forgetting_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     for method in summary["methods"]:
         cells = []
         for most in (*_RISES, float("inf")):
-            kept = [row for row in tried if row["method"] == method["name"] and row["general"]["forgetting"] <= most]
+            kept = [row for row in tried if row["method"] == method["name"] and row["general"][FORGETTING] <= most]
             best = max(kept, key=lambda row: sum(row["valid"][task][metric] for task in tasks), default=None)
             cells.append(_NONE if best is None else _levels(best, tasks, metric))
         rows.append([method["label"], *cells])
@@ -182,7 +185,7 @@ def _grid_cell(row: Mapping[str, Any] | None, tasks: list[str], metric: str, bes
     if "valid" not in row:
         return "diverged"
     text = _levels(row, tasks, metric)
-    return f"{f'**{text}**' if best else text}, {row['general']['forgetting']:+.2f}"
+    return f"{f'**{text}**' if best else text}, {row['general'][FORGETTING]:+.2f}"
 
 
 def _mean(numbers: Mapping[str, Any], key: str, unit: float, form: str) -> str:

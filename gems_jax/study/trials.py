@@ -13,7 +13,7 @@ import numpy as np
 from gems_jax.staging import write_json
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.methods import Rates
-from gems_jax.study.old_names import in_today_s_names
+from gems_jax.study.old_names import FORGETTING, in_today_s_names
 
 Results = Mapping["Trial", Mapping[str, Any]]
 
@@ -138,7 +138,7 @@ def forgetting_allowed(study: StudyConfig, results: Results) -> float | None:
 
 def mean_forgetting(results: Results, trials: Sequence[Trial]) -> float:
     """The mean rise of the loss on general text, over the trials that did not diverge."""
-    return float(np.mean([results[trial]["general"]["forgetting"] for trial in trials if "general" in results[trial]]))
+    return float(np.mean([results[trial]["general"][FORGETTING] for trial in trials if "general" in results[trial]]))
 
 
 def _by_score(study: StudyConfig, results: Results, method: str) -> list[Rates]:

@@ -118,7 +118,7 @@ def table_of(results: dict[str, Any]) -> str:
     def row(name: str, measured: dict[str, Any]) -> tuple[str, ...]:
         metric = lambda task, m: f"{measured[task][m]:.3f}" if m in measured.get(task, {}) else "-"  # noqa: E731
         general = measured.get("general")
-        drift = f"{general['loss']:.3f} ({general['loss'] - general['base_loss']:+.3f})" if general else "-"
+        drift = f"{general['loss_full']:.3f} ({general['loss_full'] - general['base_loss']:+.3f})" if general else "-"
         return (name, *(metric(t, "hit@10") for t in tasks), *(metric(t, "ndcg@10") for t in tasks), drift)
 
     rows.append(row(f"{results['name']} (this run)", results))

@@ -44,7 +44,7 @@ def scored(value):
     return {
         "valid": {"rec": {"ndcg@10": value}, "src": {"ndcg@10": value / 2}},
         "seconds": 1.0,
-        "general": {"forgetting": 0.1},
+        "general": {"forgetting_base_vocabulary": 0.1},
     }
 
 
@@ -91,7 +91,9 @@ def finished(study, levels, changes):
     while missing := [row for row in wanted_trials(study, results) if row not in results]:
         row = missing[0]
         forgetting = changes[row.method].get(row.learning_rate, (9.0,) * 3)[row.seed]
-        results[row] = scored(levels[row.method][row.learning_rate]) | {"general": {"forgetting": forgetting}}
+        results[row] = scored(levels[row.method][row.learning_rate]) | {
+            "general": {"forgetting_base_vocabulary": forgetting}
+        }
     return results
 
 
@@ -392,7 +394,12 @@ def test_times_of_a_method_are_those_of_where_most_of_its_runs_were(tmp_path):
     where = [("1 x fast card", 10.0, 0.1), ("1 x cpu", 900.0, 0.2), ("1 x fast card", 20.0, 0.6)]
     results = {
         Trial("gems", 1e-3, seed): scored(0.3)
-        | {"test": {}, "seconds": seconds, "general": {"forgetting": forgetting}, "circumstances": {"device": device}}
+        | {
+            "test": {},
+            "seconds": seconds,
+            "general": {"forgetting_base_vocabulary": forgetting},
+            "circumstances": {"device": device},
+        }
         for seed, (device, seconds, forgetting) in enumerate(where)
     }
     (tmp_path / "base.json").write_text("{}")
@@ -400,7 +407,7 @@ def test_times_of_a_method_are_those_of_where_most_of_its_runs_were(tmp_path):
     numbers = method["numbers"]
     assert numbers["seconds"]["mean"] == 15.0
     assert method["timed_on"] == "1 x fast card"
-    assert numbers["general/forgetting"]["mean"] == pytest.approx(0.3)
+    assert numbers["general/forgetting_base_vocabulary"]["mean"] == pytest.approx(0.3)
 
 
 def test_what_is_within_the_budget_is_summed_up_and_tested_on_its_own(tmp_path):
@@ -423,7 +430,7 @@ def test_what_is_within_the_budget_is_summed_up_and_tested_on_its_own(tmp_path):
     assert (ours["learning_rate"], ours["within_budget"]["learning_rate"]) == (1e-2, 1e-3)
     assert summary["study"]["forgetting_allowed"] == pytest.approx(2.0)
     assert ours["within_budget"]["seeds"] == [0, 1]
-    assert ours["within_budget"]["numbers"]["general/forgetting"]["mean"] == pytest.approx(1.5)
+    assert ours["within_budget"]["numbers"]["general/forgetting_base_vocabulary"]["mean"] == pytest.approx(1.5)
     for entry, rank in ((ours, 1), (ours["within_budget"], 2)):
         difference = 1 / np.log2(1 + rank) - 1 / np.log2(1 + 5)
         assert entry["against"]["rec/ndcg@10"]["difference"] == pytest.approx(difference)

@@ -39,7 +39,7 @@ def made_up():
             if level:
                 value = level + 10 * learning_rate / 1000
                 found = {task: {"ndcg@10": value, "hit@10": 2 * value} for task in TASKS}
-                row |= {"valid": found, "test": found, "general": {"forgetting": forgetting}}
+                row |= {"valid": found, "test": found, "general": {"forgetting_base_vocabulary": forgetting}}
             else:
                 row |= {"diverged": "not finite"}
             rows.append(row)
@@ -49,7 +49,7 @@ def made_up():
             numbers = {f"test/{t}/{m}": {"mean": level * k, "sd": 0.01} for t in TASKS for m, k in
                        (("ndcg@10", 1), ("hit@10", 2))}  # fmt: skip
             method["numbers"] = numbers | {
-                "general/forgetting": {"mean": forgetting, "sd": 0.02},
+                "general/forgetting_base_vocabulary": {"mean": forgetting, "sd": 0.02},
                 "seconds": {"mean": 120.4, "sd": 1.0},
                 "optimiser_bytes": {"mean": 3 * 2**20, "sd": 0.0},
             }
@@ -143,10 +143,10 @@ def test_what_a_method_ranks_at_where_little_may_be_forgotten(tmp_path):
         for row in summary["rows"]:
             if row["method"] == name and row["seed"] == 0:
                 place = summary["study"]["grid"].index(row["learning_rate"])
-                row["general"] = {"forgetting": changes[name][place]}
+                row["general"] = {"forgetting_base_vocabulary": changes[name][place]}
                 row["valid"] = {"rec": {"ndcg@10": levels[name][place]}, "src": {"ndcg@10": 0.5}}
             elif row["method"] == name:  # other seeds are of the chosen rate alone
-                row["general"] = {"forgetting": 0.0}
+                row["general"] = {"forgetting_base_vocabulary": 0.0}
                 row["valid"] = {task: {"ndcg@10": 0.9} for task in TASKS}
     table = table_rows(page_of(summary, tmp_path), "Rankings within a limit on forgetting")
     assert table[""] == ["at most +0.3", "at most +1", "at most +3", "at most +10", "any"]
@@ -160,7 +160,7 @@ def test_a_page_shows_what_is_within_the_budget(tmp_path):
     summary = made_up()
     assert "## Within" not in page_of(summary, tmp_path)
     gems = summary["methods"][1]
-    numbers = gems["numbers"] | {"general/forgetting": {"mean": 0.2, "sd": 0.05}}
+    numbers = gems["numbers"] | {"general/forgetting_base_vocabulary": {"mean": 0.2, "sd": 0.05}}
     level = gems["against"]["src/ndcg@10"]
     gems["within_budget"] = {
         "learning_rate": 3e-3, "item_learning_rate": None, "seeds": [0, 1], "numbers": numbers,
@@ -197,9 +197,10 @@ def test_a_page_names_the_method_that_others_are_compared_with(tmp_path):
 def test_results_with_the_names_of_an_earlier_version_make_the_same_page(tmp_path):
     (tmp_path / "earlier").mkdir()
     (tmp_path / "now").mkdir()
-    earlier = json.loads(json.dumps(made_up()).replace('forgetting"', 'rise"'))
+    earlier = json.loads(json.dumps(made_up()).replace('forgetting_base_vocabulary"', 'rise"'))
     with pytest.warns(
-        UserWarning, match="general/rise is called general/forgetting now, rise is called forgetting now"
+        UserWarning,
+        match="general/rise is called general/forgetting_base_vocabulary now, rise is called forgetting_base_",
     ):
         found = page_of(earlier, tmp_path / "earlier")
     assert found == page_of(made_up(), tmp_path / "now")
@@ -338,7 +339,7 @@ def test_a_study_of_two_methods_ends_in_numbers_and_a_page(studied):
         assert not (place / "checkpoints").exists()
         result = json.loads((place / "result.json").read_text())
         assert result["config"]["train"]["learning_rate"] == 0.01
-        assert result["general"]["forgetting"] == pytest.approx(
+        assert result["general"]["forgetting_base_vocabulary"] == pytest.approx(
             result["general"]["loss"] - result["general"]["base_loss"]
         )
     assert {"gate/rec", "captured/shared"} <= set(summary["methods"][1]["curves"])
