@@ -189,7 +189,7 @@ def usual(refresh: bool) -> Callable[[Instruction], int | None]:
     Updates are not refused, blocks are well conditioned, the null space's leak is not measured, and a part of an update
     is its last.
     """
-    branches = {"refresh.py": int(refresh), "orthonormal.py": 1, "guard.py": 1, "step.py": 0, "wrappers.py": 1}
+    branches = {"refresh_groups.py": int(refresh), "orthonormal.py": 1, "guard.py": 1, "step.py": 0, "wrappers.py": 1}
 
     def taken(x: Instruction) -> int | None:
         name = Path(x.source).name

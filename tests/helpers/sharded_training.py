@@ -232,7 +232,7 @@ def sent(text, refresh=False):
     """Calls and bytes each device sends, by kind of collective, of a compiled program."""
     from planning.costs import costs_of
 
-    branches = BRANCHES | {"refresh.py": int(refresh)}
+    branches = BRANCHES | {"refresh_groups.py": int(refresh)}
     # Loops whose trip count is data: two passes.
     costs = costs_of(text, lambda x: branches.get(Path(x.source).name), unknown_trips=2)
     found = {}
