@@ -34,7 +34,8 @@ def artefacts(prepared, tmp_path_factory):
     config = cli._config(cli.parse(["train", "--workdir", "-", *map(str, options(root))])[1])
     keep_config(config, root / "run")
     write_record(
-        AssetRecord({"i0": "00", "i1": "11"}, {}, {"rec": "{history}"}, "ab", {}, {"rec": "cd"}, None), root / "run"
+        AssetRecord({"i0": "00", "i1": "11"}, {}, {"rec": "{history}"}, "ab", {}, {"rec": "cd"}, None, False),
+        root / "run",
     )
     like = {"kernel": jnp.arange(6.0)}, {"moment": jnp.ones(6)}
     with Checkpoints(root / "run" / "checkpoints") as checkpoints:
