@@ -35,7 +35,7 @@ def demo(config: Config, workdir: Path) -> Path:
       The report's path.
     """
     dataset = ensure_data(config)
-    folder = ensure_base(config)
+    base_folder = ensure_base(config)
     ensure_null_space(config)
     compare: dict[str, str] = {}
     for name, variant in variants(config).items():
@@ -49,7 +49,7 @@ def demo(config: Config, workdir: Path) -> Path:
             print(f"demo: {name} is done already")
             continue
         print(f"demo: {name}")
-        base, tokenizer = load(folder, variant.model.dtype)
+        base, tokenizer = load(base_folder, variant.model.dtype)
         assets = assemble(variant, in_run_order(dataset, folder), (base, tokenizer))
         constrained = variant.train.method != "adamw" and variant.gems.null_space
         null_space = ensure_null_space(variant, base, tokenizer) if constrained else None
