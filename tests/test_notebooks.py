@@ -1,4 +1,4 @@
-"""Notebooks run from top to bottom."""
+"""Notebooks run from top to bottom; a minute or two, as newcomers see them."""
 
 from pathlib import Path
 

@@ -66,8 +66,8 @@ def lower_item_logits(model: Any, batches: Sequence[Batch], most: float = 1e-4) 
       >>> ids = np.arange(2, 12).reshape(2, 5)
       >>> mask = np.ones_like(ids)
       >>> text = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids, "labels": ids, "label_mask": mask}
-      >>> found = lower_item_logits(grow(T5.create(config, jax.random.key(0)), [[5, 6], [7]]), [text], most=0.01)
-      >>> found.after < found.before
+      >>> lowered = lower_item_logits(grow(T5.create(config, jax.random.key(0)), [[5, 6], [7]]), [text], most=0.01)
+      >>> lowered.after < lowered.before
       True
     """
     if not model.config.num_added_tokens:
@@ -113,8 +113,8 @@ def states_on_text(model: Any, batches: Sequence[Batch]) -> tuple[np.ndarray, np
     states, added = [], []
     for batch in batches:
         counted = np.asarray(batch["label_mask"]).astype(bool)
-        found = compiled(state, {name: np.asarray(value) for name, value in batch.items()})
-        hidden, more = (np.asarray(value, np.float64)[counted] for value in found)
+        read_off = compiled(state, {name: np.asarray(value) for name, value in batch.items()})
+        hidden, more = (np.asarray(value, np.float64)[counted] for value in read_off)
         states.append(hidden)
         added.append(more)
     if not sum(map(len, added)):
@@ -137,9 +137,9 @@ def _logits_of(model: Any, name: str, row: np.ndarray, states: np.ndarray) -> np
 
 
 def _everywhere(state: Any) -> NamedSharding | None:
-    """The place of what every process is to have, where a model is on a mesh."""
-    place = jax.tree.leaves(state)[0].sharding
-    return NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else None
+    """The sharding of an array that every process is to have whole, where a model is on a mesh."""
+    sharding = jax.tree.leaves(state)[0].sharding
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
 
 
 def reads_one(states: np.ndarray) -> np.ndarray:

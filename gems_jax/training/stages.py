@@ -195,13 +195,13 @@ def _lowered(config: Config, model: Any, tokenizer: Any, most: float) -> Any:
     )
     labels = int(next(batches(1))["label_mask"].sum())
     wanted = max(_LEAST_TOKENS, _TOKENS_A_DIMENSION * model.config.d_model)
-    found = lower_item_logits(model, list(batches(-(-wanted // labels))), most)
+    lowered = lower_item_logits(model, list(batches(-(-wanted // labels))), most)
     print(
-        f"items: by being there they raise the loss on general text by {found.after:.2g}, without the offset of "
-        f"{found.nats:.1f} nats by {found.before:.2g}"
-        + (f"; no offset reaches the {most:g} of items.added_loss" if found.after > most else "")
+        f"items: by being there they raise the loss on general text by {lowered.after:.2g}, without the offset of "
+        f"{lowered.nats:.1f} nats by {lowered.before:.2g}"
+        + (f"; no offset reaches the {most:g} of items.added_loss" if lowered.after > most else "")
     )
-    return found.model
+    return lowered.model
 
 
 def _check_titles(dataset: Dataset, titles: list[list[int]]) -> None:

@@ -1,4 +1,7 @@
-"""Two processes as one run: stopped by a word to either, ended when one is killed, and the same bits in the end."""
+"""Two processes as one run: stopped by a word to either, ended when one is killed, and the same bits in the end.
+
+Minutes, for five pairs of processes: a pod that is preempted must not lose or change a run.
+"""
 
 import contextlib
 import json

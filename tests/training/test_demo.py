@@ -1,4 +1,7 @@
-"""The demo's three runs, tiny: each is made from the base model, and what is finished is not done again."""
+"""The demo's three runs, tiny: each is made from the base model, and what is finished is not done again.
+
+Half a minute, so that the first command of the README cannot break unseen.
+"""
 
 import json
 

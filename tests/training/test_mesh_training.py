@@ -1,4 +1,7 @@
-"""Training on eight devices, in one process and in two: the numbers, the places and the programs of one device's."""
+"""Training on eight devices, in one process and in two: the numbers, the shardings and the programs of one device's.
+
+Minutes, for seven whole training steps that are compiled for eight devices: what nobody here has, and what a pod runs.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""A run killed at any moment ends with the same bits."""
+"""A run killed at any moment ends with the same bits.
+
+Minutes, for six processes: each moment is one at which a file is half written or a number half counted.
+"""
 
 import os
 import shutil

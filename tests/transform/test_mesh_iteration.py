@@ -1,4 +1,7 @@
-"""Block power iteration on kernels that are split over devices: one device's numbers, and no device has a whole one."""
+"""Block power iteration on kernels that are split over devices: one device's numbers, and no device has a whole one.
+
+A minute, for five programs on eight devices: that no device gathers a kernel shows in them alone.
+"""
 
 import json
 import math

@@ -90,12 +90,12 @@ class TitledRows:
 
     def _fitting(self, rows: np.ndarray) -> Ragged:
         """The tokens of rows with as many events, and then as much of the query, as fit."""
-        found: list[list[int]] = [[] for _ in rows]
+        kept_tokens: list[list[int]] = [[] for _ in rows]
         letters = np.asarray([len(self._queries[row]) for row in rows])
         counts = np.diff(self._table.offsets)[rows]
 
         def events_fit(chosen: np.ndarray, events: np.ndarray) -> np.ndarray:
-            return self._try(rows, found, chosen, events, letters[chosen])
+            return self._try(rows, kept_tokens, chosen, events, letters[chosen])
 
         # An event has a token or more.
         events = _largest(np.minimum(counts, self.room), self._guess[rows], events_fit)
@@ -104,19 +104,24 @@ class TitledRows:
         self.clipped += len(long)
 
         def letters_fit(chosen: np.ndarray, kept: np.ndarray) -> np.ndarray:
-            return self._try(rows, found, long[chosen], np.zeros_like(kept), kept)
+            return self._try(rows, kept_tokens, long[chosen], np.zeros_like(kept), kept)
 
         _largest(letters[long], letters[long] // 2, letters_fit)
-        return Ragged.of(found)
+        return Ragged.of(kept_tokens)
 
     def _try(
-        self, rows: np.ndarray, found: list[list[int]], chosen: np.ndarray, events: np.ndarray, letters: np.ndarray
+        self,
+        rows: np.ndarray,
+        kept_tokens: list[list[int]],
+        chosen: np.ndarray,
+        events: np.ndarray,
+        letters: np.ndarray,
     ) -> np.ndarray:
         """Whether some of the rows fit with these numbers of events and letters; the tokens of those are kept."""
         tokens = self._tokenised(rows[chosen].tolist(), events.tolist(), letters.tolist())
-        for place, ids in zip(chosen.tolist(), tokens, strict=True):
+        for row, ids in zip(chosen.tolist(), tokens, strict=True):
             if len(ids) <= self._length:
-                found[place] = ids
+                kept_tokens[row] = ids
         return np.asarray([len(ids) <= self._length for ids in tokens], bool)
 
     def _tokenised(self, rows: list[int], events: list[int], letters: list[int]) -> list[list[int]]:
@@ -125,10 +130,10 @@ class TitledRows:
         queries = [self._queries[row][:count] for row, count in zip(rows, letters, strict=True)]
         texts = [self._text(items, query) for items, query in zip(shown, queries, strict=True)]
         tokens = tokenise([("", text, "") for text in texts], self._tokenizer)
-        for place, (items, query) in enumerate(zip(shown, queries, strict=True)):
+        for i, (items, query) in enumerate(zip(shown, queries, strict=True)):
             named = sum(count_named(self._ids[item], self._named) for item in items) if self._ids else 0
-            if count_named(tokens[place], self._named) != self._named_words + named:
-                tokens[place] = self._spelled(items, query)
+            if count_named(tokens[i], self._named) != self._named_words + named:
+                tokens[i] = self._spelled(items, query)
         return tokens
 
     def _text(self, items: list[int], query: str) -> str:
