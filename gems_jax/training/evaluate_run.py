@@ -118,7 +118,9 @@ def table_of(results: dict[str, Any]) -> str:
     def row(name: str, measured: dict[str, Any]) -> tuple[str, ...]:
         metric = lambda task, m: f"{measured[task][m]:.3f}" if m in measured.get(task, {}) else "-"  # noqa: E731
         general = measured.get("general")
-        drift = f"{general['loss_full']:.3f} ({general['loss_full'] - general['base_loss']:+.3f})" if general else "-"
+        drift = "-"
+        if general and {"loss_full", "base_loss"} <= set(general):  # of a run beside this one there may be less
+            drift = f"{general['loss_full']:.3f} ({general['loss_full'] - general['base_loss']:+.3f})"
         return (name, *(metric(t, "hit@10") for t in tasks), *(metric(t, "ndcg@10") for t in tasks), drift)
 
     rows.append(row(f"{results['name']} (this run)", results))
