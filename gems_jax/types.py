@@ -1,5 +1,6 @@
 """Names of types that all rooms share."""
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,3 +10,6 @@ PyTree: TypeAlias = Any
 
 # The arrays of a batch on the host, by name.
 Batch: TypeAlias = dict[str, np.ndarray]
+
+# A batch of text that a person hands in: arrays by name.
+TextBatch: TypeAlias = Mapping[str, Any]

@@ -13,14 +13,13 @@ from tqdm import tqdm
 
 from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.evaluation.output_shift import Energies, OutputShift, ratios
+from gems_jax.types import TextBatch
 
 # Logits of a model that are held at once: 64 MiB of float32.
 _MAX_LOGITS = 2**24
 
-Batch = Mapping[str, Any]
 
-
-def general_loss(model: Any, batches: Iterable[Batch], *, progress: bool = False) -> dict[str, float]:
+def general_loss(model: Any, batches: Iterable[TextBatch], *, progress: bool = False) -> dict[str, float]:
     """Mean loss a token over general text, with the added item tokens left out and with them.
 
     ``loss = -1/n sum log p(token | text so far)`` over all n target tokens of all batches. The loss over the
@@ -64,7 +63,7 @@ def general_loss(model: Any, batches: Iterable[Batch], *, progress: bool = False
 def general_drift(
     base: Any,
     tuned: Any,
-    batches: Sequence[Batch],
+    batches: Sequence[TextBatch],
     *,
     memory_limit: int | None = None,
     shift: OutputShift | None = None,
@@ -146,7 +145,7 @@ def general_drift(
     return result | {"shift": ratios(energies)}
 
 
-def read_shift(base: Any, batches: Sequence[Batch]) -> OutputShift:
+def read_shift(base: Any, batches: Sequence[TextBatch]) -> OutputShift:
     """Reads what `general_drift` needs of a base model's inputs on a text, all at once in memory.
 
     Args:
@@ -205,7 +204,7 @@ def _sums(batch: dict[str, jax.Array], values: list[jax.Array]) -> jax.Array:
     return jnp.stack([jnp.where(counted, value, 0.0).sum() for value in (*values, jnp.ones(counted.shape))])
 
 
-def _arrays(model: Any, batch: Batch, number: int) -> dict[str, jax.Array]:
+def _arrays(model: Any, batch: TextBatch, number: int) -> dict[str, jax.Array]:
     """The arrays of a batch that a model needs, checked."""
     names = LAYOUTS[model.layout].columns(0, 0)
     missing = [name for name in names if name not in batch]

@@ -10,11 +10,11 @@ import numpy as np
 from gems_jax.leaf_path import leaf_path
 from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec
 from gems_jax.null_space.moment_groups import moment_groups
-from gems_jax.null_space.moment_pass import MomentPass, TextBatch, as_function, kernel_specs, moment_pass
+from gems_jax.null_space.moment_pass import MomentPass, as_function, kernel_specs, moment_pass
 from gems_jax.null_space.second_moment import SecondMoment
 from gems_jax.null_space.tracing.interpreter import Layers
 from gems_jax.null_space.tracing.kernel_inputs import kernel_inputs
-from gems_jax.types import PyTree
+from gems_jax.types import PyTree, TextBatch
 
 # Kernel's path to one number, or one a layer (experts within a layer, nested).
 Shifts = dict[str, Any]

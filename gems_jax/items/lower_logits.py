@@ -5,7 +5,7 @@ tokens does.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gems_jax.models.family import ITEM_TABLES, output_table
 from gems_jax.models.params import params_of
-
-Batch = Mapping[str, Any]
+from gems_jax.types import TextBatch
 
 # Share of the mean eigenvalue that is added to the second moment: a shorter direction, which reads other text better.
 _RIDGE = 0.1
@@ -38,7 +37,7 @@ class Lowered(NamedTuple):
     nats: float
 
 
-def lower_item_logits(model: Any, batches: Sequence[Batch], most: float = 1e-4) -> Lowered:
+def lower_item_logits(model: Any, batches: Sequence[TextBatch], most: float = 1e-4) -> Lowered:
     """Lowers the logits of all items alike on general text, until they are hardly seen there.
 
     ``e_i <- e_i - c u`` in the output layer. ``u = argmin E (u^T h - 1)^2`` over final states ``h`` of the text reads a
@@ -88,7 +87,7 @@ def lower_item_logits(model: Any, batches: Sequence[Batch], most: float = 1e-4) 
     return Lowered(type(model).from_params(model.config, params), float(added.mean()), after, nats)
 
 
-def states_on_text(model: Any, batches: Sequence[Batch]) -> tuple[np.ndarray, np.ndarray]:
+def states_on_text(model: Any, batches: Sequence[TextBatch]) -> tuple[np.ndarray, np.ndarray]:
     """Final states at a text's label tokens, and what the items add to the loss of each.
 
     Args:

@@ -1,8 +1,10 @@
 """Types and bounds of a model's options, checked before anything is made of them."""
 
+import json
 import math
 import numbers
 import reprlib
+from pathlib import Path
 from typing import Any
 
 # Far above every model there is (126 layers, 262,144 tokens), far below what would only fill the memory.
@@ -25,6 +27,23 @@ _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 120, 60, 120
 def shown(value: Any) -> str:
     """A value for a message, shortened where it is long."""
     return _SHORT.repr(value)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The values of a configuration file.
+
+    Raises:
+      ValueError: the file is damaged or too large.
+    """
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, no configuration has {MAX_CONFIG_BYTES:,}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, found {type(values).__name__}")
+    return values
 
 
 def check_whole(name: str, value: Any, low: int, high: int) -> None:

@@ -20,13 +20,13 @@ from gems_jax.null_space.directions import (
 )
 from gems_jax.null_space.fingerprint import weights_fingerprint
 from gems_jax.null_space.moment_groups import moment_groups
-from gems_jax.null_space.moment_pass import TextBatch, as_function, check_masks, masks_of, moment_pass
+from gems_jax.null_space.moment_pass import as_function, check_masks, masks_of, moment_pass
 from gems_jax.null_space.observed_roles import observe_roles
 from gems_jax.null_space.second_moment import SecondMoment, symmetric
 from gems_jax.null_space.space import NullSpace, Side
 from gems_jax.null_space.tracing.interpreter import mask_fits
 from gems_jax.null_space.tracing.kernel_inputs import Inputs, kernel_inputs
-from gems_jax.types import PyTree
+from gems_jax.types import PyTree, TextBatch
 
 Batches = Iterable[TextBatch] | Callable[[], Iterable[TextBatch]]
 

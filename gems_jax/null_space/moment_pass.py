@@ -15,10 +15,9 @@ from gems_jax.null_space.space import Side
 from gems_jax.null_space.tracing.interpreter import Layers
 from gems_jax.null_space.tracing.kernel_inputs import Apply, KernelInput, add_moments
 from gems_jax.null_space.tracing.position_masks import Masks
-from gems_jax.types import PyTree
+from gems_jax.types import PyTree, TextBatch
 
 # The arrays of a batch of general text, by name.
-TextBatch = Mapping[str, Any]
 
 
 def kernel_specs(params: PyTree, rule: MatrixRule | None = None) -> dict[str, MatrixSpec | None]:

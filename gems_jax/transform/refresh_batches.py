@@ -67,16 +67,13 @@ def compute_batch(requests: Sequence[Request], refresh: Refresh, do: jax.Array) 
         (r,) = requests
         return [compute_bases(r.old, r.gradients, do, r.projector, r.masks, refresh)]
     counts = [r.old[0].shape[0] for r in requests]
-    old = (_join([r.old[0] for r in requests]), _join_some([r.old[1] for r in requests], 1))
-    gradients = (_join([r.gradients[0] for r in requests]), _join_some([r.gradients[1] for r in requests], 1))
-    factor = _join_some(_equally_wide([r.projector.factor for r in requests]))
+    old, gradients, factor = jax.tree.map(_join, *((r.old, r.gradients, r.projector.factor) for r in requests))
     masks = (
         _join_masks([r.masks[0] for r in requests], counts, old[0]),
         _join_masks([r.masks[1] for r in requests], counts, old[1]),
     )
-    shared, task, done = compute_bases(
-        old, gradients, do, requests[0].projector._replace(factor=factor), masks, refresh
-    )
+    projector = requests[0].projector._replace(factor=factor)
+    shared, task, done = compute_bases(old, gradients, do, projector, masks, refresh)
     tasks = [None] * len(counts) if task is None else split(task, counts, 1)
     return list(zip(split(shared, counts), tasks, split(done, counts, 1), strict=True))
 
@@ -86,20 +83,12 @@ def split(x: jax.Array, counts: Sequence[int], axis: int = 0) -> list[jax.Array]
     return jnp.split(x, np.cumsum(counts)[:-1], axis)
 
 
-def _join(arrays: Sequence[jax.Array], axis: int = 0) -> jax.Array:
-    return jnp.concatenate(list(arrays), axis)
-
-
-def _join_some(arrays: Sequence[jax.Array | None], axis: int = 0) -> jax.Array | None:
-    """All of one form: none of them, or all, are ``None``."""
-    some = [x for x in arrays if x is not None]
-    return _join(some, axis) if some else None
-
-
-def _equally_wide(factors: Sequence[jax.Array | None]) -> list[jax.Array | None]:
-    """With columns of zeros added to thinner factors."""
-    widest = max((x.shape[-1] for x in factors if x is not None), default=0)
-    return [None if x is None else jnp.pad(x, ((0, 0), (0, 0), (0, widest - x.shape[-1]))) for x in factors]
+def _join(*arrays: jax.Array) -> jax.Array:
+    """``[..., k, p, c]`` of all kernels; factors with fewer columns get columns of zeros."""
+    widest = max(x.shape[-1] for x in arrays)
+    missing = [((0, 0),) * (x.ndim - 1) + ((0, widest - x.shape[-1]),) for x in arrays]
+    wide = [jnp.pad(x, width) if width[-1][1] else x for x, width in zip(arrays, missing, strict=True)]
+    return jnp.concatenate(wide, axis=-3)
 
 
 def _join_masks(masks: Sequence[jax.Array | None], counts: Sequence[int], bases: jax.Array | None) -> jax.Array | None:
@@ -107,4 +96,5 @@ def _join_masks(masks: Sequence[jax.Array | None], counts: Sequence[int], bases:
     if bases is None or all(mask is None for mask in masks):
         return None
     rank = bases.shape[-1]
-    return _join([jnp.broadcast_to(True if m is None else m, (k, rank)) for m, k in zip(masks, counts, strict=True)])
+    wide = [jnp.broadcast_to(True if m is None else m, (k, rank)) for m, k in zip(masks, counts, strict=True)]
+    return jnp.concatenate(wide)

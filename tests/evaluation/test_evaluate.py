@@ -203,7 +203,7 @@ def measured_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[i
         made = Dataset("shop", [Item(f"i{n}", f"thing {n}") for n in range(N)], training)
         whole = Dataset("shop", made.items, training | {("test", task): table for task, table in tables.items()})
         found = {task: summarise(table, np.tile(np.arange(20), (6, 1)), samples=0) for task, table in tables.items()}
-        general = {"loss": 4.5, "loss_full": 4.6, "base_loss": 4.0}
+        general = {"loss": 4.5, "base_loss": 4.0}
         for name, value in (("evaluate_ranking", found), ("general_drift", general), ("heldout_text", [])):
             monkeypatch.setattr(evaluate_run, name, lambda *args, value=value, **options: value)
         assets = SimpleNamespace(dataset=whole, items=None, tokenizer=None, model=None, encode=lambda *args: None)

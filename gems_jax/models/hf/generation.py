@@ -1,11 +1,10 @@
 """Defaults of ``generate`` in transformers: the file ``generation_config.json`` of a folder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gems_jax.models.config_checks import MAX_CONFIG_BYTES
+from gems_jax.models.config_checks import read_object
 
 NAME = "generation_config.json"
 # How long an answer is follows from the items; the first would have transformers take other values than the file's.
@@ -19,17 +18,7 @@ def read_generation(folder: Path) -> dict[str, Any]:
       ValueError: the file is damaged or too large.
     """
     path = folder / NAME
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, it is read up to {MAX_CONFIG_BYTES:,}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, found {type(values).__name__}")
-    return values
+    return read_object(path) if path.is_file() else {}
 
 
 def generation_for_items(base: Mapping[str, Any], config: Any, answer_length: int) -> dict[str, Any]:

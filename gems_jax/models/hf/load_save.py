@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gems_jax.linalg.stacks import check_auto
-from gems_jax.models.config_checks import MAX_CONFIG_BYTES, MAX_PARAMETERS, shown
+from gems_jax.models.config_checks import MAX_PARAMETERS, read_object, shown
 from gems_jax.models.config_options import as_whole
 from gems_jax.models.family import ITEM_TABLES, Family
 from gems_jax.models.hf.tokenizer import check_tokenizer, load_tokenizer
@@ -261,15 +261,7 @@ def _existing_folder(folder: str | os.PathLike[str]) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: a Hugging Face model's folder has one")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, no configuration has {MAX_CONFIG_BYTES:,}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, found {type(values).__name__}")
-    return values
+    return read_object(path)
 
 
 def _replace_folder(fresh: Path, target: Path) -> None:
