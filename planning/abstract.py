@@ -14,7 +14,7 @@ from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.models.registry import FAMILIES
 from gems_jax.null_space.directions import Factor
 from gems_jax.null_space.moment_pass import kernel_specs
-from gems_jax.null_space.space import NullSpace, Side
+from gems_jax.null_space.space import OUTPUTS, NullSpace, Sides
 from gems_jax.null_space.tracing.kernel_inputs import kernel_inputs
 from gems_jax.training.distributed.mesh import param_sharding
 from gems_jax.types import PyTree
@@ -75,9 +75,11 @@ def abstract_null_space(
     frozen: PyTree,
     batch: dict[str, jax.ShapeDtypeStruct],
     protected: float,
-    side: Side = "in",
+    side: Sides = "in",
 ) -> NullSpace:
     """Factors of the shapes that a null space of these parameters has, one for every distinct input of kernels.
+
+    On both sides, as it is made from the weights: two for every kernel.
 
     Args:
       loss: ``(params, frozen, batch of one task) -> scalar``.
@@ -85,6 +87,8 @@ def abstract_null_space(
       protected: share of each input's directions that is protected.
       side: of the null space.
     """
+    if side == "both":
+        return _of_weights(params, protected)
     inputs = kernel_inputs(lambda p, given: loss(p, *given), params, (frozen, batch), kernel_specs(params), side)
     factors = {}
     for entry in inputs.inputs:
@@ -94,3 +98,15 @@ def abstract_null_space(
         kept = np.full(entry.stack, round(protected * entry.dim))
         factors[entry.name] = Factor(basis, protected > 0.5, kept, np.zeros(entry.stack))
     return NullSpace(factors, inputs.names(), side)
+
+
+def _of_weights(params: PyTree, protected: float) -> NullSpace:
+    factors, specs = {}, kernel_specs(params)
+    for path, spec in specs.items():
+        assert spec is not None
+        kept = round(protected * min(spec.matrix_shape))
+        for name, dim in zip((path, path + OUTPUTS), spec.matrix_shape, strict=True):
+            basis: Any = Zeros((*spec.batch_shape, dim, max(1, min(kept, dim - kept))))
+            sizes = np.full(spec.batch_shape, kept)
+            factors[name] = Factor(basis, 2 * kept > dim, sizes, np.zeros(spec.batch_shape))
+    return NullSpace(factors, {path: path for path in specs}, "both", outputs={path: path + OUTPUTS for path in specs})

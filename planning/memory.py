@@ -12,7 +12,7 @@ from gems_jax.config.run import Config
 from gems_jax.models import from_config
 from gems_jax.training.distributed.mesh import axis_sizes, task_axis
 from gems_jax.training.losses import task_loss
-from gems_jax.training.optimiser.build import make_optimiser, needs_null_space
+from gems_jax.training.optimiser.build import make_optimiser, needs_null_space, null_space_side
 from gems_jax.training.trainable import split_model
 from gems_jax.transform.sharding import state_sharding
 from planning.abstract import ANSWER, abstract_null_space, batch_lengths, device_bytes, sharded, sharded_params
@@ -87,7 +87,7 @@ def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, p
         lengths = batch_lengths(model_config, _TOKENS)
         row = {name: jax.ShapeDtypeStruct((1, length), jnp.int32) for name, length in lengths.items()}
         loss = task_loss(graph, config.train.loss_vocabulary, ANSWER, config.train.loss_chunk)
-        null_space = abstract_null_space(loss, params, fixed, row, protected, config.null_space.side)
+        null_space = abstract_null_space(loss, params, fixed, row, protected, null_space_side(config))
     tx = make_optimiser(config, tasks, null_space)
     state = jax.tree.map(sharded, jax.eval_shape(tx.init, params), state_sharding(tx, params, task_axis(mesh)))
     moved = device_bytes(params)

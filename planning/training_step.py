@@ -14,7 +14,7 @@ from gems_jax.models import from_config
 from gems_jax.training.build import check_batch_rows, training_model
 from gems_jax.training.distributed.mesh import batch_sharding, on_mesh, optimiser_sharding, replicated, task_axis
 from gems_jax.training.losses import task_loss
-from gems_jax.training.optimiser.build import is_constrained, make_optimiser
+from gems_jax.training.optimiser.build import is_constrained, make_optimiser, null_space_side
 from gems_jax.training.optimiser.rates import GROUPS
 from gems_jax.training.step import Control, make_step
 from gems_jax.training.trainable import split_model
@@ -87,7 +87,7 @@ def abstract_step(
     null_space = None
     if is_constrained(config):
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-        null_space = abstract_null_space(loss, params, frozen, one, protected)
+        null_space = abstract_null_space(loss, params, frozen, one, protected, null_space_side(config))
     tx = make_optimiser(config, len(tasks), null_space)
     sharding = jax.tree.map(lambda x: x.sharding, params)
     step = make_step(loss, train, tx, tasks, null_space, task_axis(mesh), sharding)

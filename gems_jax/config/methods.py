@@ -16,7 +16,8 @@ class TuningMethod:
     Attributes:
       label: for tables and pictures.
       about: what it is, in half a sentence.
-      null_space: whether its optimiser takes a null space; ``option``: where ``gems.null_space`` is set.
+      null_space: whether its optimiser takes a null space; ``option``: where ``gems.null_space`` is set; ``weights``:
+        one that is made from the weights, on both sides of the kernels.
       stays_inside: whether its updates stay in the null space that it takes.
       own_rates: whether learning rates are part of its updates. Updates of other methods are linear in the rates,
         which the step multiplies in (`gems_jax.training.optimiser.rates.scaled`).
@@ -26,7 +27,7 @@ class TuningMethod:
 
     label: str
     about: str
-    null_space: Literal["never", "option", "always"] = "never"
+    null_space: Literal["never", "option", "always", "weights"] = "never"
     stays_inside: bool = True
     own_rates: bool = False
     adapters: bool = False
@@ -52,6 +53,9 @@ METHODS: dict[str, TuningMethod] = {
     "aligned-mtl": TuningMethod("Aligned-MTL", "AdamW on gradients made orthogonal and equally long"),
     "adamw-constrained": TuningMethod(
         "joint AdamW inside the null space", "joint AdamW, its updates projected onto the null space", "always"
+    ),
+    "osft": TuningMethod(
+        "OSFT", "joint AdamW, its updates kept off the weights' leading singular directions on both sides", "weights"
     ),
     "released": TuningMethod(
         "the released optimiser",

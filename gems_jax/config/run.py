@@ -138,7 +138,8 @@ class NullSpaceConfig:
       threshold: protect the directions whose eigenvalue is at least this large.
       min_share: with ``energy``, protect at least this share of the directions, because a few outliers can hold nearly
         all of an input's energy.
-      side: ``in``: protect directions of the kernels' inputs; ``out``: of their outputs.
+      side: ``in``: protect directions of the kernels' inputs; ``out``: of their outputs; ``train.method osft`` protects
+        both.
       batches: batches of general text that the null space is estimated from.
       batch_size: inputs in each of these batches.
     """
@@ -430,6 +431,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "train.stochastic_rounding has an effect on model.dtype bfloat16 alone; leave it out"
     if METHODS[train.method].whole_rank and isinstance(config.gems.rank, float):
         yield f"train.method {train.method} needs a whole number as gems.rank, got {config.gems.rank}"
+    if METHODS[train.method].null_space == "weights" and rule.threshold is not None:
+        yield f"train.method {train.method} needs null_space.energy or null_space.rank, and no null_space.threshold"
     if isinstance(rule.rank, float) and rule.rank == 1:
         yield "null_space.rank 1.0 is all directions, so that no kernel could move; 1 is one direction, 0.5 are half"
     if train.profile is not None and train.profile[0] > train.profile[1]:

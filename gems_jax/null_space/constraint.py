@@ -1,5 +1,6 @@
 """Updates kept in a null space: the transform that projects them, its factors and what leaks."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from gems_jax.boxes import map_with_path
 from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, check_role, is_guess, resolve
 from gems_jax.linalg.orthonormal import matmul
-from gems_jax.linalg.projection import project_stack, project_update, projected_axis_first
+from gems_jax.linalg.projection import Projector, project_stack, project_update, projected_axis_first
 from gems_jax.linalg.scales import real_dtype
 from gems_jax.null_space.space import NullSpace
 from gems_jax.types import PyTree
@@ -27,8 +28,9 @@ def constrain_to_null_space(
 ) -> optax.GradientTransformationExtraArgs:
     """Projects every update into the null space: ``dW <- N dW``, whatever produced it.
 
-    Chainable behind any optimiser (before or after its learning rate): ``|K^T dW| <= 1e-5 |dW|`` for updates
-    in float32, which is what it emits for constrained kernels whatever the parameter dtype.
+    On side ``"out"`` ``dW <- dW N``, on both ``dW <- N_in dW N_out``. Chainable behind any optimiser (before or after
+    its learning rate): ``|K^T dW| <= 1e-5 |dW|`` for updates in float32, which is what it emits for constrained kernels
+    whatever the parameter dtype.
 
     Args:
       null_space: see `NullSpace`.
@@ -70,8 +72,11 @@ def constrain_to_null_space(
             name = leaf_path(path)
             if name not in null_space.inputs:
                 return update
-            projector = null_space.factor(name).projector(state.factors[null_space.inputs[name]])
-            return project_update(update, spec_of(name, update), projector, null_space.side)
+            spec = spec_of(name, update)
+            for side, source in null_space.sides_of(name).items():
+                projector = null_space.factors[source].projector(state.factors[source])
+                update = project_update(update, spec, projector, side)
+            return update
 
         return map_with_path(constrain, updates), state
 
@@ -82,6 +87,8 @@ def null_space_leak(
     updates: PyTree, null_space: NullSpace, matrix_dims: MatrixRule | None = None, probes: int | None = None
 ) -> dict[str, jax.Array]:
     """How much of each update lies in protected directions: ``|K^T dW| / |dW|``, 0 where ``dW = 0``.
+
+    On side ``"out"`` ``|dW K| / |dW|``, on both the larger of the two.
 
     With ``probes`` an estimate, ``|K^T dW g| / |dW g|`` for that many fixed Gaussian vectors ``g``: a hundredth of
     the work, and exact where every direction that the update acts on leaks as much as the others.
@@ -111,30 +118,40 @@ def null_space_leak(
         update = jnp.asarray(update)
         spec = constrained_spec(name, update, null_space, matrix_dims)
         update = update.astype(jnp.promote_types(update.dtype, jnp.float32))
-        matrices = projected_axis_first(spec.to_matrices(update), null_space.side)
-        if probes is not None:
-            vectors = jax.random.normal(jax.random.key(0), (matrices.shape[-1], probes), matrices.dtype)
-            matrices = matmul(matrices, vectors)
-        protected = matrices - project_stack(matrices, null_space.factor(name).projector())
-        size = jnp.linalg.norm(matrices, axis=(-2, -1))
-        leaks[name] = jnp.max(jnp.linalg.norm(protected, axis=(-2, -1)) / jnp.where(size > 0, size, 1))
+        matrices = spec.to_matrices(update)
+        of_sides = [
+            _leak(projected_axis_first(matrices, side), null_space.factors[source].projector(), probes)
+            for side, source in null_space.sides_of(name).items()
+        ]
+        leaks[name] = functools.reduce(jnp.maximum, of_sides)
     return leaks
 
 
+def _leak(matrices: jax.Array, projector: Projector, probes: int | None) -> jax.Array:
+    """``|K^T dW| / |dW|`` of the worst of a stack ``[batch, d, n]``."""
+    if probes is not None:
+        vectors = jax.random.normal(jax.random.key(0), (matrices.shape[-1], probes), matrices.dtype)
+        matrices = matmul(matrices, vectors)
+    protected = matrices - project_stack(matrices, projector)
+    size = jnp.linalg.norm(matrices, axis=(-2, -1))
+    return jnp.max(jnp.linalg.norm(protected, axis=(-2, -1)) / jnp.where(size > 0, size, 1))
+
+
 def check_factor(path: str, spec: MatrixSpec, null_space: NullSpace) -> MatrixSpec:
-    """Checks that a kernel's factor has its dimension and its stack, and returns the kernel's spec.
+    """Checks that a kernel's factors have its dimensions and its stack, and returns the kernel's spec.
 
     Raises:
-      ValueError: it does not.
+      ValueError: one does not.
     """
-    factor = null_space.factor(path)
-    size = spec.matrix_shape[0 if null_space.side == "in" else 1]
-    if factor.dim != size or factor.basis.shape[:-2] not in ((), spec.batch_shape):
-        raise ValueError(
-            f"the null space of {path!r} has shape {list(factor.basis.shape)}, the kernel {list(spec.shape)} needs "
-            f"[{', '.join(map(str, (*spec.batch_shape, size)))}, directions] on side {null_space.side!r}: "
-            "it was estimated from another model"
-        )
+    for side, source in null_space.sides_of(path).items():
+        factor = null_space.factors[source]
+        size = spec.matrix_shape[0 if side == "in" else 1]
+        if factor.dim != size or factor.basis.shape[:-2] not in ((), spec.batch_shape):
+            raise ValueError(
+                f"the null space of {path!r} has shape {list(factor.basis.shape)}, the kernel {list(spec.shape)} needs "
+                f"[{', '.join(map(str, (*spec.batch_shape, size)))}, directions] on side {side!r}: "
+                "it was estimated from another model"
+            )
     return spec
 
 
@@ -162,8 +179,7 @@ def factor_arrays(null_space: NullSpace, params: PyTree) -> dict[str, jax.Array]
     """
     dtypes: dict[str, Any] = {}
     for path, leaf in named_leaves(params):
-        name = null_space.inputs.get(path)
-        if name is not None:
+        for name in null_space.sides_of(path).values() if path in null_space.inputs else ():
             dtypes[name] = real_dtype([dtypes.get(name, jnp.float32), leaf.dtype])
     factors = null_space.factors.items()
     return {name: jnp.array(f.basis, dtypes.get(name, jnp.float32), copy=True) for name, f in factors}

@@ -4,9 +4,8 @@ import json
 import os
 import shutil
 import warnings
-import weakref
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +14,18 @@ import numpy as np
 
 from gems_jax.checksums import check_written, unique, write_checksums
 from gems_jax.leaf_path import named_leaves
-from gems_jax.linalg.matrix_dims import MatrixDims
+from gems_jax.linalg.matrix_dims import MatrixDims, MatrixRule
 from gems_jax.null_space.directions import Factor, Rule, factor_of, warn_if_little_is_kept
 from gems_jax.null_space.fingerprint import weights_fingerprint
 from gems_jax.null_space.second_moment import SecondMoment
+from gems_jax.null_space.shared_inputs import SharedInputs
+from gems_jax.null_space.weight_directions import weight_directions
 from gems_jax.staging import fresh_folder
 from gems_jax.types import PyTree
 
 Side = Literal["in", "out"]
+Sides = Literal["in", "out", "both"]
+OUTPUTS = " (outputs)"  # ends the names of factors of outputs, where those of inputs stand beside them
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,14 @@ class NullSpace:
 
     Attributes:
       factors: factor of each distinct input, by name.
-      inputs: name of the input of each constrained kernel, by the kernel's path.
-      side: ``"in"`` (inputs of the kernel) or ``"out"`` (outputs).
+      inputs: name of the input of each constrained kernel, by the kernel's path; on side ``"out"``, of its output.
+      side: ``"in"`` (inputs of the kernel), ``"out"`` (outputs) or ``"both"``.
       fingerprint: of the weights it was estimated from, or ``None``.
       rule: how many directions were asked for.
       roles: by path, which axes of a kernel are its inputs and outputs (``None``: a table, no kernel). Whatever uses
         the null space takes them from here; a rule that contradicts them is an error.
       left_out: leaves that are multiplied with activations, or look as if, and are not constrained: why, by path.
+      outputs: on side ``"both"`` the name of the output of each constrained kernel, by path; otherwise empty.
 
     Example:
       >>> import numpy as np
@@ -52,11 +56,12 @@ class NullSpace:
 
     factors: dict[str, Factor]
     inputs: dict[str, str]
-    side: Side = "in"
+    side: Sides = "in"
     fingerprint: str | None = None
     rule: dict[str, float] = field(default_factory=dict)
     roles: dict[str, MatrixDims | None] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_moments(
@@ -97,7 +102,7 @@ class NullSpace:
             raise ValueError(f"side is {side!r}; choose 'in' or 'out'")
         if strangers := sorted(set(roles or {}) - set(moments)):
             raise ValueError(f"roles name {strangers[0]!r}, which has no moment; there are {list(moments)[:3]}...")
-        names = _SharedInputs()
+        names = SharedInputs()
         factors: dict[str, Factor] = {}
         inputs: dict[str, str] = {}
         for path, moment in moments.items():
@@ -109,9 +114,74 @@ class NullSpace:
         warn_if_little_is_kept(factors, energy)
         return cls(factors, inputs, side, fingerprint, how_many.given(), dict(roles or {}))
 
+    @classmethod
+    def from_weights(
+        cls,
+        params: PyTree,
+        *,
+        energy: float | None = None,
+        rank: int | float | None = None,
+        min_share: float | None = None,
+        matrix_dims: MatrixRule | None = None,
+        sides: Sides = "both",
+    ) -> "NullSpace":
+        """Leading singular directions of the weights themselves, for which no text is read, by ``svd`` in float64.
+
+        ``W = U S V^T``: the first ``k`` columns of ``U`` are protected on the side of a kernel's inputs, those of ``V``
+        on the side of its outputs, so that ``dW = (I - U_k U_k^T) dW (I - V_k V_k^T)``. These are the updates that OSFT
+        can make (Nayak et al., arXiv 2504.07097), which freezes the first ``k`` singular triplets and keeps the factors
+        of the others orthogonal to them. OSFT tunes those factors, here an optimiser tunes the kernel; OSFT chooses
+        ``k`` for each layer by how alike its inputs and outputs are, here one rule holds for all.
+
+        Args:
+          params: tree of ``[*shape]`` pretrained weights.
+          energy: fewest directions that hold at least this share of the sum of squared singular values.
+          rank: this many directions (1: one); a float in (0, 1) is a share of the kernel's smaller side.
+          min_share: with ``energy``, at least this share of the smaller side.
+          matrix_dims: callable ``(path, leaf) -> MatrixDims | None``: which leaves are kernels; default
+            `stacked_matrix_dims`, kernels ``[in, out]`` and stacks ``[layers, in, out]``.
+          sides: ``"both"``, which `constrain_to_null_space` takes, or ``"in"`` or ``"out"`` alone, for `gems`.
+
+        Returns:
+          A `NullSpace` with the weights' fingerprint and the kernels' roles.
+
+        Raises:
+          ValueError: neither ``energy`` nor ``rank`` or both, a value out of range, no kernels, weights that are not
+            finite.
+
+        Example:
+          >>> import numpy as np
+          >>> ns = NullSpace.from_weights({"mlp/kernel": np.diag([9.0, 2.0, 1.0])}, rank=1)
+          >>> {name: abs(factor.basis).ravel().tolist() for name, factor in ns.factors.items()}
+          {'mlp/kernel': [1.0, 0.0, 0.0], 'mlp/kernel (outputs)': [1.0, 0.0, 0.0]}
+        """
+        if sides not in ("in", "out", "both"):
+            raise ValueError(f"sides is {sides!r}; choose 'in', 'out' or 'both'")
+        rule = Rule(energy, rank, min_share=min_share)
+        found = weight_directions(params, rule, matrix_dims)
+        one: Side = "out" if sides == "out" else "in"
+        factors = {path: of_kernel[one] for path, of_kernel in found.factors.items()}
+        inputs = {path: path for path in factors}
+        outputs = {path: path + OUTPUTS for path in factors} if sides == "both" else {}
+        factors |= {name: found.factors[path]["out"] for path, name in outputs.items()}
+        fingerprint = weights_fingerprint(params, inputs)
+        return cls(factors, inputs, sides, fingerprint, rule.given(), found.roles, found.left_out, outputs)
+
     def factor(self, path: str) -> Factor:
-        """The factor that constrains a kernel."""
+        """The factor that constrains a kernel; of two, that of its inputs."""
         return self.factors[self.inputs[path]]
+
+    def sides_of(self, path: str) -> dict[Side, str]:
+        """The protected sides of a kernel, each with the name of its factor.
+
+        Example:
+          >>> import numpy as np
+          >>> NullSpace.from_weights({"w": np.eye(2)}, rank=1).sides_of("w")
+          {'in': 'w', 'out': 'w (outputs)'}
+        """
+        if self.side == "both":
+            return {"in": self.inputs[path], "out": self.outputs[path]}
+        return {self.side: self.inputs[path]}
 
     def check_weights(self, params: PyTree) -> None:
         """Raises ``ValueError`` unless ``params`` are the weights the null space was estimated from."""
@@ -155,6 +225,7 @@ class NullSpace:
                 "rule": self.rule,
                 "factors": [{"name": n, "complement": f.complement} for n, f in self.factors.items()],
                 "inputs": self.inputs,
+                "outputs": self.outputs,
                 "roles": {path: _role_entry(role) for path, role in self.roles.items()},
                 "left_out": self.left_out,
             }
@@ -188,13 +259,16 @@ class NullSpace:
                     )
                     for i, entry in enumerate(about["factors"])
                 }
-            _check_names(about["inputs"], [entry["name"] for entry in about["factors"]])
+            inputs, outputs = about["inputs"], about.get("outputs", {})
+            _check_names(inputs, outputs, [entry["name"] for entry in about["factors"]])
             for name in ("null_space.json", "factors.npz"):
                 check_written(source, name, "calibrate again")
             roles = {path: _role(entry) for path, entry in about.get("roles", {}).items()}
             left_out = dict(about.get("left_out", {}))
             side, fingerprint = about["side"], about["fingerprint"]
-            null_space = cls(factors, about["inputs"], side, fingerprint, about["rule"], roles, left_out)
+            if side == "both" and set(outputs) != set(inputs):
+                raise ValueError("its kernels' inputs and outputs do not belong together")
+            null_space = cls(factors, inputs, side, fingerprint, about["rule"], roles, left_out, outputs)
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"the null space in {source} is damaged ({error}); calibrate again") from error
         if "roles" not in about:
@@ -208,7 +282,7 @@ class NullSpace:
     def summary(self) -> str:
         """A table: input, kernels, dimension, directions kept, residual share of the trace; then what is left out."""
         users: dict[str, int] = {}
-        for name in self.inputs.values():
+        for name in (*self.inputs.values(), *self.outputs.values()):
             users[name] = users.get(name, 0) + 1
         rows = [f"{'input of':48s} {'kernels':>7s} {'dim':>5s}  kept (of each layer)       residual"]
         for name, f in self.factors.items():
@@ -221,37 +295,14 @@ class NullSpace:
         return "\n".join(rows)
 
 
-class _SharedInputs:
-    """Which kernels were given one and the same moment: the first of them names it.
-
-    A mapping that makes its values when they are asked for (a file's arrays) lets go of each, and the next may take its
-    address, so that addresses alone say nothing. Arrays are watched, not kept: there may be more than fit into memory.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[Callable[[], Any], str]] = {}
-
-    def of(self, path: str, moment: Any) -> str:
-        """The name of a kernel's input."""
-        array = moment.total if isinstance(moment, SecondMoment) else moment
-        former, name = self._known.get(id(array), (lambda: None, path))
-        if former() is array:
-            return name
-        try:
-            self._known[id(array)] = (weakref.ref(array), path)
-        except TypeError:  # a list: kept
-            self._known[id(array)] = (lambda: array, path)
-        return path
-
-
-def _check_names(inputs: Mapping[str, str], factors: list[str]) -> None:
+def _check_names(inputs: Mapping[str, str], outputs: Mapping[str, str], factors: list[str]) -> None:
     """Raises ``ValueError`` unless every kernel has a factor, and every factor a kernel."""
     if len(set(factors)) < len(factors):
         raise ValueError("an input stands there twice")
-    for path, name in inputs.items():
+    for path, name in (*inputs.items(), *outputs.items()):
         if name not in factors:
             raise ValueError(f"kernel {path!r} has input {name!r}, which has no factor")
-    unused = sorted(set(factors) - set(inputs.values()))
+    unused = sorted(set(factors) - {*inputs.values(), *outputs.values()})
     if unused:
         raise ValueError(f"input {unused[0]!r} belongs to no kernel")
 

@@ -119,7 +119,8 @@ def _null_space_path(config: Config, made: Config) -> str:
     """Where a run's null space lies: the study's own, or one of another rule beside it."""
     given, wanted = config.null_space, made.null_space
     rule = ("side", "energy", "rank", "threshold", "min_share")
-    if all(getattr(given, key) == getattr(wanted, key) for key in rule):
+    of_weights = METHODS[made.train.method].null_space == "weights"
+    if not of_weights and all(getattr(given, key) == getattr(wanted, key) for key in rule):
         return given.path
     how = [f"{key}_{getattr(wanted, key)}" for key in rule[1:] if getattr(wanted, key) is not None]
-    return "_".join([given.path, wanted.side, *how])
+    return "_".join([given.path, "weights" if of_weights else wanted.side, *how])

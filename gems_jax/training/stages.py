@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from gems_jax.checksums import NAME, damage
+from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.batching.layouts import LAYOUTS
@@ -28,6 +29,7 @@ from gems_jax.items import (
 from gems_jax.models import load
 from gems_jax.null_space.estimate import estimate_null_space
 from gems_jax.null_space.space import NullSpace
+from gems_jax.training.optimiser.build import null_space_side
 from gems_jax.training.pretrain import pretrain
 from gems_jax.training.tokens import encode, prompt_templates
 
@@ -78,7 +80,7 @@ def ensure_base(config: Config) -> Path:
 
 
 def ensure_null_space(config: Config, model: Any = None, tokenizer: Any = None) -> NullSpace:
-    """The base model's null space, estimated now where it is missing.
+    """The base model's null space, made now where it is missing.
 
     Raises:
       ValueError: the one on file is for other weights or other settings.
@@ -92,11 +94,11 @@ def ensure_null_space(config: Config, model: Any = None, tokenizer: Any = None) 
     null_space = NullSpace.load(folder)
     null_space.check_weights(params)
     wanted = {key: float(value) for key, value in _rule(config).items() if value is not None}
-    if null_space.rule != wanted or null_space.side != config.null_space.side:
+    side = null_space_side(config)
+    if null_space.rule != wanted or null_space.side != side:
         raise ValueError(
             f"the null space in {folder} was made with {null_space.rule} on side {null_space.side!r}, the "
-            f"configuration asks for {wanted} on side {config.null_space.side!r}; calibrate again, or name "
-            "another null_space.path"
+            f"configuration asks for {wanted} on side {side!r}; calibrate again, or name another null_space.path"
         )
     print(f"calibrate: null space in {folder}")
     return null_space
@@ -110,25 +112,28 @@ def _rule(config: Config) -> dict[str, Any]:
 
 
 def calibrate(config: Config, model: Any = None, tokenizer: Any = None) -> NullSpace:
-    """Estimates the null space of the base model from general text and saves it."""
+    """Makes the null space of the base model, from general text or, for some methods, its weights, and saves it."""
     if model is None:
         model, tokenizer = load(ensure_base(config), config.model.dtype)
+    if METHODS[config.train.method].null_space == "weights":
+        rule = {name: value for name, value in _rule(config).items() if name != "threshold"}
+        null_space = NullSpace.from_weights(nnx.state(model, nnx.Param), **rule)
+    else:
+        null_space = _from_text(config, model, tokenizer)
+    null_space.save(config.null_space.path)
+    print(null_space.summary())
+    print(f"calibrate: null space in {config.null_space.path}")
+    return null_space
+
+
+def _from_text(config: Config, model: Any, tokenizer: Any) -> NullSpace:
     options = config.null_space
     tokens = token_stream(read_lines(config.text.train, "train", config.text.field), tokenizer)
     # Spread over the text; no example twice.
     batches = LAYOUTS[model.layout].text_batches(
         tokens, tokenizer, options.batch_size, config.text.input_length, options.batches
     )
-    null_space = estimate_null_space(
-        model,
-        list(batches),
-        side=options.side,
-        **_rule(config),
-    )
-    null_space.save(options.path)
-    print(null_space.summary())
-    print(f"calibrate: null space in {options.path}")
-    return null_space
+    return estimate_null_space(model, list(batches), side=options.side, **_rule(config))
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,10 @@ def _kernel(index: int, path: str, spec: MatrixSpec, settings: Settings) -> Kern
     m, n = spec.matrix_shape
     side = settings.side
     if side == "auto":
+        side = "in" if m <= n else "out"
         on_update = constrained and settings.constraint == "update"
-        side = null_space.side if on_update and null_space is not None else ("in" if m <= n else "out")
+        if on_update and null_space is not None and null_space.side != "both":  # which the settings refuse
+            side = null_space.side
     smaller = min(m, n) if spec.batch else 0  # a stack of no layers has nothing to keep
     rank = _resolve_rank(settings.rank, smaller)
     task_rank = max(1, rank // 2) if settings.task_rank is None else settings.task_rank

@@ -59,6 +59,11 @@ class Settings:
             raise ValueError(f"num_tasks must be at least 1, got {self.num_tasks}")
         if self.side not in ("auto", "in", "out"):
             raise ValueError(f"side is {self.side!r}; choose 'auto', 'in' or 'out'")
+        if self.null_space is not None and self.null_space.side == "both":
+            raise ValueError(
+                "the null space is on both sides of the kernels, gems makes its bases inside one: give one of "
+                "sides='in' or 'out', or chain gems_jax.constrain_to_null_space(null_space) behind an optimiser"
+            )
         if self.constraint not in ("update", "gradient"):
             raise ValueError(f"constraint is {self.constraint!r}; choose 'update' or 'gradient'")
         for name, value, least in (("rank", self.rank, 1), ("task_rank", self.task_rank, 0)):

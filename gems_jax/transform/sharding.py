@@ -12,6 +12,7 @@ from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec, resolve
 from gems_jax.linalg.stacks import check_auto
 from gems_jax.null_space.constraint import ConstrainToNullSpaceState
+from gems_jax.null_space.space import OUTPUTS
 from gems_jax.transform.init_plans import InitPlan, init_shapes
 from gems_jax.transform.state import GemsState
 from gems_jax.types import PyTree
@@ -171,10 +172,12 @@ class _Find(NamedTuple):
     def factor(self, name: str, x: Any, matrix: Matrix | None = None, side: str = "in") -> NamedSharding:
         """Sharding of a null-space factor ``[*batch, d, c]``, by a kernel that reads the input."""
         if matrix is None:
-            shape = self.layouts[name].shape if name in self.layouts else ()
+            kernel = name.removesuffix(OUTPUTS)
+            shape = self.layouts[kernel].shape if kernel in self.layouts else ()
             if len(shape) < 2:
                 return self.replicated()
-            matrix, side = self.matrix(name, resolve(MatrixDims(), shape)), "in" if shape[-2] == x.shape[-2] else "out"
+            matrix = self.matrix(kernel, resolve(MatrixDims(), shape))
+            side = "in" if kernel == name and shape[-2] == x.shape[-2] else "out"
         batch = matrix.batch if len(x.shape) == 2 + len(matrix.batch) else ()
         return self.sharding((*batch, matrix.sides[side], self.dividing(matrix.sides[_OTHER[side]], x.shape[-1])))
 

@@ -166,6 +166,8 @@ def gradients():
 def first_update(config):
     moments = {"block/kernel": np.diag(np.arange(1.0, 9 if config.null_space.side == "in" else 7))}
     ns = NullSpace.from_moments(moments, rank=2, side=config.null_space.side)
+    if METHODS[config.train.method].null_space == "weights":
+        ns = NullSpace.from_weights(PARAMS, rank=2)
     tx = make_method(config, 2, ns)
 
     @jax.jit

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import gems_jax, metrics, options
+from tiny import gems_jax, metrics, options, read
 
 from gems_jax import baselines
 from gems_jax.baselines.weighting import weighted
@@ -16,6 +16,7 @@ from gems_jax.config.run import Config, TrainConfig, check
 from gems_jax.study.config import StudyConfig
 from gems_jax.training.optimiser.build import make_method
 from gems_jax.training.optimiser.methods import BUILDERS, merged_by, register_method
+from gems_jax.training.stages import ensure_null_space
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +32,7 @@ def test_documents_list_the_methods_there_are():
     )
     assert set(re.findall(r"[(,] *`([a-z-]+)`", listed[0])) == set(METHODS) - {"gems"}
     rows = [line.split(" | ") for line in (ROOT / "docs" / "methods.md").read_text().splitlines() if line[:3] == "| `"]
-    takes = {"never": "no |", "option": "with `gems.null_space` |", "always": "yes |"}
+    takes = {"never": "no |", "option": "with `gems.null_space` |", "always": "yes |", "weights": "of the weights |"}
     assert rows == [[f"| `{n}`", m.label, m.about, takes[m.null_space]] for n, m in METHODS.items()]
 
 
@@ -71,6 +72,23 @@ def test_a_method_from_outside_is_named_by_a_configuration_and_a_study_and_tunes
         ValueError, match=r"train.method must be one of .*, got 'first-tasks'; did you mean 'first-task'"
     ):
         check(Config(train=TrainConfig(method="first-tasks")))
+
+
+def test_osft_reads_its_null_space_off_the_base_model_and_takes_none_of_text(prepared, tmp_path):
+    options_of = lambda **others: options(prepared.root, train__method="osft", text__train="nowhere.txt", **others)  # noqa: E731
+    config = read("train", "--workdir", tmp_path / "run", *options_of(null_space__path=tmp_path / "weights"))
+    made = ensure_null_space(config)
+    assert (made.side, made.rule) == ("both", {"energy": 0.85, "min_share": 0.35})
+    again = ensure_null_space(config)
+    assert again.outputs == made.outputs
+    with pytest.raises(
+        ValueError, match=r"on side 'in', the configuration asks for .* on side 'both'; calibrate again"
+    ):
+        ensure_null_space(read("train", "--workdir", tmp_path / "run", *options_of()))
+    with pytest.raises(
+        ValueError, match="osft needs null_space.energy or null_space.rank, and no null_space.threshold"
+    ):
+        read("train", "--workdir", tmp_path, *options_of(null_space__energy="null", null_space__threshold=0.1))
 
 
 @pytest.mark.parametrize(

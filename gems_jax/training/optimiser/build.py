@@ -4,7 +4,7 @@ import optax
 
 from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config, TrainConfig
-from gems_jax.null_space.space import NullSpace
+from gems_jax.null_space.space import NullSpace, Sides
 from gems_jax.training.optimiser.clipping import clip_tasks
 from gems_jax.training.optimiser.guard import refuse_not_finite
 from gems_jax.training.optimiser.methods import BUILDERS
@@ -28,7 +28,12 @@ def is_trained(path: str, config: TrainConfig) -> bool:
 def needs_null_space(config: Config) -> bool:
     """Whether a run's optimiser takes a null space."""
     needed = METHODS[config.train.method].null_space
-    return needed == "always" or (needed == "option" and config.gems.null_space)
+    return needed in ("always", "weights") or (needed == "option" and config.gems.null_space)
+
+
+def null_space_side(config: Config) -> Sides:
+    """The side of the kernels on which a run's null space is; both where it is made from the weights."""
+    return "both" if METHODS[config.train.method].null_space == "weights" else config.null_space.side
 
 
 def is_constrained(config: Config) -> bool:

@@ -111,6 +111,7 @@ BUILDERS: dict[str, Builder] = {
     "imtl-g": merged_by(baselines.imtl_g),
     "aligned-mtl": merged_by(baselines.aligned_mtl),
     "adamw-constrained": _joint,
+    "osft": _joint,
     "released": _released,
 }
 
