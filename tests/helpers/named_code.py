@@ -19,7 +19,7 @@ def programs():
     """File -> text of every program that lies outside the package; the blocks of a page are one program."""
     found = {}
     for folder in ("benchmarks", "launch", "docs"):
-        found |= {path: path.read_text() for path in sorted((ROOT / folder).glob("*.py"))}
+        found |= {path: path.read_text() for path in sorted((ROOT / folder).rglob("*.py"))}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = [cell["source"] for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
         text = "\n".join("".join(lines) for lines in cells)

@@ -1,0 +1,93 @@
+"""A method's training step in JAX: compiled, counted, and run step after step."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.train_step.problem import REFRESH_EVERY, Batch, Problem
+from gems_jax.training.optimiser.factors import held_factors
+from planning.abstract import device_bytes
+from planning.costs import Costs, costs_of
+from planning.hlo import Instruction
+
+# Runs of loops whose trip count is data: a warm refresh by subspace iteration takes two passes.
+DATA_TRIPS = 2
+
+
+class JaxMethod(NamedTuple):
+    """A method.
+
+    Attributes:
+      start: ``(kernels, frozen) -> (trained, state, fixed)``: what the steps change, the optimiser's state, and what
+        stays.
+      step: ``(trained, state, fixed, batch) -> (trained, state, losses)``.
+      joint: whether the batch is ``[T * B, ...]``, or ``[T, B, ...]``.
+      refreshes: whether bases are made anew every `REFRESH_EVERY` steps.
+    """
+
+    start: Callable[..., tuple[Any, Any, Any]]
+    step: Callable[..., tuple[Any, Any, Any]]
+    joint: bool
+    refreshes: bool
+
+    def batch(self, problem: Problem, rows: int | None = None) -> Batch:
+        return problem.joint_batch(rows) if self.joint else problem.task_batch(rows)
+
+
+def taken(refresh: bool) -> Callable[[Instruction], int | None]:
+    """The branches of a step: blocks are well conditioned and decompositions finite, all else asks for a refresh."""
+    return lambda x: 1 if Path(x.source).name in ("orthonormal.py", "subspace.py") else int(refresh)
+
+
+class JaxRun:
+    """A method's compiled step, its memory and costs; `begin` makes the arrays that `step` works on."""
+
+    def __init__(self, method: JaxMethod, problem: Problem):
+        self._method, self._problem = method, problem
+        self.refreshes = method.refreshes
+        start = jax.jit(method.start, donate_argnums=(0, 1))
+        kernels, frozen = jax.eval_shape(problem.parameters)
+        self._batch = method.batch(problem)
+        arguments = (*jax.eval_shape(start, kernels, frozen), self._batch)
+        since = time.perf_counter()
+        self._compiled: Any = jax.jit(method.step, donate_argnums=(0, 1)).lower(*arguments).compile()
+        self.compile_seconds = time.perf_counter() - since
+        self._start = start.lower(kernels, frozen).compile()
+
+    def begin(self) -> None:
+        self._trained, self._state, self._fixed = self._start(*self._problem.parameters())
+        self._batch = jax.tree.map(jnp.asarray, self._batch)
+
+    def step(self) -> np.ndarray:
+        """One update; the loss, or the tasks' losses."""
+        moved = self._compiled(self._trained, self._state, self._fixed, self._batch)
+        self._trained, self._state, losses = jax.block_until_ready(moved)
+        return np.asarray(losses)
+
+    def make_refresh_due(self) -> None:
+        """Turns all counters to where the next step makes bases anew, warm: from those in force."""
+        self._state = jax.tree_util.tree_map_with_path(
+            lambda path, x: jnp.full_like(x, REFRESH_EVERY) if getattr(path[-1], "name", "") == "count" else x,
+            self._state,
+        )
+
+    def state_bytes(self) -> dict[str, int]:
+        factors = device_bytes(dict(held_factors(self._state)))
+        return {"optimiser": device_bytes(self._state) - factors, "null_space": factors}
+
+    def compiled_bytes(self) -> int:
+        """Arguments, temporaries and those outputs that do not take an argument's place."""
+        m = self._compiled.memory_analysis()
+        return m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+
+    def flops(self) -> float:
+        """Of the products of a plain step."""
+        return self.costs(refresh=False).total_flops
+
+    def costs(self, refresh: bool) -> Costs:
+        return costs_of(self._compiled.as_text(), taken(refresh), DATA_TRIPS)
