@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gems_jax.null_space.estimate import estimate_null_space, observed_matrix_dims
     from gems_jax.ranking import metrics, rank_items
     from gems_jax.transform import released as presets
+    from gems_jax.transform.orbit import orbit
     from gems_jax.transform.reports import diagnostics, state_bytes
     from gems_jax.transform.sharding import state_sharding
     from gems_jax.transform.wrappers import accumulate, apply_if_finite
@@ -43,6 +44,7 @@ _LAZY = {
     "state_sharding": ("gems_jax.transform.sharding", "state_sharding"),
     "accumulate": ("gems_jax.transform.wrappers", "accumulate"),
     "apply_if_finite": ("gems_jax.transform.wrappers", "apply_if_finite"),
+    "orbit": ("gems_jax.transform.orbit", "orbit"),
 }
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "models",
     "null_space_leak",
     "observed_matrix_dims",
+    "orbit",
     "presets",
     "rank_items",
     "scale_by_gems",

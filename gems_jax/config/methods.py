@@ -57,6 +57,9 @@ METHODS: dict[str, TuningMethod] = {
     "osft": TuningMethod(
         "OSFT", "joint AdamW, its updates kept off the weights' leading singular directions on both sides", "weights"
     ),
+    "orbit": TuningMethod(
+        "ORBIT", "joint AdamW, the weights averaged with the pretrained ones where they stray too far", own_rates=True
+    ),
     "released": TuningMethod(
         "the released optimiser",
         "the optimiser that the authors of GEMS released",

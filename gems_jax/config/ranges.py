@@ -132,6 +132,8 @@ RANGES: Mapping[str, Range] = types.MappingProxyType({
     "gems.scale": Range(above=0),
     "lora.rank": whole(1),
     "lora.alpha": Range(above=0),
+    "orbit.max_distance": Range(above=0),
+    "orbit.share": Range(above=0, most=1),
     "mesh.fsdp": whole(1),
     "mesh.tensor": whole(1),
     "mesh.task": whole(1),

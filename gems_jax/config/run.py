@@ -241,6 +241,20 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class OrbitConfig:
+    """How ``train.method: orbit`` holds weights to the pretrained ones (arXiv 2605.12419).
+
+    Attributes:
+      max_distance: Euclidean distance of the trained weights, item rows aside, from the pretrained ones, beyond which
+        the two are averaged.
+      share: share of the pretrained weights in that average.
+    """
+
+    max_distance: float = 10.0
+    share: float = 0.5
+
+
+@dataclass(frozen=True)
 class MeshConfig:
     """How the devices of all processes are laid out; rows of batches are split over those that no field below takes.
 
@@ -379,6 +393,7 @@ class Config:
     items: ItemsConfig = field(default_factory=ItemsConfig)
     gems: GemsConfig = field(default_factory=GemsConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    orbit: OrbitConfig = field(default_factory=OrbitConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -86,7 +86,17 @@ def compile_step(
     frozen = jax.device_put(frozen, param_sharding(frozen, mesh))
     constraint = null_space if is_constrained(config) else None
     # The null space by its identity: it stays as it is, and with the program it is kept alive.
-    key = (mesh, graphdef, _decisive(train), config.gems, config.lora, tasks, id(null_space), answer_length)
+    key = (
+        mesh,
+        graphdef,
+        _decisive(train),
+        config.gems,
+        config.lora,
+        config.orbit,
+        tasks,
+        id(null_space),
+        answer_length,
+    )
     known = programs.get(key) if programs is not None else None
     tx = known[0] if known else make_optimiser(config, len(tasks), null_space)
     state_sharding = optimiser_sharding(tx, params)

@@ -188,6 +188,7 @@ MERGING = ("pcgrad", "cagrad", "nash-mtl", "uncertainty", "mgda", "dwa", "imtl-g
 def first_updates():
     """By method; without those whose first step by Adam is the sign of a merged gradient, which several share."""
     config = changed(Config(), {"gems.rank": 2, "train.warmup": 0, "train.item_learning_rate": 1e-2})
+    config = changed(config, {"orbit.max_distance": 1e-3})  # else its first update is AdamW's
     return {
         name: first_update(configured(config, name, (1e-3, None), 0, width=8))
         for name in study_methods()
@@ -205,6 +206,14 @@ def test_every_method_gives_an_update_of_its_own(first_updates):
     for place, name in enumerate(names):
         for other in names[place + 1 :]:
             assert not np.allclose(kernels[name], kernels[other], atol=1e-7), (name, other)
+
+
+def test_orbit_holds_kernels_to_the_pretrained_ones_and_leaves_item_rows_alone(first_updates):
+    ours, free = first_updates["orbit"], first_updates["adamw"]
+    kernel, whole = (np.asarray(updates["block"]["kernel"]) for updates in (ours, free))
+    assert np.linalg.norm(whole) > 2e-3
+    np.testing.assert_allclose(kernel, 1e-3 * whole / np.linalg.norm(whole), rtol=1e-4)
+    np.testing.assert_allclose(ours["item_embedding"]["embedding"], free["item_embedding"]["embedding"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", MERGING)

@@ -15,10 +15,12 @@ from gems_jax.linalg.matrix_dims import stacked_matrix_dims
 from gems_jax.null_space.constraint import constrain_to_null_space
 from gems_jax.null_space.space import NullSpace
 from gems_jax.task_grads import merge_tasks
-from gems_jax.training.optimiser.rates import GROUPS, groups, schedule
+from gems_jax.training.optimiser.rates import GROUPS, groups, peak_rates, schedule
 from gems_jax.transform import gates
 from gems_jax.transform.gems import gems
+from gems_jax.transform.orbit import orbit
 from gems_jax.transform.released import released
+from gems_jax.types import PyTree
 
 Transform: TypeAlias = optax.GradientTransformationExtraArgs
 # ``(config, number of tasks, the null space it is to use or None) -> transform`` for gradients ``[T, *shape]``.
@@ -97,6 +99,19 @@ def _released(config: Config, num_tasks: int, null_space: NullSpace | None) -> T
     return optax.with_extra_args_support(optax.chain(optimiser, rates))
 
 
+def _orbit(config: Config, num_tasks: int, null_space: NullSpace | None) -> Transform:
+    """Joint AdamW, held to the base model; rows of items are new, so that there is nothing to hold them to."""
+    train = config.train
+    peaks = zip(GROUPS, peak_rates(train).tolist(), strict=True)
+    rates = {group: optax.scale_by_learning_rate(schedule(train, peak)) for group, peak in peaks}
+    joint = optax.chain(merge_tasks(), adamw(config), optax.partition(rates, groups))
+
+    def held(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda group: group != "items", groups(params))
+
+    return orbit(joint, config.orbit.max_distance, share=config.orbit.share, mask=held)
+
+
 BUILDERS: dict[str, Builder] = {
     "adamw": _joint,
     "lora": _joint,  # of the adapters, which the parameters are then
@@ -112,6 +127,7 @@ BUILDERS: dict[str, Builder] = {
     "aligned-mtl": merged_by(baselines.aligned_mtl),
     "adamw-constrained": _joint,
     "osft": _joint,
+    "orbit": _orbit,
     "released": _released,
 }
 
