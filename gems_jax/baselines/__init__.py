@@ -16,6 +16,7 @@ from gems_jax.baselines.mgda import mgda
 from gems_jax.baselines.nash_mtl import nash_mtl
 from gems_jax.baselines.pcgrad import pcgrad
 from gems_jax.baselines.uncertainty import uncertainty
+from gems_jax.baselines.upgrad import upgrad
 
 __all__ = [
     "aligned_mtl",
@@ -28,4 +29,5 @@ __all__ = [
     "nash_mtl",
     "pcgrad",
     "uncertainty",
+    "upgrad",
 ]

@@ -48,7 +48,7 @@ def minimise_on_simplex(derivatives: Derivatives, present: jax.Array, iterations
         solved = jnp.linalg.solve(system, right)
         dw, dm = solved[:size] * there, solved[size]
         dz = (target / w - z - z / w * dw) * there
-        length = jnp.minimum(_to_boundary(w, dw), _to_boundary(z, dz))
+        length = jnp.minimum(to_boundary(w, dw), to_boundary(z, dz))
         length = jnp.where(jnp.all(jnp.isfinite(solved)), length, 0)
         move = lambda x, d: jnp.where(length > 0, x + length * d, x)  # noqa: E731
         return (jnp.maximum(move(w, dw), 1e-12), jnp.maximum(move(z, dz), 1e-12), move(multiplier, dm)), None
@@ -59,6 +59,7 @@ def minimise_on_simplex(derivatives: Derivatives, present: jax.Array, iterations
     return w / jnp.maximum(jnp.sum(w), jnp.finfo(jnp.float32).tiny)
 
 
-def _to_boundary(x: jax.Array, dx: jax.Array) -> jax.Array:
+def to_boundary(x: jax.Array, dx: jax.Array) -> jax.Array:
+    """How much of a step, at most all, keeps a positive ``x`` positive."""
     ratios = jnp.where(dx < 0, -x / jnp.where(dx < 0, dx, -1), jnp.inf)
     return jnp.minimum(1.0, 0.99 * jnp.min(ratios))

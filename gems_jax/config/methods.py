@@ -51,6 +51,7 @@ METHODS: dict[str, TuningMethod] = {
     "dwa": TuningMethod("DWA", "AdamW with more weight where the loss falls slowly"),
     "imtl-g": TuningMethod("IMTL-G", "AdamW on the combination with the same projection on every task's gradient"),
     "aligned-mtl": TuningMethod("Aligned-MTL", "AdamW on gradients made orthogonal and equally long"),
+    "upgrad": TuningMethod("UPGrad", "AdamW on the mean of gradients projected onto the cone that hurts no task"),
     "adamw-constrained": TuningMethod(
         "joint AdamW inside the null space", "joint AdamW, its updates projected onto the null space", "always"
     ),

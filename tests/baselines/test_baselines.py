@@ -17,7 +17,7 @@ from gems_jax.baselines.pcgrad import projected
 
 SHAPES = {"w": (4, 3), "stack": (2, 3, 2), "scale": ()}
 SIZE = 25
-GRADIENT_BASED = ("pcgrad", "cagrad", "mgda", "nash_mtl", "imtl_g", "aligned_mtl")
+GRADIENT_BASED = ("pcgrad", "cagrad", "mgda", "nash_mtl", "imtl_g", "aligned_mtl", "upgrad")
 WITH_LOSSES = ("uncertainty", "dwa")
 MERGING = ("joint", *WITH_LOSSES, *GRADIENT_BASED)
 ALL = (*MERGING, "galore")
@@ -296,6 +296,34 @@ def test_aligned_gradients_of_deficient_rank_stay_in_their_span():
     np.testing.assert_allclose(merged("aligned_mtl", np.stack([row, row])), row, atol=1e-4)
 
 
+def nearest_without_conflict(rows, row):
+    """The projection of a gradient onto the dual cone of all: the best of every set of gradients that are added."""
+    best = row
+    for number in range(len(rows) + 1):
+        for chosen in map(list, itertools.combinations(range(len(rows)), number)):
+            added = -np.linalg.pinv(rows[chosen].T) @ row if chosen else np.zeros(0)
+            candidate = row + added @ rows[chosen]
+            inside = (rows @ candidate).min() > -1e-9
+            if inside and ((rows @ best).min() < -1e-9 or np.linalg.norm(candidate - row) < np.linalg.norm(best - row)):
+                best = candidate
+    return best
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 5])
+def test_upgrad_is_the_mean_of_the_nearest_gradients_without_conflict(num_tasks):
+    for seed in range(3):
+        rows = jacobian(num_tasks, seed, conflict=0.95)
+        expected = np.mean([nearest_without_conflict(rows, row) for row in rows], axis=0)
+        np.testing.assert_allclose(merged("upgrad", rows), expected, atol=1e-4)
+
+
+def test_upgrad_averages_gradients_without_conflict_and_is_half_of_pcgrad_of_two():
+    agreeing = np.abs(jacobian(3))
+    np.testing.assert_allclose(merged("upgrad", agreeing), agreeing.mean(0), atol=1e-5)
+    rows = jacobian(2, conflict=0.95)
+    np.testing.assert_allclose(merged("upgrad", rows), merged("pcgrad", rows) / 2, atol=1e-5)
+
+
 # --- what all of them share --------------------------------------------------------------------------------------
 
 
@@ -339,7 +367,7 @@ def test_scaling_one_task_keeps_the_direction(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "num_tasks"), [("pcgrad", 2), *itertools.product(["mgda", "nash_mtl", "imtl_g"], [2, 3, 8])]
+    ("name", "num_tasks"), [("pcgrad", 2), *itertools.product(["mgda", "nash_mtl", "imtl_g", "upgrad"], [2, 3, 8])]
 )
 def test_no_conflict_is_left_where_none_is_promised(name, num_tasks):
     for seed in range(3):

@@ -181,7 +181,7 @@ def first_update(config):
     return update(gradients())
 
 
-MERGING = ("pcgrad", "cagrad", "nash-mtl", "uncertainty", "mgda", "dwa", "imtl-g", "aligned-mtl")
+MERGING = ("pcgrad", "cagrad", "nash-mtl", "uncertainty", "mgda", "dwa", "imtl-g", "aligned-mtl", "upgrad")
 
 
 @pytest.fixture(scope="module")

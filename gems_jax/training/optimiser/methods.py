@@ -125,6 +125,7 @@ BUILDERS: dict[str, Builder] = {
     "dwa": merged_by(baselines.dwa),
     "imtl-g": merged_by(baselines.imtl_g),
     "aligned-mtl": merged_by(baselines.aligned_mtl),
+    "upgrad": merged_by(baselines.upgrad),
     "adamw-constrained": _joint,
     "osft": _joint,
     "orbit": _orbit,
