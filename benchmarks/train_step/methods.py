@@ -1,6 +1,7 @@
 """The methods by name, in the order of the table, and why those that cannot run here cannot."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -42,6 +43,8 @@ def run_of(name: str, problem: Problem) -> Any:
     """A `Run`; PyTorch and transformers are imported where they are asked for."""
     if name in JAX:
         return JaxRun(JAX[name](problem), problem)
+    # PyTorch's threads would wait for each other awake: on a busy machine that is most of their CPU time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from benchmarks.train_step.torch_adamw import TorchRun
     from benchmarks.train_step.torch_released import TorchReleasedRun
 
