@@ -17,6 +17,7 @@ FLOORS = (
     ("gems_jax.task_grads", "gems_jax.linalg"),
     ("gems_jax.null_space", "gems_jax.baselines"),
     ("gems_jax.transform",),
+    ("gems_jax.projected",),
     ("gems_jax.models",),
     ("gems_jax.items",),
     ("gems_jax.data",),
@@ -29,7 +30,7 @@ FLOORS = (
     ("gems_jax.cli",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-CORE = {room for rooms in FLOORS[:7] for room in rooms}
+CORE = {room for rooms in FLOORS[:8] for room in rooms}
 WIDTH, HEIGHT, GAP, LEFT = 190, 34, 26, 20
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gems_jax import baselines, items, models
     from gems_jax.items.tokens import ItemIndex
     from gems_jax.null_space.estimate import estimate_null_space, observed_matrix_dims
+    from gems_jax.projected.plan import projection_plan
+    from gems_jax.projected.task_grads import projected_task_grads
     from gems_jax.ranking import metrics, rank_items
     from gems_jax.transform import released as presets
     from gems_jax.transform.orbit import orbit
@@ -41,6 +43,8 @@ _LAZY = {
     "observed_matrix_dims": ("gems_jax.null_space.estimate", "observed_matrix_dims"),
     "diagnostics": ("gems_jax.transform.reports", "diagnostics"),
     "state_bytes": ("gems_jax.transform.reports", "state_bytes"),
+    "projected_task_grads": ("gems_jax.projected.task_grads", "projected_task_grads"),
+    "projection_plan": ("gems_jax.projected.plan", "projection_plan"),
     "state_sharding": ("gems_jax.transform.sharding", "state_sharding"),
     "accumulate": ("gems_jax.transform.wrappers", "accumulate"),
     "apply_if_finite": ("gems_jax.transform.wrappers", "apply_if_finite"),
@@ -72,6 +76,8 @@ __all__ = [
     "observed_matrix_dims",
     "orbit",
     "presets",
+    "projected_task_grads",
+    "projection_plan",
     "rank_items",
     "scale_by_gems",
     "stacked_matrix_dims",

@@ -219,17 +219,17 @@ def _iterated(
     rank = previous.shape[-1]
 
     def project(x: jax.Array) -> jax.Array:
-        return _projected(x, projector.project_once, exclude)
+        return project_inside(x, projector.project_once, exclude)
 
     # The former basis too: inside but for its rounding, which may meet a gradient that is much larger outside.
-    fill = jnp.broadcast_to(_random(projector, previous.shape[-2], there, key), previous.shape)
+    fill = jnp.broadcast_to(generic_columns(projector, previous.shape[-2], there, key), previous.shape)
     together = project(jnp.concatenate([previous, fill], axis=-1))
     start, fill = whole_columns(together[..., :rank]), whole_columns(together[..., rank:])
     # Generic directions inside see as much of what remains of the gradient as is their share of all directions.
     lengths = norms(fill, -2)
     seen = norms(transposed_times(gradient, fill / jnp.where(lengths > 0, lengths, 1)))
     share = jnp.sqrt(jnp.sum(lengths > 0, axis=-1, keepdims=True) / gradient.shape[-2])
-    remains = seen > _rounding(gradient.dtype) * share * norms(gradient)
+    remains = seen > rounding(gradient.dtype) * share * norms(gradient)
     start = jnp.where(warm[..., None, None], start, fill)
     sweeps = jnp.where(jnp.all(warm), WARM_SWEEPS, COLD_SWEEPS)
     return orthonormal_inside(start, project, fill, gradient, sweeps), remains
@@ -253,14 +253,14 @@ def _decomposed(
     )
 
     def project(x: jax.Array) -> jax.Array:
-        return _projected(x, inside, others)
+        return project_inside(x, inside, others)
 
     if mesh_of_devices():  # of two that lie differently
         matrix, fill = project(matrix), whole_columns(project(fill))
     else:  # together, as projections are most of what there is to compile
         together = project(jnp.concatenate([matrix, fill], axis=-1))
         matrix, fill = together[..., :-rank], together[..., -rank:]
-    remains = norms(matrix) > _rounding(gradient.dtype) * norms(gradient)
+    remains = norms(matrix) > rounding(gradient.dtype) * norms(gradient)
     # The scale of a gradient is irrelevant to its directions; without this the Gram matrix may underflow.
     matrix, _ = _scaled(matrix)
     basis = whole_columns(leading_vectors(matrix, rank, method) * there)
@@ -272,7 +272,7 @@ def _decomposed(
     return lift(basis), remains
 
 
-def _projected(x: jax.Array, once: Project, others: jax.Array | None) -> jax.Array:
+def project_inside(x: jax.Array, once: Project, others: jax.Array | None) -> jax.Array:
     """``x`` inside the null space, and outside the span of ``others``: projected twice, for float32."""
 
     def both(x: jax.Array) -> jax.Array:
@@ -282,7 +282,7 @@ def _projected(x: jax.Array, once: Project, others: jax.Array | None) -> jax.Arr
     return jax.lax.fori_loop(0, 2, lambda _, x: both(x), x)
 
 
-def _random(projector: Projector, rows: int, there: jax.Array, key: jax.Array) -> jax.Array:
+def generic_columns(projector: Projector, rows: int, there: jax.Array, key: jax.Array) -> jax.Array:
     """Generic columns ``[..., p, rank]``, zeros where there is no room; of the null space where its basis is known."""
     if projector.factor is None or not projector.complement:
         return there * jax.random.normal(key, (rows, there.shape[-1]), there.dtype)
@@ -290,7 +290,7 @@ def _random(projector: Projector, rows: int, there: jax.Array, key: jax.Array) -
     return times(factor, there * jax.random.normal(key, (factor.shape[-1], there.shape[-1]), there.dtype))
 
 
-def _rounding(dtype: Any) -> float:
+def rounding(dtype: Any) -> float:
     """Share of a gradient's norm below which what is left of it is rounding."""
     return 100 * float(jnp.finfo(dtype).eps)
 

@@ -1,4 +1,4 @@
-"""One step of a group of equal kernels, in the bases in force: project, inner update, fuse."""
+"""One step of a group of equal kernels, in the bases in force: inner update, fuse."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,15 +10,7 @@ import optax
 from gems_jax.linalg.orthonormal import matmul, norms
 from gems_jax.linalg.projection import Projector, project_stack, projected_axis_first
 from gems_jax.linalg.scales import Size, limited, squares
-from gems_jax.transform.refresh import (
-    Refresh,
-    Refreshed,
-    Request,
-    has_basis,
-    members_due,
-    room,
-    where_leading,
-)
+from gems_jax.transform.refresh import Refreshed, has_basis, where_leading
 from gems_jax.transform.settings import Settings
 from gems_jax.types import PyTree
 
@@ -94,9 +86,25 @@ def lift_inner(
     return init, update
 
 
+class LowGradients(NamedTuple):
+    """A group's low-rank gradients, in the bases that are now in force.
+
+    Attributes:
+      shared: ``[k, r, q]`` ``U_s^T G_s``.
+      task: ``[T, k, r_t, q]`` ``U_t^T G_t``, or ``None`` where there are no task branches in this step.
+      sizes: of the whole gradients, ``[k]`` and ``[T, k]``.
+      progress: ``[T]``, see `gems_jax.transform.gates.Signals`.
+    """
+
+    shared: jax.Array
+    task: jax.Array | None
+    sizes: tuple[Size, Size | None]
+    progress: jax.Array
+
+
 def run_inner(
     basis: jax.Array,
-    gradient: jax.Array,
+    low: jax.Array,
     size: Size,
     weights: jax.Array,
     state: PyTree,
@@ -105,14 +113,14 @@ def run_inner(
     settings: Settings,
     extra: dict[str, Any],
 ) -> tuple[jax.Array, PyTree, jax.Array]:
-    """``L = U^T G``, ``X = inner(L)``; inactive branches take no step and their state stays.
+    """``X = inner(L)``; inactive branches take no step and their state stays.
 
     Returns:
-      ``(X, state, L)``.
+      ``(X, state, L)``, ``L`` as it was stepped on.
     """
     init, update = lift_inner(settings.inner, basis.ndim - 2)
     on = active[..., None, None]
-    low = jnp.where(on, matmul(basis.mT, gradient), 0)
+    low = jnp.where(on, low, 0)
     # Where the gradient's rank is below the basis', surplus columns meet nothing but rounding, which Adam would
     # blow up to full-size steps: no digit of these rows means anything.
     size = Size(*(x[..., None, None] for x in size))
@@ -127,75 +135,52 @@ def run_inner(
 
 def step_group(
     state: BranchState,
-    request: Request,
+    lows: LowGradients,
     refreshed: Refreshed,
     weights: jax.Array,
     present: TaskMask,
     scales: jax.Array,
-    refresh: Refresh,
+    settings: Settings,
     extra: dict[str, Any],
 ) -> tuple[Steps, BranchState]:
     """Runs the inner transform in every branch of a group of equal kernels, in the bases that are now in force.
 
-    ``L_b = U_b^T G_b``, ``X_b = inner(L_b)`` (arXiv 2601.09496, section 3). The state of a branch whose task
-    is absent, or that has no basis yet, is frozen and its step is 0.
+    ``X_b = inner(L_b)`` (arXiv 2601.09496, section 3). The state of a branch whose task is absent, or that has no
+    basis yet, is frozen and its step is 0.
 
     Args:
       state: see `BranchState`.
-      request: of this step; its gradients are those stepped on: ``[k, p, q]`` ``G_s`` and ``[T, k, p, q]``, or ``None``
-        where there are no task branches in this step; projected axis first, float32 or float64.
-      refreshed: the bases after the request.
+      lows: the low-rank gradients.
+      refreshed: the bases they are in, all branches that wait among its flags.
       weights: ``[k, p, q]`` the kernels themselves, for inner transforms that look at them.
       present: which tasks count.
       scales: ``[1 + T]`` powers of two that bring the shared and the tasks' gradients near 1.
-      refresh: when and how bases are refreshed.
+      settings: of the transform.
       extra: extra arguments handed to the inner transform.
 
     Returns:
       ``(Steps, BranchState)``.
     """
-    num_tasks = state.pending.shape[0] - 1
-    (shared_grad, task_grad), (shared_size, task_size) = request.gradients, request.sizes
+    num_tasks = len(state.pending) - 1
     (shared, task), pending, done, failed = refreshed
-    scales = scales.astype(shared_grad.dtype)
-    progress = jnp.zeros((num_tasks,), shared_grad.dtype)
-    if state.previous is not None and state.task_basis is not None:
-        seen = matmul(state.task_basis.mT, shared_grad[None])
-        progress = jnp.sum(seen * state.previous, axis=(1, 2, 3))
-    if task_grad is None or task_size is None or state.task_basis is None:
-        # Task branches whose gradients came merged in this step wait for the next that are not.
-        space = room(request.masks, state.pending.shape)[1:]
-        due = refresh.due | members_due(request.turns, refresh)
-        later = state.pending[1:] if state.task_basis is None else (state.pending[1:] | due) & space
-        state = state._replace(shared_basis=shared, pending=jnp.concatenate([pending, later]))
-        energy = jnp.zeros((num_tasks,), shared_grad.dtype)
-        tasks = None
-    else:
-        task = state.task_basis if task is None else task
+    scales = scales.astype(lows.shared.dtype)
+    state = state._replace(shared_basis=shared, pending=pending)
+    tasks, energy = None, jnp.zeros((num_tasks,), lows.shared.dtype)
+    if lows.task is not None and lows.sizes[1] is not None and task is not None:
         active = has_basis(task) & present.tasks[:, None] & present.shared
         tasks, task_inner, low = run_inner(
-            task, task_grad, task_size, weights, state.task_inner, active, done[1:], refresh.settings, extra
+            task, lows.task, lows.sizes[1], weights, state.task_inner, active, done[1:], settings, extra
         )
         energy = squares(low * scales[1:, None, None, None], 3)
         previous = None if state.previous is None else jnp.where(present.shared, tasks, state.previous)
-        state = state._replace(
-            shared_basis=shared, task_basis=task, task_inner=task_inner, pending=pending, previous=previous
-        )
-    active = has_basis(state.shared_basis) & present.shared
+        state = state._replace(task_basis=task, task_inner=task_inner, previous=previous)
+    active = has_basis(shared) & present.shared
     step, shared_inner, low = run_inner(
-        state.shared_basis,
-        shared_grad,
-        shared_size,
-        weights,
-        state.shared_inner,
-        active,
-        done[0],
-        refresh.settings,
-        extra,
+        shared, lows.shared, lows.sizes[0], weights, state.shared_inner, active, done[0], settings, extra
     )
     energy = jnp.concatenate([squares(low * scales[0], 3)[None], energy])
     counts = (jnp.sum(which, dtype=jnp.int32) for which in (done, failed))
-    steps = Steps(step, tasks, energy, progress, *counts)
+    steps = Steps(step, tasks, energy, lows.progress, *counts)
     return steps, state._replace(shared_inner=shared_inner)
 
 

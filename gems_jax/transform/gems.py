@@ -17,6 +17,8 @@ from gems_jax.task_grads import check_task_axis
 from gems_jax.transform.gates import Gate
 from gems_jax.transform.init_plans import tell_plan
 from gems_jax.transform.initial import initial_state
+from gems_jax.transform.low_gradients import check_products
+from gems_jax.transform.low_rank_gradient import is_low_rank, whole_shapes
 from gems_jax.transform.plan import make_plan
 from gems_jax.transform.settings import Settings, static_names
 from gems_jax.transform.state import GemsState
@@ -166,22 +168,27 @@ def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
                 raise ValueError(f"the gate needs {name}: call update(..., {name}=array of [{num_tasks}])")
             if value is not None and jnp.shape(value) != (num_tasks,):
                 raise ValueError(f"{name} has shape {list(jnp.shape(value))}, expected [{num_tasks}], one a task")
-        check_task_axis(updates, params, num_tasks)
-        warn_of_stacked_leaves(updates, "gems")
+        shapes = whole_shapes(updates, params)
+        check_task_axis(shapes, params, num_tasks)
+        warn_of_stacked_leaves(shapes, "gems")
         call = UpdateArguments(
-            grads=[jnp.asarray(g) for g in jax.tree.leaves(updates)],
+            grads=[g if is_low_rank(g) else jnp.asarray(g) for g in jax.tree.leaves(updates, is_leaf=is_low_rank)],
             weights=[jnp.asarray(w) for w in jax.tree.leaves(params)],
-            shared=None if shared_grads is None else _shared_leaves(shared_grads, params),
+            shared=None if shared_grads is None else _shared_leaves(shared_grads, params, updates),
             losses=task_losses,
             counts=task_counts,
             extra=extra_args,
         )
-        return take_step(call, params, state, make_plan(params, settings), settings)
+        plan = make_plan(params, settings)
+        check_products(call.grads, plan)
+        return take_step(call, params, state, plan, settings)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _shared_leaves(shared_grads: PyTree, params: PyTree) -> list[jax.Array]:
+def _shared_leaves(shared_grads: PyTree, params: PyTree, grads: PyTree) -> list[jax.Array]:
+    if any(map(is_low_rank, jax.tree.leaves(grads, is_leaf=is_low_rank))):
+        raise ValueError("shared_grads are whole gradients, and grads are projected: take task_value_and_grad's")
     leaves = named_leaves(shared_grads)
     shapes = [jnp.shape(p) for p in jax.tree.leaves(params)]
     if len(leaves) != len(shapes):

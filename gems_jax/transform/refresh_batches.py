@@ -67,10 +67,10 @@ def compute_batch(requests: Sequence[Request], refresh: Refresh, do: jax.Array) 
         (r,) = requests
         return [compute_bases(r.old, r.gradients, do, r.projector, r.masks, refresh)]
     counts = [r.old[0].shape[0] for r in requests]
-    old, gradients, factor = jax.tree.map(_join, *((r.old, r.gradients, r.projector.factor) for r in requests))
+    old, gradients, factor = jax.tree.map(join, *((r.old, r.gradients, r.projector.factor) for r in requests))
     masks = (
-        _join_masks([r.masks[0] for r in requests], counts, old[0]),
-        _join_masks([r.masks[1] for r in requests], counts, old[1]),
+        join_masks([r.masks[0] for r in requests], counts, old[0]),
+        join_masks([r.masks[1] for r in requests], counts, old[1]),
     )
     projector = requests[0].projector._replace(factor=factor)
     shared, task, done = compute_bases(old, gradients, do, projector, masks, refresh)
@@ -83,7 +83,7 @@ def split(x: jax.Array, counts: Sequence[int], axis: int = 0) -> list[jax.Array]
     return jnp.split(x, np.cumsum(counts)[:-1], axis)
 
 
-def _join(*arrays: jax.Array) -> jax.Array:
+def join(*arrays: jax.Array) -> jax.Array:
     """``[..., k, p, c]`` of all kernels; factors with fewer columns get columns of zeros."""
     widest = max(x.shape[-1] for x in arrays)
     missing = [((0, 0),) * (x.ndim - 1) + ((0, widest - x.shape[-1]),) for x in arrays]
@@ -91,7 +91,7 @@ def _join(*arrays: jax.Array) -> jax.Array:
     return jnp.concatenate(wide, axis=-3)
 
 
-def _join_masks(masks: Sequence[jax.Array | None], counts: Sequence[int], bases: jax.Array | None) -> jax.Array | None:
+def join_masks(masks: Sequence[jax.Array | None], counts: Sequence[int], bases: jax.Array | None) -> jax.Array | None:
     """Masks of columns, all true where a group has none."""
     if bases is None or all(mask is None for mask in masks):
         return None

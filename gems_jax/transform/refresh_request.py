@@ -6,18 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gems_jax.linalg.scales import Size, size_of
+from gems_jax.linalg.projection import Projector
+from gems_jax.linalg.scales import Size
 from gems_jax.transform.active_null_space import ActiveNullSpace
 from gems_jax.transform.branches import BranchState, TaskMask
+from gems_jax.transform.group_gradients import GroupGradients
 from gems_jax.transform.plan import Group, KernelPlan
-from gems_jax.transform.refresh import Bases, Gradients, Masks, Refresh, Request
+from gems_jax.transform.refresh import Bases, Masks, Refresh, Request
 
 
 def request_refresh(
     group: Group,
     state: BranchState,
-    gradients: Gradients,
-    peaks: Gradients,
+    gradients: GroupGradients,
     present: TaskMask,
     active: ActiveNullSpace,
     refresh: Refresh,
@@ -28,53 +29,56 @@ def request_refresh(
     Args:
       group: the kernels.
       state: with the bases in force.
-      gradients: ``[k, p, q]`` ``G_s`` and ``[T, k, p, q]``, or ``None`` where they came merged.
-      peaks: ``[k]`` and ``[T, k]`` bounds of their largest entries.
+      gradients: of the group; a shared one alone where they came merged.
       present: which branches have something to learn from.
       active: the null space in this step.
       refresh: when and how bases are refreshed.
       turns: of all kernels by index, see `gems_jax.transform.plan.Plan.turns`.
     """
-    shared, task = gradients
     if group[0].task_rank == 0:
-        task = None
+        gradients = gradients._replace(task=None)
     if active.constraint == "gradient":
-        shared = active.project(group, shared)
-        task = None if task is None else jax.vmap(lambda g: active.project(group, g))(task)
-    shared_size, task_size = sizes_of((shared, task), peaks)
-
-    def alive(size: Size, there: jax.Array) -> jax.Array:
-        return there & present.shared & size.is_there()
-
-    projector = active.on_side(group)
-    if projector.factor is not None:
-        count = state.shared_basis.shape[0]
-        projector = projector._replace(factor=jnp.broadcast_to(projector.factor, (count, *projector.factor.shape[-2:])))
-    usable = alive(shared_size, present.shared)[None]
+        shared, task = gradients.shared, gradients.task
+        gradients = gradients._replace(
+            shared=active.project(group, shared),
+            task=None if task is None else jax.vmap(lambda g: active.project(group, g))(task),
+        )
+    sizes = gradients.sizes()
     bases: Bases = (state.shared_basis, None)
     pending = state.pending[:1]
-    if task_size is not None and state.task_basis is not None:
-        usable = jnp.concatenate([usable, alive(task_size, present.tasks[:, None])])
+    if sizes[1] is not None and state.task_basis is not None:
         bases, pending = (state.shared_basis, state.task_basis), state.pending
     return Request(
         old=bases,
-        gradients=(shared, task),
-        sizes=(shared_size, task_size),
+        gradients=(gradients.shared, gradients.task),
+        sizes=sizes,
         pending=pending,
-        usable=usable,
-        projector=projector,
-        masks=_column_masks(group, refresh.settings.complementary),
+        usable=usable_branches(sizes, present)[: len(pending)],
+        projector=projector_of(active, group, len(state.shared_basis)),
+        masks=column_masks(group, refresh.settings.complementary),
         turns=tuple(turn for k in group for turn in turns[k.index]),
     )
 
 
-def sizes_of(gradients: Gradients, peaks: Gradients) -> tuple[Size, Size | None]:
-    """The sizes of a group's gradients, from bounds of their largest entries."""
-    (shared, task), (peak, task_peak) = gradients, peaks
-    return size_of(shared, peak), None if task is None or task_peak is None else size_of(task, task_peak)
+def usable_branches(sizes: tuple[Size, Size | None], present: TaskMask) -> jax.Array:
+    """``[1 + T, k]`` (``[1, k]`` without task branches): those whose gradient is finite and not zero."""
+
+    def alive(size: Size, there: jax.Array) -> jax.Array:
+        return there & present.shared & size.is_there()
+
+    shared = alive(sizes[0], present.shared)[None]
+    return shared if sizes[1] is None else jnp.concatenate([shared, alive(sizes[1], present.tasks[:, None])])
 
 
-def _column_masks(group: Sequence[KernelPlan], complementary: bool) -> Masks:
+def projector_of(active: ActiveNullSpace, group: Group, count: int) -> Projector:
+    """The null space that a group's bases are made in, a factor for each of its ``count`` matrices."""
+    projector = active.on_side(group)
+    if projector.factor is None:
+        return projector
+    return projector._replace(factor=jnp.broadcast_to(projector.factor, (count, *projector.factor.shape[-2:])))
+
+
+def column_masks(group: Sequence[KernelPlan], complementary: bool) -> Masks:
     """Masks of the columns that each kernel's null space has room for, ``[k, r]`` and ``[k, r_t]``."""
     kernel = group[0]
 

@@ -15,10 +15,10 @@ from gems_jax.transform.active_null_space import ActiveNullSpace
 from gems_jax.transform.branches import BranchState, Steps, fuse, step_group
 from gems_jax.transform.diagnostics import GradientDiagnostics, diagnose_gradients, diagnose_step
 from gems_jax.transform.gates import Signals
+from gems_jax.transform.group_gradients import GroupGradients, group_gradients
+from gems_jax.transform.low_gradients import Gradient, groups_of, low_gradients, whole_or_standing_in
 from gems_jax.transform.plan import Group, Plan
-from gems_jax.transform.refresh import Gradients, refresh_at
-from gems_jax.transform.refresh_groups import refresh_groups
-from gems_jax.transform.refresh_request import request_refresh, sizes_of
+from gems_jax.transform.refresh import refresh_at
 from gems_jax.transform.settings import Mask, Settings
 from gems_jax.transform.state import GemsState, entries, mirror, to_leaves, to_matrices, work_dtype
 from gems_jax.transform.state_rows import StateRows
@@ -29,14 +29,14 @@ class UpdateArguments(NamedTuple):
     """The arguments of one call of ``update``, as lists in leaf order.
 
     Attributes:
-      grads: ``[T, *shape]`` or ``[1, *shape]``.
+      grads: ``[T, *shape]`` or ``[1, *shape]``, or a `LowRankGradient`.
       weights: the parameters.
       shared: ``[*shape]`` the caller's own shared gradient, or ``None``.
       losses, counts: ``[T]`` or ``None``.
       extra: extra arguments for inner and fallback transforms.
     """
 
-    grads: list[jax.Array]
+    grads: list[Gradient]
     weights: list[jax.Array]
     shared: list[jax.Array] | None
     losses: jax.Array | None
@@ -62,37 +62,22 @@ def take_step(
     bare = unboxed(params)
     treedef: Any = jax.tree.structure(bare)
     active = ActiveNullSpace(settings.null_space, settings.constraint, state.null_space)
-    groups = _groups(plan, call, settings.num_tasks)
+    groups = groups_of(plan, call.grads, settings.num_tasks)
     grouped = {k.index for group in groups for k in group}
     alone = {i: call.grads[i] for i in range(len(call.grads)) if i not in grouped}
-    matrices = [to_matrices([call.grads[k.index] for k in group], group, 1) for group in groups]
+    matrices = [whole_or_standing_in(call.grads, group) for group in groups]
     diagnosed = diagnose_gradients([*matrices, *alone.values()], settings.num_tasks, call.counts, call.shared)
     present = diagnosed.present
 
     rows = StateRows.read(state, treedef, settings)
     refresh = refresh_at(state.count, settings)
-    turns = plan.turns(refresh.stagger_every)
-    full, states, requests = [], [], []
-    for group, gradient in zip(groups, matrices, strict=True):
-        gradients, peaks = _shared_and_task(call, group, gradient, diagnosed)
-        full.append(_energy(gradients, peaks, diagnosed.scales))
-        states.append(rows.branch(group, settings))
-        requests.append(request_refresh(group, states[-1], gradients, peaks, present, active, refresh, turns))
-    branches = [
-        step_group(
-            before,
-            request,
-            refreshed,
-            to_matrices([call.weights[k.index] for k in group], group, 0).astype(request.gradients[0].dtype),
-            present,
-            diagnosed.scales,
-            refresh,
-            call.extra,
-        )
-        for group, before, request, refreshed in zip(
-            groups, states, requests, refresh_groups(requests, refresh), strict=True
-        )
-    ]
+    before = [rows.branch(group, settings) for group in groups]
+    gradients = [_merged(call, *pair, diagnosed) for pair in zip(groups, matrices, strict=True)]
+    low_rank = low_gradients(call.grads, groups, before, gradients, present, active, refresh, plan)
+    branches = []
+    for group, branch, (lows, refreshed) in zip(groups, before, low_rank, strict=True):
+        weights = to_matrices([call.weights[k.index] for k in group], group, 0).astype(lows.shared.dtype)
+        branches.append(step_group(branch, lows, refreshed, weights, present, diagnosed.scales, settings, call.extra))
 
     captured = sum((steps.energy for steps, _ in branches), jnp.zeros((1 + settings.num_tasks,), jnp.float32))
     gates, gate_state = _gates(call, branches, captured, diagnosed, state, settings)
@@ -119,60 +104,24 @@ def take_step(
         updates[i] = update
         emitted.append(update)
 
-    energies = (captured, sum(full, jnp.zeros_like(captured)))
+    full = sum((gradient.energy(diagnosed.scales) for gradient in gradients), jnp.zeros_like(captured))
     new_state = GemsState(
         count=optax.safe_increment(state.count),
         **rows.trees(bare, treedef, settings),
         fallback=fallback_state,
         gate=gate_state,
         null_space=state.null_space,
-        diagnostics=diagnose_step(diagnosed, gates, energies, emitted, branches, state.diagnostics),
+        diagnostics=diagnose_step(diagnosed, gates, (captured, full), emitted, branches, state.diagnostics),
     )
     return jax.tree.unflatten(jax.tree.structure(params), updates), new_state
 
 
-def _groups(plan: Plan, call: UpdateArguments, num_tasks: int) -> list[Group]:
-    """Groups of the plan, apart where some leaves came with a full task axis and others merged."""
-    groups: list[Group] = []
-    for group in plan.groups:
-        full = tuple(k for k in group if call.grads[k.index].shape[0] == num_tasks)
-        merged = tuple(k for k in group if call.grads[k.index].shape[0] != num_tasks)
-        groups += [part for part in (full, merged) if part]
-    return groups
-
-
-def _shared_and_task(
-    call: UpdateArguments, group: Group, gradient: jax.Array, diagnosed: GradientDiagnostics
-) -> tuple[Gradients, Gradients]:
-    """``G_s: [k, p, q]`` and ``G_t: [T, k, p, q]`` (``None`` where merged already), in the working dtype.
-
-    And bounds of their largest entries, ``[k]`` and ``[T, k]``.
-    """
+def _merged(call: UpdateArguments, group: Group, gradient: jax.Array, diagnosed: GradientDiagnostics) -> GroupGradients:
     dtype = work_dtype(call.weights[group[0].index].dtype)
-    gradient = gradient.astype(dtype)
-    peaks = largest(gradient, 2)
-    if call.shared is None:
-        shared = weighted_sum(gradient, diagnosed.weights)
-        is_there = diagnosed.weights[:, None] > 0 if len(peaks) > 1 else True
-        peak = jnp.max(jnp.where(is_there, peaks, 0), axis=0)
-    else:
+    shared = None
+    if call.shared is not None:
         shared = to_matrices([call.shared[k.index] for k in group], group, 0).astype(dtype)
-        peak = largest(shared, 2)
-    shared = jnp.where(diagnosed.present.shared, shared, 0)
-    if len(gradient) != len(diagnosed.weights):
-        return (shared, None), (peak, None)
-    return (shared, gradient), (peak, peaks)
-
-
-def _energy(gradients: Gradients, peaks: Gradients, scales: jax.Array) -> jax.Array:
-    """Squared norms of a group's gradients times ``scales``, ``[1 + T]``."""
-    # By way of each kernel's, which are needed elsewhere too: squared once, and not kept.
-    shared, task = sizes_of(gradients, peaks)
-    scales = scales.astype(shared.scale.dtype)
-    of_shared = jnp.sum(shared.squares * (scales[0] / shared.scale) ** 2)
-    if task is None:
-        return jnp.concatenate([of_shared[None], jnp.zeros_like(scales[1:])])
-    return jnp.concatenate([of_shared[None], jnp.sum(task.squares * (scales[1:, None] / task.scale) ** 2, axis=-1)])
+    return group_gradients(gradient.astype(dtype), diagnosed, shared)
 
 
 def _gates(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.task_grads import task_weights, weighted_sum
+from gems_jax.transform.low_rank_gradient import is_low_rank
 from gems_jax.types import PyTree
 
 
@@ -46,7 +47,8 @@ def clip_tasks(max_norm: float, by: Literal["task", "global"]) -> optax.Gradient
         **extra: Any,
     ) -> tuple[PyTree, optax.EmptyState]:
         del params, extra
-        leaves = jax.tree.leaves(updates)
+        nodes = jax.tree.leaves(updates, is_leaf=is_low_rank)
+        leaves = [x.standing_in() if is_low_rank(x) else x for x in nodes]
         tasks = max(leaf.shape[0] for leaf in leaves)
         if by == "task":
             squares = [jnp.sum(leaf.astype(jnp.float32) ** 2, axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
@@ -56,9 +58,11 @@ def clip_tasks(max_norm: float, by: Literal["task", "global"]) -> optax.Gradient
         norms = jnp.sqrt(sum(squares, jnp.zeros((1,), jnp.float32)))
         scale = jnp.minimum(1.0, max_norm / jnp.maximum(norms, 1e-30))
 
-        def scaled(leaf: jax.Array) -> jax.Array:
+        def scaled(leaf: Any) -> Any:
+            if is_low_rank(leaf):
+                return leaf.scaled(scale)
             return leaf * scale.reshape(-1, *(1,) * (leaf.ndim - 1)).astype(leaf.dtype)
 
-        return jax.tree.map(scaled, updates), state
+        return jax.tree.map(scaled, updates, is_leaf=is_low_rank), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update_fn)

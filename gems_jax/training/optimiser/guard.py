@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.transform.low_rank_gradient import is_low_rank, whole_shapes
 from gems_jax.transform.state import work_dtype
 from gems_jax.types import PyTree
 
@@ -34,7 +35,8 @@ def tasks_finite(losses: jax.Array, grads: PyTree) -> jax.Array:
       [True, False]
     """
     finite = jnp.isfinite(losses)
-    for leaf in jax.tree.leaves(grads):
+    nodes = jax.tree.leaves(grads, is_leaf=is_low_rank)
+    for leaf in [x for node in nodes for x in (node.products() if is_low_rank(node) else [node])]:
         finite &= jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
     return finite
 
@@ -74,7 +76,8 @@ def refuse_not_finite(tx: optax.GradientTransformation, num_tasks: int) -> optax
             return jax.tree.map(lambda u: u.astype(work_dtype(u.dtype)), steps), inner
 
         def refuse() -> tuple[PyTree, PyTree]:
-            return jax.tree.map(lambda g: jnp.zeros(g.shape[1:], work_dtype(g.dtype)), updates), state.inner
+            shapes = whole_shapes(updates, params)
+            return jax.tree.map(lambda g: jnp.zeros(g.shape[1:], work_dtype(g.dtype)), shapes), state.inner
 
         steps, inner = jax.lax.cond(jnp.all(finite), apply, refuse)
         return steps, GuardState(finite, inner)

@@ -1,0 +1,117 @@
+"""Passes of the model: all tasks' losses, the products of their gradients with bases, and the other leaves' gradients."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gems_jax.projected.kernel_notes import Notes
+from gems_jax.projected.program import run_program
+from gems_jax.projected.served import LossProgram, with_views
+from gems_jax.transform.plan import KernelPlan
+from gems_jax.transform.state import work_dtype
+from gems_jax.types import PyTree
+
+OTHER = {"in": "out", "out": "in"}
+
+
+class Bases(NamedTuple):
+    """What a kernel's gradients are multiplied with in a pass.
+
+    Attributes:
+      common: ``[*batch, d, r]`` the same for all tasks, or ``None``.
+      own: ``[T, *batch, d, r_t]`` each task's own, or ``None``.
+      across: whether they span the kernel's other axis than its bases do.
+    """
+
+    common: jax.Array | None
+    own: jax.Array | None
+    across: bool = False
+
+
+class Products(NamedTuple):
+    """Products of one kernel's gradients with `Bases`: ``[T, *batch, r, e]`` and ``[T, *batch, r_t, e]``."""
+
+    common: jax.Array | None
+    own: jax.Array | None
+
+
+class Passed(NamedTuple):
+    """What a pass returns.
+
+    Attributes:
+      losses: ``[T]``.
+      aux: of the loss, with a leading task axis, or ``None``.
+      products: a list for each served kernel, by leaf: one for each of its `Bases`.
+      grads: ``[T, *shape]`` of the leaves that are not served, by leaf.
+    """
+
+    losses: jax.Array
+    aux: PyTree
+    products: dict[int, list[Products]]
+    grads: dict[int, jax.Array]
+
+
+def run_pass(
+    program: LossProgram,
+    kernels: Mapping[int, KernelPlan],
+    leaves: list[jax.Array],
+    task_batch: PyTree,
+    bases: Mapping[int, list[Bases]],
+    has_aux: bool,
+    spmd_axis_name: str | None,
+) -> Passed:
+    """Runs the loss of every task forward and back.
+
+    Args:
+      program: of the loss.
+      kernels: that are served, by leaf.
+      leaves: of the parameters.
+      task_batch: leaves ``[T, B, ...]``.
+      bases: by leaf.
+      has_aux: whether the loss returns a pair.
+      spmd_axis_name: mesh axis over which tasks lie.
+    """
+    rest = {i: x for i, x in enumerate(leaves) if i not in kernels}
+    common = {i: [b.common for b in some] for i, some in bases.items()}
+    own = {i: [b.own for b in some] for i, some in bases.items()}
+    carriers = {
+        i: [(_carrier(b.common, b, kernels[i]), _carrier(b.own, b, kernels[i])) for b in some]
+        for i, some in bases.items()
+    }
+
+    def loss(carriers: PyTree, rest: dict[int, jax.Array], own: PyTree, batch: PyTree) -> tuple[jax.Array, PyTree]:
+        parts: dict[int, list[Any]] = {}
+        for i, kernel in kernels.items():
+            parts[i] = []
+            for j, b in enumerate(bases[i]):
+                spans = OTHER[kernel.side] if b.across else kernel.side
+                pairs = zip((common[i][j], own[i][j]), carriers[i][j], strict=True)
+                parts[i] += [(_bare(x, kernel), c, spans) for x, c in pairs if x is not None]
+        notes = Notes()
+        args = with_views([rest.get(i, x) for i, x in enumerate(leaves)], dict(kernels), parts)
+        results = run_program(program.jaxpr.jaxpr, program.jaxpr.consts, [*args, *jax.tree.leaves(batch)], notes)
+        if notes.refused:  # the search for them has found none
+            raise AssertionError(f"kernels are served and used otherwise: {notes.refused}")
+        result = jax.tree.unflatten(program.result, results)
+        return result if has_aux else (result, None)
+
+    gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    mapped = jax.vmap(gradient, in_axes=(None, None, 0, 0), spmd_axis_name=spmd_axis_name)
+    (losses, aux), (products, grads) = mapped(carriers, rest, own, task_batch)
+    losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
+    return Passed(losses, aux, {i: [Products(*pair) for pair in some] for i, some in products.items()}, grads)
+
+
+def _bare(basis: jax.Array, kernel: KernelPlan) -> jax.Array:
+    """Without the stack of one of a kernel that is not stacked."""
+    return basis.reshape(*kernel.spec.batch_shape, *basis.shape[-2:])
+
+
+def _carrier(basis: jax.Array | None, bases: Bases, kernel: KernelPlan) -> jax.Array | None:
+    """Zeros whose cotangent is the gradient's product with a basis."""
+    if basis is None:
+        return None
+    size = kernel.kept if bases.across else kernel.other
+    return jnp.zeros((*kernel.spec.batch_shape, basis.shape[-1], size), work_dtype(basis.dtype))

@@ -1,0 +1,209 @@
+"""New bases by block power iteration whose products with the gradient are passes of the model (METHOD.md, section 11)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gems_jax.linalg.orthonormal import orthonormal_columns, orthonormal_inside
+from gems_jax.linalg.projection import Projector
+from gems_jax.linalg.scales import Size, squares
+from gems_jax.linalg.stacks import map_stack, mesh_of_devices, whole_columns
+from gems_jax.linalg.subspace import (
+    COLD_SWEEPS,
+    WARM_SWEEPS,
+    align,
+    canonical_signs,
+    generic_columns,
+    project_inside,
+    rounding,
+)
+from gems_jax.transform.refresh import Bases, Masks, Refresh, has_basis, where_leading
+from gems_jax.transform.refresh_batches import join, join_masks, split
+
+
+class Branches(NamedTuple):
+    """The branches of a group of kernels in a refresh.
+
+    Attributes:
+      bases: in force, shared ``[k, p, r]`` and task ``[T, k, p, r_t]`` or ``None``.
+      asked: ``[1 + T, k]`` bool, those to be replaced.
+      projector: factor ``[k, p, c]``, or none.
+      masks: of the columns there is room for.
+      sizes: of the gradients, shared ``[k]`` and task ``[T, k]``.
+    """
+
+    bases: Bases
+    asked: jax.Array
+    projector: Projector
+    masks: Masks
+    sizes: tuple[Size, Size | None]
+
+
+# ``U^T G``: shared ``[k, r, q]`` of the merged gradient, task ``[T, k, r_t, q]``, of every group.
+Lows = list[tuple[jax.Array, jax.Array | None]]
+# ``(bases, others) -> (U^T G, (G V)^T)`` of every group, ``others`` being the ``V: [.., q, r]``: one pass of the model.
+DualPass = Callable[[list[Bases], list[Bases]], tuple[Any, Lows, Lows]]
+
+
+def iterate(
+    groups: Sequence[Branches], products: Any, lows: Lows, dual: DualPass, refresh: Refresh
+) -> tuple[list[Bases], list[jax.Array], Any]:
+    """Replaces the bases asked for: ``U <- N G (G^T U)``, once from a basis, several times from a random block.
+
+    Two passes a sweep, ``V = G^T U`` and ``U = N G V``; between them thin blocks alone are orthonormalised.
+
+    Args:
+      groups: the branches of all groups.
+      products: tree of what a pass returns for the bases in force, which is to be returned for the new ones.
+      lows: the same, merged by group.
+      dual: a pass, see `DualPass`; its first result is like ``products``.
+      refresh: key and signs.
+
+    Returns:
+      ``(bases, done, products)``: bases of all groups, which were replaced ``[1 + T, k]``, and products with them.
+      Where nothing but rounding of a gradient is left in its null space the basis stays.
+    """
+    warm = [_by_branch(has_basis, group.bases) for group in groups]
+    all_warm = jnp.all(jnp.stack([jnp.all(w | ~g.asked) for w, g in zip(warm, groups, strict=True)]))
+    starts = [_starts(group, w, refresh) for group, w in zip(groups, warm, strict=True)]
+    # The products with bases in force are known: from random blocks there is a pass more.
+    first = jnp.where(all_warm, 1, 0)
+    last = 2 * jnp.where(all_warm, WARM_SWEEPS, COLD_SWEEPS)
+    before = [g.bases for g in groups]
+
+    def half(state: Any) -> Any:
+        number, bases, (products, lows) = state
+        others = [tuple(None if x is None else _scaled(x.mT) for x in low) for low in lows]
+        passed, these, across = dual(bases, others)
+        is_across = number % 2 == 1
+        bases = jax.lax.cond(is_across, lambda: _next(groups, across, bases, refresh), lambda: bases)
+        kept = jax.tree.map(lambda new, old: jnp.where(is_across, old, new), (passed, these), (products, lows))
+        return number + 1, bases, kept
+
+    state = (first, starts, (products, lows))
+    _, bases, (passed, these) = jax.lax.while_loop(lambda state: state[0] <= last, half, state)
+    done = [_remain(group, new, low) for group, new, low in zip(groups, bases, these, strict=True)]
+    chosen = [_chosen(d, new, old) for d, new, old in zip(done, bases, before, strict=True)]
+    return chosen, done, passed
+
+
+def _by_branch(function: Callable[[jax.Array], jax.Array], bases: Bases) -> jax.Array:
+    """``[1 + T, k]`` of ``[k]`` of the shared and ``[T, k]`` of the task bases."""
+    shared, task = bases
+    return jnp.concatenate([function(shared)[None], *([] if task is None else [function(task)])])
+
+
+def _chosen(where: jax.Array, new: Bases, old: Bases) -> Bases:
+    task = None if old[1] is None else where_leading(where[1:], new[1], old[1])
+    return where_leading(where[0], new[0], old[0]), task
+
+
+def _there(mask: jax.Array | None, basis: jax.Array) -> jax.Array:
+    """``[k or 1, 1, r]``, 0 for columns that there is no room for."""
+    if mask is None:
+        return jnp.ones((1, 1, basis.shape[-1]), basis.dtype)
+    return mask[:, None, :].astype(basis.dtype)
+
+
+def _starts(group: Branches, warm: jax.Array, refresh: Refresh) -> Bases:
+    """The bases in force; random columns of length 1 in the null space for those asked for that have none."""
+
+    def start(basis: jax.Array, mask: jax.Array | None, has: jax.Array, asked: jax.Array) -> jax.Array:
+        fill = generic_columns(group.projector, basis.shape[-2], _there(mask, basis), refresh.key)
+        fill = project_inside(fill, group.projector.project_once, None)
+        lengths = jnp.linalg.norm(fill, axis=-2, keepdims=True)
+        fill = jnp.broadcast_to(fill / jnp.where(lengths > 0, lengths, 1), basis.shape)
+        return where_leading(asked & ~has, fill, basis)
+
+    (shared, task), masks = group.bases, group.masks
+    made = None if task is None else start(task, masks[1], warm[1:], group.asked[1:])
+    return start(shared, masks[0], warm[0], group.asked[0]), made
+
+
+def _scaled(block: jax.Array) -> jax.Array:
+    """With a largest entry of 1; zeros where it is not finite."""
+    largest = jnp.max(jnp.abs(block), axis=(-2, -1), keepdims=True)
+    usable = jnp.isfinite(largest) & (largest >= jnp.finfo(block.dtype).tiny)
+    return jnp.where(usable, block / jnp.where(usable, largest, 1), 0)
+
+
+def _next(groups: Sequence[Branches], across: Lows, bases: list[Bases], refresh: Refresh) -> list[Bases]:
+    """Orthonormal bases inside the null spaces of ``G V``, for the branches asked for."""
+    made: dict[int, Bases] = {}
+    for batch in _batches(groups):
+        some = [groups[i] for i in batch]
+        counts = [group.bases[0].shape[0] for group in some]
+        factor = jax.tree.map(join, *(group.projector.factor for group in some))
+        projector = some[0].projector._replace(factor=factor)
+        old = jax.tree.map(join, *(group.bases for group in some))
+        blocks = jax.tree.map(join, *(across[i] for i in batch))
+        blocks = jax.tree.map(lambda x: x.mT, blocks)
+        masks = [join_masks([group.masks[n] for group in some], counts, old[n]) for n in range(2)]
+        shared = _orthonormal(1, blocks[0], old[0], projector, masks[0], None, refresh)
+        exclude = shared if refresh.settings.complementary else None
+        tasks: list[Any] = [None] * len(some)
+        if old[1] is not None:
+            tasks = split(_orthonormal(2, blocks[1], old[1], projector, masks[1], exclude, refresh), counts, 1)
+        made |= dict(zip(batch, zip(split(shared, counts), tasks, strict=True), strict=True))
+    return [_chosen(group.asked, made[i], bases[i]) for i, group in enumerate(groups)]
+
+
+def _batches(groups: Sequence[Branches]) -> list[list[int]]:
+    """Groups of one form, whose thin blocks are orthonormalised as those of one stack."""
+    if mesh_of_devices() is not None:
+        return [[i] for i in range(len(groups))]
+    batches: dict[Any, list[int]] = {}
+    for i, group in enumerate(groups):
+        shapes = tuple((x.shape[:-3], x.shape[-2:], x.dtype) for x in jax.tree.leaves(group.bases))
+        factor = group.projector.factor
+        form = (shapes, group.projector.complement, None if factor is None else factor.shape[-1] > 0)
+        batches.setdefault(form, []).append(i)
+    return list(batches.values())
+
+
+def _orthonormal(
+    depth: int,
+    blocks: jax.Array,
+    previous: jax.Array,
+    projector: Projector,
+    mask: jax.Array | None,
+    exclude: jax.Array | None,
+    refresh: Refresh,
+) -> jax.Array:
+    def one(varying: Any, shared: Any) -> jax.Array:
+        block, previous = varying
+        factor, exclude, columns = shared
+        here = Projector(factor, projector.complement)
+        there = jnp.ones((1, block.shape[-1]), block.dtype) if columns is None else columns[..., None, :]
+        fill = generic_columns(here, block.shape[-2], there.astype(block.dtype), refresh.key)
+
+        def project(x: jax.Array) -> jax.Array:
+            return project_inside(x, here.project_once, exclude)
+
+        fill = jnp.broadcast_to(project(fill), block.shape)
+        block, _ = orthonormal_columns(whole_columns(project(_scaled(block))))
+        basis = canonical_signs(orthonormal_inside(block, project, fill))
+        if refresh.settings.signs == "align":
+            warm = has_basis(previous)[..., None, None]
+            basis = jnp.where(warm, align(basis, previous), basis)
+        return basis
+
+    varying, shared = (blocks, previous), (projector.factor, exclude, mask)
+    return one(varying, shared) if mesh_of_devices() else map_stack(one, depth, varying, shared)
+
+
+def _remain(group: Branches, bases: Bases, low: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+    """``[1 + T, k]`` bool: branches asked for whose basis is finite and sees more than rounding of the gradient."""
+
+    def remains(basis: jax.Array, low: jax.Array, size: Size) -> jax.Array:
+        share = jnp.sum(jnp.any(basis != 0, axis=-2), axis=-1) / basis.shape[-2]
+        seen = squares(low * size.scale[..., None, None].astype(low.dtype), 2)
+        enough = seen > rounding(low.dtype) ** 2 * share * size.squares
+        return enough & jnp.all(jnp.isfinite(basis), axis=(-2, -1))
+
+    shared = remains(bases[0], low[0], group.sizes[0])[None]
+    if bases[1] is None or low[1] is None or group.sizes[1] is None:
+        return group.asked & shared
+    return group.asked & jnp.concatenate([shared, remains(bases[1], low[1], group.sizes[1])])

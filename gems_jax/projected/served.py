@@ -1,0 +1,159 @@
+"""Which kernels of a model the transform's bases can be multiplied with inside its program, and why others cannot."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gems_jax.leaf_path import named_leaves
+from gems_jax.projected.kernel_notes import Notes
+from gems_jax.projected.kernel_view import Part, first_view
+from gems_jax.projected.program import run_program
+from gems_jax.transform.init_plans import InitPlan, init_shapes
+from gems_jax.transform.plan import Group, KernelPlan
+from gems_jax.transform.settings import Settings
+from gems_jax.transform.state import GemsState, gems_states, work_dtype
+from gems_jax.types import PyTree
+
+
+class LossProgram(NamedTuple):
+    """The program of a loss of one task's batch.
+
+    Attributes:
+      jaxpr: closed; its inputs are the leaves of parameters and batch.
+      result: structure of what it returns.
+    """
+
+    jaxpr: Any
+    result: Any
+
+
+def loss_program(loss_fn: Callable[[PyTree, PyTree], Any], params: PyTree, task_batch: PyTree) -> LossProgram:
+    """The program of ``loss_fn(params, batch)`` for one task of a batch ``[T, B, ...]``; nothing is computed."""
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), task_batch)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    jaxpr, result = jax.make_jaxpr(loss_fn, return_shape=True)(shapes, batch)
+    return LossProgram(jaxpr, jax.tree.structure(result))
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A GEMS transform, and the kernels of it that are served.
+
+    Attributes:
+      entry: its plan.
+      state: its state.
+      leaves: number of each leaf of the plan among all parameters.
+      groups: of served kernels.
+      refused: why the others are not, by path.
+      kept: bytes that the backward pass keeps for each kernel's products, by path.
+    """
+
+    entry: InitPlan
+    state: GemsState
+    leaves: dict[int, int]
+    groups: tuple[Group, ...]
+    refused: dict[str, str]
+    kept: dict[str, int]
+
+    @property
+    def settings(self) -> Settings:
+        return self.entry.settings
+
+    @property
+    def kernels(self) -> list[KernelPlan]:
+        return [k for group in self.groups for k in group]
+
+
+def find_served(tx: Any, opt_state: PyTree, params: PyTree, program: LossProgram) -> Served:
+    """The GEMS transform inside ``tx``, with the kernels that are served.
+
+    Args:
+      tx: see `gems_jax.projected_task_grads`.
+      opt_state: its state, or ``None``: the shapes of one.
+      params: parameters, or their shapes.
+      program: of the loss.
+
+    Raises:
+      ValueError: there is none, or several, or the state is not that of ``tx`` and these parameters.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    _, plans = init_shapes(tx, shapes)
+    if len(plans) != 1:
+        raise ValueError(
+            f"tx contains {len(plans)} transforms of gems: projected gradients are products with the bases of one; use "
+            "task_value_and_grad"
+        )
+    (entry,) = plans
+    states = [entry.state] if opt_state is None else gems_states(opt_state)
+    if [jax.tree.structure(state) for state in states] != [jax.tree.structure(entry.state)]:
+        raise ValueError("opt_state is not what tx.init(params) makes: pass the state of this tx and these parameters")
+    number = {path: i for i, (path, _) in enumerate(named_leaves(params))}
+    dtypes = {path: leaf.dtype for path, leaf in named_leaves(params)}
+    kernels, refused = _wanted(entry, dtypes)
+    notes = _try(program, {number[k.path]: k for k in kernels}, len(dtypes), entry.settings.num_tasks)
+    refused |= notes.refused
+    groups = (tuple(k for k in group if k in kernels and k.path not in refused) for group in entry.plan.groups)
+    leaves = {i: number[path] for i, path in enumerate(entry.plan.paths)}
+    return Served(entry, states[0], leaves, tuple(group for group in groups if group), refused, notes.kept)
+
+
+def _wanted(entry: InitPlan, dtypes: Mapping[str, Any]) -> tuple[list[KernelPlan], dict[str, str]]:
+    """Kernels of a plan that may be served by its options, and why the others may not."""
+    settings, moving = entry.settings, [k for k in entry.plan.kernels if k.rank > 0]
+    why = _option_against(settings)
+    if why is not None:
+        return [], {k.path: why for k in moving}
+    complex_ones = {k.path: "it is complex" for k in moving if jnp.issubdtype(dtypes[k.path], jnp.complexfloating)}
+    return [k for k in moving if k.path not in complex_ones], complex_ones
+
+
+def _option_against(settings: Settings) -> str | None:
+    """The option under which a step needs whole gradients."""
+    if settings.decomposition not in ("auto", "subspace"):
+        return f"decomposition {settings.decomposition!r} is of the whole gradient"
+    if settings.constraint == "gradient":
+        return "constraint 'gradient' projects the whole gradient"
+    if settings.stagger:
+        return "a staggered refresh is of the whole gradient of a few kernels"
+    if settings.gate.needs_progress:
+        return "the gate scores each task's former update against the other tasks' gradients"
+    return None
+
+
+def _try(program: LossProgram, kernels: dict[int, KernelPlan], leaves: int, num_tasks: int) -> Notes:
+    """Notes of a run of the program on shapes, with bases of each kernel's ranks."""
+    notes = Notes()
+
+    def run(leaves: Sequence[Any], parts: dict[int, list[Any]], rest: Sequence[Any]) -> list[Any]:
+        args = with_views(leaves, kernels, parts)
+        return run_program(program.jaxpr.jaxpr, program.jaxpr.consts, [*args, *rest], notes.repeated(num_tasks))
+
+    inputs = program.jaxpr.jaxpr.invars
+    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inputs]
+    parts = {
+        i: [empty_part(k, columns, work_dtype(avals[i].dtype)) for columns in (k.rank, k.task_rank) if columns]
+        for i, k in kernels.items()
+    }
+    jax.eval_shape(run, avals[:leaves], parts, avals[leaves:])
+    for k in kernels.values():
+        if k.path not in notes.kept:
+            notes.refuse(k.path, "the loss does not multiply anything with it")
+    return notes
+
+
+def empty_part(kernel: KernelPlan, columns: int, dtype: Any) -> tuple[Any, Any]:
+    """Shapes of a basis of this many columns and of its carrier, without the stack of one of a single kernel."""
+    lead = kernel.spec.batch_shape
+    basis = jax.ShapeDtypeStruct((*lead, kernel.kept, columns), dtype)
+    return basis, jax.ShapeDtypeStruct((*lead, columns, kernel.other), dtype)
+
+
+def with_views(leaves: Sequence[Any], kernels: dict[int, KernelPlan], parts: dict[int, list[Any]]) -> list[Any]:
+    """The parameters' leaves, kernels as views; ``parts``: ``(basis, carrier[, spans])`` of each by leaf."""
+    args = list(leaves)
+    for i, kernel in kernels.items():
+        args[i] = first_view(kernel, leaves[i], [Part(*(*part, kernel.side)[:3]) for part in parts[i]])
+    return args
