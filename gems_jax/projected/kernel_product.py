@@ -32,7 +32,7 @@ def kernel_product(
       notes: told what the backward pass needs.
 
     Raises:
-      Refused: the product contracts something else than one side of the kernel's matrix, or leaves a stack uncontracted.
+      Refused: the product contracts something else than one side of the kernel's matrix, or not all of its stack.
     """
     (first, second), (first_batch, second_batch) = numbers
     contracted, of_x = (first, second) if is_first else (second, first)
@@ -82,7 +82,7 @@ def _atoms(form: Form, dims: Sequence[int]) -> list[Atom]:
 def _arranged(
     x: jax.Array, form: Form, part: Part, batch: Sequence[int], dims: Sequence[int], is_basis: bool
 ) -> jax.Array:
-    """A basis ``[*stack, d, r]`` or carrier ``[*stack, r, e]``, its stack and side in the order of the product's axes."""
+    """A basis ``[*stack, d, r]`` or carrier ``[*stack, r, e]`` in the order of the product's axes."""
     side = part.spans if is_basis else ("out" if part.spans == "in" else "in")
     matrix, stack = form.atoms_of(side), list(form.stack)
     sizes, rank = [atom.size for atom in matrix], x.shape[-1 if is_basis else -2]

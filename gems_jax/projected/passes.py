@@ -1,4 +1,4 @@
-"""Passes of the model: all tasks' losses, the products of their gradients with bases, and the other leaves' gradients."""
+"""Passes of the model: the tasks' losses, products of their gradients with bases, and the other leaves' gradients."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -46,10 +46,8 @@ def run_program(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], notes: N
     values.update(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
-        if any(_is_view(x) for x in operands):
-            results = _with_views(eqn, operands, notes)
-        else:
-            results = _bind(eqn, operands)
+        has_views = any(_is_view(x) for x in operands)
+        results = _with_views(eqn, operands, notes) if has_views else _bind(eqn, operands)
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -86,8 +84,7 @@ def _with_views(eqn: Any, operands: list[Any], notes: Notes) -> Sequence[Any]:
         return _cond(eqn, operands, notes)
     if name == "optimization_barrier":
         results = _bind(eqn, [x.value if _is_view(x) else x for x in operands])
-        moved = [with_dims(x, y, x.form.dims) if _is_view(x) else y for x, y in zip(operands, results, strict=True)]
-        return moved
+        return [with_dims(x, y, x.form.dims) if _is_view(x) else y for x, y in zip(operands, results, strict=True)]
     try:
         if name == "dot_general":
             return [_product(eqn, operands, notes)]

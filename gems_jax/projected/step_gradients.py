@@ -118,13 +118,13 @@ def gradients(model: Model, counts: jax.Array | None) -> tuple[Passed, dict[int,
     seen = [shared[..., -SKETCH:, :] for shared, _ in wide_products]
     products: list[GroupProducts] = [(shared[..., :-SKETCH, :], own) for shared, own in wide_products]
 
-    standing = [
-        jnp.concatenate([low[0], _outside(group.bases[0], sketch, low[0], z)], axis=-2)
+    rests = [
+        _outside(group.bases[0], sketch, low[0], z)
         for group, sketch, low, z in zip(groups, sketches, products, seen, strict=True)
     ]
     others = [passed.grads[i] for i in sorted(served.leaves.values()) if i in passed.grads]
-    diagnosed = diagnose_gradients([*standing, *others], settings.num_tasks, counts, None)
-    asked = [_ask(model, group, x, diagnosed) for group, x in zip(groups, standing, strict=True)]
+    diagnosed = diagnose_gradients([*(low for low, _ in products), *rests, *others], settings.num_tasks, counts, None)
+    asked = [_ask(model, group, *x, diagnosed) for group, *x in zip(groups, products, rests, strict=True)]
     branches = [branch for branch, _ in asked]
     bases, done, products = _refreshed(model, groups, branches, products, diagnosed)
 
@@ -152,11 +152,11 @@ def _outside(basis: jax.Array, sketch: jax.Array, low: jax.Array, seen: jax.Arra
 
 
 def _ask(
-    model: Model, group: _Group, standing: jax.Array, diagnosed: GradientDiagnostics
+    model: Model, group: _Group, products: GroupProducts, rest: jax.Array, diagnosed: GradientDiagnostics
 ) -> tuple[Branches, jax.Array]:
     """The branches of a group, those to be replaced marked, and those that must wait, ``[1 + T, k]``."""
     settings, state = model.served.settings, model.served.state
-    merged = group_gradients(standing, diagnosed)
+    merged = group_gradients(products[0], rest, diagnosed)
     sizes = merged.sizes() if group.bases[1] is not None else merged._replace(task=None).sizes()
     masks = column_masks(group.kernels, settings.complementary)
     pending = group.pending if group.bases[1] is not None else group.pending[:1]
@@ -182,7 +182,7 @@ def _refreshed(
     def merged(products: list[GroupProducts]) -> Lows:
         return [(weighted_sum(shared, diagnosed.weights), own) for shared, own in products]
 
-    def dual(bases: list[GroupBases], others: list[GroupBases]) -> tuple[Any, Lows, Lows]:
+    def dual(bases: list[GroupBases], others: list[GroupBases]) -> tuple[Any, Lows]:
         by_leaf: dict[int, list[Bases]] = {}
         for group, these, those in zip(groups, bases, others, strict=True):
             direct, across = group.bases_by_leaf(these), group.bases_by_leaf(those, across=True)
@@ -191,11 +191,11 @@ def _refreshed(
         direct_products, across_products = (
             [group.products({i: passed[i][n] for i in group.leaves}) for group in groups] for n in range(2)
         )
-        return direct_products, merged(direct_products), merged(across_products)
+        return direct_products, merged(across_products)
 
     def refresh(products: list[GroupProducts]) -> Any:
         how = refresh_at(model.served.state.count, model.served.settings)
-        chosen, done, after = iterate(branches, products, merged(products), dual, how)
+        chosen, done, after = iterate(branches, products, merged, dual, how)
         return chosen, done, [_kept(*x) for x in zip(done, after, products, strict=True)]
 
     is_asked = jnp.any(jnp.stack([jnp.any(b.asked) for b in branches]))

@@ -190,6 +190,7 @@ def fuse(
     gates: jax.Array,
     scale: float | jax.Array,
     across: Projector,
+    side: str,
 ) -> jax.Array:
     """``dW = scale * (U_s X_s + sum_t g_t U_t X_t)``, one product (arXiv 2601.09496, section 3).
 
@@ -199,9 +200,10 @@ def fuse(
       gates: ``[T]``.
       scale: of the whole update.
       across: factor on the other axis, where the null space is not on the bases' side: ``X N`` is taken.
+      side: ``"in"`` or ``"out"``, that the bases span.
 
     Returns:
-      ``[k, p, q]``.
+      ``[k, in, out]``.
     """
     basis, low = state.shared_basis, steps.shared
     if steps.tasks is not None and state.task_basis is not None:
@@ -211,4 +213,5 @@ def fuse(
         low = jnp.concatenate([low, jnp.moveaxis(gated, 0, 1).reshape(k, -1, low.shape[-1])], axis=1)
     if across.factor is not None:
         low = projected_axis_first(project_stack(projected_axis_first(low, "out"), across), "out")
-    return matmul(basis, jnp.asarray(scale, low.dtype) * low)
+    low = jnp.asarray(scale, low.dtype) * low
+    return matmul(basis, low) if side == "in" else matmul(low.mT, basis.mT)

@@ -11,23 +11,28 @@ from gems_jax.transform.diagnostics import GradientDiagnostics
 
 
 class GroupGradients(NamedTuple):
-    """Gradients of a group, projected axis first, in the working dtype, or what stands for them.
+    """Gradients of a group, projected axis first, in the working dtype.
 
     Attributes:
-      shared: ``[k, p, q]`` ``G_s``.
+      shared: ``[k, p, q]`` ``G_s``; of a `LowRankGradient` its products with the shared basis, ``[k, r, q]``.
       task: ``[T, k, p, q]``, or ``None`` where there are no task branches in this step.
+      rest: of a `LowRankGradient` what stands for the part outside, ``[k, z, q]`` and ``[T, k, z, q]``.
       peaks: bounds of their largest entries, ``[k]`` and ``[T, k]``.
     """
 
     shared: jax.Array
     task: jax.Array | None
+    rest: tuple[jax.Array, jax.Array] | None
     peaks: tuple[jax.Array, jax.Array | None]
 
     def sizes(self) -> tuple[Size, Size | None]:
         """Norms, ``[k]`` and ``[T, k]``."""
         peak, task_peak = self.peaks
-        task = None if self.task is None or task_peak is None else size_of(self.task, task_peak)
-        return size_of(self.shared, peak), task
+        shared = _with_rest(size_of(self.shared, peak), None if self.rest is None else size_of(self.rest[0], peak))
+        if self.task is None or task_peak is None:
+            return shared, None
+        rest = None if self.rest is None else size_of(self.rest[1], task_peak)
+        return shared, _with_rest(size_of(self.task, task_peak), rest)
 
     def energy(self, scales: jax.Array) -> jax.Array:
         """Squared norms of the gradients times ``scales``, ``[1 + T]``."""
@@ -41,24 +46,36 @@ class GroupGradients(NamedTuple):
         return jnp.concatenate([of_shared[None], of_tasks])
 
 
+def _with_rest(size: Size, rest: Size | None) -> Size:
+    return size if rest is None else size._replace(squares=size.squares + rest.squares)
+
+
 def group_gradients(
-    gradient: jax.Array, diagnosed: GradientDiagnostics, shared: jax.Array | None = None
+    gradient: jax.Array,
+    rest: jax.Array | None,
+    diagnosed: GradientDiagnostics,
+    shared: jax.Array | None = None,
 ) -> GroupGradients:
     """Merges a group's gradients.
 
     Args:
-      gradient: ``[T, k, p, q]``, or ``[1, k, p, q]`` where already merged.
+      gradient: ``[T, k, p, q]``, or ``[1, k, p, q]`` where already merged; of a `LowRankGradient` ``[T, k, r, q]``.
+      rest: ``[T, k, z, q]`` of a `LowRankGradient`, else ``None``.
       diagnosed: of the step, for the tasks' weights.
       shared: ``[k, p, q]`` the caller's own ``G_s``, or ``None``.
     """
     peaks = largest(gradient, 2)
+    if rest is not None:
+        peaks = jnp.maximum(peaks, largest(rest, 2))
     if shared is None:
         shared = weighted_sum(gradient, diagnosed.weights)
         is_there = diagnosed.weights[:, None] > 0 if len(peaks) > 1 else True
         peak = jnp.max(jnp.where(is_there, peaks, 0), axis=0)
     else:
         peak = largest(shared, 2)
-    shared = jnp.where(diagnosed.present.shared, shared, 0)
+    there = diagnosed.present.shared
+    shared = jnp.where(there, shared, 0)
     if len(gradient) != len(diagnosed.weights):
-        return GroupGradients(shared, None, (peak, None))
-    return GroupGradients(shared, gradient, (peak, peaks))
+        return GroupGradients(shared, None, None, (peak, None))
+    rests = None if rest is None else (jnp.where(there, weighted_sum(rest, diagnosed.weights), 0), rest)
+    return GroupGradients(shared, gradient, rests, (peak, peaks))

@@ -33,8 +33,8 @@ def check_products(grads: Sequence[Gradient], plan: Plan) -> None:
         k, got = kernels.get(i), grad.shared_basis.shape
         if k is None or got != (*k.batch_shape, k.kept, k.rank) or (grad.task is None) != (k.task_rank == 0):
             raise ValueError(
-                f"the projected gradient of {plan.paths[i]!r} is in bases of shape {list(got)}, which this transform does "
-                "not have for it: call projected_task_grads with the same tx whose update takes its gradients"
+                f"the projected gradient of {plan.paths[i]!r} is in bases of shape {list(got)}, which this transform "
+                "does not have for it: call projected_task_grads with the same tx whose update takes its gradients"
             )
 
 
@@ -54,13 +54,13 @@ def groups_of(plan: Plan, grads: Sequence[Gradient], num_tasks: int) -> list[Gro
     return groups
 
 
-def whole_or_standing_in(grads: Sequence[Gradient], group: Group) -> jax.Array:
-    """``[T, k, p, q]`` of a group, or what has the same inner products."""
-    mine = [grads[k.index] for k in group]
-    arrays = [g.standing_in() if isinstance(g, LowRankGradient) else g for g in mine]
-    if is_low_rank(mine[0]):
-        return gather(arrays, 1, len(group[0].batch_shape))
-    return to_matrices(arrays, group, 1)
+def arrays_of(grads: Sequence[Gradient], group: Group) -> tuple[jax.Array, jax.Array | None]:
+    """``[T, k, p, q]`` of a group; or what stands for it, inside the bases and outside, see `LowRankGradient`."""
+    mine: list[Any] = [grads[k.index] for k in group]
+    if not is_low_rank(mine[0]):
+        return to_matrices(mine, group, 1), None
+    batch_ndim = len(group[0].batch_shape)
+    return gather([g.shared for g in mine], 1, batch_ndim), gather([g.rest for g in mine], 1, batch_ndim)
 
 
 def low_gradients(
@@ -99,7 +99,7 @@ def low_gradients(
 
 
 def _as_they_came(grads: Sequence[Any], group: Group, gradients: GroupGradients) -> tuple[LowGradients, Refreshed]:
-    """Of a group of `LowRankGradient`; the shared branch's are merged as what stands in for the gradients was."""
+    """Of a group of `LowRankGradient`; the shared branch's are merged already."""
 
     def stacked(name: str, leading: int) -> Any:
         arrays = [getattr(g, name) for g in grads]
@@ -107,8 +107,7 @@ def _as_they_came(grads: Sequence[Any], group: Group, gradients: GroupGradients)
 
     first = grads[0].shared
     progress = jnp.zeros(first.shape[:1], first.dtype)
-    shared = gradients.shared[..., : first.shape[-2], :]
-    lows = LowGradients(shared, stacked("task", 1), gradients.sizes(), progress)
+    lows = LowGradients(gradients.shared, stacked("task", 1), gradients.sizes(), progress)
     bases = stacked("shared_basis", 0), stacked("task_basis", 1)
     return lows, Refreshed(bases, stacked("pending", 1), stacked("done", 1), stacked("failed", 1))
 

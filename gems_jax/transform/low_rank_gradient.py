@@ -3,13 +3,12 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from gems_jax.types import PyTree
 
 
 class LowRankGradient(NamedTuple):
-    """A kernel's per-task gradient ``G_t`` by its products with the bases in force, see `gems_jax.projected_task_grads`.
+    """A kernel's gradient ``G_t`` of each task by its products with bases, see `gems_jax.projected_task_grads`.
 
     It stands in a tree of gradients in the place of an array ``[T, *shape]``. Shapes are those of the kernel's state:
     ``batch`` is ``[1]`` for a kernel that is not stacked, ``p`` the axis its bases span and ``q`` the other.
@@ -37,9 +36,9 @@ class LowRankGradient(NamedTuple):
     def dtype(self) -> Any:
         return self.shared.dtype
 
-    def standing_in(self) -> jax.Array:
-        """``[T, *batch, r + z, q]`` whose inner products are those of the whole gradients, estimated without bias."""
-        return jnp.concatenate([self.shared, self.rest], axis=-2)
+    def standing_in(self) -> list[jax.Array]:
+        """Arrays ``[T, ...]`` whose inner products add up to those of the whole gradients, estimated without bias."""
+        return [self.shared, self.rest]
 
     def products(self) -> list[jax.Array]:
         """The arrays ``[T, ...]`` that are linear in the gradients."""

@@ -146,9 +146,8 @@ def to_matrices(leaves: Sequence[jax.Array], group: Sequence[KernelPlan], leadin
 
 
 def to_leaves(matrices: jax.Array, group: Sequence[KernelPlan]) -> list[jax.Array]:
-    """``[k, p, q]``, projected axis first -> the kernels' own shapes."""
+    """``[k, in, out]`` -> the kernels' own shapes."""
     spec = group[0].spec
-    matrices = projected_axis_first(matrices, group[0].side)
     if len(group) == 1:
         return [spec.from_matrices(matrices)]
     stacked = spec.from_matrices(matrices[:, None], leading=1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.boxes import drop_unfit_boxes, open_if_alone, restore_boxes, unboxed
-from gems_jax.linalg.projection import project_update
+from gems_jax.linalg.projection import project_update, projected_axis_first
 from gems_jax.linalg.scales import largest, limited
 from gems_jax.task_grads import weighted_sum
 from gems_jax.transform.active_null_space import ActiveNullSpace
@@ -16,7 +16,7 @@ from gems_jax.transform.branches import BranchState, Steps, fuse, step_group
 from gems_jax.transform.diagnostics import GradientDiagnostics, diagnose_gradients, diagnose_step
 from gems_jax.transform.gates import Signals
 from gems_jax.transform.group_gradients import GroupGradients, group_gradients
-from gems_jax.transform.low_gradients import Gradient, groups_of, low_gradients, whole_or_standing_in
+from gems_jax.transform.low_gradients import Gradient, arrays_of, groups_of, low_gradients
 from gems_jax.transform.plan import Group, Plan
 from gems_jax.transform.refresh import refresh_at
 from gems_jax.transform.settings import Mask, Settings
@@ -65,14 +65,15 @@ def take_step(
     groups = groups_of(plan, call.grads, settings.num_tasks)
     grouped = {k.index for group in groups for k in group}
     alone = {i: call.grads[i] for i in range(len(call.grads)) if i not in grouped}
-    matrices = [whole_or_standing_in(call.grads, group) for group in groups]
-    diagnosed = diagnose_gradients([*matrices, *alone.values()], settings.num_tasks, call.counts, call.shared)
+    arrays = [arrays_of(call.grads, group) for group in groups]
+    parts = [x for pair in arrays for x in pair if x is not None]
+    diagnosed = diagnose_gradients([*parts, *alone.values()], settings.num_tasks, call.counts, call.shared)
     present = diagnosed.present
 
     rows = StateRows.read(state, treedef, settings)
     refresh = refresh_at(state.count, settings)
     before = [rows.branch(group, settings) for group in groups]
-    gradients = [_merged(call, *pair, diagnosed) for pair in zip(groups, matrices, strict=True)]
+    gradients = [_merged(call, *pair, diagnosed) for pair in zip(groups, arrays, strict=True)]
     low_rank = low_gradients(call.grads, groups, before, gradients, present, active, refresh, plan)
     branches = []
     for group, branch, (lows, refreshed) in zip(groups, before, low_rank, strict=True):
@@ -86,7 +87,7 @@ def take_step(
     updates: list[Any] = [None] * len(call.weights)
     emitted: list[jax.Array] = []
     for group, (steps, branch) in zip(groups, branches, strict=True):
-        update = fuse(branch, steps, gates, settings.scale, active.across(group))
+        update = fuse(branch, steps, gates, settings.scale, active.across(group), group[0].side)
         if decay is not None:
             update += _decay_of_group(call, group, decay.astype(update.dtype), decaying, active)
         emitted.append(update)
@@ -116,12 +117,18 @@ def take_step(
     return jax.tree.unflatten(jax.tree.structure(params), updates), new_state
 
 
-def _merged(call: UpdateArguments, group: Group, gradient: jax.Array, diagnosed: GradientDiagnostics) -> GroupGradients:
+def _merged(
+    call: UpdateArguments,
+    group: Group,
+    arrays: tuple[jax.Array, jax.Array | None],
+    diagnosed: GradientDiagnostics,
+) -> GroupGradients:
     dtype = work_dtype(call.weights[group[0].index].dtype)
+    gradient, rest = arrays
     shared = None
     if call.shared is not None:
         shared = to_matrices([call.shared[k.index] for k in group], group, 0).astype(dtype)
-    return group_gradients(gradient.astype(dtype), diagnosed, shared)
+    return group_gradients(gradient.astype(dtype), rest, diagnosed, shared)
 
 
 def _gates(
@@ -201,9 +208,9 @@ def _decaying(params: PyTree, mask: Mask) -> list[bool]:
 def _decay_of_group(
     call: UpdateArguments, group: Group, decay: jax.Array, decaying: Sequence[bool], active: ActiveNullSpace
 ) -> jax.Array:
-    """``weight_decay * N W`` for the members that decay."""
+    """``weight_decay * N W`` for the members that decay, ``[k, in, out]``."""
     weights = to_matrices([call.weights[k.index] for k in group], group, 0).astype(decay.dtype)
     if active.constraint == "update":
         weights = active.project(group, weights)
     flags = jnp.asarray([bool(decaying[k.index]) for k in group])
-    return jnp.where(flags[:, None, None], decay * weights, 0)
+    return projected_axis_first(jnp.where(flags[:, None, None], decay * weights, 0), group[0].side)

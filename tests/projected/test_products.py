@@ -56,7 +56,7 @@ def heads():
 
 
 def scanned():
-    """Layers in a scan whose body is computed again, kernels split to heads; layers taken by number, in a conditional."""
+    """A scan whose body is computed again, kernels split to heads; layers taken by number, in a conditional."""
     params = {"scan": {"kernel": array(3, 8, 8)}, "taken": {"kernel": array(2, 8, 8, seed=1)}}
 
     @jax.checkpoint
@@ -156,7 +156,8 @@ def test_kernels_that_products_cannot_serve_are_listed_with_the_reason_and_come_
     assert plan["multiplied"].why == "it is multiplied with another kernel"
     assert plan["sliced"].why == "a part of it is sliced out"
     assert plan["unused"].why == "the loss does not multiply anything with it"
-    assert "custom_vjp" in plan["ruled"].why and "stop_gradient" in plan["stopped"].why
+    assert "custom_vjp" in plan["ruled"].why
+    assert "stop_gradient" in plan["stopped"].why
     grads = gj.projected_task_grads(loss, tx)(params, tx.init(params), rows(8))[1]
     whole = gj.task_value_and_grad(loss)(params, rows(8))[1]
     for path in set(names) - {"served", "looped"}:

@@ -48,7 +48,7 @@ def clip_tasks(max_norm: float, by: Literal["task", "global"]) -> optax.Gradient
     ) -> tuple[PyTree, optax.EmptyState]:
         del params, extra
         nodes = jax.tree.leaves(updates, is_leaf=is_low_rank)
-        leaves = [x.standing_in() if is_low_rank(x) else x for x in nodes]
+        leaves = [x for node in nodes for x in (node.standing_in() if is_low_rank(node) else [node])]
         tasks = max(leaf.shape[0] for leaf in leaves)
         if by == "task":
             squares = [jnp.sum(leaf.astype(jnp.float32) ** 2, axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
