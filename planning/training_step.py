@@ -17,6 +17,7 @@ from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser.build import is_constrained, make_optimiser, null_space_side
 from gems_jax.training.optimiser.rates import GROUPS
 from gems_jax.training.step import Control, make_step
+from gems_jax.training.task_gradients import projects
 from gems_jax.training.trainable import split_model
 from gems_jax.types import PyTree
 from planning.abstract import ANSWER, abstract_null_space, batch_lengths, sharded, sharded_params
@@ -90,7 +91,7 @@ def abstract_step(
         null_space = abstract_null_space(loss, params, frozen, one, protected, null_space_side(config))
     tx = make_optimiser(config, len(tasks), null_space)
     sharding = jax.tree.map(lambda x: x.sharding, params)
-    step = make_step(loss, train, tx, tasks, null_space, task_axis(mesh), sharding)
+    step = make_step(loss, train, tx, tasks, null_space, task_axis(mesh), sharding, projects(config, params))
     with for_platform(platform):
         where = optimiser_sharding(tx, params)
         state = jax.tree.map(sharded, jax.eval_shape(tx.init, params), where)

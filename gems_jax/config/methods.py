@@ -23,6 +23,7 @@ class TuningMethod:
         which the step multiplies in (`gems_jax.training.optimiser.rates.scaled`).
       adapters: whether low-rank adapters train in place of the kernels.
       whole_rank: whether ``gems.rank`` must be a number of columns.
+      low_rank: whether it takes gradients that are projected already, see `gems_jax.projected_task_grads`.
     """
 
     label: str
@@ -32,6 +33,7 @@ class TuningMethod:
     own_rates: bool = False
     adapters: bool = False
     whole_rank: bool = False
+    low_rank: bool = False
 
 
 # Fields of the section ``gems`` that make GaLore of GEMS: one subspace of the joint gradient, moments inside it.
@@ -41,9 +43,11 @@ GALORE: Mapping[str, Any] = MappingProxyType({"task_rank": 0, "null_space": Fals
 METHODS: dict[str, TuningMethod] = {
     "adamw": TuningMethod("joint AdamW", "AdamW on the mean loss of all tasks"),
     "lora": TuningMethod("LoRA", "AdamW on low-rank adapters of the kernels", adapters=True),
-    "galore": TuningMethod("GaLore", "Adam inside one subspace of the joint gradient"),
+    "galore": TuningMethod("GaLore", "Adam inside one subspace of the joint gradient", low_rank=True),
     "pcgrad": TuningMethod("PCGrad", "AdamW on gradients whose conflicting parts are projected out"),
-    "gems": TuningMethod("GEMS", "shared and task subspaces inside the null space of general text", "option"),
+    "gems": TuningMethod(
+        "GEMS", "shared and task subspaces inside the null space of general text", "option", low_rank=True
+    ),
     "cagrad": TuningMethod("CAGrad", "AdamW on the direction near the mean that helps the worst task most"),
     "nash-mtl": TuningMethod("Nash-MTL", "AdamW on the tasks' bargaining solution"),
     "uncertainty": TuningMethod("uncertainty weighting", "AdamW on losses weighted by learned variances"),

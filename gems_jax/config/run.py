@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gems_jax.config.gradients import why_whole
 from gems_jax.config.methods import METHODS
 from gems_jax.config.metric_names import check_metric
 from gems_jax.config.ranges import refuse, wrong_fields
@@ -279,6 +280,9 @@ class TrainConfig:
       steps: number of updates.
       batch_size: most rows of each task in an update, over all processes.
       accumulate: parts into which an update's rows are cut, computed one after the other; more parts need less memory.
+      gradients: ``full``: whole gradients; ``projected``: products of gradients with the bases, straight from the
+        model's program, and refreshes by ``subspace``; ``auto``: ``projected`` on one device for at least 4 million
+        parameters in kernels, where no option needs whole gradients.
       sampling: how many rows each task has in a step: ``equal``, in ``ratio`` to the tables' sizes, or by
         ``temperature``; see `gems_jax.data.batching.pipeline.task_batches`.
       temperature: temperature of that sampling, from 1 (``ratio``) upwards (towards ``equal``).
@@ -321,6 +325,7 @@ class TrainConfig:
     steps: int = 500
     batch_size: int = 32
     accumulate: int = 1
+    gradients: Literal["auto", "full", "projected"] = "auto"
     sampling: Literal["equal", "ratio", "temperature"] = "equal"
     temperature: float = 1.0
     learning_rate: float = 3e-3
@@ -448,6 +453,9 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"train.method {train.method} needs a whole number as gems.rank, got {config.gems.rank}"
     if METHODS[train.method].null_space == "weights" and rule.threshold is not None:
         yield f"train.method {train.method} needs null_space.energy or null_space.rank, and no null_space.threshold"
+    why = why_whole(train, config.gems)
+    if train.gradients == "projected" and why is not None:
+        yield f"train.gradients projected cannot be: {why}; use full or auto"
     if isinstance(rule.rank, float) and rule.rank == 1:
         yield "null_space.rank 1.0 is all directions, so that no kernel could move; 1 is one direction, 0.5 are half"
     if train.profile is not None and train.profile[0] > train.profile[1]:

@@ -22,6 +22,7 @@ from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser.build import is_constrained, make_optimiser
 from gems_jax.training.optimiser.factors import initial_opt_state
 from gems_jax.training.step import make_step
+from gems_jax.training.task_gradients import projects
 from gems_jax.training.trainable import split_model
 from gems_jax.types import PyTree
 
@@ -104,7 +105,7 @@ def compile_step(
         jitted = known[1]
     else:
         loss_fn = task_loss(graphdef, train.loss_vocabulary, answer_length, train.loss_chunk)
-        step = make_step(loss_fn, train, tx, tasks, constraint, axis, sharding)
+        step = make_step(loss_fn, train, tx, tasks, constraint, axis, sharding, projects(config, params))
         jitted = jax.jit(
             on_mesh(step, mesh), donate_argnums=(0, 1), out_shardings=(sharding, state_sharding, replicated(mesh))
         )

@@ -13,6 +13,7 @@ from gems_jax.config.run import TrainConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.null_space.constraint import null_space_leak
 from gems_jax.null_space.space import NullSpace
+from gems_jax.projected.task_grads import projected_task_grads
 from gems_jax.task_grads import gramian, task_value_and_grad
 from gems_jax.training.optimiser.factors import from_state
 from gems_jax.training.optimiser.guard import last_finite
@@ -54,6 +55,7 @@ def make_step(
     ns: NullSpace | None,
     task_axis: str | None = None,
     param_sharding: PyTree = None,
+    projected: bool = False,
 ) -> Callable[..., tuple[PyTree, PyTree, Metrics]]:
     """One update, or one part of it: per-task gradients, fused and constrained, applied; and what to log.
 
@@ -66,6 +68,7 @@ def make_step(
       task_axis: mesh axis over which tasks are split, or ``None``.
       param_sharding: ``NamedSharding`` of each parameter; gradients are kept there, whatever is done with them.
         ``None``: the compiler chooses.
+      projected: whether gradients are those of `gems_jax.projected_task_grads`.
 
     Returns:
       ``step(params, opt_state, frozen, batch, control) -> (params, opt_state, metrics)``. Metrics are small arrays:
@@ -83,9 +86,13 @@ def make_step(
             keys = jax.random.split(jax.random.fold_in(dropout_key, micro_batch), len(tasks))
             batch = batch | {"dropout_key": keys}
         counts = jnp.sum(batch["label_mask"], axis=(1, 2)).astype(jnp.float32)
-        value_and_grad = task_value_and_grad(lambda p, b: loss_fn(p, frozen, b), spmd_axis_name=task_axis)
-        losses, grads = value_and_grad(params, batch)
-        if param_sharding is not None:
+        loss = lambda p, b: loss_fn(p, frozen, b)  # noqa: E731
+        if projected:
+            fn = projected_task_grads(loss, tx, spmd_axis_name=task_axis)
+            losses, grads = fn(params, state, batch, task_counts=counts)
+        else:
+            losses, grads = task_value_and_grad(loss, spmd_axis_name=task_axis)(params, batch)
+        if param_sharding is not None and not projected:
             grads = jax.tree.map(lambda g, sharding: _beside(g, sharding, task_axis), grads, param_sharding)
         updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
         rates = control.rates * shape(control.number)

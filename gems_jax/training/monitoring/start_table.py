@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 
+from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.null_space.space import NullSpace
+from gems_jax.training.task_gradients import projects
 from gems_jax.transform.reports import state_bytes
 from gems_jax.types import PyTree
 
@@ -32,8 +34,9 @@ def start_table(
     train = config.train
     lines = [f"train: {train.method}, {trained:,} trained parameters of {trained + fixed:,}, {train.steps:,} steps"]
     table = state_bytes(tx, params)
-    if train.method in ("gems", "galore"):
+    if METHODS[train.method].low_rank:
         lines.append(str(table))
+        lines.append(f"gradients: {'projected' if projects(config, params) else 'full'}")
     else:
         lines.append(f"optimiser state {table.total:,} bytes, {table.total / max(table.adamw, 1):.2f} x AdamW's")
     if ns is not None:

@@ -1,0 +1,48 @@
+"""Whether a run's gradients can be projected ones, and whether they are (`gems_jax.projected_task_grads`)."""
+
+from typing import Any
+
+from gems_jax.config.methods import METHODS
+
+# Parameters in kernels from which projected gradients are taken by themselves: below, compiling their program takes
+# longer than what a run saves.
+LEAST_PARAMETERS = 4_000_000
+
+
+def why_whole(train: Any, gems: Any) -> str | None:
+    """The option that needs whole gradients, ``None`` if there is none.
+
+    Args:
+      train, gems: sections of a configuration.
+
+    Example:
+      >>> from gems_jax.config.run import GemsConfig, TrainConfig
+      >>> why_whole(TrainConfig(), GemsConfig()), why_whole(TrainConfig(accumulate=2), GemsConfig())
+      (None, 'train.accumulate 2 adds up whole gradients')
+    """
+    if not METHODS[train.method].low_rank:
+        return f"train.method {train.method} takes whole gradients"
+    if train.accumulate > 1:
+        return f"train.accumulate {train.accumulate} adds up whole gradients"
+    if gems.decomposition not in ("auto", "subspace"):
+        return f"gems.decomposition {gems.decomposition} is of whole gradients"
+    if gems.constraint == "gradient":
+        return "gems.constraint gradient projects whole gradients"
+    if gems.stagger:
+        return "gems.stagger decomposes whole gradients of a few kernels in every step"
+    if gems.gate == "learned" and train.method == "gems":
+        return "gems.gate learned scores each task's update against the other tasks' gradients"
+    return None
+
+
+def is_projected(train: Any, gems: Any, parameters: int, devices: int) -> bool:
+    """Whether a run's gradients are projected, see ``train.gradients``.
+
+    Args:
+      train, gems: sections of a configuration.
+      parameters: in kernels.
+      devices: of the mesh.
+    """
+    if train.gradients == "auto":
+        return devices == 1 and parameters >= LEAST_PARAMETERS and why_whole(train, gems) is None
+    return bool(train.gradients == "projected")

@@ -1,0 +1,121 @@
+"""Steps on projected gradients are those on whole ones: of the transform, of a trainer's step, over a refresh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import assert_no_leak, make_null_space
+
+import gems_jax as gj
+
+TASKS, ROWS = 2, 24
+SHAPES = {"a": (10, 14), "b": (14, 10)}
+
+
+def params_of(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return {name: jnp.asarray(0.4 * rng.normal(size=shape), dtype) for name, shape in SHAPES.items()}
+
+
+def loss(params, batch):
+    x = batch["x"].astype(params["a"].dtype)
+    return jnp.sum(batch["weight"] * jnp.mean(jnp.square(jnp.tanh(x @ params["a"]) @ params["b"] - jnp.sin(x)), -1))
+
+
+def batch_at(step, absent=False):
+    rng = np.random.default_rng(step)
+    weight = np.full((TASKS, ROWS), 1 / ROWS, np.float32)
+    if absent:
+        weight[1] = 0
+    return {"x": jnp.asarray(rng.normal(size=(TASKS, ROWS, 10)), jnp.float32), "weight": jnp.asarray(weight)}
+
+
+def step_of(tx, projected):
+    fn = gj.projected_task_grads(loss, tx) if projected else None
+    whole = gj.task_value_and_grad(loss)
+
+    def step(params, state, batch, counts):
+        losses, grads = fn(params, state, batch, task_counts=counts) if fn else whole(params, batch)
+        updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
+        return optax.apply_updates(params, updates), state, updates
+
+    return jax.jit(step)
+
+
+OPTIONS = {
+    "defaults": {},
+    "spans outputs": {"side": "out"},
+    "no task bases": {"task_rank": 0},
+    "moments reset, aligned": {"moments": "reset", "signs": "align"},
+    "decay": {"weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("protected", [False, True], ids=["free", "protected"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_step_from_one_state_is_that_on_whole_gradients(name, protected):
+    null_space = make_null_space({"a": 10, "b": 14})[0] if protected else None
+    # Gates by numbers that both ways know exactly: norms of whole gradients are estimated.
+    gate = gj.gates.heuristic(loss=0.5, grad_norm=0.0, count=0.5)
+    options = {"rank": 3, "refresh_every": 3, "decomposition": "subspace", "gate": gate, "null_space": null_space}
+    tx = gj.gems(1e-2, num_tasks=TASKS, **options | OPTIONS[name])
+    params, state = params_of(), tx.init(params_of())
+    projected, whole = step_of(tx, True), step_of(tx, False)
+    counts = jnp.asarray([30.0, 10.0])
+    for i in range(7):
+        moved, after, updates = projected(params, state, batch_at(i), counts)
+        _, expected, right = whole(params, state, batch_at(i), counts)
+        if i:  # the first bases come of another number of sweeps
+            for got, want in zip(jax.tree.leaves(updates), jax.tree.leaves(right), strict=True):
+                assert np.max(np.abs(got - want)) < 1e-5 * np.max(np.abs(want)), i
+        assert int(gj.diagnostics(after)["refreshed"]) == int(gj.diagnostics(expected)["refreshed"])
+        if protected:
+            assert_no_leak(updates, null_space)
+        params, state = moved, after
+    assert projected._cache_size() == 1
+
+
+def test_a_task_that_is_absent_waits_and_gets_its_bases_when_it_comes():
+    tx = gj.gems(1e-2, num_tasks=TASKS, rank=3, refresh_every=100)
+    params, state = params_of(), tx.init(params_of())
+    step = step_of(tx, True)
+    seen = []
+    for i in range(3):
+        params, state, _ = step(params, state, batch_at(i, absent=i == 0), jnp.asarray([1.0, float(i > 0)]))
+        now = gj.diagnostics(state)
+        seen.append((int(now["refreshed"]), int(now["waiting"]), int(now["absent"][1])))
+    assert seen == [(4, 2, 1), (2, 0, 1), (0, 0, 1)]
+
+
+def test_norms_and_cosines_are_estimated_without_bias():
+    tx = gj.gems(0.0, num_tasks=TASKS, rank=3, refresh_every=1000)
+    params, state = params_of(), tx.init(params_of())
+    step = step_of(tx, True)
+    batch, counts, seen = batch_at(0), jnp.ones(2), []
+    for _ in range(300):
+        _, state, _ = step(params, state, batch, counts)
+        now = gj.diagnostics(state)
+        seen.append([*now["grad_norms"] ** 2, now["cosines"][0, 1] * now["grad_norms"][0] * now["grad_norms"][1]])
+    grads = gj.task_value_and_grad(loss)(params, batch)[1]
+    products = sum(np.einsum("sij,tij->st", g, g) for g in map(np.asarray, grads.values()))
+    right = np.array([products[0, 0], products[1, 1], products[0, 1]])
+    mean, error = np.mean(seen, 0), np.std(seen, 0) / np.sqrt(len(seen))
+    assert np.all(np.abs(mean - right) < 4 * error)
+    assert np.all(error < 0.05 * right[0])
+    assert np.all(np.std(seen, 0)[:2] < 0.25 * right[:2])
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_and_counted():
+    tx = gj.gems(1e-2, num_tasks=TASKS, rank=3)
+    params, state = params_of(), tx.init(params_of())
+    step = step_of(tx, True)
+    batch = batch_at(0)
+    batch["x"] = batch["x"].at[1, 0, 0].set(jnp.nan)
+    moved, state, _ = step(params, state, batch, jnp.ones(2))
+    assert gj.diagnostics(state)["skipped"].tolist() == [0, 1]
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(moved))
+    guarded = gj.apply_if_finite(tx, 3)
+    moved, after, updates = step_of(guarded, True)(params, guarded.init(params), batch, jnp.ones(2))
+    assert not any(np.any(np.asarray(x)) for x in jax.tree.leaves(updates))
+    assert int(after.total) == 1
