@@ -46,14 +46,24 @@ class Branches(NamedTuple):
 
 # ``U^T G``: shared ``[k, r, q]`` of the merged gradient, task ``[T, k, r_t, q]``, of every group.
 Lows = list[tuple[jax.Array, jax.Array | None]]
-# ``(bases, others) -> (U^T G, (G V)^T)`` of every group, ``others`` being the ``V: [.., q, r]``: one pass of the model.
-# The first as the tasks' products, which `Merge` makes `Lows` of.
-DualPass = Callable[[list[Bases], list[Bases]], tuple[Any, Lows]]
-Merge = Callable[[Any], Lows]
+
+
+class ModelPasses(NamedTuple):
+    """Passes of the model for all groups.
+
+    Attributes:
+      direct: bases -> their products with each task's gradient, a tree.
+      merged: these products -> ``U^T G``, of the merged gradient where the basis is shared.
+      across: ``V: [.., q, r]`` of all groups -> ``(G V)^T``, merged likewise.
+    """
+
+    direct: Callable[[list[Bases]], Any]
+    merged: Callable[[Any], Lows]
+    across: Callable[[list[Bases]], Lows]
 
 
 def iterate(
-    groups: Sequence[Branches], products: Any, merge: Merge, dual: DualPass, refresh: Refresh
+    groups: Sequence[Branches], products: Any, passes: ModelPasses, refresh: Refresh
 ) -> tuple[list[Bases], list[jax.Array], Any]:
     """Replaces the bases asked for: ``U <- N G (G^T U)``, once from a basis, several times from a random block.
 
@@ -61,9 +71,8 @@ def iterate(
 
     Args:
       groups: the branches of all groups.
-      products: tree of what a pass returns for the bases in force, which is to be returned for the new ones.
-      merge: the shared gradient's products of these.
-      dual: a pass, see `DualPass`; its first result is like ``products``.
+      products: what the direct pass returns for the bases in force.
+      passes: of the model.
       refresh: key and signs.
 
     Returns:
@@ -78,18 +87,18 @@ def iterate(
     last = 2 * jnp.where(all_warm, WARM_SWEEPS, COLD_SWEEPS)
     before = [g.bases for g in groups]
 
+    def across(bases: list[Bases], products: Any) -> tuple[list[Bases], Any]:
+        others = [tuple(None if x is None else _scaled(x.mT) for x in low) for low in passes.merged(products)]
+        return _next(groups, passes.across(others), bases, refresh), products
+
     def half(state: Any) -> Any:
-        number, bases, products = state
-        others = [tuple(None if x is None else _scaled(x.mT) for x in low) for low in merge(products)]
-        passed, across = dual(bases, others)
-        is_across = number % 2 == 1
-        bases = jax.lax.cond(is_across, lambda: _next(groups, across, bases, refresh), lambda: bases)
-        kept = jax.tree.map(lambda new, old: jnp.where(is_across, old, new), passed, products)
-        return number + 1, bases, kept
+        number, *now = state
+        # One of the two: what they compute need not lie in memory together.
+        return number + 1, *jax.lax.cond(number % 2 == 1, across, lambda bases, _: (bases, passes.direct(bases)), *now)
 
     state = (first, starts, products)
     _, bases, passed = jax.lax.while_loop(lambda state: state[0] <= last, half, state)
-    done = [_remain(group, new, low) for group, new, low in zip(groups, bases, merge(passed), strict=True)]
+    done = [_remain(group, new, low) for group, new, low in zip(groups, bases, passes.merged(passed), strict=True)]
     chosen = [_chosen(d, new, old) for d, new, old in zip(done, bases, before, strict=True)]
     return chosen, done, passed
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gems_jax.linalg.orthonormal import matmul
 from gems_jax.projected.passes import Bases, Passed, Products, run_pass
-from gems_jax.projected.power_iteration import Branches, Lows, iterate
+from gems_jax.projected.power_iteration import Branches, Lows, ModelPasses, iterate
 from gems_jax.projected.served import LossProgram, Served
 from gems_jax.task_grads import weighted_sum
 from gems_jax.transform.active_null_space import ActiveNullSpace
@@ -182,20 +182,18 @@ def _refreshed(
     def merged(products: list[GroupProducts]) -> Lows:
         return [(weighted_sum(shared, diagnosed.weights), own) for shared, own in products]
 
-    def dual(bases: list[GroupBases], others: list[GroupBases]) -> tuple[Any, Lows]:
+    def run(bases: list[GroupBases], across: bool) -> list[GroupProducts]:
         by_leaf: dict[int, list[Bases]] = {}
-        for group, these, those in zip(groups, bases, others, strict=True):
-            direct, across = group.bases_by_leaf(these), group.bases_by_leaf(those, across=True)
-            by_leaf |= {i: [direct[i], across[i]] for i in group.leaves}
+        for group, these in zip(groups, bases, strict=True):
+            by_leaf |= {i: [one] for i, one in group.bases_by_leaf(these, across).items()}
         passed = model.run(by_leaf).products
-        direct_products, across_products = (
-            [group.products({i: passed[i][n] for i in group.leaves}) for group in groups] for n in range(2)
-        )
-        return direct_products, merged(across_products)
+        return [group.products({i: passed[i][0] for i in group.leaves}) for group in groups]
+
+    passes = ModelPasses(lambda bases: run(bases, False), merged, lambda others: merged(run(others, True)))
 
     def refresh(products: list[GroupProducts]) -> Any:
         how = refresh_at(model.served.state.count, model.served.settings)
-        chosen, done, after = iterate(branches, products, merged, dual, how)
+        chosen, done, after = iterate(branches, products, passes, how)
         return chosen, done, [_kept(*x) for x in zip(done, after, products, strict=True)]
 
     is_asked = jnp.any(jnp.stack([jnp.any(b.asked) for b in branches]))
