@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # LAPACK's threads fight XLA's on CPU.
 export OPENBLAS_NUM_THREADS ?= 1
-CORE_TESTS := tests/test_house.py tests/test_task_grads.py $(addprefix tests/,linalg null_space transform baselines)
+CORE_TESTS := tests/test_house.py tests/test_task_grads.py $(addprefix tests/,linalg null_space transform projected baselines)
 
 .PHONY: demo test test-fast lint clean
 

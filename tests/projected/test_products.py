@@ -106,8 +106,12 @@ def low_rank_leaves(tree):
     return {path: leaf for path, leaf in named_leaves(tree, is_low_rank) if is_low_rank(leaf)}
 
 
-@pytest.mark.parametrize("side", ["in", "out"])
-@pytest.mark.parametrize("name", MODELS)
+DEAR = ("heads", "scanned", "t5", "decoder")
+CASES = [pytest.param(name, "in", marks=[pytest.mark.slow] if name in DEAR else []) for name in MODELS]
+CASES += [(name, "out") for name in ("plain", "tied", "experts")]
+
+
+@pytest.mark.parametrize(("name", "side"), CASES)
 def test_products_are_those_of_the_whole_gradient_with_the_bases(name, side):
     make, count = MODELS[name]
     loss, params, batch, options = make()

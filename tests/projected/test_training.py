@@ -44,7 +44,8 @@ def step_of(tx, projected):
 
 
 OPTIONS = {
-    "defaults": {},
+    "free": {},
+    "protected": {},
     "spans outputs": {"side": "out"},
     "no task bases": {"task_rank": 0},
     "moments reset, aligned": {"moments": "reset", "signs": "align"},
@@ -52,10 +53,12 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("protected", [False, True], ids=["free", "protected"])
-@pytest.mark.parametrize("name", OPTIONS)
-def test_each_step_from_one_state_is_that_on_whole_gradients(name, protected):
-    null_space = make_null_space({"a": 10, "b": 14})[0] if protected else None
+CASES = [pytest.param(name, marks=[] if name == "protected" else [pytest.mark.slow]) for name in OPTIONS]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_step_from_one_state_is_that_on_whole_gradients(name):
+    null_space = None if name == "free" else make_null_space({"a": 10, "b": 14})[0]
     # Gates by numbers that both ways know exactly: norms of whole gradients are estimated.
     gate = gj.gates.heuristic(loss=0.5, grad_norm=0.0, count=0.5)
     options = {"rank": 3, "refresh_every": 3, "decomposition": "subspace", "gate": gate, "null_space": null_space}
@@ -70,10 +73,26 @@ def test_each_step_from_one_state_is_that_on_whole_gradients(name, protected):
             for got, want in zip(jax.tree.leaves(updates), jax.tree.leaves(right), strict=True):
                 assert np.max(np.abs(got - want)) < 1e-5 * np.max(np.abs(want)), i
         assert int(gj.diagnostics(after)["refreshed"]) == int(gj.diagnostics(expected)["refreshed"])
-        if protected:
+        if null_space is not None:
             assert_no_leak(updates, null_space)
         params, state = moved, after
     assert projected._cache_size() == 1
+
+
+def test_in_float64_steps_agree_to_ten_digits():
+    with jax.enable_x64(True):
+        gate = gj.gates.heuristic(loss=0.5, grad_norm=0.0, count=0.5)
+        tx = gj.gems(1e-2, num_tasks=TASKS, rank=3, refresh_every=2, decomposition="subspace", gate=gate)
+        params = params_of(jnp.float64)
+        state = tx.init(params)
+        projected, whole = step_of(tx, True), step_of(tx, False)
+        for i in range(4):
+            moved, after, updates = projected(params, state, batch_at(i), jnp.ones(2))
+            right = whole(params, state, batch_at(i), jnp.ones(2))[2]
+            if i:
+                for got, want in zip(jax.tree.leaves(updates), jax.tree.leaves(right), strict=True):
+                    assert np.max(np.abs(got - want)) < 1e-10 * np.max(np.abs(want)), i
+            params, state = moved, after
 
 
 def test_a_task_that_is_absent_waits_and_gets_its_bases_when_it_comes():
