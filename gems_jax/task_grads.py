@@ -243,7 +243,10 @@ def check_task_axis(grads: PyTree, params: PyTree, num_tasks: int | None = None)
     leaves = named_leaves(grads)
     shapes = [jnp.shape(p) for p in jax.tree.leaves(params)]
     if len(leaves) != len(shapes):
-        raise ValueError(f"gradients have {len(leaves)} leaves, parameters {len(shapes)}; pass matching trees")
+        raise ValueError(
+            f"gradients have {len(leaves)} leaves, parameters {len(shapes)}; pass matching trees (gradients of "
+            "projected_task_grads are for gems alone, and cannot be accumulated)"
+        )
     for (path, grad), shape in zip(leaves, shapes, strict=True):
         expected = f"[{num_tasks or 'T'}, {', '.join(map(str, shape))}]"
         if jnp.ndim(grad) != len(shape) + 1 or jnp.shape(grad)[1:] != shape:

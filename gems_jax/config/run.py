@@ -200,7 +200,8 @@ class GemsConfig:
       task_rank: the same for each task's own basis; ``null``: half of ``rank``; 0: no bases of their own.
       side: side of the kernel that bases span; ``auto``: the null space's, without one the smaller side.
       refresh_every: steps between new bases.
-      decomposition: how bases are computed; ``auto``: ``subspace`` on TPU, ``eigh`` elsewhere.
+      decomposition: how bases are computed; ``auto``: ``subspace`` on TPU and for projected gradients, ``eigh``
+        elsewhere.
       signs: ``canonical``, or ``align``: rotate a new basis onto the old one within its span.
       moments: whether Adam's moments are kept (``keep``) or zeroed (``reset``) when bases are made anew.
       complementary: whether the tasks' bases are orthogonal to the shared one.

@@ -88,7 +88,8 @@ def iterate(
     before = [g.bases for g in groups]
 
     def across(bases: list[Bases], products: Any) -> tuple[list[Bases], Any]:
-        others = [tuple(None if x is None else _scaled(x.mT) for x in low) for low in passes.merged(products)]
+        lows = passes.merged(products)
+        others = [(_scaled(shared.mT), None if task is None else _scaled(task.mT)) for shared, task in lows]
         return _next(groups, passes.across(others), bases, refresh), products
 
     def half(state: Any) -> Any:

@@ -124,7 +124,7 @@ def gradients(model: Model, counts: jax.Array | None) -> tuple[Passed, dict[int,
     ]
     others = [passed.grads[i] for i in sorted(served.leaves.values()) if i in passed.grads]
     diagnosed = diagnose_gradients([*(low for low, _ in products), *rests, *others], settings.num_tasks, counts, None)
-    asked = [_ask(model, group, *x, diagnosed) for group, *x in zip(groups, products, rests, strict=True)]
+    asked = [_ask(model, *x, diagnosed) for x in zip(groups, products, rests, strict=True)]
     branches = [branch for branch, _ in asked]
     bases, done, products = _refreshed(model, groups, branches, products, diagnosed)
 

@@ -74,7 +74,7 @@ def gems(
         otherwise the smaller one.
       refresh_every: steps between new bases, counted from 0, or a callable ``count -> bool``.
       decomposition: ``"svd"``, ``"eigh"``, ``"subspace"`` (matrix products, warm-started) or ``"auto"``:
-        ``"subspace"`` on TPU, ``"eigh"`` elsewhere.
+        ``"subspace"`` on TPU and for projected gradients, ``"eigh"`` elsewhere.
       signs: ``"canonical"``, or ``"align"``: rotate a new basis onto the old one within its span.
       moments: ``"keep"`` or ``"reset"`` the inner state at a refresh.
       complementary: task subspaces orthogonal to the shared one.

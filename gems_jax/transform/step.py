@@ -64,7 +64,7 @@ def take_step(
     active = ActiveNullSpace(settings.null_space, settings.constraint, state.null_space)
     groups = groups_of(plan, call.grads, settings.num_tasks)
     grouped = {k.index for group in groups for k in group}
-    alone = {i: call.grads[i] for i in range(len(call.grads)) if i not in grouped}
+    alone: dict[int, Any] = {i: call.grads[i] for i in range(len(call.grads)) if i not in grouped}
     arrays = [arrays_of(call.grads, group) for group in groups]
     parts = [x for pair in arrays for x in pair if x is not None]
     diagnosed = diagnose_gradients([*parts, *alone.values()], settings.num_tasks, call.counts, call.shared)
