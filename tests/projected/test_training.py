@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import assert_no_leak, make_null_space
+from problems import assert_no_leak, make_null_space, orthonormal
 
 import gems_jax as gj
 
@@ -138,3 +138,20 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted():
     moved, after, updates = step_of(guarded, True)(params, guarded.init(params), batch, jnp.ones(2))
     assert not any(np.any(np.asarray(x)) for x in jax.tree.leaves(updates))
     assert int(after.total) == 1
+
+
+def test_a_gradient_that_lies_in_protected_directions_gives_no_basis_and_moves_nothing():
+    seen = orthonormal(10, 3, seed=5)
+    protected = gj.NullSpace.from_moments({"a": seen @ seen.T}, rank=3)
+    tx = gj.gems(1e-2, num_tasks=TASKS, rank=3, refresh_every=2, null_space=protected)
+    params, state = params_of(), tx.init(params_of())
+    step, found = step_of(tx, True), []
+    for i in range(3):
+        batch = batch_at(i)
+        batch["x"] = batch["x"] @ jnp.asarray(seen @ seen.T, jnp.float32)
+        moved, state, _ = step(params, state, batch, jnp.ones(2))
+        assert np.array_equal(moved["a"], params["a"])
+        assert not np.array_equal(moved["b"], params["b"])
+        params = moved
+        found.append((int(gj.diagnostics(state)["failed"]), int(gj.diagnostics(state)["refreshed"])))
+    assert found == [(3, 3), (3, 0), (6, 3)]
