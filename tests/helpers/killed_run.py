@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 
+from few_kernels import few_kernels
 from imported import import_all
 
 
@@ -70,16 +71,20 @@ def main():
 
     moments, command = [m for m in sys.argv[1].split(",") if m], sys.argv[2:]
 
+    def train():
+        with few_kernels():
+            return cli.main(command)
+
     def dying(moment):
         arrange(moment)
-        return cli.main(command)
+        return train()
 
     for moment in moments:
         code = in_a_process_of_its_own(lambda: dying(moment))  # noqa: B023, called at once
         print(f"{moment}: {code}", flush=True)
         if code != -signal.SIGKILL:
             return 1
-    return in_a_process_of_its_own(lambda: cli.main(command))
+    return in_a_process_of_its_own(train)
 
 
 if __name__ == "__main__":
