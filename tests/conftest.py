@@ -13,6 +13,8 @@ _COMPILED = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdt
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Half the time that is left: fusions as one loop, whatever their kind, and a program as one piece.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
 from tiny import Made, options, say  # noqa: E402
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import QUICK, difference
+from problems import difference
 
 from gems_jax import baselines, merge_tasks
 from gems_jax.baselines.aligned_mtl import alignment
@@ -56,7 +56,7 @@ def compiled(name, num_tasks, options=()):
     def step(grads, state, losses, counts):
         return tx.update(grads, state, PARAMS, task_losses=losses, task_counts=counts)
 
-    return tx.init(PARAMS), jax.jit(step, compiler_options=QUICK)
+    return tx.init(PARAMS), jax.jit(step)
 
 
 def merged(name, rows, losses=None, counts=None, **options):
@@ -79,8 +79,8 @@ def test_joint_is_merge_tasks_before_the_inner_transform():
     counts = jnp.asarray([3.0, 1.0, 4.0])
     ours, theirs = make("joint", 3, optax.adam(0.1)), optax.chain(merge_tasks(), optax.adam(0.1))
     state, other = ours.init(PARAMS), theirs.init(PARAMS)
-    step = jax.jit(lambda g, s: ours.update(g, s, PARAMS, task_counts=counts), compiler_options=QUICK)
-    reference = jax.jit(lambda g, s: theirs.update(g, s, PARAMS, task_counts=counts), compiler_options=QUICK)
+    step = jax.jit(lambda g, s: ours.update(g, s, PARAMS, task_counts=counts))
+    reference = jax.jit(lambda g, s: theirs.update(g, s, PARAMS, task_counts=counts))
     for seed in range(3):
         grads = as_tree(jacobian(3, seed))
         updates, state = step(grads, state)
@@ -97,8 +97,8 @@ def test_galore_is_optax_s_on_the_mean_gradient(options):
     theirs = optax.contrib.galore(1.0, base_optimizer=optax.trace(0.9), **given)
     state, other = ours.init(params), theirs.init(params)
     rng, counts = np.random.default_rng(0), jnp.asarray([1.0, 3.0])
-    update = jax.jit(lambda g, s: ours.update(g, s, params, task_counts=counts), compiler_options=QUICK)
-    reference = jax.jit(theirs.update, compiler_options=QUICK)
+    update = jax.jit(lambda g, s: ours.update(g, s, params, task_counts=counts))
+    reference = jax.jit(theirs.update)
     for _ in range(3):
         grads = {k: jnp.asarray(rng.normal(size=(2, *p.shape)), jnp.float32) for k, p in params.items()}
         updates, state = update(grads, state)
@@ -124,7 +124,7 @@ def test_uncertainty_starts_at_one_and_comes_to_rest_at_half_the_inverse_loss():
     rows, losses = jacobian(2), jnp.asarray([0.25, 2.0])
     assert np.allclose(merged("uncertainty", rows, losses), rows.sum(0), atol=1e-5)
     tx = make("uncertainty", 2, variance_tx=optax.sgd(0.2))
-    update = jax.jit(lambda s: tx.update(as_tree(rows), s, PARAMS, task_losses=losses), compiler_options=QUICK)
+    update = jax.jit(lambda s: tx.update(as_tree(rows), s, PARAMS, task_losses=losses))
     state = tx.init(PARAMS)
     for _ in range(200):
         updates, state = update(state)
@@ -412,7 +412,7 @@ def test_later_steps_compile_nothing_and_the_state_s_arrays_keep_their_types(nam
         updates, state = tx.update(grads, state, PARAMS, task_losses=jnp.ones(2), task_counts=jnp.ones(2))
         return updates, state
 
-    step = jax.jit(step, compiler_options=QUICK)
+    step = jax.jit(step)
     for seed in range(2):
         updates, state = step(as_tree(jacobian(2, seed)), state)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == form
@@ -426,7 +426,7 @@ def stepper(tx, **jit_options):
         updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
         return optax.apply_updates(params, updates), state
 
-    return jax.jit(step, compiler_options=QUICK, **jit_options)
+    return jax.jit(step, **jit_options)
 
 
 @pytest.mark.slow
@@ -557,7 +557,7 @@ def test_a_leaf_merged_before_stands_for_every_task(name):
     same = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
     tx, grads = make(name, 2), as_tree(jacobian(2))
     whole = {"w": same[None], "stack": grads["stack"], "scale": grads["scale"]}
-    step = jax.jit(lambda g, s: tx.update(g, s, task_losses=jnp.ones(2))[0], compiler_options=QUICK)
+    step = jax.jit(lambda g, s: tx.update(g, s, task_losses=jnp.ones(2))[0])
     updates = step(whole, tx.init(PARAMS))
     rows = np.stack([as_row({k: grads[k][t] if k != "w" else 0 * same for k in SHAPES}) for t in range(2)])
     total = weights_of(as_row(updates | {"w": 0 * same}), rows).sum()
@@ -570,7 +570,7 @@ def test_a_leaf_merged_before_stands_for_every_task(name):
 def test_gradients_all_merged_before_keep_their_direction(name):
     row = jacobian(1)
     tx = make(name, 2)
-    update = jax.jit(lambda g, s: tx.update(g, s)[0], compiler_options=QUICK)
+    update = jax.jit(lambda g, s: tx.update(g, s)[0])
     ours = as_row(update(as_tree(row), tx.init(PARAMS)))
     assert ours @ row[0] == pytest.approx(np.linalg.norm(ours) * np.linalg.norm(row), rel=1e-5)
 

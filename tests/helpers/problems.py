@@ -7,18 +7,6 @@ import optax
 
 import gems_jax as gj
 
-
-def _quick_options():
-    """Small programs that run a few times: compile time is what counts. Without effect where not known."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
-    except Exception:  # another version of XLA, another backend
-        return {}
-    return options
-
-
-QUICK = _quick_options()
 SHAPES = {"tall": (12, 6), "wide": (6, 10), "square": (8, 8), "out_bias": (5,)}
 SIDES = {"tall": "out", "wide": "in", "square": "in"}
 
@@ -54,14 +42,14 @@ def make_null_space(dims, kept=3, side="in", seed=0):
 def run(tx, params, grads_of, steps, start=0, state=None, **extra):
     """Steps under one jit; returns parameters, state and the updates of every step."""
     params = jax.tree.map(jnp.asarray, params)
-    state = jax.jit(tx.init, compiler_options=QUICK)(params) if state is None else state
+    state = jax.jit(tx.init)(params) if state is None else state
     seen = []
 
     def step(grads, state, params, extra):
         updates, state = tx.update(grads, state, params, **extra)
         return optax.apply_updates(params, updates), state, updates
 
-    step = jax.jit(step, compiler_options=QUICK)
+    step = jax.jit(step)
     for i in range(start, start + steps):
         now = {k: v(i) if callable(v) else v for k, v in extra.items()}
         params, state, updates = step(grads_of(i), state, params, now)

@@ -70,7 +70,7 @@ def train(init, step, params, grads):
 
 
 def main():
-    from problems import QUICK, make_grads, make_params
+    from problems import make_grads, make_params
 
     import gems_jax as gj
 
@@ -83,7 +83,7 @@ def main():
 
     grads_of = lambda i: make_grads(i, shapes=SHAPES)  # noqa: E731
     one = jax.tree.map(jnp.asarray, params)
-    expected, _ = train(jax.jit(tx.init), jax.jit(step, compiler_options=QUICK), one, grads_of)
+    expected, _ = train(jax.jit(tx.init), jax.jit(step), one, grads_of)
     found = {}
     for name, sizes in MESHES.items():
         mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
@@ -93,12 +93,12 @@ def main():
         placed = jax.device_put(boxed(params), where)
         of_state = gj.state_sharding(tx, placed, task_axis=task)
         stacked = {n: NamedSharding(mesh, PartitionSpec(task, *spec)) for n, spec in SPECS.items()}
-        sharded = jax.jit(step, out_shardings=(where, of_state), compiler_options=QUICK)
+        sharded = jax.jit(step, out_shardings=(where, of_state))
         init = jax.jit(tx.init, out_shardings=of_state)
         grads = lambda i: boxed(jax.device_put(grads_of(i), stacked))  # noqa: B023, E731
         seen, compiled = train(init, sharded, placed, grads)
         by_name = nn.get_sharding(jax.eval_shape(tx.init, placed), mesh)
-        lying = jax.jit(tx.init, out_shardings=by_name, compiler_options=QUICK)(placed)
+        lying = jax.jit(tx.init, out_shardings=by_name)(placed)
         lies = lambda state: all(  # noqa: E731
             x.sharding.is_equivalent_to(s, x.ndim)
             for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(of_state), strict=True)  # noqa: B023

@@ -1,7 +1,6 @@
 """Our decoders compute what transformers' do."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -22,10 +21,6 @@ _CONFIG = DecoderConfig(
 )
 
 
-# The program runs once: compiling it costs more than running it.
-_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
 @pytest.fixture(scope="module")
 def small():
     return random_decoder(_CONFIG)
@@ -44,7 +39,7 @@ def _loss_and_grads(model, ids, mask):
     """Mean loss of the next tokens, where both they and what they follow are no padding; and the logits."""
     graph, params = nnx.split(model)
 
-    @functools.partial(jax.jit, compiler_options=_QUICK)
+    @jax.jit
     def run(params, ids, mask):
         def loss(params):
             model = nnx.merge(graph, params)

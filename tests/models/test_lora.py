@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from problems import QUICK
 
 from gems_jax.leaf_path import leaf_path
 from gems_jax.linalg.matrix_dims import MatrixDims
@@ -100,7 +99,7 @@ def test_a_models_adapters_train_alone_and_merge_into_a_model_with_the_same_logi
         updates, state = tx.update(grads, state)
         return optax.apply_updates(adapters, updates), state, value
 
-    step, state, losses = jax.jit(step, compiler_options=QUICK), tx.init(adapters), []
+    step, state, losses = jax.jit(step), tx.init(adapters), []
     for _ in range(5):
         adapters, state, value = step(adapters, state)
         losses.append(float(value))

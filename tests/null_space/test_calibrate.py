@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import QUICK
 
 import gems_jax as gj
 from gems_jax.models import T5, Decoder, DecoderConfig, T5Config
@@ -190,7 +189,7 @@ def compiled_pass(model, batch, group=None):
     group = dict.fromkeys(entry.name for entry in inputs) if group is None else group
     start, add = moment_pass(function, specs, "in", inputs, group)
     batch = {name: jnp.asarray(value) for name, value in batch.items()}
-    return add.lower(function.params, batch, jax.eval_shape(start)).compile(compiler_options=QUICK)
+    return add.lower(function.params, batch, jax.eval_shape(start)).compile()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from problems import QUICK, assert_no_leak
+from problems import assert_no_leak
 
 import gems_jax as gj
 
@@ -61,7 +61,7 @@ def mse(params, batch):
 def optax_loop(optimizer, params, batches, **extra):
     opt_state = optimizer.init(params)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @functools.partial(jax.jit)
     def train_step(params, opt_state, batch):
         losses, grads = gj.task_value_and_grad(mse)(params, batch)
         updates, opt_state = optimizer.update(grads, opt_state, params, task_losses=losses, **extra)

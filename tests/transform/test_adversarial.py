@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import (
     LOSSES,
-    QUICK,
     assert_no_leak,
     difference,
     make_grads,
@@ -80,8 +79,8 @@ def machine(name, dtype="float32"):
         updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
         return optax.apply_updates(params, updates), state, updates
 
-    state = jax.jit(tx.init, compiler_options=QUICK)(params)
-    return Machine(ns, params, state, jax.jit(step, compiler_options=QUICK))
+    state = jax.jit(tx.init)(params)
+    return Machine(ns, params, state, jax.jit(step))
 
 
 def spoil(grads, task, kind, step):

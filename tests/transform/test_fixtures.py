@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import QUICK
 from shared import SHARED, needs_shared
 
 import gems_jax as gj
@@ -57,8 +56,8 @@ def trajectory(case, dtype, stored_bases):
         bases=bases if stored_bases else None,
     )
     params = {n: array(case[f"W0_{i}"]) for i, n in enumerate(names)}
-    state = jax.jit(tx.init, compiler_options=QUICK)(params)
-    step = jax.jit(lambda g, s, p, e, m: tx.update(g, s, p, shared_grads=m, **e), compiler_options=QUICK)
+    state = jax.jit(tx.init)(params)
+    step = jax.jit(lambda g, s, p, e, m: tx.update(g, s, p, shared_grads=m, **e))
     seen, gates = [], []
     for t in range(6):
         grads = {
@@ -145,8 +144,8 @@ def test_gate_network_and_its_temperature_are_the_released_ones():
     np.testing.assert_allclose(forward(*signals), case["net_gates_f32"], atol=2e-6)
     # The released schedule decays before its first use, ours after: shifted by one.
     gate = gates_lib.learned()
-    update = jax.jit(lambda s: gate.update(gates_lib.Signals(*[jnp.ones(2)] * 4), s)[1], compiler_options=QUICK)
-    state, seen = jax.jit(lambda: gate.init(2), compiler_options=QUICK)(), []
+    update = jax.jit(lambda s: gate.update(gates_lib.Signals(*[jnp.ones(2)] * 4), s)[1])
+    state, seen = jax.jit(lambda: gate.init(2))(), []
     for _ in range(5):
         state = update(state)
         seen.append(float(state.temperature))

@@ -10,7 +10,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import QUICK, make_grads, make_params, run
+from problems import make_grads, make_params, run
 from reference import heuristic_gates
 
 import gems_jax as gj
@@ -112,7 +112,7 @@ def simulate(progress_of, steps=300, **options):
         gates, state = gate.update(Signals(ones, ones, ones, progress_of(i)), state)
         return state, gates
 
-    state, gates = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(steps)), compiler_options=QUICK)(gate.init(2))
+    state, gates = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(steps)))(gate.init(2))
     return np.asarray(gates), state
 
 
@@ -199,7 +199,7 @@ def training_run():
 
         return jax.lax.scan(step, (params, tx.init(params)), jax.random.split(keys[4], 200))[1]
 
-    return jax.jit(run, compiler_options=QUICK)
+    return jax.jit(run)
 
 
 @pytest.mark.slow

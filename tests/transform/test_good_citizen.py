@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import LOSSES, QUICK, assert_no_leak, difference, make_grads, make_null_space, make_params, run
+from problems import LOSSES, assert_no_leak, difference, make_grads, make_null_space, make_params, run
 
 import gems_jax as gj
 from gems_jax.config.run import GemsConfig
@@ -36,7 +36,7 @@ def test_buffers_can_be_donated_and_the_states_types_stay():
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    compiled = jax.jit(step, donate_argnums=(1, 2), compiler_options=QUICK)
+    compiled = jax.jit(step, donate_argnums=(1, 2))
     for i in range(3):
         params, state = compiled(grads_of(i), state, params)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == form
@@ -281,7 +281,7 @@ def test_a_plain_training_loop_lowers_both_tasks_losses():
         updates, state = tx.update(grads, state, params, task_losses=losses)
         return optax.apply_updates(params, updates), state, losses
 
-    step, state, history = jax.jit(step, compiler_options=QUICK), tx.init(params), []
+    step, state, history = jax.jit(step), tx.init(params), []
     for _ in range(60):
         params, state, losses = step(params, state)
         history.append(losses)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import QUICK, make_grads, make_null_space, make_params
+from problems import make_grads, make_null_space, make_params
 
 import gems_jax as gj
 from gems_jax.linalg.orthonormal import orthonormal_inside
@@ -22,7 +22,7 @@ def states_of(tx, params, grads_of, steps, **extra):
     """The `GemsState` after each step."""
     params = jax.tree.map(jnp.asarray, params)
     state = tx.init(params)
-    step = jax.jit(lambda g, s: tx.update(g, s, params, **extra)[1], compiler_options=QUICK)
+    step = jax.jit(lambda g, s: tx.update(g, s, params, **extra)[1])
     found = []
     for i in range(steps):
         state = step(grads_of(i), state)
@@ -170,7 +170,7 @@ def test_a_turn_in_a_step_whose_gradients_came_merged_waits_for_one_that_has_the
     shapes = {"stack": (2, 3, 5)}
     tx = gj.scale_by_gems(num_tasks=2, rank=1, refresh_every=3, stagger=True, matrix_dims=RULE)
     params, waiting = make_params(shapes), []
-    state, step = tx.init(params), jax.jit(tx.update, compiler_options=QUICK)
+    state, step = tx.init(params), jax.jit(tx.update)
     for i in range(5):
         grads = make_grads(i, shapes=shapes)
         if i == 3:  # the turn of the first member
@@ -212,7 +212,7 @@ def test_a_branch_that_gets_no_basis_is_not_asked_again_before_the_next_refresh(
         states, per_step = [], []
         params = {name: jnp.asarray(p) for name, p in make_params(shapes).items()}
         state = tx.init(params)
-        step = jax.jit(tx.update, compiler_options=QUICK)
+        step = jax.jit(tx.update)
         for i in range(5):
             updates, state = jax.block_until_ready(step(grads_of(i), state, params))
             states.append(state[0].diagnostics)

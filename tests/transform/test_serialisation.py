@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from problems import COUNTS, LOSSES, QUICK, make_grads, make_null_space, make_params
+from problems import COUNTS, LOSSES, make_grads, make_null_space, make_params
 
 import gems_jax as gj
 
@@ -30,7 +30,7 @@ def transform():
 TX = transform()
 
 
-@functools.partial(jax.jit, compiler_options=QUICK)
+@functools.partial(jax.jit)
 def step(grads, state, params, losses, counts):
     updates, state = TX.update(grads, state, params, task_losses=losses, task_counts=counts)
     return optax.apply_updates(params, updates), state
@@ -45,7 +45,7 @@ def go_on(params, state, first, last):
 @pytest.fixture(scope="module")
 def trained():
     """After three steps (what is saved) and after six (what it must come to), over the refresh at step 4."""
-    half = go_on(PARAMS, jax.jit(TX.init, compiler_options=QUICK)(PARAMS), 0, 3)
+    half = go_on(PARAMS, jax.jit(TX.init)(PARAMS), 0, 3)
     return half, go_on(*half, 3, 6)
 
 
@@ -123,7 +123,7 @@ def test_a_transform_made_anew_takes_the_state_of_another(trained):
     (params, state), expected = trained
     fresh = transform()
     update = lambda g, s, p, losses, counts: fresh.update(g, s, p, task_losses=losses, task_counts=counts)  # noqa: E731
-    update = jax.jit(update, compiler_options=QUICK)
+    update = jax.jit(update)
     for i in range(3, 6):
         updates, state = update(make_grads(i, shapes=SHAPES), state, params, LOSSES(i), COUNTS(i))
         params = optax.apply_updates(params, updates)

@@ -10,7 +10,6 @@ import pytest
 from problems import (
     COUNTS,
     LOSSES,
-    QUICK,
     SHAPES,
     SIDES,
     assert_no_leak,
@@ -190,7 +189,7 @@ def test_the_constraint_holds_over_a_thousand_steps_and_so_do_the_weights():
     params = make_params(KERNEL)
     tx = gj.gems(1e-3, num_tasks=2, rank=3, refresh_every=50, null_space=ns)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @partial(jax.jit)
     def loop(params, state, key):
         def body(i, carry):
             params, state, worst, key = carry
@@ -302,7 +301,7 @@ def test_refreshes_happen_before_the_first_step_and_then_every_so_many():
     for every, expected in ((2, [3, 0, 3, 0]), (lambda count: (count == 0) | (count == 3), [3, 0, 0, 3])):
         tx = gj.scale_by_gems(num_tasks=2, rank=2, refresh_every=every)
         state, params = tx.init(make_params(KERNEL)), make_params(KERNEL)
-        step = jax.jit(lambda g, s: tx.update(g, s, params)[1], compiler_options=QUICK)  # noqa: B023
+        step = jax.jit(lambda g, s: tx.update(g, s, params)[1])  # noqa: B023
         counts = []
         for i in range(4):
             state = step(make_grads(i, shapes=KERNEL), state)
@@ -317,7 +316,7 @@ def test_stagger_spreads_a_stacks_refresh_over_the_steps_between():
     tx = gj.scale_by_gems(num_tasks=2, rank=2, refresh_every=4, stagger=True, matrix_dims=rule)
     params = make_params(shapes)
     state = tx.init(params)
-    step = jax.jit(lambda g, s: tx.update(g, s, params)[1], compiler_options=QUICK)
+    step = jax.jit(lambda g, s: tx.update(g, s, params)[1])
     seen, bases = [], []
     for i in range(6):
         state = step(make_grads(i, shapes=shapes), state)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import QUICK, difference, make_grads, make_params, run
+from problems import difference, make_grads, make_params, run
 
 import gems_jax as gj
 
@@ -42,8 +42,8 @@ def train(tx, batches, params=PARAMS):
         updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
         return optax.apply_updates(params, updates), state, updates
 
-    step, seen = jax.jit(step, compiler_options=QUICK), []
-    state = jax.jit(tx.init, compiler_options=QUICK)(params)
+    step, seen = jax.jit(step), []
+    state = jax.jit(tx.init)(params)
     for batch in batches:
         params, state, updates = step(params, state, batch)
         seen.append(updates)
@@ -110,7 +110,7 @@ def test_steps_that_are_not_finite_are_refused_until_there_are_too_many():
         return grads
 
     states, params, state = [], PARAMS, tx.init(PARAMS)
-    step = jax.jit(lambda g, s, p: tx.update(g, s, p), compiler_options=QUICK)
+    step = jax.jit(lambda g, s, p: tx.update(g, s, p))
     for i in range(7):
         updates, state = step(grads_of(i), state, params)
         states.append((float(optax.tree.norm(updates)) > 0, int(state.consecutive), int(state.inner[0].count)))
