@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
+from few_kernels import few_kernels
 from imported import import_all
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
@@ -74,7 +75,8 @@ def member(number, port, folder, run, moment, command):
     keep_programs()
     del os.environ["JAX_COORDINATOR_ADDRESS"]
     arrange(moment, number, folder)
-    return cli.main([*command, "--workdir", str(folder / run)])
+    with few_kernels():
+        return cli.main([*command, "--workdir", str(folder / run)])
 
 
 def fork(run):

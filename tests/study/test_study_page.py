@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from few_kernels import few_kernels
 from tiny import gems_jax, options
 
 from gems_jax import cli
@@ -317,7 +318,7 @@ def studied(prepared, tmp_path_factory):
     words = ["compare", "--workdir", folder / "d", *options(prepared.root, train__steps=4),
              "--study.methods", "[adamw,gems]", "--study.seeds", "1", "--study.grid", "[0.01]",
              "--page", folder / "study.md"]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, few_kernels():
         patch.setenv("OPENBLAS_NUM_THREADS", "1")
         assert gems_jax(*words) == 0
     return folder, words

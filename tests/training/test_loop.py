@@ -259,14 +259,14 @@ def test_bfloat16_parameters_stay_bfloat16_and_rounding_shows_in_the_stored_chan
 
 def test_dropout_depends_on_the_seed_and_the_step_alone(prepared, assets):
     config = configured(prepared, **CHEAP, train__dropout=0.5)
-    found = []
+    programs, found = {}, []
     for numbers in ((0, 1), (1,), (0,)):
-        run = build(config, assets, None)
+        run = build(config, assets, None, programs)
         for _ in range(numbers[0]):
             next(run.batches)
         for number in numbers:
             # The parameters of the beginning, each time: losses differ by dropout and rows alone.
-            again = build(config, assets, None).params
+            again = build(config, assets, None, programs).params
             *_, told = run.step(
                 again, run.tx.init(again), run.frozen, next(run.batches), run.control(number, 0, False, 0)
             )
