@@ -20,6 +20,7 @@ from tiny import everything_in, fails, gems_jax, options, write_raw
 from gems_jax import cli
 from gems_jax.config.run import Config
 from gems_jax.failures import explained
+from gems_jax.null_space.space import NullSpace
 
 
 @pytest.mark.parametrize(
@@ -291,3 +292,15 @@ def test_errors_reach_the_shell_as_one_line_and_code_2(tmp_path):
     assert done.stderr.count("\n") == 1
     assert "did you mean 'train.steps'?" in done.stderr
     assert everything_in(tmp_path) == []
+
+
+def test_calibration_is_capped_and_kept_within_memory_by_the_configuration(prepared, tmp_path, capsys):
+    folder = tmp_path / "null_space"
+    capped = options(prepared.root, null_space__path=folder, null_space__max_directions=3)
+    assert "memory_limit" in fails(capsys, "calibrate", *capped, "--null_space.memory_limit", 1)
+    assert not folder.exists()
+    assert gems_jax("calibrate", *capped, "--null_space.memory_limit", 40_000) == 0
+    null_space = NullSpace.load(folder)
+    assert {int(np.max(factor.kept)) for factor in null_space.factors.values()} == {3}
+    other = options(prepared.root, null_space__path=folder)
+    assert "max_directions" in fails(capsys, "train", *other, "--workdir", tmp_path / "run")

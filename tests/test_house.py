@@ -6,7 +6,7 @@ And what stands outside the package calls things in it by the names that they ha
 import sys
 
 import pytest
-from house import DOCS, MODULES, rooms
+from house import DOCS, MODULES, performance, rooms
 from named_code import ROOT, absent_words, missing, named, named_in_prose, named_in_strings, pages, programs
 
 import gems_jax as gj
@@ -82,6 +82,10 @@ def test_public_names_are_listed_and_found():
 
 def test_the_drawing_shows_the_imports_as_they_are():
     assert (DOCS / "rooms.svg").read_text() == rooms.drawing(IMPORTS), "run: python docs/rooms.py"
+
+
+def test_the_page_of_what_a_step_costs_has_the_results_as_they_are():
+    assert (DOCS / "performance.md").read_text() == performance.page(), "run: python docs/performance.py"
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))

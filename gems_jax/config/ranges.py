@@ -120,6 +120,8 @@ RANGES: Mapping[str, Range] = types.MappingProxyType({
     "null_space.rank": Range(0, MOST, share=True),
     "null_space.threshold": Range(0),
     "null_space.min_share": Range(above=0, below=1),
+    "null_space.max_directions": whole(1),
+    "null_space.memory_limit": Range(1),
     "null_space.batches": whole(1),
     "null_space.batch_size": whole(1),
     "items.added_loss": Range(above=0),

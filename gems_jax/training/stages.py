@@ -108,7 +108,13 @@ def _rule(config: Config) -> dict[str, Any]:
     """The options that say how many directions are protected, named as in `gems_jax.null_space.directions.Rule`."""
     options = config.null_space
     least = options.min_share if options.energy is not None else None
-    return {"energy": options.energy, "rank": options.rank, "threshold": options.threshold, "min_share": least}
+    return {
+        "energy": options.energy,
+        "rank": options.rank,
+        "threshold": options.threshold,
+        "min_share": least,
+        "max_directions": options.max_directions,
+    }
 
 
 def calibrate(config: Config, model: Any = None, tokenizer: Any = None) -> NullSpace:
@@ -116,7 +122,7 @@ def calibrate(config: Config, model: Any = None, tokenizer: Any = None) -> NullS
     if model is None:
         model, tokenizer = load(ensure_base(config), config.model.dtype)
     if METHODS[config.train.method].null_space == "weights":
-        rule = {name: value for name, value in _rule(config).items() if name != "threshold"}
+        rule = {name: value for name, value in _rule(config).items() if name in ("energy", "rank", "min_share")}
         null_space = NullSpace.from_weights(nnx.state(model, nnx.Param), **rule)
     else:
         null_space = _from_text(config, model, tokenizer)
@@ -133,7 +139,9 @@ def _from_text(config: Config, model: Any, tokenizer: Any) -> NullSpace:
     batches = LAYOUTS[model.layout].text_batches(
         tokens, tokenizer, options.batch_size, config.text.input_length, options.batches
     )
-    return estimate_null_space(model, list(batches), side=options.side, **_rule(config))
+    return estimate_null_space(
+        model, list(batches), side=options.side, memory_limit=options.memory_limit, **_rule(config)
+    )
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,17 @@
-"""The rooms of the package, as docs/rooms.py reads them."""
+"""The programs that make documents: docs/rooms.py, which reads the package's rooms, and docs/performance.py."""
 
 import importlib.util
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
-spec = importlib.util.spec_from_file_location("rooms", DOCS / "rooms.py")
-rooms = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(rooms)
 
+
+def _loaded(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+rooms, performance = _loaded("rooms"), _loaded("performance")
 MODULES = rooms.modules()
