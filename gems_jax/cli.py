@@ -142,7 +142,7 @@ def _assets(config: Any, workdir: Path | None = None, tuned: bool = False) -> tu
     from gems_jax.data.dataset.remote import exists
     from gems_jax.models import load
     from gems_jax.training.distributed.mesh import make_mesh
-    from gems_jax.training.optimiser.build import needs_null_space
+    from gems_jax.training.optimiser.chain import needs_null_space
     from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
     from gems_jax.training.workdir.assets import in_run_order
 

@@ -23,7 +23,7 @@ from gems_jax.study.shared import Shared
 from gems_jax.study.spectra import gradient_spectra
 from gems_jax.study.trials import Trial, write_result
 from gems_jax.training.build import token_roles
-from gems_jax.training.optimiser.build import make_optimiser
+from gems_jax.training.optimiser.chain import make_optimiser
 from gems_jax.training.stages import Assets
 from gems_jax.training.trainable import split_model
 from gems_jax.training.tune import tune

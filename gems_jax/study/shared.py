@@ -24,7 +24,7 @@ from gems_jax.study.config import StudyConfig
 from gems_jax.study.spectra import gradient_spectra
 from gems_jax.training.compile import Programs
 from gems_jax.training.evaluate_run import evaluation_tables
-from gems_jax.training.optimiser.build import needs_null_space
+from gems_jax.training.optimiser.chain import needs_null_space
 from gems_jax.training.pretrain import heldout_text, unigram_loss
 from gems_jax.training.stages import Assets, assemble, ensure_base, ensure_data, ensure_null_space
 

@@ -19,7 +19,7 @@ from gems_jax.training.distributed.mesh import (
     task_axis,
 )
 from gems_jax.training.losses import task_loss
-from gems_jax.training.optimiser.build import is_constrained, make_optimiser
+from gems_jax.training.optimiser.chain import is_constrained, make_optimiser
 from gems_jax.training.optimiser.factors import initial_opt_state
 from gems_jax.training.step import make_step
 from gems_jax.training.task_gradients import projects

@@ -29,7 +29,7 @@ from gems_jax.items import (
 from gems_jax.models import load
 from gems_jax.null_space.estimate import estimate_null_space
 from gems_jax.null_space.space import NullSpace
-from gems_jax.training.optimiser.build import null_space_side
+from gems_jax.training.optimiser.chain import null_space_side
 from gems_jax.training.pretrain import pretrain
 from gems_jax.training.tokens import encode, prompt_templates
 

@@ -9,7 +9,7 @@ from flax import nnx
 from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config
 from gems_jax.models import lora
-from gems_jax.training.optimiser.build import is_trained
+from gems_jax.training.optimiser.chain import is_trained
 from gems_jax.types import PyTree
 
 

@@ -25,7 +25,7 @@ from gems_jax.models.vocabulary import VocabularyModel
 from gems_jax.ranking.rank_items import rank_items
 from gems_jax.training.build import token_roles, training_model
 from gems_jax.training.losses import task_loss
-from gems_jax.training.optimiser.build import make_optimiser
+from gems_jax.training.optimiser.chain import make_optimiser
 from gems_jax.training.optimiser.rates import peak_rates
 from gems_jax.training.step import Control, make_step
 from gems_jax.training.trainable import split_model

@@ -35,7 +35,7 @@ from gems_jax.study.trials import (
     write_result,
 )
 from gems_jax.training.optimiser import methods as building
-from gems_jax.training.optimiser.build import make_method
+from gems_jax.training.optimiser.chain import make_method
 from gems_jax.training.optimiser.rates import peak_rates, scaled
 from gems_jax.training.tune import Stopped
 

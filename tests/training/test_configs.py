@@ -18,7 +18,7 @@ from gems_jax import cli
 from gems_jax.config.run import Config, MeshConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.training.distributed.mesh import AXES, spec_of
-from gems_jax.training.optimiser.build import make_optimiser
+from gems_jax.training.optimiser.chain import make_optimiser
 from gems_jax.training.trainable import split_model
 from gems_jax.training.workdir.files import as_json, with_defaults
 from planning.memory import GIB, estimate

@@ -26,7 +26,7 @@ from gems_jax.training.build import build, training_model
 from gems_jax.training.callbacks import Callback
 from gems_jax.training.monitoring.metric_log import MetricLogger
 from gems_jax.training.monitoring.start_table import start_table
-from gems_jax.training.optimiser.build import make_optimiser
+from gems_jax.training.optimiser.chain import make_optimiser
 from gems_jax.training.stages import assemble, ensure_data
 from gems_jax.training.tuned import load_tuned
 

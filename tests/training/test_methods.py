@@ -14,7 +14,7 @@ from gems_jax.baselines.weighting import weighted
 from gems_jax.config.methods import METHODS, TuningMethod
 from gems_jax.config.run import Config, TrainConfig, check
 from gems_jax.study.config import StudyConfig
-from gems_jax.training.optimiser.build import make_method
+from gems_jax.training.optimiser.chain import make_method
 from gems_jax.training.optimiser.methods import BUILDERS, merged_by, register_method
 from gems_jax.training.stages import ensure_null_space
 

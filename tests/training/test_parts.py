@@ -29,7 +29,7 @@ from gems_jax.training.monitoring.metric_log import MetricLogger, StepInFlight
 from gems_jax.training.monitoring.profile import Profile
 from gems_jax.training.monitoring.progress import Progress
 from gems_jax.training.monitoring.writers import open_writers
-from gems_jax.training.optimiser.build import make_optimiser
+from gems_jax.training.optimiser.chain import make_optimiser
 from gems_jax.training.optimiser.clipping import clip_tasks
 from gems_jax.training.optimiser.guard import last_finite, refuse_not_finite
 from gems_jax.training.optimiser.rates import schedule

@@ -1,4 +1,4 @@
-"""The optimiser that a configuration names."""
+"""The optimiser that a configuration names: a method, and what stands around it."""
 
 import optax
 
