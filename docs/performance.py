@@ -38,7 +38,7 @@ TAIL = """
   to compile: the loss is in the program three times, for the plain step and for the two passes of a refresh.
 * The thin products `x U` and `(x U)^T dy` cost `(r + r_t + 8) (1 / m + 1 / n)` of what a kernel's gradient `[m, n]`
   costs: with ranks of an eighth and a sixteenth of the smaller side a third to a half, with the trainer's defaults (a
-  quarter and an eighth) nearly all of it. Lower ranks are faster.
+  quarter and an eighth) up to four fifths. Lower ranks are faster.
 * A model whose layers are computed again in the backward pass (`remat: full`, the default here, on for all JAX rows)
   spends half of its operations on that and on the forward pass, which no optimiser changes.
 * A step moves every kernel once (`W + U X`), whatever the batch: small batches gain less.

@@ -13,6 +13,7 @@ The operations are those of matrix products; bases are decomposed by others, whi
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -82,7 +83,7 @@ def main() -> None:
         "settings": {k: v for k, v in vars(args).items() if k != "out"}
         | {"rank": problem.rank, "task_rank": problem.task_rank, "refresh_every": REFRESH_EVERY},
         "seconds": round(time.perf_counter() - begin, 1),
-        "command": " ".join(["python -m benchmarks.train_step", *sys.argv[1:]]),
+        "command": f"python -m benchmarks.train_step {shlex.join(sys.argv[1:])}",
         **circumstances(*versions, device=jax.devices()[0].device_kind),
     }
     write(result, args.out)
