@@ -1,16 +1,14 @@
 """Steps on projected gradients on eight devices and on one: printed as JSON."""
 
 import json
-
-from fake_devices import fake_devices
-
-if __name__ == "__main__":
-    fake_devices(8)
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from fake_devices import fake_devices
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXES = ("task", "data", "fsdp", "tensor")
@@ -72,4 +70,6 @@ def main():
 
 
 if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+    fake_devices(8)
     main()
