@@ -84,7 +84,7 @@ class Form:
     def side_of(self, atoms: Sequence[Atom]) -> str | None:
         """The side that these are all of, ``None`` if there is none."""
         for side, _ in self.sides:
-            if atoms and set(atoms) == set(self.atoms_of(side)):
+            if set(atoms) == set(self.atoms_of(side)):
                 return side
         return None
 
@@ -189,10 +189,14 @@ def stack_first(view: KernelView) -> KernelView:
     Raises:
       Refused: the first axis is no stack.
     """
-    axis = _stack_axis(view, 0)
-    order = (axis, *(i for i in range(len(view.form.stack)) if i != axis))
-    move = lambda x: x.transpose(*order, *range(len(order), x.ndim))  # noqa: E731
-    stack = tuple(view.form.stack[i] for i in order)
+    if view.form.dims[0]:
+        axis = _stack_axis(view, 0)
+        order = (axis, *(i for i in range(len(view.form.stack)) if i != axis))
+        move = lambda x: x.transpose(*order, *range(len(order), x.ndim))  # noqa: E731
+        stack = tuple(view.form.stack[i] for i in order)
+    else:  # of size one: bases and carriers are without it
+        move = lambda x: x[None]  # noqa: E731
+        stack = (Atom(-1, (), 1), *view.form.stack)
     return dataclasses.replace(
         view,
         bases=tuple(map(move, view.bases)),

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.projected.kernel_notes import Notes
-from gems_jax.projected.program import run_program
-from gems_jax.projected.served import LossProgram, with_views
+from gems_jax.projected.served import LossProgram, run_loss, with_views
 from gems_jax.transform.plan import KernelPlan
 from gems_jax.transform.state import work_dtype
 from gems_jax.types import PyTree
@@ -91,7 +90,7 @@ def run_pass(
                 parts[i] += [(_bare(x, kernel), c, spans) for x, c in pairs if x is not None]
         notes = Notes()
         args = with_views([rest.get(i, x) for i, x in enumerate(leaves)], dict(kernels), parts)
-        results = run_program(program.jaxpr.jaxpr, program.jaxpr.consts, [*args, *jax.tree.leaves(batch)], notes)
+        results = run_loss(program, [*args, *jax.tree.leaves(batch)], notes)
         if notes.refused:  # the search for them has found none
             raise AssertionError(f"kernels are served and used otherwise: {notes.refused}")
         result = jax.tree.unflatten(program.result, results)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gems_jax.leaf_path import named_leaves
-from gems_jax.projected.served import find_served, loss_program
+from gems_jax.projected.served import find_served, shapes_of
 from gems_jax.types import PyTree
 
 
@@ -66,10 +66,10 @@ def projection_plan(
       kernel          [8, 4]             projected  ... bytes kept
       squared/kernel  [4, 4]             full       it goes into integer_pow
     """
-    served = find_served(tx, None, params, loss_program(loss_fn, params, task_batch))
+    served = find_served(loss_fn, tx, None, params, task_batch)
     projected = {k.path for k in served.kernels}
     rows = []
-    for path, leaf in named_leaves(params):
+    for path, leaf in named_leaves(shapes_of(params)):
         why = served.refused.get(path, "")
         if path in projected:
             rows.append(ProjectionRow(path, tuple(leaf.shape), "projected", "", served.kept[path]))

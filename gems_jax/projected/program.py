@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 from gems_jax.null_space.tracing.kernel_uses import inner_jaxpr, scan_counts
@@ -64,7 +65,8 @@ def _bind(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
     return out if eqn.primitive.multiple_results else [out]
 
 
-def _plain(values: Sequence[Any], notes: Notes, why: str) -> list[Any]:
+def plain(values: Sequence[Any], notes: Notes, why: str) -> list[Any]:
+    """The values, kernels among them as the arrays that they are, and said to be."""
     for x in values:
         if _is_view(x):
             notes.refuse(x.form.path, why)
@@ -94,7 +96,7 @@ def _with_views(eqn: Any, operands: list[Any], notes: Notes) -> Sequence[Any]:
                 return [moved_view]
         raise Refused(f"it goes into {name}")
     except Refused as refused:
-        return _bind(eqn, _plain(operands, notes, str(refused)))
+        return _bind(eqn, plain(operands, notes, str(refused)))
 
 
 def _product(eqn: Any, operands: list[Any], notes: Notes) -> jax.Array:
@@ -104,7 +106,7 @@ def _product(eqn: Any, operands: list[Any], notes: Notes) -> jax.Array:
     is_first = _is_view(first)
     view, x = (first, second) if is_first else (second, first)
     bind = (lambda x, w: _bind(eqn, [w, x])[0]) if is_first else (lambda x, w: _bind(eqn, [x, w])[0])
-    return kernel_product(view, x, bind, eqn.params["dimension_numbers"], is_first, notes)
+    return kernel_product(view, x, bind, eqn.params, is_first, notes)
 
 
 def _moved(eqn: Any, view: KernelView, others: list[Any]) -> KernelView | None:
@@ -130,18 +132,19 @@ def _moved(eqn: Any, view: KernelView, others: list[Any]) -> KernelView | None:
 
 
 def _sliced(eqn: Any, view: KernelView, starts: list[Any]) -> KernelView:
-    params, shape = eqn.params, view.value.shape
-    if eqn.primitive.name == "slice":
-        sizes = [b - a for a, b in zip(params["start_indices"], params["limit_indices"], strict=True)]
-        starts = list(params["start_indices"])
-    else:
-        sizes = list(params["slice_sizes"])
+    shape, sizes = view.value.shape, eqn.outvars[0].aval.shape
+    is_dynamic = eqn.primitive.name == "dynamic_slice"
+    starts = starts if is_dynamic else list(eqn.params["start_indices"])
     cut = [i for i, (size, whole) in enumerate(zip(sizes, shape, strict=True)) if size != whole]
-    if len(cut) != 1 or sizes[cut[0]] != 1:
+    if len(cut) > 1 or any(sizes[i] != 1 for i in cut):
         raise Refused("a part of it is sliced out")
+    value = _bind(eqn, [view.value, *(starts if is_dynamic else [])])[0]
+    if not cut:
+        return with_dims(view, value, view.form.dims)
     (dim,) = cut
-    value = _bind(eqn, [view.value, *starts] if eqn.primitive.name == "dynamic_slice" else [view.value])[0]
-    return layer(view, value, dim, lambda x, axis: jax.lax.dynamic_slice_in_dim(x, starts[dim], 1, axis))
+    # The program's own slice takes a number out of range as the nearest in it.
+    number = jnp.clip(starts[dim], 0, shape[dim] - 1)
+    return layer(view, value, dim, lambda x, axis: jax.lax.dynamic_slice_in_dim(x, number, 1, axis))
 
 
 def _recomputed(eqn: Any, operands: list[Any], notes: Notes) -> Sequence[Any]:
@@ -151,7 +154,7 @@ def _recomputed(eqn: Any, operands: list[Any], notes: Notes) -> Sequence[Any]:
     inside = notes.repeated(0 if eqn.params["policy"] is None else 1)
 
     def again(*args: Any) -> list[Any]:
-        return _plain(run_program(jaxpr, consts, args, inside), notes, "it comes out of a recomputed function")
+        return plain(run_program(jaxpr, consts, args, inside), notes, "it comes out of a recomputed function")
 
     return jax.checkpoint(again, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])(*operands)
 
@@ -160,7 +163,7 @@ def _cond(eqn: Any, operands: list[Any], notes: Notes) -> Sequence[Any]:
     def branch_of(branch: Any) -> Callable[..., list[Any]]:
         def taken(*args: Any) -> list[Any]:
             results = run_program(branch.jaxpr, branch.consts, args, notes)
-            return _plain(results, notes, "it comes out of a conditional")
+            return plain(results, notes, "it comes out of a conditional")
 
         return taken
 
@@ -171,20 +174,20 @@ def _cond(eqn: Any, operands: list[Any], notes: Notes) -> Sequence[Any]:
 def _scan(eqn: Any, operands: list[Any], notes: Notes) -> Sequence[Any]:
     body, (num_consts, num_carry) = eqn.params["jaxpr"], scan_counts(eqn)
     consts, carry, xs = operands[:num_consts], operands[num_consts:][:num_carry], operands[num_consts + num_carry :]
-    carry = _plain(carry, notes, "a loop carries it along")
+    carry = plain(carry, notes, "a loop carries it along")
     over: list[Any] = []
     for x in xs:
         try:
             over.append(stack_first(x) if _is_view(x) else x)
         except Refused as refused:
-            over += _plain([x], notes, str(refused))
+            over += plain([x], notes, str(refused))
 
     inside = notes.repeated(eqn.params["length"])
 
     def step(carry: Sequence[Any], xs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         xs = [entered(x) if _is_view(x) else x for x in xs]
         results = run_program(body.jaxpr, body.consts, [*consts, *carry, *xs], inside)
-        results = _plain(results, notes, "it comes out of a loop")
+        results = plain(results, notes, "it comes out of a loop")
         return results[:num_carry], results[num_carry:]
 
     names = ("length", "reverse", "unroll")

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from gems_jax.leaf_path import named_leaves
 from gems_jax.projected.kernel_notes import Notes
-from gems_jax.projected.kernel_view import Part, first_view
-from gems_jax.projected.program import run_program
+from gems_jax.projected.kernel_view import KernelView, Part, first_view
+from gems_jax.projected.program import plain, run_program
 from gems_jax.transform.init_plans import InitPlan, init_shapes
 from gems_jax.transform.plan import Group, KernelPlan
 from gems_jax.transform.settings import Settings
@@ -32,10 +32,22 @@ class LossProgram(NamedTuple):
 
 def loss_program(loss_fn: Callable[[PyTree, PyTree], Any], params: PyTree, task_batch: PyTree) -> LossProgram:
     """The program of ``loss_fn(params, batch)`` for one task of a batch ``[T, B, ...]``; nothing is computed."""
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), task_batch)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    jaxpr, result = jax.make_jaxpr(loss_fn, return_shape=True)(shapes, batch)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes_of(task_batch))
+    jaxpr, result = jax.make_jaxpr(loss_fn, return_shape=True)(shapes_of(params), batch)
     return LossProgram(jaxpr, jax.tree.structure(result))
+
+
+def run_loss(program: LossProgram, args: Sequence[Any], notes: Notes) -> list[Any]:
+    """The leaves that the loss returns, of leaves of parameters, kernels among them as views, and of a batch."""
+    loss, *aux = run_program(program.jaxpr.jaxpr, program.jaxpr.consts, args, notes)
+    # Nothing is differentiated by way of aux: a kernel in it is an array like others.
+    aux = [x.value if isinstance(x, KernelView) else x for x in aux]
+    return [*plain([loss], notes, "it is the loss"), *aux]
+
+
+def shapes_of(tree: PyTree) -> PyTree:
+    """Of arrays, numbers or shapes."""
+    return jax.eval_shape(lambda tree: tree, tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +55,8 @@ class Served:
     """A GEMS transform, and the kernels of it that are served.
 
     Attributes:
-      entry: its plan.
+      program: of the loss.
+      entry: the transform's plan.
       state: its state.
       leaves: number of each leaf of the plan among all parameters.
       groups: of served kernels.
@@ -51,6 +64,7 @@ class Served:
       kept: bytes that the backward pass keeps for each kernel's products, by path.
     """
 
+    program: LossProgram
     entry: InitPlan
     state: GemsState
     leaves: dict[int, int]
@@ -67,20 +81,21 @@ class Served:
         return [k for group in self.groups for k in group]
 
 
-def find_served(tx: Any, opt_state: PyTree, params: PyTree, program: LossProgram) -> Served:
+def find_served(
+    loss_fn: Callable[[PyTree, PyTree], Any], tx: Any, opt_state: PyTree, params: PyTree, task_batch: PyTree
+) -> Served:
     """The GEMS transform inside ``tx``, with the kernels that are served.
 
     Args:
-      tx: see `gems_jax.projected_task_grads`.
+      loss_fn, tx: see `gems_jax.projected_task_grads`.
       opt_state: its state, or ``None``: the shapes of one.
-      params: parameters, or their shapes.
-      program: of the loss.
+      params, task_batch: arrays, or their shapes.
 
     Raises:
-      ValueError: there is none, or several, or the state is not that of ``tx`` and these parameters.
+      ValueError: there is none, or several, the state is not that of ``tx`` and these parameters, or the batch has
+        another number of tasks.
     """
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    _, plans = init_shapes(tx, shapes)
+    _, plans = init_shapes(tx, shapes_of(params))
     if len(plans) != 1:
         raise ValueError(
             f"tx contains {len(plans)} transforms of gems: projected gradients are products with the bases of one; use "
@@ -88,8 +103,11 @@ def find_served(tx: Any, opt_state: PyTree, params: PyTree, program: LossProgram
         )
     (entry,) = plans
     states = [entry.state] if opt_state is None else gems_states(opt_state)
-    if [jax.tree.structure(state) for state in states] != [jax.tree.structure(entry.state)]:
+    if [_form(state) for state in states] != [_form(entry.state)]:
         raise ValueError("opt_state is not what tx.init(params) makes: pass the state of this tx and these parameters")
+    _check_tasks(task_batch, entry.settings.num_tasks)
+    program = loss_program(loss_fn, params, task_batch)
+    params = shapes_of(params)
     number = {path: i for i, (path, _) in enumerate(named_leaves(params))}
     dtypes = {path: leaf.dtype for path, leaf in named_leaves(params)}
     kernels, refused = _wanted(entry, dtypes)
@@ -97,7 +115,21 @@ def find_served(tx: Any, opt_state: PyTree, params: PyTree, program: LossProgram
     refused |= notes.refused
     groups = (tuple(k for k in group if k in kernels and k.path not in refused) for group in entry.plan.groups)
     leaves = {i: number[path] for i, path in enumerate(entry.plan.paths)}
-    return Served(entry, states[0], leaves, tuple(group for group in groups if group), refused, notes.kept)
+    return Served(program, entry, states[0], leaves, tuple(group for group in groups if group), refused, notes.kept)
+
+
+def _form(state: GemsState) -> tuple[Any, list[tuple[int, ...]]]:
+    """Its structure, and its bases' shapes."""
+    return jax.tree.structure(state), [x.shape for x in jax.tree.leaves((state.shared_basis, state.task_basis))]
+
+
+def _check_tasks(task_batch: PyTree, num_tasks: int) -> None:
+    for path, leaf in named_leaves(task_batch):
+        if jnp.shape(leaf)[:1] != (num_tasks,):
+            raise ValueError(
+                f"batch leaf {path!r} has shape {list(jnp.shape(leaf))}; its leading axis is the task, {num_tasks} of "
+                "them (num_tasks of gems)"
+            )
 
 
 def _wanted(entry: InitPlan, dtypes: Mapping[str, Any]) -> tuple[list[KernelPlan], dict[str, str]]:
@@ -129,7 +161,7 @@ def _try(program: LossProgram, kernels: dict[int, KernelPlan], leaves: int, num_
 
     def run(leaves: Sequence[Any], parts: dict[int, list[Any]], rest: Sequence[Any]) -> list[Any]:
         args = with_views(leaves, kernels, parts)
-        return run_program(program.jaxpr.jaxpr, program.jaxpr.consts, [*args, *rest], notes.repeated(num_tasks))
+        return run_loss(program, [*args, *rest], notes.repeated(num_tasks))
 
     inputs = program.jaxpr.jaxpr.invars
     avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inputs]

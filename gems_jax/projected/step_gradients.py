@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from gems_jax.linalg.orthonormal import matmul
 from gems_jax.projected.passes import Bases, Passed, Products, run_pass
 from gems_jax.projected.power_iteration import Branches, Lows, ModelPasses, iterate
-from gems_jax.projected.served import LossProgram, Served
+from gems_jax.projected.served import Served
 from gems_jax.task_grads import weighted_sum
 from gems_jax.transform.active_null_space import ActiveNullSpace
 from gems_jax.transform.branches import BranchState
@@ -35,15 +35,13 @@ class Model(NamedTuple):
     """Everything that a pass needs but for the bases.
 
     Attributes:
-      program: of the loss.
-      served: kernels.
+      served: the program of the loss, and the kernels that are served.
       leaves: of the parameters.
       task_batch: leaves ``[T, B, ...]``.
       has_aux: whether the loss returns a pair.
       spmd_axis_name: mesh axis over which tasks lie.
     """
 
-    program: LossProgram
     served: Served
     leaves: list[jax.Array]
     task_batch: PyTree
@@ -53,7 +51,7 @@ class Model(NamedTuple):
     def run(self, bases: Mapping[int, list[Bases]]) -> Passed:
         kernels = {self.served.leaves[k.index]: k for k in self.served.kernels}
         aux = self.has_aux, self.spmd_axis_name
-        return run_pass(self.program, kernels, self.leaves, self.task_batch, bases, *aux)
+        return run_pass(self.served.program, kernels, self.leaves, self.task_batch, bases, *aux)
 
 
 class _Group(NamedTuple):

@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gems_jax.leaf_path import named_leaves
-from gems_jax.projected.served import find_served, loss_program
+from gems_jax.projected.served import find_served
 from gems_jax.projected.step_gradients import Model, gradients
 from gems_jax.types import PyTree
 
@@ -65,21 +64,10 @@ def projected_task_grads(
     ) -> tuple[Any, PyTree]:
         params = jax.tree.map(jnp.asarray, params)
         task_batch = jax.tree.map(jnp.asarray, task_batch)
-        program = loss_program(loss_fn, params, task_batch)
-        served = find_served(tx, opt_state, params, program)
-        _check_tasks(task_batch, served.settings.num_tasks)
+        served = find_served(loss_fn, tx, opt_state, params, task_batch)
         leaves: Any = jax.tree.leaves(params)
-        passed, grads = gradients(Model(program, served, leaves, task_batch, has_aux, spmd_axis_name), task_counts)
+        passed, grads = gradients(Model(served, leaves, task_batch, has_aux, spmd_axis_name), task_counts)
         value = (passed.losses, passed.aux) if has_aux else passed.losses
         return value, jax.tree.unflatten(jax.tree.structure(params), [grads[i] for i in range(len(leaves))])
 
     return fn
-
-
-def _check_tasks(task_batch: PyTree, num_tasks: int) -> None:
-    for path, leaf in named_leaves(task_batch):
-        if leaf.shape[:1] != (num_tasks,):
-            raise ValueError(
-                f"batch leaf {path!r} has shape {list(leaf.shape)}; its leading axis is the task, {num_tasks} of them "
-                "(num_tasks of gems)"
-            )

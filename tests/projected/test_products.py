@@ -78,6 +78,23 @@ def experts():
     return loss, params, rows(8), {"matrix_dims": gj.stacked_matrix_dims}
 
 
+def odd():
+    """A stack that the same rows go into, a stack of one layer, a column, small integers times a kernel."""
+    shapes = {"beside": (3, 8, 6), "layer": (1, 6, 6), "column": (6, 1), "counted": (8, 6)}
+    params = {name: {"kernel": array(*shape, seed=n)} for n, (name, shape) in enumerate(shapes.items())}
+
+    def loss(p, x):
+        beside, layer, column, counted = (p[name]["kernel"] for name in shapes)
+        whole = jax.lax.dot_general(
+            jnp.round(3 * x).astype(jnp.int8), counted, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        x = jnp.tanh(jnp.sum(jax.vmap(lambda w: jnp.tanh(x @ w))(beside), 0) + whole) @ layer[0]
+        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, layer)
+        return mean_square(x @ column)
+
+    return loss, params, rows(8), {"matrix_dims": gj.stacked_matrix_dims}
+
+
 def bfloat16():
     params = {"kernel": array(8, 12).astype(jnp.bfloat16)}
     return lambda p, x: mean_square((x.astype(jnp.bfloat16) @ p["kernel"]).astype(jnp.float32)), params, rows(5, 8), {}
@@ -96,6 +113,7 @@ MODELS = {
     "heads": (heads, 4),
     "scanned": (scanned, 2),
     "experts": (experts, 1),
+    "odd": (odd, 4),
     "bfloat16": (bfloat16, 1),
     "t5": (functools.partial(ours, "t5"), 18),
     "decoder": (functools.partial(ours, "decoder"), 7),
@@ -193,14 +211,28 @@ def test_the_backward_pass_keeps_the_projected_input_alone():
     assert plan == {"a": 4 * TASKS * ROWS * 5 * 6, "b": 4 * TASKS * ROWS * 5 * 12, "bias": 0}
 
 
+def test_a_kernel_in_aux_is_an_array_and_as_the_loss_it_is_not_served():
+    params, tx = {"w": array(4, 6), "one": array(1, 1)}, gj.gems(1e-2, num_tasks=TASKS, rank=2)
+    loss = lambda p, x: (jnp.sum(x @ p["w"]) * p["one"][0, 0], p)  # noqa: E731
+    fn = gj.projected_task_grads(loss, tx, has_aux=True)
+    (losses, aux), grads = jax.eval_shape(fn, params, jax.eval_shape(tx.init, params), rows(4)[:, :0])
+    assert jax.tree.map(jnp.shape, aux) == {"w": (TASKS, 4, 6), "one": (TASKS, 1, 1)}
+    assert set(low_rank_leaves(grads)) == {"w"}
+    plan = gj.projection_plan(lambda p, x: jnp.reshape(p["one"], ()) + loss(p, x)[0], tx, params, rows(4))
+    assert {row.path: row.treatment for row in plan.rows} == {"w": "projected", "one": "full"}
+
+
 def test_bad_input_is_one_clear_error():
     loss, params, batch, _ = plain()
     tx = gj.gems(1e-2, num_tasks=TASKS, rank=2)
     fn, state = gj.projected_task_grads(loss, tx), tx.init(params)
     with pytest.raises(ValueError, match=r"batch leaf '' has shape \[3, .*its leading axis is the task, 2 of them"):
         fn(params, state, jnp.concatenate([batch, batch[:1]]))
-    with pytest.raises(ValueError, match="opt_state is not what tx.init"):
-        fn(params, gj.gems(1e-2, num_tasks=TASKS, rank=2, task_rank=0).init(params), batch)
+    with pytest.raises(ValueError, match=r"batch leaf 'n' has shape \[\]; its leading axis is the task"):
+        gj.projection_plan(lambda p, b: loss(p, b["x"]), tx, params, {"x": batch, "n": 1.0})
+    for other in ({"task_rank": 0}, {"rank": 3}):
+        with pytest.raises(ValueError, match="opt_state is not what tx.init"):
+            fn(params, gj.gems(1e-2, num_tasks=TASKS, **{"rank": 2} | other).init(params), batch)
     with pytest.raises(ValueError, match="tx contains 0 transforms of gems"):
         gj.projected_task_grads(loss, gj.merge_tasks())(params, gj.merge_tasks().init(params), batch)
     grads, other = fn(params, state, batch)[1], gj.gems(1e-2, num_tasks=TASKS, rank=3)
