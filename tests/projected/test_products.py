@@ -81,10 +81,10 @@ def experts():
 def odd():
     """A stack that the same rows go into, a stack of one layer, a column, small integers times a kernel."""
     shapes = {"beside": (3, 8, 6), "layer": (1, 6, 6), "column": (6, 1), "counted": (8, 6)}
-    params = {name: {"kernel": array(*shape, seed=n)} for n, (name, shape) in enumerate(shapes.items())}
+    params = {name: array(*shape, seed=n) for n, (name, shape) in enumerate(shapes.items())}
 
     def loss(p, x):
-        beside, layer, column, counted = (p[name]["kernel"] for name in shapes)
+        beside, layer, column, counted = (p[name] for name in shapes)
         whole = jax.lax.dot_general(
             jnp.round(3 * x).astype(jnp.int8), counted, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
         )
@@ -92,7 +92,7 @@ def odd():
         x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, layer)
         return mean_square(x @ column)
 
-    return loss, params, rows(8), {"matrix_dims": gj.stacked_matrix_dims}
+    return loss, params, rows(8), {"matrix_dims": lambda path, leaf: gj.MatrixDims()}
 
 
 def bfloat16():
