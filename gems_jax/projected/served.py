@@ -106,9 +106,9 @@ def find_served(
     if [_form(state) for state in states] != [_form(entry.state)]:
         raise ValueError("opt_state is not what tx.init(params) makes: pass the state of this tx and these parameters")
     _check_tasks(task_batch, entry.settings.num_tasks)
-    program = loss_program(loss_fn, params, task_batch)
     params = shapes_of(params)
-    number = {path: i for i, (path, _) in enumerate(named_leaves(params))}
+    number = _numbers(params, entry)
+    program = loss_program(loss_fn, params, task_batch)
     dtypes = {path: leaf.dtype for path, leaf in named_leaves(params)}
     kernels, refused = _wanted(entry, dtypes)
     notes = _try(program, {number[k.path]: k for k in kernels}, len(dtypes), entry.settings.num_tasks)
@@ -116,6 +116,26 @@ def find_served(
     groups = (tuple(k for k in group if k in kernels and k.path not in refused) for group in entry.plan.groups)
     leaves = {i: number[path] for i, path in enumerate(entry.plan.paths)}
     return Served(program, entry, states[0], leaves, tuple(group for group in groups if group), refused, notes.kept)
+
+
+def _numbers(params: PyTree, entry: InitPlan) -> dict[str, int]:
+    """Number of each leaf of the parameters by its path.
+
+    Raises:
+      ValueError: two have the same path, or the transform gets other leaves than these.
+    """
+    paths = [path for path, _ in named_leaves(params)]
+    number = {path: i for i, path in enumerate(paths)}
+    twice = [path for i, path in enumerate(paths) if number[path] != i]
+    if twice:
+        raise ValueError(f"two parameters have the path {twice[0]!r}: rename one, kernels are found by their paths")
+    other = [path for path in entry.plan.paths if path not in number]
+    if other:
+        raise ValueError(
+            f"gems inside tx gets a leaf {other[0]!r} that is no parameter (as inside optax.flatten): projected "
+            "gradients need the parameters' own leaves; use task_value_and_grad"
+        )
+    return number
 
 
 def _form(state: GemsState) -> tuple[Any, list[tuple[int, ...]]]:

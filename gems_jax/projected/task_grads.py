@@ -64,7 +64,13 @@ def projected_task_grads(
     ) -> tuple[Any, PyTree]:
         params = jax.tree.map(jnp.asarray, params)
         task_batch = jax.tree.map(jnp.asarray, task_batch)
+        if opt_state is None:
+            raise ValueError("opt_state is None: pass the state that tx.init(params) makes")
         served = find_served(loss_fn, tx, opt_state, params, task_batch)
+        num_tasks = served.settings.num_tasks
+        if task_counts is not None and jnp.shape(task_counts) != (num_tasks,):
+            got = list(jnp.shape(task_counts))
+            raise ValueError(f"task_counts has shape {got}, expected [{num_tasks}], one of each task (num_tasks)")
         leaves: Any = jax.tree.leaves(params)
         passed, grads = gradients(Model(served, leaves, task_batch, has_aux, spmd_axis_name), task_counts)
         value = (passed.losses, passed.aux) if has_aux else passed.losses

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from sharded_training import batch_of, model_of
 
@@ -233,6 +234,14 @@ def test_bad_input_is_one_clear_error():
     for other in ({"task_rank": 0}, {"rank": 3}):
         with pytest.raises(ValueError, match="opt_state is not what tx.init"):
             fn(params, gj.gems(1e-2, num_tasks=TASKS, **{"rank": 2} | other).init(params), batch)
+    with pytest.raises(ValueError, match="opt_state is None: pass the state that"):
+        fn(params, None, batch)
+    with pytest.raises(ValueError, match=r"task_counts has shape \[\], expected \[2\]"):
+        fn(params, state, batch, task_counts=1)
+    with pytest.raises(ValueError, match="gems inside tx gets a leaf '' that is no parameter"):
+        gj.projection_plan(loss, optax.flatten(tx), params, batch)
+    with pytest.raises(ValueError, match="two parameters have the path 'a/b'"):
+        gj.projection_plan(loss, tx, {"a": {"b": params["a"]}, "a/b": params["a"]}, batch)
     with pytest.raises(ValueError, match="tx contains 0 transforms of gems"):
         gj.projected_task_grads(loss, gj.merge_tasks())(params, gj.merge_tasks().init(params), batch)
     grads, other = fn(params, state, batch)[1], gj.gems(1e-2, num_tasks=TASKS, rank=3)
