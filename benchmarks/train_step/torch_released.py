@@ -38,7 +38,9 @@ class TorchReleasedRun(TorchRun):
         losses = torch.stack([loss for loss, _ in passes[1:]])
         with torch.no_grad():
             norms = torch.stack([torch.linalg.vector_norm(torch.stack(torch._foreach_norm(g))) for _, g in passes[1:]])
-            shares = [x / x.sum() for x in (losses, norms, torch.ones(TASKS))]
+            # A few steps on one batch, and its losses are 0.
+            sums = [(x, x.sum()) for x in (losses, norms, torch.ones(TASKS))]
+            shares = [x / total if total > 1e-8 else torch.full_like(x, 1 / TASKS) for x, total in sums]
             self._low_rank.step([grads for _, grads in passes], self._gates(torch.cat(shares)))
         return losses.numpy()
 

@@ -17,12 +17,12 @@ class Seconds(NamedTuple):
     cpu: float
 
 
-def timed(run: Run) -> Seconds:
+def timed(name: str, run: Run) -> Seconds:
     wall, cpu = time.perf_counter(), time.process_time()
     losses = run.step()
     taken = Seconds(time.perf_counter() - wall, time.process_time() - cpu)
     if not np.isfinite(losses).all():
-        raise ValueError(f"the losses of a step are {losses}: what it cost says nothing")
+        raise ValueError(f"the losses of a step of {name} are {losses}: what it cost says nothing")
     return taken
 
 
@@ -34,17 +34,17 @@ def in_turns(runs: Mapping[str, Run], rounds: int, refreshes: int) -> dict[str, 
       rounds: plain steps of each.
       refreshes: of each that has them, behind its plain steps.
     """
-    found = {name: {"first": [timed(run)], "plain": [], "refresh": []} for name, run in runs.items()}
+    found = {name: {"first": [timed(name, run)], "plain": [], "refresh": []} for name, run in runs.items()}
     names = list(runs)
     for number in range(rounds):
         start = number % len(names)
         for name in names[start:] + names[:start]:
-            found[name]["plain"].append(timed(runs[name]))
+            found[name]["plain"].append(timed(name, runs[name]))
     for _ in range(refreshes):
         for name, run in runs.items():
             if run.refreshes:
                 run.make_refresh_due()
-                found[name]["refresh"].append(timed(run))
+                found[name]["refresh"].append(timed(name, run))
     return found
 
 

@@ -125,7 +125,7 @@ def low_rank_leaves(tree):
     return {path: leaf for path, leaf in named_leaves(tree, is_low_rank) if is_low_rank(leaf)}
 
 
-DEAR = ("heads", "scanned", "t5", "decoder")
+DEAR = ("heads", "odd", "scanned", "t5", "decoder")
 CASES = [pytest.param(name, "in", marks=[pytest.mark.slow] if name in DEAR else []) for name in MODELS]
 CASES += [(name, "out") for name in ("plain", "tied", "experts")]
 
@@ -157,6 +157,7 @@ def test_products_are_those_of_the_whole_gradient_with_the_bases(name, side):
     assert {row.path for row in rows_of_plan if row.treatment == "projected"} == set(served)
 
 
+@pytest.mark.slow
 def test_kernels_that_products_cannot_serve_are_listed_with_the_reason_and_come_whole():
     @jax.custom_vjp
     def own_rule(x, w):
@@ -223,6 +224,7 @@ def test_a_kernel_in_aux_is_an_array_and_as_the_loss_it_is_not_served():
     assert {row.path: row.treatment for row in plan.rows} == {"w": "projected", "one": "full"}
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_clear_error():
     loss, params, batch, _ = plain()
     tx = gj.gems(1e-2, num_tasks=TASKS, rank=2)

@@ -79,6 +79,7 @@ def test_each_step_from_one_state_is_that_on_whole_gradients(name):
     assert projected._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_in_float64_steps_agree_to_ten_digits():
     with jax.enable_x64(True):
         gate = gj.gates.heuristic(loss=0.5, grad_norm=0.0, count=0.5)
@@ -107,6 +108,7 @@ def test_a_task_that_is_absent_waits_and_gets_its_bases_when_it_comes():
     assert seen == [(4, 2, 1), (2, 0, 1), (0, 0, 1)]
 
 
+@pytest.mark.slow
 def test_norms_and_cosines_are_estimated_without_bias():
     tx = gj.gems(0.0, num_tasks=TASKS, rank=3, refresh_every=1000)
     params, state = params_of(), tx.init(params_of())
@@ -125,6 +127,7 @@ def test_norms_and_cosines_are_estimated_without_bias():
     assert np.all(np.std(seen, 0)[:2] < 0.25 * right[:2])
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_is_left_out_and_counted():
     tx = gj.gems(1e-2, num_tasks=TASKS, rank=3)
     params, state = params_of(), tx.init(params_of())
