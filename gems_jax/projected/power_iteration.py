@@ -127,10 +127,9 @@ def _starts(group: Branches, warm: jax.Array, refresh: Refresh) -> Bases:
 
     def start(basis: jax.Array, mask: jax.Array | None, has: jax.Array, asked: jax.Array) -> jax.Array:
         fill = generic_columns(group.projector, basis.shape[-2], _there(mask, basis), refresh.key)
-        fill = project_inside(fill, group.projector.project_once, None)
+        fill = project_inside(jnp.broadcast_to(fill, basis.shape), group.projector.project_once, None)
         lengths = jnp.linalg.norm(fill, axis=-2, keepdims=True)
-        fill = jnp.broadcast_to(fill / jnp.where(lengths > 0, lengths, 1), basis.shape)
-        return where_leading(asked & ~has, fill, basis)
+        return where_leading(asked & ~has, fill / jnp.where(lengths > 0, lengths, 1), basis)
 
     (shared, task), masks = group.bases, group.masks
     made = None if task is None else start(task, masks[1], warm[1:], group.asked[1:])
@@ -197,7 +196,7 @@ def _orthonormal(
         def project(x: jax.Array) -> jax.Array:
             return project_inside(x, here.project_once, exclude)
 
-        fill = jnp.broadcast_to(project(fill), block.shape)
+        fill = project(jnp.broadcast_to(fill, block.shape))
         block, _ = orthonormal_columns(whole_columns(project(_scaled(block))))
         basis = canonical_signs(orthonormal_inside(block, project, fill))
         if refresh.settings.signs == "align":

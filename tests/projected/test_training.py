@@ -158,3 +158,24 @@ def test_a_gradient_that_lies_in_protected_directions_gives_no_basis_and_moves_n
         params = moved
         found.append((int(gj.diagnostics(state)["failed"]), int(gj.diagnostics(state)["refreshed"])))
     assert found == [(3, 3), (3, 0), (6, 3)]
+
+
+def test_layers_of_a_stack_keep_to_the_null_space_of_each(monkeypatch):
+    layers = jnp.stack([params_of()["a"] @ params_of()["b"], params_of()["b"].T @ params_of()["a"].T])
+    params = {"kernel": layers}
+    moments = np.stack([np.diag(np.arange(10.0) < 3), np.diag(np.arange(10.0) > 6)]).astype(np.float32)
+    null_space = gj.NullSpace.from_moments({"kernel": moments}, rank=3)
+
+    def stacked_loss(params, x):
+        return jnp.mean(jnp.square(jax.lax.scan(lambda y, w: (jnp.tanh(y @ w), None), x, params["kernel"])[0] - x))
+
+    tx = gj.gems(1e-2, num_tasks=TASKS, rank=3, null_space=null_space, matrix_dims=lambda path, leaf: gj.MatrixDims())
+    state = tx.init(params)
+    # As on accelerators, which decompose a stack as one, too.
+    for backend in ("cpu", "gpu"):
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "default_backend", lambda backend=backend: backend)
+            losses, grads = jax.jit(gj.projected_task_grads(stacked_loss, tx))(params, state, batch_at(0)["x"])
+            updates, after = jax.jit(tx.update)(grads, state, params, task_losses=losses)
+        assert int(gj.diagnostics(after)["refreshed"]) == 6
+        assert_no_leak(updates, null_space)
