@@ -187,9 +187,9 @@ def make_basis(
     """
     finite = is_finite(gradient)
     gradient = jnp.where(finite, gradient, 0)
-    gradient, is_normal = _scaled(gradient)
+    gradient, is_normal = scaled(gradient)
     warm = jnp.asarray(has_previous)
-    there = jnp.ones((1, rank), gradient.dtype) if columns is None else columns[..., None, :].astype(gradient.dtype)
+    there = room_for(columns, rank, gradient.dtype)
     if method == "subspace":
         basis, remains = _iterated(gradient, projector, exclude, previous, warm, there, key)
     else:
@@ -262,7 +262,7 @@ def _decomposed(
         matrix, fill = together[..., :-rank], together[..., -rank:]
     remains = norms(matrix) > rounding(gradient.dtype) * norms(gradient)
     # The scale of a gradient is irrelevant to its directions; without this the Gram matrix may underflow.
-    matrix, _ = _scaled(matrix)
+    matrix, _ = scaled(matrix)
     basis = whole_columns(leading_vectors(matrix, rank, method) * there)
     # Decompositions that fail give NaN, which would be taken for columns that vanish, and completed.
     remains &= whole(is_finite(basis))
@@ -282,6 +282,11 @@ def project_inside(x: jax.Array, once: Project, others: jax.Array | None) -> jax
     return jax.lax.fori_loop(0, 2, lambda _, x: both(x), x)
 
 
+def room_for(columns: jax.Array | None, rank: int, dtype: Any) -> jax.Array:
+    """``[..., 1, rank]``, 0 for the columns of a basis that there is no room for; ``columns``: see `make_basis`."""
+    return jnp.ones((1, rank), dtype) if columns is None else columns[..., None, :].astype(dtype)
+
+
 def generic_columns(projector: Projector, rows: int, there: jax.Array, key: jax.Array) -> jax.Array:
     """Generic columns ``[..., p, rank]``, zeros where there is no room; of the null space where its basis is known."""
     if projector.factor is None or not projector.complement:
@@ -295,7 +300,7 @@ def rounding(dtype: Any) -> float:
     return 100 * float(jnp.finfo(dtype).eps)
 
 
-def _scaled(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+def scaled(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A matrix whose largest entry is 1, and whether it has any that is a normal number (``[..., 1, 1]``)."""
     largest = jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True)
     is_normal = largest >= jnp.finfo(matrix.dtype).tiny

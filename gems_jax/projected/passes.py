@@ -1,12 +1,13 @@
 """Passes of the model: the tasks' losses, products of their gradients with bases, and the other leaves' gradients."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gems_jax.projected.kernel_notes import Notes
+from gems_jax.projected.kernel_view import Part
 from gems_jax.projected.served import LossProgram, run_loss, with_views
 from gems_jax.transform.plan import KernelPlan
 from gems_jax.transform.state import work_dtype
@@ -42,13 +43,13 @@ class Passed(NamedTuple):
     Attributes:
       losses: ``[T]``.
       aux: of the loss, with a leading task axis, or ``None``.
-      products: a list for each served kernel, by leaf: one for each of its `Bases`.
+      products: of each served kernel, by leaf.
       grads: ``[T, *shape]`` of the leaves that are not served, by leaf.
     """
 
     losses: jax.Array
     aux: PyTree
-    products: dict[int, list[Products]]
+    products: dict[int, Products]
     grads: dict[int, jax.Array]
 
 
@@ -57,7 +58,7 @@ def run_pass(
     kernels: Mapping[int, KernelPlan],
     leaves: list[jax.Array],
     task_batch: PyTree,
-    bases: Mapping[int, list[Bases]],
+    bases: Mapping[int, Bases],
     has_aux: bool,
     spmd_axis_name: str | None,
 ) -> Passed:
@@ -73,23 +74,17 @@ def run_pass(
       spmd_axis_name: mesh axis over which tasks lie.
     """
     rest = {i: x for i, x in enumerate(leaves) if i not in kernels}
-    common = {i: [b.common for b in some] for i, some in bases.items()}
-    own = {i: [b.own for b in some] for i, some in bases.items()}
-    carriers = {
-        i: [(_carrier(b.common, b, kernels[i]), _carrier(b.own, b, kernels[i])) for b in some]
-        for i, some in bases.items()
-    }
+    own = {i: b.own for i, b in bases.items()}
+    carriers = {i: (_carrier(b.common, b, kernels[i]), _carrier(b.own, b, kernels[i])) for i, b in bases.items()}
 
     def loss(carriers: PyTree, rest: dict[int, jax.Array], own: PyTree, batch: PyTree) -> tuple[jax.Array, PyTree]:
-        parts: dict[int, list[Any]] = {}
+        parts: dict[int, list[Part]] = {}
         for i, kernel in kernels.items():
-            parts[i] = []
-            for j, b in enumerate(bases[i]):
-                spans = OTHER[kernel.side] if b.across else kernel.side
-                pairs = zip((common[i][j], own[i][j]), carriers[i][j], strict=True)
-                parts[i] += [(_bare(x, kernel), c, spans) for x, c in pairs if x is not None]
+            spans = OTHER[kernel.side] if bases[i].across else kernel.side
+            pairs = zip((bases[i].common, own[i]), carriers[i], strict=True)
+            parts[i] = [Part(_bare(x, kernel), carrier, spans) for x, carrier in pairs if x is not None]
         notes = Notes()
-        args = with_views([rest.get(i, x) for i, x in enumerate(leaves)], dict(kernels), parts)
+        args = with_views([rest.get(i, x) for i, x in enumerate(leaves)], kernels, parts)
         results = run_loss(program, [*args, *jax.tree.leaves(batch)], notes)
         if notes.refused:  # the search for them has found none
             raise AssertionError(f"kernels are served and used otherwise: {notes.refused}")
@@ -100,7 +95,7 @@ def run_pass(
     mapped = jax.vmap(gradient, in_axes=(None, None, 0, 0), spmd_axis_name=spmd_axis_name)
     (losses, aux), (products, grads) = mapped(carriers, rest, own, task_batch)
     losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
-    return Passed(losses, aux, {i: [Products(*pair) for pair in some] for i, some in products.items()}, grads)
+    return Passed(losses, aux, {i: Products(*pair) for i, pair in products.items()}, grads)
 
 
 def _bare(basis: jax.Array, kernel: KernelPlan) -> jax.Array:

@@ -15,11 +15,14 @@ from gems_jax.linalg.subspace import (
     align,
     canonical_signs,
     generic_columns,
+    is_finite,
     project_inside,
+    room_for,
     rounding,
+    scaled,
 )
 from gems_jax.transform.refresh import Bases, Masks, Refresh, has_basis, where_leading
-from gems_jax.transform.refresh_batches import join, join_masks, split
+from gems_jax.transform.refresh_batches import form_of, join, join_masks, split, together
 
 # Sweeps from a random block: each takes two passes of the model. Of a T5's gradients (8 x 64 tokens of two tasks, rank
 # an eighth) two capture .998 of the energy that a decomposition does, three .999.
@@ -115,18 +118,12 @@ def _chosen(where: jax.Array, new: Bases, old: Bases) -> Bases:
     return where_leading(where[0], new[0], old[0]), task
 
 
-def _there(mask: jax.Array | None, basis: jax.Array) -> jax.Array:
-    """``[k or 1, 1, r]``, 0 for columns that there is no room for."""
-    if mask is None:
-        return jnp.ones((1, 1, basis.shape[-1]), basis.dtype)
-    return mask[:, None, :].astype(basis.dtype)
-
-
 def _starts(group: Branches, warm: jax.Array, refresh: Refresh) -> Bases:
     """The bases in force; random columns of length 1 in the null space for those asked for that have none."""
 
     def start(basis: jax.Array, mask: jax.Array | None, has: jax.Array, asked: jax.Array) -> jax.Array:
-        fill = generic_columns(group.projector, basis.shape[-2], _there(mask, basis), refresh.key)
+        room = room_for(mask, basis.shape[-1], basis.dtype)
+        fill = generic_columns(group.projector, basis.shape[-2], room, refresh.key)
         fill = project_inside(jnp.broadcast_to(fill, basis.shape), group.projector.project_once, None)
         lengths = jnp.linalg.norm(fill, axis=-2, keepdims=True)
         return where_leading(asked & ~has, fill / jnp.where(lengths > 0, lengths, 1), basis)
@@ -138,15 +135,15 @@ def _starts(group: Branches, warm: jax.Array, refresh: Refresh) -> Bases:
 
 def _scaled(block: jax.Array) -> jax.Array:
     """With a largest entry of 1; zeros where it is not finite."""
-    largest = jnp.max(jnp.abs(block), axis=(-2, -1), keepdims=True)
-    usable = jnp.isfinite(largest) & (largest >= jnp.finfo(block.dtype).tiny)
-    return jnp.where(usable, block / jnp.where(usable, largest, 1), 0)
+    block, is_normal = scaled(jnp.where(is_finite(block), block, 0))
+    return jnp.where(is_normal, block, 0)
 
 
 def _next(groups: Sequence[Branches], across: Lows, bases: list[Bases], refresh: Refresh) -> list[Bases]:
     """Orthonormal bases inside the null spaces of ``G V``, for the branches asked for."""
     made: dict[int, Bases] = {}
-    for batch in _batches(groups):
+    # Thin blocks alone: all of one form together, however many.
+    for batch in together([form_of(group.bases, group.projector) for group in groups]):
         some = [groups[i] for i in batch]
         counts = [group.bases[0].shape[0] for group in some]
         factor = jax.tree.map(join, *(group.projector.factor for group in some))
@@ -164,19 +161,6 @@ def _next(groups: Sequence[Branches], across: Lows, bases: list[Bases], refresh:
     return [_chosen(group.asked, made[i], bases[i]) for i, group in enumerate(groups)]
 
 
-def _batches(groups: Sequence[Branches]) -> list[list[int]]:
-    """Groups of one form, whose thin blocks are orthonormalised as those of one stack."""
-    if mesh_of_devices() is not None:
-        return [[i] for i in range(len(groups))]
-    batches: dict[Any, list[int]] = {}
-    for i, group in enumerate(groups):
-        shapes = tuple((x.shape[:-3], x.shape[-2:], x.dtype) for x in jax.tree.leaves(group.bases))
-        factor = group.projector.factor
-        form = (shapes, group.projector.complement, None if factor is None else factor.shape[-1] > 0)
-        batches.setdefault(form, []).append(i)
-    return list(batches.values())
-
-
 def _orthonormal(
     depth: int,
     blocks: jax.Array,
@@ -190,8 +174,8 @@ def _orthonormal(
         block, previous = varying
         factor, exclude, columns = shared
         here = Projector(factor, projector.complement)
-        there = jnp.ones((1, block.shape[-1]), block.dtype) if columns is None else columns[..., None, :]
-        fill = generic_columns(here, block.shape[-2], there.astype(block.dtype), refresh.key)
+        room = room_for(columns, block.shape[-1], block.dtype)
+        fill = generic_columns(here, block.shape[-2], room, refresh.key)
 
         def project(x: jax.Array) -> jax.Array:
             return project_inside(x, here.project_once, exclude)

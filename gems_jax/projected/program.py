@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from gems_jax.null_space.tracing.kernel_uses import inner_jaxpr, scan_counts
+from gems_jax.null_space.tracing.kernel_uses import bind_again, inner_jaxpr, scan_counts
 from gems_jax.null_space.tracing.primitives import CALLS
 from gems_jax.projected.kernel_notes import Notes
 from gems_jax.projected.kernel_product import kernel_product
@@ -48,21 +48,13 @@ def run_program(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], notes: N
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
         has_views = any(_is_view(x) for x in operands)
-        results = _with_views(eqn, operands, notes) if has_views else _bind(eqn, operands)
+        results = _with_views(eqn, operands, notes) if has_views else bind_again(eqn, operands)
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
 def _is_view(x: Any) -> bool:
     return isinstance(x, KernelView)
-
-
-def _bind(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
-    params = eqn.primitive.get_bind_params(eqn.params)
-    # Some versions of jax give (functions, params), others the parameters alone.
-    functions, params = params if isinstance(params, tuple) else ((), params)
-    out = eqn.primitive.bind(*functions, *values, **params)
-    return out if eqn.primitive.multiple_results else [out]
 
 
 def plain(values: Sequence[Any], notes: Notes, why: str) -> list[Any]:
@@ -85,7 +77,7 @@ def _with_views(eqn: Any, operands: list[Any], notes: Notes) -> Sequence[Any]:
     if name == "cond":
         return _cond(eqn, operands, notes)
     if name == "optimization_barrier":
-        results = _bind(eqn, [x.value if _is_view(x) else x for x in operands])
+        results = bind_again(eqn, [x.value if _is_view(x) else x for x in operands])
         return [with_dims(x, y, x.form.dims) if _is_view(x) else y for x, y in zip(operands, results, strict=True)]
     try:
         if name == "dot_general":
@@ -96,7 +88,7 @@ def _with_views(eqn: Any, operands: list[Any], notes: Notes) -> Sequence[Any]:
                 return [moved_view]
         raise Refused(f"it goes into {name}")
     except Refused as refused:
-        return _bind(eqn, plain(operands, notes, str(refused)))
+        return bind_again(eqn, plain(operands, notes, str(refused)))
 
 
 def _product(eqn: Any, operands: list[Any], notes: Notes) -> jax.Array:
@@ -105,7 +97,7 @@ def _product(eqn: Any, operands: list[Any], notes: Notes) -> jax.Array:
         raise Refused("it is multiplied with another kernel")
     is_first = _is_view(first)
     view, x = (first, second) if is_first else (second, first)
-    bind = (lambda x, w: _bind(eqn, [w, x])[0]) if is_first else (lambda x, w: _bind(eqn, [x, w])[0])
+    bind = (lambda x, w: bind_again(eqn, [w, x])[0]) if is_first else (lambda x, w: bind_again(eqn, [x, w])[0])
     return kernel_product(view, x, bind, eqn.params, is_first, notes)
 
 
@@ -117,15 +109,15 @@ def _moved(eqn: Any, view: KernelView, others: list[Any]) -> KernelView | None:
     """
     name, params, dims = eqn.primitive.name, eqn.params, view.form.dims
     if name in _PASSED_ON:
-        return with_dims(view, _bind(eqn, [view.value])[0], dims)
+        return with_dims(view, bind_again(eqn, [view.value])[0], dims)
     if name == "transpose":
-        return with_dims(view, _bind(eqn, [view.value])[0], [dims[i] for i in params["permutation"]])
+        return with_dims(view, bind_again(eqn, [view.value])[0], [dims[i] for i in params["permutation"]])
     if name in ("reshape", "squeeze", "expand_dims"):
         if params.get("dimensions") is not None and name == "reshape":
             return None
-        return reshaped(view, _bind(eqn, [view.value])[0], eqn.outvars[0].aval.shape)
+        return reshaped(view, bind_again(eqn, [view.value])[0], eqn.outvars[0].aval.shape)
     if name == "broadcast_in_dim" and eqn.outvars[0].aval.size == view.value.size:
-        return reshaped(view, _bind(eqn, [view.value, *others])[0], eqn.outvars[0].aval.shape)
+        return reshaped(view, bind_again(eqn, [view.value, *others])[0], eqn.outvars[0].aval.shape)
     if name in ("slice", "dynamic_slice"):
         return _sliced(eqn, view, others)
     return None
@@ -138,7 +130,7 @@ def _sliced(eqn: Any, view: KernelView, starts: list[Any]) -> KernelView:
     cut = [i for i, (size, whole) in enumerate(zip(sizes, shape, strict=True)) if size != whole]
     if len(cut) > 1 or any(sizes[i] != 1 for i in cut):
         raise Refused("a part of it is sliced out")
-    value = _bind(eqn, [view.value, *(starts if is_dynamic else [])])[0]
+    value = bind_again(eqn, [view.value, *(starts if is_dynamic else [])])[0]
     if not cut:
         return with_dims(view, value, view.form.dims)
     (dim,) = cut

@@ -179,33 +179,36 @@ def _try(program: LossProgram, kernels: dict[int, KernelPlan], leaves: int, num_
     """Notes of a run of the program on shapes, with bases of each kernel's ranks."""
     notes = Notes()
 
-    def run(leaves: Sequence[Any], parts: dict[int, list[Any]], rest: Sequence[Any]) -> list[Any]:
+    def run(leaves: Sequence[Any], pairs: dict[int, list[Any]], rest: Sequence[Any]) -> list[Any]:
+        parts = {i: [Part(basis, carrier, kernels[i].side) for basis, carrier in some] for i, some in pairs.items()}
         args = with_views(leaves, kernels, parts)
         return run_loss(program, [*args, *rest], notes.repeated(num_tasks))
 
     inputs = program.jaxpr.jaxpr.invars
     avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in inputs]
-    parts = {
-        i: [empty_part(k, columns, work_dtype(avals[i].dtype)) for columns in (k.rank, k.task_rank) if columns]
+    pairs = {
+        i: [_empty_pair(k, columns, work_dtype(avals[i].dtype)) for columns in (k.rank, k.task_rank) if columns]
         for i, k in kernels.items()
     }
-    jax.eval_shape(run, avals[:leaves], parts, avals[leaves:])
+    jax.eval_shape(run, avals[:leaves], pairs, avals[leaves:])
     for k in kernels.values():
         if k.path not in notes.kept:
             notes.refuse(k.path, "the loss does not multiply anything with it")
     return notes
 
 
-def empty_part(kernel: KernelPlan, columns: int, dtype: Any) -> tuple[Any, Any]:
+def _empty_pair(kernel: KernelPlan, columns: int, dtype: Any) -> tuple[Any, Any]:
     """Shapes of a basis of this many columns and of its carrier, without the stack of one of a single kernel."""
     lead = kernel.spec.batch_shape
     basis = jax.ShapeDtypeStruct((*lead, kernel.kept, columns), dtype)
     return basis, jax.ShapeDtypeStruct((*lead, columns, kernel.other), dtype)
 
 
-def with_views(leaves: Sequence[Any], kernels: dict[int, KernelPlan], parts: dict[int, list[Any]]) -> list[Any]:
-    """The parameters' leaves, kernels as views; ``parts``: ``(basis, carrier[, spans])`` of each by leaf."""
+def with_views(
+    leaves: Sequence[Any], kernels: Mapping[int, KernelPlan], parts: Mapping[int, Sequence[Part]]
+) -> list[Any]:
+    """The parameters' leaves, kernels as views with their parts, both by leaf."""
     args = list(leaves)
     for i, kernel in kernels.items():
-        args[i] = first_view(kernel, leaves[i], [Part(*(*part, kernel.side)[:3]) for part in parts[i]])
+        args[i] = first_view(kernel, leaves[i], parts[i])
     return args

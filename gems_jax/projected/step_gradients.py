@@ -48,7 +48,7 @@ class Model(NamedTuple):
     has_aux: bool
     spmd_axis_name: str | None
 
-    def run(self, bases: Mapping[int, list[Bases]]) -> Passed:
+    def run(self, bases: Mapping[int, Bases]) -> Passed:
         kernels = {self.served.leaves[k.index]: k for k in self.served.kernels}
         aux = self.has_aux, self.spmd_axis_name
         return run_pass(self.served.program, kernels, self.leaves, self.task_batch, bases, *aux)
@@ -73,7 +73,7 @@ class _Group(NamedTuple):
             return dict.fromkeys(self.leaves)
         return dict(zip(self.leaves, scatter(x, self.kernels, leading), strict=True))
 
-    def bases_by_leaf(self, bases: GroupBases, across: bool = False) -> dict[int, Bases]:
+    def bases_by_leaf(self, bases: GroupBases, across: bool) -> dict[int, Bases]:
         shared, task = self.by_leaf(bases[0], 0), self.by_leaf(bases[1], 1)
         return {i: Bases(shared[i], task[i], across) for i in self.leaves}
 
@@ -107,12 +107,11 @@ def gradients(model: Model, counts: jax.Array | None) -> tuple[Passed, dict[int,
     key = jax.random.fold_in(jax.random.key(settings.seed), state.count)
     sketches = [_sketch(group.bases[0], jax.random.fold_in(key, n)) for n, group in enumerate(groups)]
 
-    by_leaf: dict[int, list[Bases]] = {}
-    for group, sketch in zip(groups, sketches, strict=True):
-        wide = jnp.concatenate([group.bases[0], sketch], axis=-1), group.bases[1]
-        by_leaf |= {i: [bases] for i, bases in group.bases_by_leaf(wide).items()}
-    passed = model.run(by_leaf)
-    wide_products = [group.products({i: passed.products[i][0] for i in group.leaves}) for group in groups]
+    wide: list[GroupBases] = [
+        (jnp.concatenate([group.bases[0], sketch], axis=-1), group.bases[1])
+        for group, sketch in zip(groups, sketches, strict=True)
+    ]
+    passed, wide_products = _run(model, groups, wide)
     seen = [shared[..., -SKETCH:, :] for shared, _ in wide_products]
     products: list[GroupProducts] = [(shared[..., :-SKETCH, :], own) for shared, own in wide_products]
 
@@ -137,6 +136,17 @@ def gradients(model: Model, counts: jax.Array | None) -> tuple[Passed, dict[int,
         columns = [group.by_leaf(x, leading) for x, leading in fields]
         grads |= {i: LowRankGradient(*(column[i] for column in columns)) for i in group.leaves}
     return passed, grads
+
+
+def _run(
+    model: Model, groups: Sequence[_Group], bases: Sequence[GroupBases], across: bool = False
+) -> tuple[Passed, list[GroupProducts]]:
+    """A pass with bases of all groups, and the groups' products with them."""
+    by_leaf: dict[int, Bases] = {}
+    for group, these in zip(groups, bases, strict=True):
+        by_leaf |= group.bases_by_leaf(these, across)
+    passed = model.run(by_leaf)
+    return passed, [group.products(passed.products) for group in groups]
 
 
 def _sketch(basis: jax.Array, key: jax.Array) -> jax.Array:
@@ -180,14 +190,11 @@ def _refreshed(
     def merged(products: list[GroupProducts]) -> Lows:
         return [(weighted_sum(shared, diagnosed.weights), own) for shared, own in products]
 
-    def run(bases: list[GroupBases], across: bool) -> list[GroupProducts]:
-        by_leaf: dict[int, list[Bases]] = {}
-        for group, these in zip(groups, bases, strict=True):
-            by_leaf |= {i: [one] for i, one in group.bases_by_leaf(these, across).items()}
-        passed = model.run(by_leaf).products
-        return [group.products({i: passed[i][0] for i in group.leaves}) for group in groups]
-
-    passes = ModelPasses(lambda bases: run(bases, False), merged, lambda others: merged(run(others, True)))
+    passes = ModelPasses(
+        direct=lambda bases: _run(model, groups, bases)[1],
+        merged=merged,
+        across=lambda others: merged(_run(model, groups, others, across=True)[1]),
+    )
 
     def refresh(products: list[GroupProducts]) -> Any:
         how = refresh_at(model.served.state.count, model.served.settings)

@@ -1,6 +1,5 @@
 """ORBIT: weights that stray too far from the pretrained ones are averaged with them."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import optax
 
 from gems_jax.boxes import unboxed
 from gems_jax.linalg.scales import squares
+from gems_jax.transform.settings import Mask, chosen_leaves
 from gems_jax.transform.state import work_dtype
 from gems_jax.types import PyTree
 
@@ -35,7 +35,7 @@ def orbit(
     max_distance: float | jax.Array,
     *,
     share: float = 0.5,
-    mask: PyTree | Callable[[PyTree], PyTree] | None = None,
+    mask: Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Averages the weights with the pretrained ones wherever an update takes them too far away.
 
@@ -120,13 +120,9 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(work_dtype(x.dtype))
 
 
-def _holds(params: PyTree, mask: PyTree | Callable[[PyTree], PyTree] | None) -> list[bool]:
+def _holds(params: PyTree, mask: Mask) -> list[bool]:
     """Which leaves are held, in order."""
-    size = len(jax.tree.leaves(params))
-    chosen = mask(params) if callable(mask) else mask
-    flags = [True] * size if chosen is None else jax.tree.leaves(chosen)
-    if len(flags) != size:
-        raise ValueError(f"mask has {len(flags)} entries for {size} parameters; give one bool a leaf")
+    flags = chosen_leaves(params, mask)
     if not any(flags):
         raise ValueError("mask holds none of the parameters, so that nothing would be averaged; leave orbit out")
-    return list(map(bool, flags))
+    return flags

@@ -1,15 +1,16 @@
 """Groups of small kernels of one form, which are refreshed as one stack: less to compile than each by itself."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gems_jax.linalg.projection import Projector
 from gems_jax.linalg.stacks import mesh_of_devices
 from gems_jax.transform.refresh import NewBases, Refresh, Request, compute_bases
+from gems_jax.types import PyTree
 
 # Of the gradients of a batch, which are copied to lie in one array while they are decomposed.
 MOST_BYTES = 32 * 2**20
@@ -18,21 +19,28 @@ MOST_BYTES = 32 * 2**20
 def batches_of(requests: Sequence[Request]) -> list[list[int]]:
     """Which requests are computed together: those of one form, up to `MOST_BYTES` of gradients.
 
-    On a mesh each stays alone: arrays lie there as their kernels do.
-
     Args:
       requests: one a group of kernels.
 
     Returns:
       Their positions, each in one batch.
     """
+    forms = [(form_of((r.old, r.gradients), r.projector), len(r.pending)) for r in requests]
+    sizes = [sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(r.gradients)) for r in requests]
+    return together(forms, sizes)
+
+
+def together(forms: Sequence[Hashable], sizes: Sequence[int] | None = None) -> list[list[int]]:
+    """Positions of what has one form, in batches of up to `MOST_BYTES`; ``None``: of any size.
+
+    On a mesh each stays alone: arrays lie there as their kernels do.
+    """
     if mesh_of_devices() is not None:
-        return [[i] for i in range(len(requests))]
+        return [[i] for i in range(len(forms))]
     batches: list[list[int]] = []
-    open_batches: dict[Any, tuple[list[int], int]] = {}
-    for i, request in enumerate(requests):
-        form = _form(request)
-        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(request.gradients))
+    open_batches: dict[Hashable, tuple[list[int], int]] = {}
+    for i, form in enumerate(forms):
+        size = 0 if sizes is None else sizes[i]
         batch, before = open_batches.get(form, ([], 0))
         if not batch or before + size > MOST_BYTES:
             batch, before = [], 0
@@ -42,14 +50,13 @@ def batches_of(requests: Sequence[Request]) -> list[list[int]]:
     return batches
 
 
-def _form(request: Request) -> Any:
-    """What the requests of a batch have in common: all but how many kernels and protected directions they have."""
-    arrays, treedef = jax.tree.flatten((request.old, request.gradients))
-    shapes = tuple((x.shape[:-3], x.shape[-2:], x.dtype) for x in arrays)
-    projector = request.projector
+def form_of(arrays: PyTree, projector: Projector) -> Hashable:
+    """What groups in a batch have in common: all but how many kernels and protected directions they have."""
+    leaves, treedef = jax.tree.flatten(arrays)
+    shapes = tuple((x.shape[:-3], x.shape[-2:], x.dtype) for x in leaves)
     # A factor without columns is a case of its own, see `Projector.project`.
     has_columns = None if projector.factor is None else projector.factor.shape[-1] > 0
-    return treedef, shapes, len(request.pending), projector.complement, has_columns
+    return treedef, shapes, projector.complement, has_columns
 
 
 def compute_batch(requests: Sequence[Request], refresh: Refresh, do: jax.Array) -> list[NewBases]:

@@ -97,6 +97,20 @@ class Settings:
         return jax.tree.structure(jax.eval_shape(self.inner.init, jax.ShapeDtypeStruct((1, 1), jnp.float32)))
 
 
+def chosen_leaves(params: PyTree, mask: Mask) -> list[bool]:
+    """Which leaves a mask chooses, in order; ``None``: all.
+
+    Raises:
+      ValueError: it has another number of entries.
+    """
+    size = len(jax.tree.leaves(params))
+    chosen = mask(params) if callable(mask) else mask
+    flags = [True] * size if chosen is None else jax.tree.leaves(chosen)
+    if len(flags) != size:
+        raise ValueError(f"mask has {len(flags)} entries for {size} parameters; give one bool a leaf")
+    return list(map(bool, flags))
+
+
 def static_names() -> tuple[str, ...]:
     """Names of the options that are Python facts, in order."""
     return tuple(f.name for f in dataclasses.fields(Settings) if f.metadata.get("static", True))

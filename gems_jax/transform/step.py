@@ -19,7 +19,7 @@ from gems_jax.transform.group_gradients import GroupGradients, group_gradients
 from gems_jax.transform.low_gradients import Gradient, arrays_of, groups_of, low_gradients
 from gems_jax.transform.plan import Group, Plan
 from gems_jax.transform.refresh import refresh_at
-from gems_jax.transform.settings import Mask, Settings
+from gems_jax.transform.settings import Settings, chosen_leaves
 from gems_jax.transform.state import GemsState, entries, mirror, to_leaves, to_matrices, work_dtype
 from gems_jax.transform.state_rows import StateRows
 from gems_jax.types import PyTree
@@ -83,7 +83,7 @@ def take_step(
     captured = sum((steps.energy for steps, _ in branches), jnp.zeros((1 + settings.num_tasks,), jnp.float32))
     gates, gate_state = _gates(call, branches, captured, diagnosed, state, settings)
     decay = jnp.where(present.shared, settings.weight_decay, 0) if settings.decays else None
-    decaying = _decaying(params, settings.mask)
+    decaying = chosen_leaves(params, settings.mask)
     updates: list[Any] = [None] * len(call.weights)
     emitted: list[jax.Array] = []
     for group, (steps, branch) in zip(groups, branches, strict=True):
@@ -195,16 +195,6 @@ def _frozen(plan: Plan) -> set[int]:
     return {k.index for k in plan.kernels if k.rank == 0}
 
 
-def _decaying(params: PyTree, mask: Mask) -> list[bool]:
-    """Which leaves decay."""
-    size = len(jax.tree.leaves(params))
-    chosen = mask(params) if callable(mask) else mask
-    flags = [True] * size if chosen is None else jax.tree.leaves(chosen)
-    if len(flags) != size:
-        raise ValueError(f"mask has {len(flags)} entries for {size} parameters; give one bool a leaf")
-    return flags
-
-
 def _decay_of_group(
     call: UpdateArguments, group: Group, decay: jax.Array, decaying: Sequence[bool], active: ActiveNullSpace
 ) -> jax.Array:
@@ -212,5 +202,5 @@ def _decay_of_group(
     weights = to_matrices([call.weights[k.index] for k in group], group, 0).astype(decay.dtype)
     if active.constraint == "update":
         weights = active.project(group, weights)
-    flags = jnp.asarray([bool(decaying[k.index]) for k in group])
+    flags = jnp.asarray([decaying[k.index] for k in group])
     return projected_axis_first(jnp.where(flags[:, None, None], decay * weights, 0), group[0].side)

@@ -1,27 +1,24 @@
 """Runs whose gradients are projected: they learn as with whole ones, and go on after a stop to the same bits."""
 
-import re
 import shutil
 
 import numpy as np
 import pytest
+from few_kernels import few_kernels
 from same_run import assert_same_run
 from tiny import gems_jax, metrics, options
 
 from gems_jax import cli
 from gems_jax.config.gradients import LEAST_PARAMETERS, is_projected, why_whole
 from gems_jax.config.run import GemsConfig, TrainConfig
-from gems_jax.training.optimiser import methods
 
 STEPS = 5
 
 
 @pytest.fixture
-def few_kernels(monkeypatch):
-    """Two stacks have subspaces: each is a program of its own."""
-    rule = methods.stacked_matrix_dims
-    some = lambda path, leaf: rule(path, leaf) if re.search(r"encoder/block/(attention/q|mlp/wo)", path) else None  # noqa: E731
-    monkeypatch.setattr(methods, "stacked_matrix_dims", some)
+def two_kernels():
+    with few_kernels(r"encoder/block/(attention/q|mlp/wo)"):
+        yield
 
 
 def train(prepared, workdir, **changed):
@@ -31,7 +28,7 @@ def train(prepared, workdir, **changed):
 
 
 @pytest.mark.slow
-def test_a_run_learns_as_on_whole_gradients_and_goes_on_after_a_stop(prepared, few_kernels, tmp_path, capsys):
+def test_a_run_learns_as_on_whole_gradients_and_goes_on_after_a_stop(prepared, two_kernels, tmp_path, capsys):
     whole, projected, resumed = (tmp_path / name for name in ("whole", "projected", "resumed"))
     assert train(prepared, whole, train__gradients="full") == 0
     assert "gradients: full" in capsys.readouterr().out

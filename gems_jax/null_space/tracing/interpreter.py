@@ -13,7 +13,7 @@ from jax.extend import core
 from gems_jax.null_space.second_moment import SecondMoment, add_lower
 from gems_jax.null_space.tracing.kernel_products import Use
 from gems_jax.null_space.tracing.kernel_tags import Scope, Step
-from gems_jax.null_space.tracing.kernel_uses import inner_jaxpr, scan_counts
+from gems_jax.null_space.tracing.kernel_uses import bind_again, inner_jaxpr, scan_counts
 from gems_jax.null_space.tracing.position_masks import Masks, Unknown, position_mask
 from gems_jax.null_space.tracing.primitives import CALLS
 from gems_jax.null_space.tracing.token_axes import TokenAxes
@@ -91,11 +91,7 @@ def _equation(eqn: Any, values: list[Any], inner: Scope, run: Run) -> Sequence[A
         branches = [(*inner[:-1], (inner[-1][0], b)) for b in range(len(eqn.params["branches"]))]
         if any(run.inside(branch) for branch in branches):
             return _cond(eqn, values, branches, run)
-    params = eqn.primitive.get_bind_params(eqn.params)
-    # Some versions of jax give (functions, params), others the parameters alone.
-    functions, params = params if isinstance(params, tuple) else ((), params)
-    out = eqn.primitive.bind(*functions, *values, **params)
-    return out if eqn.primitive.multiple_results else [out]
+    return bind_again(eqn, values)
 
 
 def _add(name: str, use: Use, value: jax.Array, run: Run) -> None:

@@ -90,6 +90,15 @@ def inner_jaxpr(eqn: Any) -> tuple[Any, Any]:
     return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
 
 
+def bind_again(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+    """The results of an equation's primitive on other values, with its parameters."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    # Some versions of jax give (functions, params), others the parameters alone.
+    functions, params = params if isinstance(params, tuple) else ((), params)
+    out = eqn.primitive.bind(*functions, *values, **params)
+    return out if eqn.primitive.multiple_results else [out]
+
+
 def scan_counts(eqn: Any) -> tuple[int, int]:
     """How many of a scan's operands are constants, and how many of the others are its carry."""
     if "num_consts" in eqn.params:  # jax before 0.11
