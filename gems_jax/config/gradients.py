@@ -3,6 +3,7 @@
 from typing import Any
 
 from gems_jax.config.methods import METHODS
+from gems_jax.projected.whole_options import option_for_whole
 
 # Parameters in kernels from which projected gradients are taken by themselves: below, compiling their program takes
 # longer than what a run saves.
@@ -24,15 +25,15 @@ def why_whole(train: Any, gems: Any) -> str | None:
         return f"train.method {train.method} takes whole gradients"
     if train.accumulate > 1:
         return f"train.accumulate {train.accumulate} adds up whole gradients"
-    if gems.decomposition not in ("auto", "subspace"):
-        return f"gems.decomposition {gems.decomposition} is of whole gradients"
-    if gems.constraint == "gradient":
-        return "gems.constraint gradient projects whole gradients"
-    if gems.stagger:
-        return "gems.stagger decomposes whole gradients of a few kernels in every step"
-    if gems.gate == "learned" and train.method == "gems":
-        return "gems.gate learned scores each task's update against the other tasks' gradients"
-    return None
+    has_task_bases = train.method != "galore" and gems.task_rank != 0
+    option = option_for_whole(gems.decomposition, gems.constraint, gems.stagger, gems.gate == "learned", has_task_bases)
+    words = {
+        "decomposition": f"gems.decomposition {gems.decomposition} is of whole gradients",
+        "constraint": "gems.constraint gradient projects whole gradients",
+        "stagger": "gems.stagger decomposes whole gradients of a few kernels in every step",
+        "gate": "gems.gate learned scores each task's update against the other tasks' gradients",
+    }
+    return None if option is None else words[option]
 
 
 def is_projected(train: Any, gems: Any, parameters: int, devices: int) -> bool:

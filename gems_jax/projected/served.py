@@ -11,6 +11,7 @@ from gems_jax.leaf_path import named_leaves
 from gems_jax.projected.kernel_notes import Notes
 from gems_jax.projected.kernel_view import KernelView, Part, first_view
 from gems_jax.projected.program import plain, run_program
+from gems_jax.projected.whole_options import option_for_whole
 from gems_jax.transform.init_plans import InitPlan, init_shapes
 from gems_jax.transform.plan import Group, KernelPlan
 from gems_jax.transform.settings import Settings
@@ -163,16 +164,16 @@ def _wanted(entry: InitPlan, dtypes: Mapping[str, Any]) -> tuple[list[KernelPlan
 
 
 def _option_against(settings: Settings) -> str | None:
-    """The option under which a step needs whole gradients."""
-    if settings.decomposition not in ("auto", "subspace"):
-        return f"decomposition {settings.decomposition!r} is of the whole gradient"
-    if settings.constraint == "gradient":
-        return "constraint 'gradient' projects the whole gradient"
-    if settings.stagger:
-        return "a staggered refresh is of the whole gradient of a few kernels"
-    if settings.gate.needs_progress:
-        return "the gate scores each task's former update against the other tasks' gradients"
-    return None
+    """The option under which a step needs whole gradients, in words."""
+    gate, has_task_bases = settings.gate.needs_progress, settings.task_rank != 0
+    option = option_for_whole(settings.decomposition, settings.constraint, settings.stagger, gate, has_task_bases)
+    words = {
+        "decomposition": f"decomposition {settings.decomposition!r} is of the whole gradient",
+        "constraint": "constraint 'gradient' projects the whole gradient",
+        "stagger": "a staggered refresh is of the whole gradient of a few kernels",
+        "gate": "the gate scores each task's former update against the other tasks' gradients",
+    }
+    return None if option is None else words[option]
 
 
 def _try(program: LossProgram, kernels: dict[int, KernelPlan], leaves: int, num_tasks: int) -> Notes:

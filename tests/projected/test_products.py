@@ -204,6 +204,13 @@ def test_options_that_need_whole_gradients_are_named_in_the_plan(options, why):
     assert why in str(plan)
 
 
+def test_a_gate_that_scores_updates_of_tasks_needs_nothing_where_these_have_no_bases():
+    loss, params, batch, _ = plain()
+    tx = gj.gems(1e-2, num_tasks=TASKS, rank=2, task_rank=0, gate=gj.gates.learned())
+    plan = gj.projection_plan(loss, tx, params, batch)
+    assert [row.treatment for row in plan.rows] == ["projected", "projected", "fallback"]
+
+
 def test_the_backward_pass_keeps_the_projected_input_alone():
     loss, params, batch, _ = plain()
     plan = {
