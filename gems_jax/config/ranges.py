@@ -165,6 +165,7 @@ RANGES: Mapping[str, Range] = types.MappingProxyType({
     "evaluate.batch_size": whole(1),
     "evaluate.rows": whole(1),
     "evaluate.samples": whole(0),
+    "evaluate.continuations": whole(0),
     "study.seeds": whole(1),
     "study.rest_seeds": whole(1),
     "study.grid": Range(above=0),

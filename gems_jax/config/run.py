@@ -375,6 +375,7 @@ class EvaluateConfig:
       batch_size: rows that are ranked at once.
       rows: rows of each task; ``null``: all.
       samples: bootstrap resamples of the confidence intervals.
+      continuations: inputs of general text that the model goes on with before and after tuning; 0: none.
       compare: other runs that the report shows beside this one, each name with its work directory.
     """
 
@@ -384,6 +385,7 @@ class EvaluateConfig:
     batch_size: int = 128
     rows: int | None = None
     samples: int = 1000
+    continuations: int = 8
     compare: dict[str, str] = field(default_factory=dict)
 
 

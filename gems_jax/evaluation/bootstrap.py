@@ -48,12 +48,15 @@ def bootstrap_intervals(
     level: float = 0.95,
     samples: int = 1000,
     seed: int = 0,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """`bootstrap_interval` of several metrics of the same rows, each resample drawn once for all of them.
 
     Args:
       values: M numbers a row ``[R, M]``.
       users, level, samples, seed: as of `bootstrap_interval`.
+      weights: what a row's values are sums over ``[R]``, such as tokens: a mean is then the sum of values over the sum
+        of weights. ``None``: 1 each.
 
     Returns:
       float64 ``[M, 2]``, lower and upper ends.
@@ -76,12 +79,13 @@ def bootstrap_intervals(
         raise ValueError(f"samples must be at least 1; got {samples}")
     _, user = np.unique(users, return_inverse=True)
     counts = np.bincount(user)
-    # The last column counts rows, so that one product gives sums and numbers of rows.
-    sums = np.stack([np.bincount(user, weights=column) for column in (*values.T, np.ones(len(values)))], axis=1)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    # The last column sums weights, so that one product gives sums and what they are divided by.
+    sums = np.stack([np.bincount(user, weights=column) for column in (*values.T, weights)], axis=1)
     rng = np.random.default_rng(seed)
     means = np.empty((samples, values.shape[1]))
     for sample in range(samples):
         drawn = np.bincount(rng.integers(len(counts), size=len(counts)), minlength=len(counts))
-        *totals, rows = drawn @ sums
-        means[sample] = np.asarray(totals) / rows
+        *totals, weight = drawn @ sums
+        means[sample] = np.asarray(totals) / weight
     return np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0).T

@@ -12,11 +12,26 @@ from flax import nnx
 from tqdm import tqdm
 
 from gems_jax.data.batching.layouts import LAYOUTS
+from gems_jax.evaluation.bootstrap import bootstrap_intervals
 from gems_jax.evaluation.output_shift import Energies, OutputShift, ratios
 from gems_jax.types import TextBatch
 
 # Logits of a model that are held at once: 64 MiB of float32.
 _MAX_LOGITS = 2**24
+# What is summed over target tokens when two models are compared, in this order.
+_SUMMED = (
+    "base_loss",
+    "base_loss_full",
+    "loss",
+    "loss_full",
+    "kl",
+    "accuracy",
+    "base_accuracy",
+    "top1_agreement",
+    "top1_agreement_full",
+    "sure",
+    "sure_agreement",
+)
 
 
 def general_loss(model: Any, batches: Iterable[TextBatch], *, progress: bool = False) -> dict[str, float]:
@@ -56,7 +71,7 @@ def general_loss(model: Any, batches: Iterable[TextBatch], *, progress: bool = F
     graphdef, state = nnx.split(model)
     sums = np.zeros(3)
     for number, batch in enumerate(tqdm(batches, desc="general text", unit="batch", disable=not progress)):
-        sums += np.asarray(_loss_sums(graphdef, state, _arrays(model, batch, number)), np.float64)
+        sums += np.asarray(_loss_sums(graphdef, state, _arrays(model, batch, number)), np.float64).sum(axis=1)
     return _losses(*sums.tolist())
 
 
@@ -85,11 +100,20 @@ def general_drift(
 
     Returns:
       Those of `general_loss` for ``tuned`` (``"loss"``, ``"perplexity"``, ``"loss_full"``, ``"perplexity_full"``,
-      ``"tokens"``) and, with ``"base_"`` before the name, for ``base``; ``"forgetting"``, the loss
-      of ``tuned`` over all tokens minus that of ``base`` without items; ``"forgetting_base_vocabulary"``, the same over
-      the base vocabulary for both; ``"top1_agreement"``, the share of target tokens for which
-      both models hold the same token of the base vocabulary most probable, and ``"top1_agreement_full"`` where item
-      tokens may be that; ``"shift"``, the kernel's path to ``|x dW| / |x W|`` of each layer. JSON values only.
+      ``"tokens"``) and, with ``"base_"`` before the name, for ``base``. Of the numbers below, ``base`` is without items
+      and ``tuned`` over all tokens unless it is said otherwise; ``NAME_ci`` is the 95 % interval over the inputs:
+
+      * ``"forgetting"``: the loss of ``tuned`` minus that of ``base``; ``"forgetting_base_vocabulary"``, the same over
+        the base vocabulary for both.
+      * ``"kl"``: mean over target positions of ``sum_v p_base(v) log(p_base(v) / p_tuned(v))``, in nats.
+      * ``"accuracy"``, ``"base_accuracy"``: share of target tokens that a model holds most probable.
+      * ``"top1_agreement"``: share of target tokens for which both models hold the same token of the base vocabulary
+        most probable; ``"top1_agreement_full"``, the same where item tokens may be that.
+      * ``"sure_agreement"``: ``"top1_agreement_full"`` where ``base`` gives its choice a probability of a half or
+        more: what it is sure of; ``"sure_tokens"``, how many these are. Left out where there is none.
+      * ``"shift"``: the kernel's path to ``|x dW| / |x W|`` of each layer.
+
+      JSON values only.
 
     Raises:
       ValueError: as `general_loss`, or if the models' kernels differ in shape.
@@ -116,7 +140,7 @@ def general_drift(
             f"the base model has {vocab_size} tokens without items, the tuned one {tuned.config.vocab_size}: compare "
             "models of one vocabulary"
         )
-    sums, read = np.zeros(7), shift is not None
+    rows, read = [], shift is not None
     if shift is None:
         shift = OutputShift(base, _arrays(base, batches[0], 0), memory_limit=memory_limit)
     shift.check(tuned)
@@ -129,20 +153,39 @@ def general_drift(
             for number, batch in enumerate(batches):
                 arrays = _arrays(base, batch, number)
                 if not pass_number:
-                    batch_sums = _drift_sums(before[0], after[0], before[1], after[1], arrays)
-                    sums += np.asarray(batch_sums, np.float64)
+                    rows.append(np.asarray(_drift_sums(before[0], after[0], before[1], after[1], arrays), np.float64))
                 if not read:
                     shift.add(arrays)
                 bar.update()
             energies = shift.energies(tuned, energies)
-    base_loss, base_full, loss, full, agreed, agreed_full, tokens = sums.tolist()
-    result: dict[str, Any] = _losses(loss, full, tokens)
-    result |= {f"base_{name}": value for name, value in _losses(base_loss, base_full, tokens).items()}
-    del result["base_tokens"]
-    result["forgetting"] = result["loss_full"] - result["base_loss"]
-    result["forgetting_base_vocabulary"] = result["loss"] - result["base_loss"]
-    result["top1_agreement"], result["top1_agreement_full"] = agreed / tokens, agreed_full / tokens
+    of = dict(zip((*_SUMMED, "tokens"), np.concatenate(rows, axis=1), strict=True))
+    total = {name: float(values.sum()) for name, values in of.items()}
+    result: dict[str, Any] = _losses(total["loss"], total["loss_full"], total["tokens"])
+    base_losses = _losses(total["base_loss"], total["base_loss_full"], total["tokens"])
+    result |= {f"base_{name}": value for name, value in base_losses.items() if name != "tokens"}
+    result |= _means(of)
     return result | {"shift": ratios(energies)}
+
+
+def _means(of: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What is compared, a target token, with intervals over inputs.
+
+    Args:
+      of: sums over the target tokens of each input, float64 ``[R]``, by name.
+    """
+    # An input without a target token says nothing, and a resample of such inputs alone would have no mean.
+    of = {name: values[of["tokens"] > 0] for name, values in of.items()}
+    tokens = of["tokens"]
+    sums = {
+        "forgetting": of["loss_full"] - of["base_loss"],
+        "forgetting_base_vocabulary": of["loss"] - of["base_loss"],
+    } | {name: of[name] for name in ("kl", "accuracy", "base_accuracy", "top1_agreement", "top1_agreement_full")}
+    intervals = bootstrap_intervals(np.stack([*sums.values()], axis=1), np.arange(len(tokens)), weights=tokens)
+    result: dict[str, Any] = {name: float(values.sum() / tokens.sum()) for name, values in sums.items()}
+    result |= {f"{name}_ci": interval for name, interval in zip(sums, intervals.tolist(), strict=True)}
+    if sure := float(of["sure"].sum()):
+        result |= {"sure_agreement": float(of["sure_agreement"].sum()) / sure, "sure_tokens": sure}
+    return result
 
 
 def read_shift(base: Any, batches: Sequence[TextBatch]) -> OutputShift:
@@ -161,7 +204,7 @@ def read_shift(base: Any, batches: Sequence[TextBatch]) -> OutputShift:
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _loss_sums(graphdef: Any, state: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """Sums over target tokens ``[3]``: loss over the base vocabulary, over the full one, number of tokens."""
+    """Sums over each input's target tokens ``[3, B]``: losses over the base and the full vocabulary, their number."""
     model = nnx.merge(graphdef, state)
     hidden = model.batch_hidden(batch)
     base = model.token_losses(hidden, batch["labels"], "base")
@@ -173,7 +216,7 @@ def _loss_sums(graphdef: Any, state: Any, batch: dict[str, jax.Array]) -> jax.Ar
 def _drift_sums(
     base_graph: Any, tuned_graph: Any, base_state: Any, tuned_state: Any, batch: dict[str, jax.Array]
 ) -> jax.Array:
-    """Sums over target tokens ``[7]``: both losses of the base model, of the tuned one, agreements, number."""
+    """Sums over the target tokens of each input, float32 ``[12, B]``: those of ``_SUMMED``, and their number."""
     models = nnx.merge(base_graph, base_state), nnx.merge(tuned_graph, tuned_state)
     labels = batch["labels"]
     vocab_size = models[0].config.vocab_size
@@ -181,14 +224,30 @@ def _drift_sums(
 
     def of_token(given: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         *read, label = given
-        losses, chosen, chosen_full = [], [], []
+        losses, chosen, chosen_full, log_probs = [], [], [], []
         for model, vector in zip(models, read, strict=True):
             logits = model.logits(vector)
             known = logits[:vocab_size]
-            losses += [jax.nn.logsumexp(known) - known[label], jax.nn.logsumexp(logits) - known[label]]
+            normaliser = jax.nn.logsumexp(known), jax.nn.logsumexp(logits)
+            losses += [normaliser[0] - known[label], normaliser[1] - known[label]]
             chosen.append(known.argmax())
             chosen_full.append(logits.argmax())
-        return jnp.stack([*losses, chosen[0] == chosen[1], chosen_full[0] == chosen_full[1]])
+            log_probs.append([known - one for one in normaliser])
+        # The base model is taken without items, the tuned one with them.
+        base, tuned = log_probs[0][0], log_probs[1][1]
+        kept, sure = chosen[0] == chosen_full[1], base.max() >= jnp.log(0.5)
+        return jnp.stack(
+            [
+                *losses,
+                jnp.sum(jnp.where(base > -jnp.inf, jnp.exp(base) * (base - tuned), 0.0)),
+                chosen_full[1] == label,
+                chosen[0] == label,
+                chosen[0] == chosen[1],
+                kept,
+                sure,
+                sure & kept,
+            ]
+        )
 
     total = vocab_size + max(model.config.num_added_tokens for model in models)
     # A masked position may hold any label; it is not counted.
@@ -198,10 +257,10 @@ def _drift_sums(
 
 
 def _sums(batch: dict[str, jax.Array], values: list[jax.Array]) -> jax.Array:
-    """Each value summed over target tokens, and behind them the number of tokens."""
+    """Each value summed over the target tokens of each input ``[K + 1, B]``, and behind them the number of tokens."""
     counted = batch["label_mask"].astype(bool)
     # where, not a product: what stands at a masked position may be anything, infinities included.
-    return jnp.stack([jnp.where(counted, value, 0.0).sum() for value in (*values, jnp.ones(counted.shape))])
+    return jnp.stack([jnp.where(counted, value, 0.0).sum(axis=1) for value in (*values, jnp.ones(counted.shape))])
 
 
 def _arrays(model: Any, batch: TextBatch, number: int) -> dict[str, jax.Array]:

@@ -4,6 +4,7 @@ from html import escape
 from typing import Any
 
 from gems_jax.report import charts, run_pictures
+from gems_jax.report.ability_table import ability_table, continuation_cards
 from gems_jax.report.general_table import general_table
 from gems_jax.report.metric_tables import metrics_table, paired_table
 from gems_jax.report.records import RunRecords
@@ -33,7 +34,7 @@ def page(records: RunRecords, title: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)} · report</title><style>{CSS}</style></head><body><main>"
         f"{_header(records, title)}{_tiles(records, rows, tasks)}{_results(records, rows, tasks)}"
-        f"{_drift(rows)}{_training(records)}{_examples(records, tasks)}</main></body></html>\n"
+        f"{_drift(records, rows)}{_training(records)}{_examples(records, tasks)}</main></body></html>\n"
     )
 
 
@@ -106,8 +107,8 @@ def _results(records: RunRecords, rows: list[ResultRow], tasks: list[str]) -> st
     footnote = (
         f"{f'Held-out rows: {sizes}. ' if sizes else ''}Green marks the best of a column. hit@10: the right "
         "item is among the first ten; ndcg@10 counts it less the lower it stands. Forgetting: how much worse "
-        "the model has become at general text, over its original vocabulary; “with items” lets the added "
-        "item tokens take probability too. Top-1 kept: tokens of general text for which the most probable one is "
+        "the model has become at general text over all tokens, items among them, against the base model without "
+        "items. Top-1 kept: tokens of general text for which the most probable one is "
         "still the base model's. Ranges are 95 % confidence intervals over users."
     )
     cards = "".join(run_pictures.result_pictures(rows, shown))
@@ -122,13 +123,14 @@ def _results(records: RunRecords, rows: list[ResultRow], tasks: list[str]) -> st
     )
 
 
-def _drift(rows: list[ResultRow]) -> str:
+def _drift(records: RunRecords, rows: list[ResultRow]) -> str:
     cards = "".join([*run_pictures.drift_pictures(rows), *run_pictures.shift_pictures(rows)])
     if not cards:
         return ""
     lead = "Tuning for a task usually costs what a model knew before. Here is how much."
-    table = general_table(rows)
-    return f'<h2>What was forgotten</h2><p class="lead">{lead}</p>{table}<div class="grid">{cards}</div>'
+    tables = general_table(rows) + ability_table(rows)
+    texts = continuation_cards(records.evaluation.get("continuations") or {})
+    return f'<h2>What was forgotten</h2><p class="lead">{lead}</p>{tables}<div class="grid">{cards}</div>{texts}'
 
 
 def _training(records: RunRecords) -> str:

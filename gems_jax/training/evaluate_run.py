@@ -10,6 +10,7 @@ from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.preparation.few_candidates import few_candidates
 from gems_jax.evaluation.compare_runs import compare_with_each
+from gems_jax.evaluation.continuations import continuations
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
 from gems_jax.evaluation.ranked_examples import readable_examples
@@ -66,6 +67,8 @@ def evaluate_run(config: Config, assets: Assets, base: Any, tuned: Any, workdir:
         progress=True,
     )
     results["general"] = general_drift(base, tuned, text, progress=True)
+    if options.continuations:
+        results["continuations"] = _continued(config, assets, base, tuned, text[0])
     results["comparison"] = {
         name: {
             key: value for key, value in evaluation.items() if key in tables or key in ("general", "steps", "method")
@@ -84,6 +87,14 @@ def evaluate_run(config: Config, assets: Assets, base: Any, tuned: Any, workdir:
     results["baselines"] = simple_rankers(assets.dataset, tables, options.samples)
     _write(workdir, results)
     return results
+
+
+def _continued(config: Config, assets: Assets, base: Any, tuned: Any, batch: Any) -> dict[str, Any]:
+    if not hasattr(tuned, "start"):
+        # What a registered family need not have, see `gems_jax.models.generate.greedy`.
+        print(f"general text is not continued: {type(tuned).__name__} has no start(inputs, max_new_tokens)")
+        return {}
+    return continuations(base, tuned, assets.tokenizer, batch, rows=config.evaluate.continuations)
 
 
 def _write(workdir: Path, results: dict[str, Any]) -> None:

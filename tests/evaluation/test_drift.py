@@ -11,6 +11,7 @@ import pytest
 import torch
 from decoder_pairs import ours, torch_decoder, torch_t5
 from flax import nnx
+from scipy.special import log_softmax
 
 from gems_jax.evaluation.drift import general_drift, general_loss, read_shift
 from gems_jax.evaluation.output_shift import OutputShift
@@ -116,11 +117,15 @@ def tuned_from(model: Any, scale: float = 0.1) -> Any:
     return type(model).from_params(model.config, params)
 
 
-def test_drift_is_the_losses_of_both_models_and_the_share_of_equal_choices(grown: T5) -> None:
-    tuned = tuned_from(grown)
+def test_drift_is_the_losses_of_both_models_and_what_they_choose(grown: T5) -> None:
+    # Large rows make a model that is sure of some tokens.
+    rows = {path: np.asarray(leaf) * (3 if "head" in path else 1) for path, leaf in params_of(grown).items()}
+    base_model = T5.from_params(grown.config, rows)
+    tuned = tuned_from(base_model)
+    pair = base_model, tuned
     batches = [batch(4), batch(5)]
-    found = general_drift(grown, tuned, batches)
-    before, after = general_loss(grown, batches), general_loss(tuned, batches)
+    found = general_drift(base_model, tuned, batches)
+    before, after = general_loss(base_model, batches), general_loss(tuned, batches)
     for name, value in after.items():
         assert found[name] == pytest.approx(value, rel=1e-5)
     for name in ("loss", "perplexity", "loss_full", "perplexity_full"):
@@ -128,13 +133,41 @@ def test_drift_is_the_losses_of_both_models_and_the_share_of_equal_choices(grown
     assert found["forgetting"] == pytest.approx(after["loss_full"] - before["loss"], abs=1e-5)
     assert found["forgetting_base_vocabulary"] == pytest.approx(after["loss"] - before["loss"], abs=1e-5)
     assert json.loads(json.dumps(found)) == found
-    counted = np.concatenate([one["label_mask"].reshape(-1) > 0 for one in batches])
-    for name, width in (("top1_agreement", V), ("top1_agreement_full", V + N)):
-        same = [logits_of(grown, one)[..., :width].argmax(-1) == logits_of(tuned, one)[..., :width].argmax(-1)
-                for one in batches]  # fmt: skip
-        expected = np.concatenate([one.reshape(-1) for one in same])[counted].mean()
-        assert found[name] == pytest.approx(expected)
-        assert 0 < found[name] < 1
+    logits = [[logits_of(model, one).reshape(-1, V + N)[counted_in(one)] for one in batches] for model in pair]
+    base, changed = np.concatenate(logits[0])[:, :V], np.concatenate(logits[1])
+    labels = np.concatenate([one["labels"].reshape(-1)[counted_in(one)] for one in batches])
+    choice, choice_full = base.argmax(-1), changed.argmax(-1)
+    log_base, log_changed = log_softmax(base, axis=-1), log_softmax(changed, axis=-1)
+    sure = log_base.max(-1) >= np.log(0.5)
+    expected = {
+        "top1_agreement": (choice == changed[:, :V].argmax(-1)).mean(),
+        "top1_agreement_full": (choice == choice_full).mean(),
+        "accuracy": (choice_full == labels).mean(),
+        "base_accuracy": (choice == labels).mean(),
+        "kl": (np.exp(log_base) * (log_base - log_changed[:, :V])).sum(-1).mean(),
+        "sure_agreement": (choice == choice_full)[sure].mean(),
+        "sure_tokens": sure.sum(),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert 0 < expected["top1_agreement_full"] < expected["top1_agreement"] < 1
+    assert 0 < sure.sum() < len(sure)
+    for name in ("forgetting", "forgetting_base_vocabulary", "kl", "top1_agreement_full"):
+        low, high = found[f"{name}_ci"]
+        assert low < found[name] < high
+
+
+def counted_in(one: dict[str, np.ndarray]) -> np.ndarray:
+    return one["label_mask"].reshape(-1) > 0
+
+
+def test_an_input_without_target_tokens_changes_neither_numbers_nor_intervals(grown: T5) -> None:
+    one, empty = batch(4, rows=4), batch(5, rows=4)
+    empty["label_mask"][:] = 0
+    tuned = tuned_from(grown)
+    alone, beside = (general_drift(grown, tuned, batches) for batches in ([one], [one, empty]))
+    del alone["shift"], beside["shift"]  # which every input counts in
+    assert alone == beside
 
 
 def test_a_model_that_stayed_as_it_was_and_got_items_has_forgotten_what_the_items_take(grown: T5) -> None:

@@ -37,6 +37,7 @@ TUNING = {
     "evaluate.rows": 16,
     "evaluate.batch_size": 16,
     "evaluate.samples": 5,
+    "evaluate.continuations": 0,
 }
 
 

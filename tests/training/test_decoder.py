@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from html import escape
 
 import jax
 import jax.numpy as jnp
@@ -67,10 +68,20 @@ def test_a_decoder_is_tuned_inside_its_null_space(tuned):
 
 def test_a_decoder_is_evaluated(tuned):
     folder, argv = tuned
-    assert gems_jax("evaluate", *argv, "--workdir", folder / "run", "--evaluate.rows", 8) == 0
+    asked = ("--evaluate.rows", 8, "--evaluate.continuations", 3)
+    assert gems_jax("evaluate", *argv, "--workdir", folder / "run", *asked) == 0
     found = json.loads((folder / "run" / "eval.json").read_text())
     assert {"rec", "src", "general"} <= set(found)
     assert found["general"]["loss"] != found["general"]["base_loss"]
+
+    continued = found["continuations"]
+    assert len(continued["texts"]) == 3
+    assert 0 <= continued["unchanged"] <= continued["agreement"] <= 1
+    same = [one["base"] == one["tuned"] for one in continued["texts"]]
+    assert continued["unchanged"] == sum(same) / 3
+    page = (folder / "run" / "report.html").read_text()
+    assert "General ability" in page
+    assert all(escape(one["base"]) in page for one in continued["texts"])
 
 
 def test_a_decoder_is_exported_and_asked_as_its_folder_says(tuned, tmp_path):
