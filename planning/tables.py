@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 
 from gems_jax.leaf_path import leaf_path
+from gems_jax.training.estimate.abstract import bytes_of, device_bytes
 from gems_jax.training.optimiser.factors import held_factors
-from planning.abstract import bytes_of, device_bytes
 from planning.chips import GIB, Chip, roofline
 from planning.costs import Costs
 from planning.training_step import AbstractStep

@@ -13,6 +13,7 @@ from gems_jax.config.run import Config
 from gems_jax.models import from_config
 from gems_jax.training.build import check_batch_rows, training_model
 from gems_jax.training.distributed.mesh import batch_sharding, on_mesh, optimiser_sharding, replicated, task_axis
+from gems_jax.training.estimate.abstract import ANSWER, abstract_null_space, batch_lengths, sharded, sharded_params
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser.chain import is_constrained, make_optimiser, null_space_side
 from gems_jax.training.optimiser.rates import GROUPS
@@ -20,7 +21,6 @@ from gems_jax.training.step import Control, make_step
 from gems_jax.training.task_gradients import projects
 from gems_jax.training.trainable import split_model
 from gems_jax.types import PyTree
-from planning.abstract import ANSWER, abstract_null_space, batch_lengths, sharded, sharded_params
 
 
 class AbstractStep(NamedTuple):

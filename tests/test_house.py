@@ -115,7 +115,7 @@ def test_programs_in_strings_of_tests_import_names_that_are_there():
     [
         (named, "def f():\n    from gems_jax.task_grads import merge_tasks, absent", "gems_jax.task_grads.absent"),
         (named, "import gems_jax.absent", "gems_jax.absent"),
-        (named, "import planning.memory as m\nm.absent(1)", "planning.memory.absent"),
+        (named, "import planning.costs as m\nm.absent(1)", "planning.costs.absent"),
         (named, "import gems_jax.linalg\ngems_jax.linalg.absent", "gems_jax.linalg.absent"),
         (named, "import gems_jax as gj\ngj.gates.constant, gj.gates.absent()", "gems_jax.gates.absent"),
         (named_in_prose, "Call `gj.gems`, not `gj.absent(x)`.", "gems_jax.absent"),

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.train_step.problem import REFRESH_EVERY, Batch, Problem
+from gems_jax.training.estimate.abstract import device_bytes
 from gems_jax.training.optimiser.factors import held_factors
-from planning.abstract import device_bytes
 from planning.costs import Costs, costs_of
 from planning.hlo import Instruction
 

@@ -15,8 +15,8 @@ from flax import nnx
 import gems_jax as gj
 from gems_jax.models import DecoderConfig, T5Config
 from gems_jax.models.registry import FAMILIES
+from gems_jax.training.estimate.abstract import ANSWER, batch_lengths
 from gems_jax.training.losses import task_loss
-from planning.abstract import ANSWER, batch_lengths
 
 TASKS = 2
 LEARNING_RATE = 1e-4

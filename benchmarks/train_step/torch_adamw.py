@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.train_step.problem import LEARNING_RATE, Batch, Problem
 from gems_jax.models import T5Config
-from planning.abstract import ANSWER
+from gems_jax.training.estimate.abstract import ANSWER
 
 
 class TorchRun:

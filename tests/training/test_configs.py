@@ -18,10 +18,10 @@ from gems_jax import cli
 from gems_jax.config.run import Config, MeshConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.training.distributed.mesh import AXES, spec_of
+from gems_jax.training.estimate.memory import GIB, estimate
 from gems_jax.training.optimiser.chain import make_optimiser
 from gems_jax.training.trainable import split_model
 from gems_jax.training.workdir.files import as_json, with_defaults
-from planning.memory import GIB, estimate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Those of studies say what they vary, and name one of these.

@@ -11,11 +11,18 @@ from jax.sharding import AbstractMesh, AxisType
 from gems_jax.config.run import Config
 from gems_jax.models import from_config
 from gems_jax.training.distributed.mesh import axis_sizes, task_axis
+from gems_jax.training.estimate.abstract import (
+    ANSWER,
+    abstract_null_space,
+    batch_lengths,
+    device_bytes,
+    sharded,
+    sharded_params,
+)
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser.chain import make_optimiser, needs_null_space, null_space_side
 from gems_jax.training.trainable import split_model
 from gems_jax.transform.sharding import state_sharding
-from planning.abstract import ANSWER, abstract_null_space, batch_lengths, device_bytes, sharded, sharded_params
 
 GIB = 2**30
 # Of the row that distinct inputs of kernels are found with; any number would do.
