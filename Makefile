@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OPENBLAS_NUM_THREADS ?= 1
 CORE_TESTS := tests/test_house.py tests/test_task_grads.py $(addprefix tests/,linalg null_space transform projected baselines)
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint example-tunix clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/gems-jax demo
@@ -36,5 +36,14 @@ $(VENV)/test.stamp: $(VENV)/train.stamp requirements.txt setup.py
 	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[train,test]'
 	touch $@
 
+# tunix and the train extra want different safetensors, so tunix is installed beside the optimiser alone.
+example-tunix: $(VENV)-tunix/stamp
+	$(VENV)-tunix/bin/python examples/tunix_trainer.py
+
+$(VENV)-tunix/stamp: setup.py
+	$(PYTHON) -m venv $(VENV)-tunix
+	$(VENV)-tunix/bin/pip install --quiet --editable . google-tunix==0.1.7 flax==0.12.8
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-tunix runs

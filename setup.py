@@ -34,6 +34,7 @@ TEST = [
     "pytest-xdist>=3.8,<4",  # two processes of tests: one leaves half of two cores idle
     "hypothesis>=6.150,<7",  # properties
     "ir-measures>=0.4.3,<0.5",  # oracle for the ranking metrics
+    "equinox>=0.13.8,<0.14",  # an example's modules; 0.13.8 knows jax 0.10
     "nbmake>=1.5.5,<2",  # notebooks as tests
     "ipykernel>=7,<8",
     "torch>=2.9,<2.15",  # oracle for the models: transformers on torch

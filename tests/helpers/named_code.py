@@ -18,7 +18,7 @@ DOTTED = re.compile(r"(?<![\w/.-])(gj|gems_jax|planning)((?:\.[A-Za-z_]\w*)+)")
 def programs():
     """File -> text of every program that lies outside the package; the blocks of a page are one program."""
     found = {}
-    for folder in ("benchmarks", "launch", "docs"):
+    for folder in ("benchmarks", "examples", "launch", "docs"):
         found |= {path: path.read_text() for path in sorted((ROOT / folder).rglob("*.py"))}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = [cell["source"] for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
@@ -32,7 +32,8 @@ def programs():
 
 def pages():
     """The files that people read."""
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    own = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
+    return [*own, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def imported(node):
