@@ -26,6 +26,8 @@ class StudyConfig:
       reference: method that the others are compared with.
       budget: most that a method may forget, as a share of the reference's forgetting. The best learning rates within it
         are run with all of the method's seeds, too. ``null``: no such choice.
+      frontier: whether the grid is also run, with the first seed, for the other strengths of each method that has some:
+        more and fewer protected directions (``gems``, ``adamw-constrained``, ``osft``), distances (``orbit``).
     """
 
     methods: tuple[str, ...] = ()
@@ -38,6 +40,7 @@ class StudyConfig:
     valid_rows: int = 0
     reference: str = REFERENCE
     budget: float | None = None
+    frontier: bool = False
 
     def __post_init__(self) -> None:
         refuse(list(wrong_fields(self, "study.")))
@@ -71,9 +74,14 @@ class StudyConfig:
 
     def names(self) -> tuple[str, ...]:
         """The methods of the study, main ones first."""
-        chosen = [name for name in study_methods() if not self.methods or name in self.methods]
+        known = study_methods()
+        chosen = [name for name in known if name in self.methods or not (self.methods or known[name].strength_of)]
+        if self.frontier:
+            chosen += [name for name in known if known[name].strength_of in chosen and name not in chosen]
         return tuple(sorted(chosen, key=lambda name: name not in self.main))
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """The seeds that a method is run with."""
+        if study_methods()[method].strength_of:
+            return (0,)
         return tuple(range(self.seeds if method in self.main else self.rest_seeds))

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from gems_jax.report.results import task_label
+from gems_jax.study.frontier import frontier, points_of
 from gems_jax.study.old_names import FORGETTING
-from gems_jax.study.pictures import Lines, panels, plane
+from gems_jax.study.pictures import Lines, panels, plane, steps
 from gems_jax.study.tables import rates_of, reference_of
 
 _FORGETTING = f"general/{FORGETTING}"
@@ -28,6 +29,7 @@ def figures(summary: Mapping[str, Any], tasks: list[str]) -> Iterator[Picture]:
       tasks: names.
     """
     done = [method for method in summary["methods"] if "numbers" in method]
+    yield from _frontier(summary)
     if len(tasks) > 1:
         yield _plane(done, tasks, summary["study"].get("budget"))
     main = [method for method in done if method["name"] in summary["study"]["main"]]
@@ -35,6 +37,21 @@ def figures(summary: Mapping[str, Any], tasks: list[str]) -> Iterator[Picture]:
     yield from _gates(done, tasks)
     yield from _captured(done, tasks)
     yield from _spectra(main, tasks, reference_of(summary)[0])
+
+
+def _frontier(summary: Mapping[str, Any]) -> Iterator[Picture]:
+    """Of the main methods, or of all where none of these is finished: more lines than that could not be told apart."""
+    curves = {m["name"]: (m["label"], frontier(points_of(summary, m["name"]))) for m in summary["methods"]}
+    curves = {name: curve for name, curve in curves.items() if curve[1]}
+    shown = {name: curve for name, curve in curves.items() if name in summary["study"]["main"]} or curves
+    lines = {label: ([p.forgetting for p in points], [p.level for p in points]) for label, points in shown.values()}
+    if lines:
+        yield Picture(
+            "frontier", "Ranking for forgetting",
+            "Each point is a run of the first seed that ranks better than all of its method that forget as little; "
+            f"ranking is validation {summary['study']['metric']}, the mean over tasks. Up and left is better.",
+            steps(lines, "forgetting, nats a token over all tokens", f"validation {summary['study']['metric']}"),
+        )  # fmt: skip
 
 
 def _plane(done: list[dict[str, Any]], tasks: list[str], budget: float | None) -> Picture:

@@ -19,11 +19,13 @@ class StudyMethod:
       label: for readers.
       changes: fields of the study's configuration, dotted, and their values.
       whole_rank: whether ``gems.rank`` must be a number of directions; a share is then taken of the model's width.
+      strength_of: the method that this is, held to the base model more or less; empty: a method of its own.
     """
 
     label: str
     changes: Mapping[str, Any]
     whole_rank: bool = False
+    strength_of: str = ""
 
 
 def _gems(label: str, **changes: Any) -> StudyMethod:
@@ -56,17 +58,34 @@ _VARIANTS = {
     "gems-aligned": _gems("GEMS, aligned moments", gems__signs="align"),
     "gems-energy-alone": _gems("GEMS, directions by energy alone", null_space__min_share=None),
 }
+# How tightly a method holds to the base model, beside the learning rate: the share of directions that are protected at
+# least, and the distance beyond which weights are averaged back.
+_STRENGTHS = {
+    f"{name}-{word}": StudyMethod(
+        f"{METHODS[name].label}, {said}", {"train.method": name} | changes, METHODS[name].whole_rank, strength_of=name
+    )
+    for name, word, said, changes in (
+        ("gems", "looser", "20 % protected", {"null_space.min_share": 0.2}),
+        ("gems", "tighter", "70 % protected", {"null_space.min_share": 0.7}),
+        ("adamw-constrained", "looser", "20 % protected", {"null_space.min_share": 0.2}),
+        ("adamw-constrained", "tighter", "70 % protected", {"null_space.min_share": 0.7}),
+        ("osft", "looser", "energy .5", {"null_space.energy": 0.5, "null_space.min_share": None}),
+        ("osft", "tighter", "energy .95", {"null_space.energy": 0.95, "null_space.min_share": None}),
+        ("orbit", "looser", "distance 30", {"orbit.max_distance": 30.0}),
+        ("orbit", "tighter", "distance 3", {"orbit.max_distance": 3.0}),
+    )
+}
 MAIN = ("adamw", "lora", "galore", "pcgrad", "gems")
 REFERENCE = "adamw"
 
 
 def study_methods() -> dict[str, StudyMethod]:
-    """All that a study can compare: the methods of the table, those that were added to it, and variants of GEMS."""
+    """All that a study can compare: the table's methods, those added to it, variants of GEMS, and other strengths."""
     table = {
         name: StudyMethod(method.label, _CHANGES.get(name, {"train.method": name}), method.whole_rank)
         for name, method in METHODS.items()
     }
-    return table | {name: variant for name, variant in _VARIANTS.items() if name not in table}
+    return table | {name: variant for name, variant in (_VARIANTS | _STRENGTHS).items() if name not in table}
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:

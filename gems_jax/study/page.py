@@ -1,7 +1,7 @@
 """The page of a study, made from its ``study.json`` alone."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from gems_jax.study.old_names import FORGETTING, in_today_s_names
 from gems_jax.study.tables import (
     budget_table,
     comparison_table,
-    forgetting_table,
+    frontier_table,
     grid_table,
     reference_of,
     summary_table,
@@ -38,10 +38,10 @@ def write_page(results: Path, page: Path) -> None:
     """
     summary = read_summary(results)
     tasks = task_names(summary)
-    shown = []
+    shown = {}
     for picture in figures(summary, tasks):
         write_text(page.with_suffix("") / f"{picture.name}.svg", picture.svg)
-        shown.append(
+        shown[picture.name] = (
             f"## {picture.heading}\n\n![{picture.heading}]({page.stem}/{picture.name}.svg)\n\n{picture.caption}\n"
         )
     write_text(page, page_text(summary, tasks, shown, page.name))
@@ -67,13 +67,13 @@ def task_names(summary: Mapping[str, Any]) -> list[str]:
     return list(next(row["test"] for row in summary["rows"] if "test" in row))
 
 
-def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[str], name: str) -> str:
+def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Mapping[str, str], name: str) -> str:
     """The page as Markdown.
 
     Args:
       summary: content of ``study.json``.
       tasks: names.
-      pictures: sections.
+      pictures: sections by the picture's name.
       name: of the page's file.
     """
     _, reference = reference_of(summary)
@@ -81,22 +81,23 @@ def page_text(summary: Mapping[str, Any], tasks: list[str], pictures: Sequence[s
         "# How the methods compare",
         f"A command makes this page from stored results (see the end); change those, not the page.\n\n"
         f"{_setting(summary)}",
+        pictures.get("frontier", ""),
+        frontier_table(summary, tasks),
+        f"Validation {summary['study']['metric']} of {' / '.join(map(task_label, tasks))} with the first seed: the "
+        "best run by the mean over tasks among the grid's runs that forget no more than that (nats a token); –: no "
+        "such run. Area: the mean of the best ranking within a limit, over all limits to the one named, 0 where no run "
+        f"forgets so little.{_equal_forgetting(summary, reference)}",
         "## Results",
         summary_table(summary, tasks),
         f"Test rows, mean ± standard deviation over seeds; {_choice(summary)} ▲ and ▼: better and worse than "
         f"{reference} on the same users, p < {_LEVEL} after correction. Forgetting: increase of the loss a token on "
-        "general text over the base model's own vocabulary. Same choice: share of general text's tokens for which the "
-        "most probable token is still the base model's. Seconds: of runs on the machine where most methods were run; – "
-        "for other machines.",
+        "general text, over all tokens, items among them, from that of the base model without items. Same choice: "
+        "share of general text's tokens whose most probable token of the base vocabulary is still the base model's. "
+        "Seconds: of runs on the machine where most methods were run; – for other machines.",
         *_remarks(summary),
         _verdict(summary, tasks),
         *_budget(summary, tasks),
-        "## Rankings within a limit on forgetting",
-        forgetting_table(summary, tasks),
-        f"Validation {summary['study']['metric']} of {' / '.join(map(task_label, tasks))} with the first seed: the "
-        "best run by the mean over tasks among the grid's runs that forget no more than that (nats a token); –: no "
-        "such run.",
-        *pictures,
+        *(section for picture, section in pictures.items() if picture != "frontier"),
         f"## Against {reference}, user by user",
         comparison_table(summary, tasks),
         "Difference of the means over the seeds that both have, with a 95 % interval by bootstrap over users; p by "
@@ -136,6 +137,17 @@ def _setting(summary: Mapping[str, Any]) -> str:
         f"{study['seeds']} seeds of {', '.join(main)}, {study['rest_seeds']} of the others."
     )
     return "\n".join(lines)
+
+
+def _equal_forgetting(summary: Mapping[str, Any], reference: str) -> str:
+    """What the marks at limits on forgetting say, where there are any."""
+    tested = [entry for by_method in summary.get("at_equal_forgetting", {}).values() for entry in by_method.values()]
+    if not any("against" in entry for entry in tested):
+        return ""
+    return (
+        f" ▲ and ▼: its test rows are better and worse than those of {reference} within the same limit, ndcg@10 user "
+        f"by user, p < {_LEVEL} after correction."
+    )
 
 
 def _choice(summary: Mapping[str, Any]) -> str:
@@ -196,12 +208,15 @@ def _budget(summary: Mapping[str, Any], tasks: list[str]) -> list[str]:
         return []
     within = {m["name"]: m["within_budget"] for m in summary["methods"] if "within_budget" in m}
     searched = [m for m in summary["methods"] if m["learning_rate"] is not None and m["name"] != reference]
+    # Earlier studies chose by another figure than the table has.
+    over = "" if "budget_over" in study else " over the base model's own vocabulary"
     nothing = [m["label"] for m in searched if m["name"] not in within]
     return [
         f"## Within {study['budget']:g} of what {label} forgets",
         budget_table(summary, tasks),
         f"Each method has its best setting on validation rows among the grid's runs that forget at most "
-        f"{study['forgetting_allowed']:.2f}, {study['budget']:g} of the mean forgetting of {label}, and was run with "
+        f"{study['forgetting_allowed']:.2f}, {study['budget']:g} of the mean forgetting of {label}"
+        f"{over}, and was run with "
         "it for all of its seeds. Marks as above."
         + (f" Methods without such a run: {', '.join(nothing)}." if nothing else ""),
         *([_beside(within["gems"], study_methods()["gems"].label, summary, tasks)] if "gems" in within else []),

@@ -84,6 +84,32 @@ def plane(points: Sequence[tuple[str, float, float, float]], labels: tuple[str, 
         return _svg(figure)
 
 
+def steps(lines: Lines, xlabel: str, ylabel: str) -> str:
+    """Curves that stay as high as they have been until the next point lifts them, over values of very different size.
+
+    Args:
+      lines: label to ascending x and y.
+      xlabel, ylabel: of the axes; x is linear up to .1 and logarithmic above.
+
+    Returns:
+      SVG text.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        last = max(max(x) for x, _ in lines.values())
+        for index, (label, (x, y)) in enumerate(lines.items()):
+            colour = _COLOURS[index % len(_COLOURS)]
+            axes.step([*x, max(last * 1.3, 0.1)], [*y, y[-1]], where="post", color=colour, linewidth=1.8, label=label)
+            axes.plot(x, y, "o", color=colour, markersize=5)
+        axes.set_xscale("symlog", linthresh=0.1)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        figure.legend(loc="outside upper center", ncols=min(len(lines), 4))
+        return _svg(figure)
+
+
 def panels(
     groups: Mapping[str, Lines], xlabel: str, ylabel: str, *, zero_line: bool = False, share_axis: bool = False
 ) -> str:

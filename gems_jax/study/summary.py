@@ -12,6 +12,7 @@ from gems_jax.config.run import Config
 from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import metric_of_rows, paired_test
 from gems_jax.study.config import StudyConfig
+from gems_jax.study.frontier import LIMITS, best_within, points_of
 from gems_jax.study.methods import Rates, study_methods
 from gems_jax.study.trials import Trial, affordable_rates, chosen_rates, forgetting_allowed, total_trials
 from gems_jax.training.workdir.files import as_json
@@ -64,6 +65,7 @@ def summarise_study(
             "rest_seeds": study.rest_seeds, "grid": list(study.grid), "item_grid": list(study.item_grid),
             "metric": study.metric, "valid_rows": study.valid_rows, "reference": study.reference,
             "budget": study.budget, "forgetting_allowed": forgetting_allowed(study, results),
+            "budget_over": "all tokens",
             "rows": total_trials(study, results),
             "finished": len(results),
         },
@@ -92,7 +94,28 @@ def summarise_study(
     add_significance(
         {m["name"]: m["within_budget"] for m in others if "within_budget" in m}, affordable, reference, tasks, workdir
     )
+    summary["at_equal_forgetting"] = _at_equal_forgetting(summary, study, tasks, workdir)
     return summary
+
+
+def _at_equal_forgetting(
+    summary: Mapping[str, Any], study: StudyConfig, tasks: Sequence[str], workdir: Path
+) -> dict[str, dict[str, Any]]:
+    """By limit on forgetting and method: the first seed's run that ranks best within it, and its tests."""
+    found: dict[str, dict[str, Any]] = {}
+    for limit in LIMITS:
+        trials, entries = {}, {}
+        for name in study.names():
+            best = best_within(points_of(summary, name), limit)
+            if best is not None and "test" in best.row:
+                row = best.row
+                trials[name] = [Trial(row["method"], row["learning_rate"], 0, row["item_learning_rate"])]
+                entries[name] = {key: row[key] for key in ("method", "learning_rate", "item_learning_rate")}
+        reference = trials.get(study.reference, [])
+        others = {name: entry for name, entry in entries.items() if name != study.reference}
+        add_significance(others, trials, reference, tasks, workdir)
+        found[f"{limit:g}"] = entries
+    return found
 
 
 def _choice(rates: Rates | None, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

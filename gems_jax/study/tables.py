@@ -6,6 +6,7 @@ from typing import Any
 
 from gems_jax.report.results import task_label
 from gems_jax.study.config import StudyConfig
+from gems_jax.study.frontier import AREA_TO, LIMITS, area, best_within, points_of
 from gems_jax.study.methods import REFERENCE, Rates, study_methods
 from gems_jax.study.old_names import FORGETTING
 from gems_jax.study.trials import spelled
@@ -15,8 +16,6 @@ _FORGETTING = f"general/{FORGETTING}"
 _SHOWN = ("ndcg@10", "hit@10")
 _RANKERS = {"popularity": "popularity", "co-occurrence": "item co-occurrence", "BM25": "BM25"}
 _LEVEL = 0.05
-# Bounds on the rise of the loss on general text, nats a token.
-_RISES = (0.3, 1.0, 3.0, 10.0)
 _NONE = "–"
 
 
@@ -155,23 +154,27 @@ def grid_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     return markdown_table(["", *map(spelled, grid)], rows)
 
 
-def forgetting_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
-    """The best validation result of each method that raises the loss on general text by no more than a limit."""
-    metric = summary["study"]["metric"]
-    tried = [row for row in summary["rows"] if row["seed"] == 0 and "valid" in row]
+def frontier_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
+    """The best validation result of each method within each limit on forgetting, and the area under them."""
+    metric, known = summary["study"]["metric"], study_methods()
     rows = []
     for method in summary["methods"]:
+        if known[method["name"]].strength_of in summary["study"]["methods"]:
+            continue  # a strength of another row's method
+        points = points_of(summary, method["name"])
         cells = []
-        for most in (*_RISES, float("inf")):
-            kept = [row for row in tried if row["method"] == method["name"] and row["general"][FORGETTING] <= most]
-            best = max(kept, key=lambda row: sum(row["valid"][task][metric] for task in tasks), default=None)
-            cells.append(_NONE if best is None else _levels(best, tasks, metric))
-        rows.append([method["label"], *cells])
-    return markdown_table(["", *(f"at most +{most:g}" for most in _RISES), "any"], rows)
+        for limit in (*LIMITS, float("inf")):
+            best = best_within(points, limit)
+            tested = summary.get("at_equal_forgetting", {}).get(f"{limit:g}", {}).get(method["name"], {})
+            cells.append(_NONE if best is None else _levels(best.row, tasks, metric, tested.get("against", {})))
+        rows.append([method["label"], f"{area(points):.3f}", *cells])
+    head = ["", f"area to +{AREA_TO:g}", *(f"at most +{limit:g}" for limit in LIMITS), "any"]
+    return markdown_table(head, rows)
 
 
-def _levels(row: Mapping[str, Any], tasks: list[str], metric: str) -> str:
-    return " / ".join(f"{row['valid'][task][metric]:.3f}" for task in tasks)
+def _levels(row: Mapping[str, Any], tasks: list[str], metric: str, tests: Mapping[str, Any] | None = None) -> str:
+    marks = {task: mark((tests or {}).get(f"{task}/{_SHOWN[0]}")) for task in tasks}
+    return " / ".join(f"{row['valid'][task][metric]:.3f}{marks[task]}" for task in tasks)
 
 
 def rates_of(of: Mapping[str, Any]) -> Rates:

@@ -1,5 +1,6 @@
 """A study: which rows it runs, how processes share them, what it says of them, and a small one from end to end."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import gems_jax
 
 from gems_jax import NullSpace, baselines, cli
@@ -21,6 +24,7 @@ from gems_jax.study import compare as comparing
 from gems_jax.study import summary as summing
 from gems_jax.study.claims import claim
 from gems_jax.study.config import StudyConfig
+from gems_jax.study.frontier import Point, area, best_within, frontier
 from gems_jax.study.methods import MAIN, changed, configured, study_methods
 from gems_jax.study.spectra import captured
 from gems_jax.study.stopping import Stopping
@@ -40,11 +44,15 @@ from gems_jax.training.optimiser.rates import peak_rates, scaled
 from gems_jax.training.tune import Stopped
 
 
+def forgot(forgetting):
+    return {"forgetting": forgetting, "forgetting_base_vocabulary": forgetting / 2}
+
+
 def scored(value):
     return {
         "valid": {"rec": {"ndcg@10": value}, "src": {"ndcg@10": value / 2}},
         "seconds": 1.0,
-        "general": {"forgetting_base_vocabulary": 0.1},
+        "general": forgot(0.1),
     }
 
 
@@ -91,9 +99,7 @@ def finished(study, levels, changes):
     while missing := [row for row in wanted_trials(study, results) if row not in results]:
         row = missing[0]
         forgetting = changes[row.method].get(row.learning_rate, (9.0,) * 3)[row.seed]
-        results[row] = scored(levels[row.method][row.learning_rate]) | {
-            "general": {"forgetting_base_vocabulary": forgetting}
-        }
+        results[row] = scored(levels[row.method][row.learning_rate]) | {"general": forgot(forgetting)}
     return results
 
 
@@ -191,8 +197,8 @@ def first_updates():
     config = changed(config, {"orbit.max_distance": 1e-3})  # else its first update is AdamW's
     return {
         name: first_update(configured(config, name, (1e-3, None), 0, width=8))
-        for name in study_methods()
-        if name not in (*MERGING, "lora")
+        for name, method in study_methods().items()
+        if name not in (*MERGING, "lora") and not method.strength_of
     }
 
 
@@ -408,7 +414,7 @@ def test_times_of_a_method_are_those_of_where_most_of_its_runs_were(tmp_path):
         | {
             "test": {},
             "seconds": seconds,
-            "general": {"forgetting_base_vocabulary": forgetting},
+            "general": forgot(forgetting),
             "circumstances": {"device": device},
         }
         for seed, (device, seconds, forgetting) in enumerate(where)
@@ -418,7 +424,7 @@ def test_times_of_a_method_are_those_of_where_most_of_its_runs_were(tmp_path):
     numbers = method["numbers"]
     assert numbers["seconds"]["mean"] == 15.0
     assert method["timed_on"] == "1 x fast card"
-    assert numbers["general/forgetting_base_vocabulary"]["mean"] == pytest.approx(0.3)
+    assert numbers["general/forgetting"]["mean"] == pytest.approx(0.3)
 
 
 def test_what_is_within_the_budget_is_summed_up_and_tested_on_its_own(tmp_path):
@@ -441,7 +447,7 @@ def test_what_is_within_the_budget_is_summed_up_and_tested_on_its_own(tmp_path):
     assert (ours["learning_rate"], ours["within_budget"]["learning_rate"]) == (1e-2, 1e-3)
     assert summary["study"]["forgetting_allowed"] == pytest.approx(2.0)
     assert ours["within_budget"]["seeds"] == [0, 1]
-    assert ours["within_budget"]["numbers"]["general/forgetting_base_vocabulary"]["mean"] == pytest.approx(1.5)
+    assert ours["within_budget"]["numbers"]["general/forgetting"]["mean"] == pytest.approx(1.5)
     for entry, rank in ((ours, 1), (ours["within_budget"], 2)):
         difference = 1 / np.log2(1 + rank) - 1 / np.log2(1 + 5)
         assert entry["against"]["rec/ndcg@10"]["difference"] == pytest.approx(difference)
@@ -471,3 +477,37 @@ def test_captured_energy_is_that_of_the_best_low_rank_approximation():
         left = matrix - u[:, :k] * s[:k] @ vt[:k]
         share = 1 - np.sum(left**2) / np.sum(matrix**2)
         assert captured(matrix, (k / 4,))[0] == pytest.approx(share)
+
+
+# --- ranking for forgetting ---------------------------------------------------------------------------------------
+
+
+def test_a_frontier_runs_the_grid_of_every_strength_with_one_seed():
+    plain = StudyConfig(methods=("adamw", "gems"), seeds=2, grid=(1e-3, 1e-2))
+    assert StudyConfig(methods=(), grid=(1e-3,)).names() == tuple(
+        name for name in StudyConfig(methods=(), grid=(1e-3,)).names() if not study_methods()[name].strength_of
+    )
+    study = dataclasses.replace(plain, frontier=True)
+    assert set(study.names()) - set(plain.names()) == {"gems-looser", "gems-tighter"}
+    results = {}
+    while missing := [row for row in wanted_trials(study, results) if row not in results]:
+        results[missing[0]] = scored(0.5)
+    assert len(results) == total_trials(study, results) == 4 * 2 + 2
+    assert {row.method for row in results if row.seed} == {"adamw", "gems"}
+    looser, tighter = (configured(Config(), f"gems-{one}", (1e-3, None), 0, 8) for one in ("looser", "tighter"))
+    assert looser.null_space.min_share < Config().null_space.min_share < tighter.null_space.min_share
+    assert looser.null_space.path != tighter.null_space.path
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(np.linspace(-0.5, 3, 8).tolist()), st.sampled_from([0.1, 0.2, 0.3])), max_size=9)
+)
+def test_the_best_within_a_limit_and_the_area_are_those_of_all_runs(runs):
+    points = [Point(forgetting, level, {}) for forgetting, level in runs]
+    limits = np.linspace(0, 1, 401)
+    best = [max((level for forgetting, level in runs if forgetting <= limit), default=0.0) for limit in limits]
+    found = [best_within(points, limit) for limit in limits]
+    assert [0.0 if point is None else point.level for point in found] == best
+    assert area(points) == pytest.approx(np.mean(best[:-1]), abs=0.002)
+    kept = frontier(points)
+    assert all(a.forgetting < b.forgetting and a.level < b.level for a, b in zip(kept, kept[1:], strict=False))
