@@ -48,9 +48,11 @@ def in_today_s_names(values: Any) -> Any:
 def _renamed(values: Any, old: set[str]) -> Any:
     if isinstance(values, dict):
         # With today's name beside it, an old one means something else.
-        names = {name: new for name in values if (new := RENAMED.get(name)) is not None and new not in values}
+        names: dict[str, str] = {
+            name: new for name in values if (new := RENAMED.get(name)) is not None and new not in values
+        }
         old |= set(names)
-        renamed: dict[str, Any] = {names.get(name, name): _renamed(value, old) for name, value in values.items()}
+        renamed = {str(names.get(name, name)): _renamed(value, old) for name, value in values.items()}
         return renamed | _forgetting(renamed, "") | _forgetting(renamed, "general/")
     return [_renamed(value, old) for value in values] if isinstance(values, list) else values
 
