@@ -1,6 +1,7 @@
 """The memory that a run needs on each device, estimated from shapes alone."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -8,13 +9,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
+from gems_jax.config.gradients import is_projected
+from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config
+from gems_jax.leaf_path import named_leaves
 from gems_jax.models import from_config
+from gems_jax.training.build import training_model
 from gems_jax.training.distributed.mesh import axis_sizes, task_axis
 from gems_jax.training.estimate.abstract import (
     ANSWER,
     abstract_null_space,
     batch_lengths,
+    bytes_of,
     device_bytes,
     sharded,
     sharded_params,
@@ -22,13 +28,22 @@ from gems_jax.training.estimate.abstract import (
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser.chain import make_optimiser, needs_null_space, null_space_side
 from gems_jax.training.trainable import split_model
+from gems_jax.transform.init_plans import init_shapes
 from gems_jax.transform.sharding import state_sharding
 
 GIB = 2**30
 # Of the row that distinct inputs of kernels are found with; any number would do.
 _TOKENS = 8
-# The logits of a chunk of label tokens, their gradient and the softmax between them, see `chunked_token_losses`.
-_LOGITS = 3 * 64 * 2**20
+# Logits of a chunk of label tokens that are held at once, see `chunked_token_losses`; their gradient and the softmax
+# between them are as large.
+_LOGITS = 64 * 2**20
+# What the optimiser holds at its peak beside state and parameters, in trees of what trains, as measured for CPU:
+# a constant, and what each task adds. Methods that weight the losses merge gradients where these are; others keep the
+# tasks' apart until the update is made.
+_WEIGHTED, _MERGED, _LOW_RANK = (2.0, 1.0), (3.7, 2.0), (3.7, 1.8)
+_OF_LOSSES = ("adamw", "uncertainty", "dwa")
+# Columns beside the bases that projected gradients are measured with, and how often all products are held in a refresh.
+_SKETCH, _PRODUCTS = 8, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +52,8 @@ class Resources:
 
     Attributes:
       parameters: of the model that trains, and of the one it began from, which evaluation compares it with.
-      gradients: one of each task, and the update they become.
+      gradients: what the step holds at its peak beside activations: the tasks' gradients, their products with the
+        bases, the update they become.
       optimiser: state, null-space factors included.
       activations: what the backward pass needs of the forward pass.
 
@@ -64,15 +80,17 @@ class Resources:
 def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, protected: float = 0.5) -> Resources:
     """The memory that a run needs on each device, the largest parts alone; programs' scratch space comes on top.
 
-    Parameters and state are what their shapes say, on the mesh of the configuration. Gradients are ``T + 1`` trees
-    of what trains. Activations are the inputs of all layers, one layer's inner values, which are computed again
-    (``remat: full``), and a chunk of logits: with ``n`` tokens on a device, ``b`` bytes a number, ``L`` layers of width
-    ``d``, inner width ``f`` and ``h`` heads over ``S`` tokens
+    Parameters and state are what their shapes say, on the mesh of the configuration. Activations are the inputs of all
+    layers, one layer's inner values, which are computed again (``remat: full``), and a chunk of logits: with ``n``
+    tokens on a device, ``b`` bytes a number, ``L`` layers of width ``d``, inner width ``f`` and ``h`` heads over ``S``
+    tokens
 
-        n d b L + n (10 d + 3 f) b + 3 n h S 4 + logits
+        n d b L + n (17 d + 3 f) b + 3 n h S 4 + logits
 
-    T5-base with 32 rows of 256 tokens a task in float32, as XLA compiles the step for CPU, has 4.68 GiB of temporaries;
-    gradients and activations are 4.73 here.
+    The step holds them beside the tasks' gradients, or, later and without them, what the optimiser works with: the
+    larger of both counts. With projected gradients (``train.gradients``) these are the update and four times the
+    products of gradients and bases, as in a refresh. The numbers of trees were measured on programs for CPU
+    (``benchmarks/memory_estimate.py``): all it measures is within a fifth.
 
     Args:
       config: of the run.
@@ -86,7 +104,7 @@ def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, p
     """
     sizes = axis_sizes(config.mesh, data)
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-    model = nnx.eval_shape(lambda: from_config(model_config, jax.random.key(0)))
+    model = nnx.eval_shape(lambda: training_model(from_config(model_config, jax.random.key(0)), config))
     graph, trained, frozen = split_model(model, config)
     params, fixed = sharded_params(trained, mesh), sharded_params(frozen, mesh)
     null_space = None
@@ -97,23 +115,50 @@ def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, p
         null_space = abstract_null_space(loss, params, fixed, row, protected, null_space_side(config))
     tx = make_optimiser(config, tasks, null_space)
     state = jax.tree.map(sharded, jax.eval_shape(tx.init, params), state_sharding(tx, params, task_axis(mesh)))
-    moved = device_bytes(params)
-    per_device = -(-tasks // config.mesh.task)
+    moved, activations = device_bytes(params), _activations(config, model_config, tasks, sizes)
     return Resources(
         parameters=2 * (moved + device_bytes(fixed)),
-        gradients=(per_device + 1) * moved,
+        gradients=_peak(config, tx, params, fixed, tasks, activations) - activations,
         optimiser=device_bytes(state),
-        activations=_activations(config, model_config, per_device, sizes),
+        activations=activations,
+    )
+
+
+def _peak(config: Config, tx: Any, params: Any, fixed: Any, tasks: int, activations: int) -> int:
+    """Bytes of a step at its peak, beside its arguments."""
+    method, moved = METHODS[config.train.method], device_bytes(params)
+    per_device = -(-tasks // config.mesh.task)
+    kernels = {path: leaf.size for path, leaf in named_leaves(params) if path.endswith("kernel")}
+    devices = config.mesh.fsdp * config.mesh.tensor * config.mesh.task
+    if is_projected(config.train, config.gems, sum(kernels.values()), devices):
+        return activations + moved + _PRODUCTS * _products(tx, params, tasks)
+    backward = activations + per_device * moved
+    if method.adapters:  # a kernel with its adapter in it is made, and has a gradient
+        adapted = [leaf for path, leaf in named_leaves(fixed) if path.endswith("kernel")]
+        return backward + per_device * sum(map(bytes_of, adapted))
+    trees, each = _LOW_RANK if method.low_rank else _WEIGHTED if config.train.method in _OF_LOSSES else _MERGED
+    return max(backward, round((trees + each * per_device) * moved))
+
+
+def _products(tx: Any, params: Any, tasks: int) -> int:
+    """Bytes of each task's gradient in the shared and its own basis, and in the columns that measure the rest."""
+    _, made = init_shapes(tx, params)
+    return sum(
+        4 * tasks * math.prod(kernel.batch_shape) * (kernel.rank + kernel.task_rank + _SKETCH) * kernel.other
+        for entry in made
+        for kernel in entry.plan.kernels
+        if kernel.rank
     )
 
 
 def _activations(config: Config, model_config: Any, tasks: int, sizes: dict[str, int]) -> int:
     train, length = config.train, config.items.max_length
     rows = -(-train.batch_size // (train.accumulate * sizes["data"] * sizes["fsdp"]))
-    tokens = tasks * rows * length
+    tokens = -(-tasks // config.mesh.task) * rows * length
     width, inner = model_config.d_model, model_config.d_ff
     number = jnp.dtype(train.compute_dtype or config.model.dtype).itemsize
     kept = tokens * width * number * model_config.num_layers
-    layer = tokens * (10 * width + 3 * inner) * number // sizes["tensor"]
+    layer = tokens * (17 * width + 3 * inner) * number // sizes["tensor"]
     scores = 3 * tokens * model_config.num_heads * length * 4 // sizes["tensor"]
-    return kept + layer + scores + _LOGITS
+    scored = model_config.num_added_tokens + (model_config.vocab_size if train.loss_vocabulary == "full" else 1)
+    return kept + layer + scores + 3 * min(_LOGITS, tokens // length * ANSWER * scored * 4)
