@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gems_jax.projected.plan import projection_plan
     from gems_jax.projected.task_grads import projected_task_grads
     from gems_jax.ranking import metrics, rank_items
+    from gems_jax.serving.recommender import Recommender
     from gems_jax.transform import released as presets
     from gems_jax.transform.orbit import orbit
     from gems_jax.transform.reports import diagnostics, state_bytes
@@ -39,6 +40,7 @@ _LAZY = {
     "metrics": ("gems_jax.ranking.metrics", None),
     "rank_items": ("gems_jax.ranking.rank_items", "rank_items"),
     "ItemIndex": ("gems_jax.items.tokens", "ItemIndex"),
+    "Recommender": ("gems_jax.serving.recommender", "Recommender"),
     "estimate_null_space": ("gems_jax.null_space.estimate", "estimate_null_space"),
     "observed_matrix_dims": ("gems_jax.null_space.estimate", "observed_matrix_dims"),
     "diagnostics": ("gems_jax.transform.reports", "diagnostics"),
@@ -57,6 +59,7 @@ __all__ = [
     "ItemIndex",
     "MatrixDims",
     "NullSpace",
+    "Recommender",
     "SecondMoment",
     "accumulate",
     "apply_if_finite",

@@ -18,7 +18,7 @@ from gems_jax.config.renamed import current_name, current_node, old_names, say_r
 from gems_jax.config.run import Config, check
 
 # They work on a finished run, and without --config with its own.
-ON_A_RUN = ("evaluate", "export", "recommend", "search")
+ON_A_RUN = ("evaluate", "export", "recommend", "search", "predict")
 _ABOUT = "Gradient multi-subspace tuning for search and recommendation."
 
 
@@ -52,7 +52,7 @@ def parse_options(argv: list[str], commands: Mapping[str, str]) -> tuple[str, An
     except RecursionError:
         raise ValueError("a value on the command line is nested too deeply") from None
     made.given = argv
-    for name in ("workdir", "out", "page", "results"):
+    for name in ("workdir", "out", "requests", "page", "results"):
         if made.get(name):
             made[name] = beside(made[name], "")
     return parsed.command, made
@@ -151,6 +151,9 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
         add("--k", int, "number of items", default=10)
     if name == "search":
         sub.add_argument("query", type=str, help="what the user searches for")
+    if name == "predict":
+        add("--requests", str, "file of requests: .jsonl, .csv or .parquet", required=True)
+        add("--out", str, "file of answers to write: .jsonl or .parquet", required=True)
     if name == "prepare":
         sub.add_argument("--all", action="store_true", help="also make a missing base model and null space")
     if name == "train":

@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "write the tuned model as a Hugging Face folder",
     "recommend": "list the items that a tuned model recommends to a user",
     "search": "list the items that a tuned model finds for a user's query",
+    "predict": "answer a file of requests; go on where a killed run was",
     "compare": "tune by several methods with the same effort for each; resume; write study.json",
 }
 
@@ -93,10 +94,11 @@ def _quiet() -> None:
 
 
 def _prepare(options: Any) -> int:
+    from gems_jax.training.run_assets import run_assets
     from gems_jax.training.stages import ensure_data
 
     config = _config(options)
-    dataset = _assets(config)[3] if options.all else ensure_data(config)
+    dataset = run_assets(config).assets.dataset if options.all else ensure_data(config)
     for split, counts in dataset.row_counts().items():
         print(f"  {split}: " + ", ".join(f"{task} {count:,}" for task, count in counts.items()))
     return 0
@@ -130,52 +132,13 @@ def _calibrate(options: Any) -> int:
     return 0
 
 
-def _assets(config: Any, workdir: Path | None = None, tuned: bool = False) -> tuple[Any, Any, Any, Any]:
-    """Base model, assets for tuning, null space; made where missing (by one process).
-
-    Items have the numbers that a run in ``workdir`` has given them. A ``tuned`` run needs no null space any more, and
-    its rows need no beginning.
-    """
-    import jax
-    import numpy as np
-
-    from gems_jax.data.dataset.remote import exists
-    from gems_jax.models import load
-    from gems_jax.training.distributed.mesh import make_mesh
-    from gems_jax.training.optimiser.chain import needs_null_space
-    from gems_jax.training.stages import assemble, ensure_base, ensure_data, ensure_null_space
-    from gems_jax.training.workdir.assets import in_run_order
-
-    if jax.process_count() > 1:
-        missing = [] if exists(config.data.dir) else [config.data.dir]
-        folders = [config.model.path, *([config.null_space.path] if needs_null_space(config) else [])]
-        missing += [folder for folder in folders if not Path(folder).is_dir()]
-        if missing:
-            raise FileNotFoundError(
-                f"{', '.join(missing)} must exist before several processes train: run gems-jax prepare --all with the "
-                "same configuration once"
-            )
-    dataset = ensure_data(config)
-    if workdir is not None:
-        dataset = in_run_order(dataset, workdir, config.data.dir)
-    # A mesh is laid out for the run: other commands take the devices there are.
-    trains = workdir is not None and not tuned
-    devices = make_mesh(config.mesh).devices.flatten() if trains else np.asarray(jax.devices())
-    mesh = None
-    if config.mesh.fsdp * config.mesh.tensor > 1 and len(devices) > 1:
-        # One axis over all devices that share the parameters: each then holds its part of every large leaf.
-        mesh = jax.sharding.Mesh(devices, ("shard",), axis_types=(jax.sharding.AxisType.Auto,))
-    base, tokenizer = load(ensure_base(config), config.model.dtype, mesh)
-    null_space = ensure_null_space(config, base, tokenizer) if needs_null_space(config) and not tuned else None
-    return base, assemble(config, dataset, (base, tokenizer), tuned), null_space, dataset
-
-
 def _train(options: Any) -> int:
     from gems_jax.training.distributed.cluster import failing_together, join_cluster
 
     join_cluster(options.distributed)
     _quiet()
     from gems_jax.staging import as_path, check_workdir, check_writable, is_remote
+    from gems_jax.training.run_assets import run_assets
     from gems_jax.training.tune import Stopped, tune
     from gems_jax.training.workdir.files import check_config, check_processes
 
@@ -186,7 +149,7 @@ def _train(options: Any) -> int:
         check_config(config, workdir)
         if not is_remote(workdir):
             check_writable(workdir, "--workdir")
-    _, assets, null_space, _ = _assets(config, workdir)
+    _, assets, null_space = run_assets(config, workdir)
     try:
         tune(config, assets, null_space, workdir)
     except Stopped as stop:
@@ -195,26 +158,12 @@ def _train(options: Any) -> int:
     return 0
 
 
-def _check_tuned(workdir: Path) -> None:
-    """Before anything is loaded or made."""
-    from gems_jax.staging import check_utf8
-
-    check_utf8(workdir, "--workdir")
-    if not (workdir / "config.yaml").is_file():
-        raise FileNotFoundError(f"{workdir} is no work directory (no config.yaml); run gems-jax train first")
-    if not any(path.name.isdigit() for path in workdir.glob("checkpoints/*")):
-        raise FileNotFoundError(f"{workdir} holds no checkpoint yet; run gems-jax train until it has saved one")
-
-
 def _tuned_run(options: Any, check: Callable[[Any, Path], None]) -> tuple[Any, Path]:
     """Configuration and work directory of a run that has been tuned; ``check`` sees whether they belong together."""
-    from gems_jax.staging import is_remote
-    from gems_jax.training.path_checks import check_run_paths
+    from gems_jax.training.path_checks import check_run_paths, check_tuned
 
-    if is_remote(options.workdir):
-        raise ValueError(f"--workdir {options.workdir} is on an object store: copy it here and name the copy")
+    check_tuned(options.workdir)
     config, workdir = _config(options), Path(options.workdir)
-    _check_tuned(workdir)
     check(config, workdir)
     check_run_paths(config, workdir)
     return config, workdir
@@ -224,12 +173,13 @@ def _evaluate(options: Any) -> int:
     _quiet()
     from gems_jax.staging import check_writable
     from gems_jax.training.evaluate_run import evaluate_run, table_of
+    from gems_jax.training.run_assets import run_assets
     from gems_jax.training.tuned import load_tuned
     from gems_jax.training.workdir.files import check_config, keep_config
 
     config, workdir = _tuned_run(options, check_config)
     check_writable(workdir, "--workdir")  # before the ranking
-    base, assets, _, _ = _assets(config, workdir, tuned=True)
+    base, assets, _ = run_assets(config, workdir, tuned=True)
     results = evaluate_run(config, assets, base, load_tuned(config, assets, workdir), workdir)
     # An evaluation that was refused leaves no trace: the next one takes the run's own options again.
     keep_config(config, workdir)
@@ -242,13 +192,14 @@ def _export(options: Any) -> int:
     _quiet()
     from gems_jax.training.export import export
     from gems_jax.training.export_folder import check_folder
+    from gems_jax.training.run_assets import run_assets
     from gems_jax.training.tuned import load_tuned
     from gems_jax.training.workdir.files import check_config
 
     config, workdir = _tuned_run(options, check_config)
     inputs = {"the dataset (data.dir)": config.data.dir, "the null space (null_space.path)": config.null_space.path}
     check_folder(options.out, workdir, config.model.path, inputs)
-    _, assets, _, _ = _assets(config, workdir, tuned=True)
+    assets = run_assets(config, workdir, tuned=True).assets
     agreement = export(config, assets, load_tuned(config, assets, workdir), options.out, workdir)
     print(f"export: {agreement.alike} of {agreement.tried} prompts tried have the tokens of training in transformers")
     if agreement.other:
@@ -260,36 +211,39 @@ def _export(options: Any) -> int:
 def _find(options: Any) -> int:
     """Both ``recommend`` and, where there is a query, ``search``."""
     _quiet()
-    from gems_jax.ranking.interactive import as_lines, check_query, check_task, top_items
-    from gems_jax.training.tuned import load_tuned
+    from gems_jax.serving.answers import as_lines
+    from gems_jax.serving.recommender import load_engine
+    from gems_jax.serving.requests import Request
     from gems_jax.training.workdir.files import check_config
 
+    query = options.get("query")
     if options.k < 1:
         raise ValueError(f"--k must be at least 1, got {options.k}")
+    request = Request("rec" if query is None else "src", options.user, query=query, k=options.k)
+    engine = load_engine(*_tuned_run(options, check_config), batch_size=1)
+    (answer,) = engine.rank([request])
+    for note in answer.notes:
+        print(f"search: {note}", file=sys.stderr)
+    print(as_lines(answer.items))
+    return 0
+
+
+def _predict(options: Any) -> int:
+    _quiet()
+    from gems_jax.serving.predict import check_paths, predict
+    from gems_jax.serving.recommender import load_engine
+    from gems_jax.training.workdir.files import check_config
+    from gems_jax.training.workdir.fingerprint import model_fingerprint
+
+    requests, out = Path(options.requests), Path(options.out)
+    check_paths(requests, out)
     config, workdir = _tuned_run(options, check_config)
-    query = options.get("query")
-    if query is not None:
-        check_query(query)
-    _, assets, _, dataset = _assets(config, workdir, tuned=True)
-    task = "rec" if query is None else "src"
-    check_task(dataset, task)
-    if task not in config.items.prompts:
-        raise ValueError(f"this run has no task {task!r} (items.prompts has {', '.join(config.items.prompts)})")
-    results = top_items(
-        load_tuned(config, assets, workdir),
-        assets.tokenizer,
-        dataset,
-        assets.items,
-        assets.templates(config)[task],
-        config.items.max_length,
-        user=options.user,
-        query=query,
-        k=options.k,
-        beams=config.evaluate.beams,
-        vocabulary=config.train.loss_vocabulary,
-        say=lambda line: print(f"{'search' if query else 'recommend'}: {line}", file=sys.stderr),
-    )
-    print(as_lines(results))
+    engine = load_engine(config, workdir)
+    done = predict(engine, requests, out, model_fingerprint(config, workdir), progress=True)
+    print(f"predict: {done.answered:,} requests answered in {out}")
+    if done.left_out:
+        why = ", ".join(f"{count:,} for {what}" for what, count in done.left_out.most_common())
+        print(f"predict: {done.left_out.total():,} rows left out ({why}), with reasons in {out}.quarantine.jsonl")
     return 0
 
 
@@ -322,6 +276,7 @@ _RUN: dict[str, Callable[[Any], int]] = {
     "export": _export,
     "recommend": _find,
     "search": _find,
+    "predict": _predict,
     "compare": _compare,
 }
 

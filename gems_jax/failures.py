@@ -21,6 +21,7 @@ _LESS_MEMORY = {
     "evaluate": _EVALUATE,
     "recommend": _EVALUATE,
     "search": _EVALUATE,
+    "predict": _EVALUATE,
 }
 
 # Messages of the system, safetensors, Arrow and TensorStore about a disk or a quota that is full.

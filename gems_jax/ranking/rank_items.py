@@ -71,20 +71,20 @@ def rank_items(
       ([0, 2], -1)
     """
     config = model.config
-    _check_options(config, k, beams, vocabulary)
+    check_options(config, k, beams, vocabulary)
     arrays = _checked_inputs(inputs)
     if candidates is None:
         catalogue = catalogue_of(items)
-        _check_tokens(config, catalogue.tokens, vocabulary)
+        check_tokens(config, catalogue.tokens, vocabulary)
         constraint: Trie | CandidateTries = catalogue.trie
     else:
         numbers = _checked_candidates(candidates, len(arrays["input_ids"]), items)
-        _check_tokens(config, items.token_ids[numbers[numbers >= 0]], vocabulary)
+        check_tokens(config, items.token_ids[numbers[numbers >= 0]], vocabulary)
         constraint = build_candidate_tries(items, numbers, beams)
     return beam_search(model, arrays, constraint, k=k, beams=beams, vocabulary=vocabulary)
 
 
-def _check_tokens(config: Any, tokens: np.ndarray, vocabulary: str) -> None:
+def check_tokens(config: Any, tokens: np.ndarray, vocabulary: str) -> None:
     """Checks the tokens of identifiers, -1 padding among them, against what the model has."""
     real = tokens[tokens >= 0]
     if not real.size:
@@ -100,7 +100,7 @@ def _check_tokens(config: Any, tokens: np.ndarray, vocabulary: str) -> None:
         raise ValueError(f"an item's tokens hold the end token {config.eos_token_id}, which ends an identifier")
 
 
-def _check_options(config: Any, k: int, beams: int, vocabulary: str) -> None:
+def check_options(config: Any, k: int, beams: int, vocabulary: str) -> None:
     if vocabulary not in VOCABULARIES:
         raise ValueError(f"vocabulary must be one of {VOCABULARIES}, got {vocabulary!r}")
     if config.eos_token_id is None:

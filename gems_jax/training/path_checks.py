@@ -1,10 +1,29 @@
-"""Whether what a run was tuned with is still where its configuration says."""
+"""Whether a run has been tuned, and what it was tuned with is still where its configuration says."""
 
+import os
 from pathlib import Path
 
 from gems_jax.config.run import Config
 from gems_jax.data.dataset.remote import exists
 from gems_jax.data.raw.raw_files import local_name
+from gems_jax.staging import check_utf8, is_remote
+
+
+def check_tuned(workdir: str | os.PathLike[str]) -> None:
+    """Checks, before anything is loaded or made, that a folder is the work directory of a run that has saved a model.
+
+    Raises:
+      FileNotFoundError: it is none, or holds no checkpoint.
+      ValueError: it is on an object store, or its name is no UTF-8.
+    """
+    if is_remote(workdir):
+        raise ValueError(f"--workdir {workdir} is on an object store: copy it here and name the copy")
+    folder = Path(workdir)
+    check_utf8(folder, "--workdir")
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"{folder} is no work directory (no config.yaml); run gems-jax train first")
+    if not any(path.name.isdigit() for path in folder.glob("checkpoints/*")):
+        raise FileNotFoundError(f"{folder} holds no checkpoint yet; run gems-jax train until it has saved one")
 
 
 def check_run_paths(config: Config, workdir: Path) -> None:

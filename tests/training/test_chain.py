@@ -299,18 +299,35 @@ def test_evaluation_without_a_configuration_takes_the_runs_own(trained, tmp_path
     assert yaml.safe_load((run / "config.yaml").read_text()) == kept
 
 
-def test_a_tuned_model_recommends_and_searches(trained, capsys):
+def test_a_tuned_model_recommends_and_searches(trained, tmp_path, capsys):
     run = trained.root / "run"
     user = next(iter(ensure_data(cli._config(cli.parse(["prepare", *map(str, options(trained.root))])[1])).table(
         "test", "src").user_ids))  # fmt: skip
     capsys.readouterr()
+    recommender = gj.Recommender(run)
+    assert recommender.tasks == ("rec", "src")
     assert gems_jax("recommend", "--workdir", run, "--user", user, "--k", 3) == 0
-    said = capsys.readouterr().out.splitlines()[-3:]
-    assert [line[:3] for line in said] == [" 1.", " 2.", " 3."]
+    recommended = capsys.readouterr().out.splitlines()[-3:]
+    assert [line[:3] for line in recommended] == [" 1.", " 2.", " 3."]
+    items = recommender.recommend(user=user, k=3).items
+    assert [line.split("  (")[0][4:] for line in recommended] == [item.title for item in items]
     assert gems_jax("search", "red lamp", "--workdir", run, "--user", user, "--k", 2) == 0
     assert [line[:3] for line in capsys.readouterr().out.splitlines()[-2:]] == [" 1.", " 2."]
     assert "has no user 'nobody'" in fails(capsys, "recommend", "--workdir", run, "--user", "nobody")
     assert "query is empty" in fails(capsys, "search", " \u200b", "--workdir", run, "--user", user)
+    # A file of requests has the answers of the same requests one by one.
+    requests = [{"user": user, "k": 3}, {"user": "nobody"}, {"user": user, "query": "red lamp", "k": 2}]
+    (tmp_path / "requests.jsonl").write_text("".join(json.dumps(request) + "\n" for request in requests))
+    files = ["--requests", tmp_path / "requests.jsonl", "--out", tmp_path / "answers.jsonl"]
+    assert gems_jax("predict", "--workdir", run, *files) == 0
+    assert "2 requests answered" in capsys.readouterr().out
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    searched = recommender.search("red lamp", user=user, k=2).items
+    assert [answer["row"] for answer in answers] == [1, 3]
+    for answer, wanted in zip(answers, (items, searched), strict=True):
+        assert [item["item_id"] for item in answer["items"]] == [item.item_id for item in wanted]
+        scores = [item["score"] for item in answer["items"]]
+        np.testing.assert_allclose(scores, [item.score for item in wanted], atol=1e-5)
 
 
 def test_comparing_with_a_run_that_is_not_evaluated_is_refused(trained, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gems_jax.data.dataset.tables import SPLITS, Dataset
+
+# Users whose names are compared with one that is not there: of more it would take seconds.
+_COMPARED = 20_000
 
 
 class _Event(NamedTuple):
@@ -22,43 +26,75 @@ class _Event(NamedTuple):
     target: int
 
 
-def history_of(dataset: Dataset, user: str) -> list[int]:
-    """All items a user has interacted with, oldest first: the targets of their rows, after what these rows knew before.
-
-    Histories are cut to their newest events, so no row knows all of them. With times the rows are put in their order.
-    Without, the last events are those of a row of test (else valid, else train): the one with the longest history,
-    or, where cut histories are equally long, the one that knows most of the others' targets; what it does not know
-    comes before, each item once.
+class UserHistories:
+    """What a dataset knows of its users; where each has rows is looked up once.
 
     Args:
       dataset: with tables of any split.
-      user: as the dataset names them.
 
-    Raises:
-      ValueError: if there is no such user; names the nearest.
+    Attributes:
+      users: number of users.
+      longest: most events that any of them can have.
 
     Example:
       >>> from gems_jax.data.dataset.tables import Row, Table
       >>> table = Table.from_rows("rec", [Row("ann", [3], 1), Row("ann", [1], 2)])
-      >>> history_of(Dataset("shop", [], {("train", "rec"): table}), "ann")
+      >>> UserHistories(Dataset("shop", [], {("train", "rec"): table})).of("ann")
       [3, 1, 2]
     """
-    events = _events_of(dataset, user)
-    if not events:
-        users = sorted({name for table in dataset.tables.values() for name in table.user_ids})
-        near = difflib.get_close_matches(user, users, n=3, cutoff=0.5) or users[:3]
-        raise ValueError(f"dataset {dataset.name!r} has no user {user!r}; it has {len(users):,}, such as {near}")
-    if np.isfinite([event.time for event in events]).all():
-        return _in_order(sorted(events, key=lambda event: event.time))
-    last = max(event.split for event in events)
-    rows = [event for event in events if event.split == last]
-    targets = {event.target for event in rows}
-    # The last of equals.
-    newest = max(reversed(rows), key=lambda row: (len(row.history), sum(item in targets for item in row.history)))
-    end = _in_order(event for event in rows if event.history == newest.history)
-    ended = set(end)
-    before = _in_order(sorted(events, key=lambda event: (event.split, len(event.history))))
-    return [item for item in dict.fromkeys(before) if item not in ended] + end
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+        self._rows: dict[str, list[tuple[tuple[str, str], int]]] = {}
+        for key, table in dataset.tables.items():
+            for row, name in enumerate(table.user_ids):
+                self._rows.setdefault(name, []).append((key, row))
+        self.users = len(self._rows)
+        # A row adds its target to what its history knows, and more of that than others know.
+        self.longest = max(map(len, self._rows.values()), default=0) + longest_input(dataset)
+
+    def of(self, user: str) -> list[int]:
+        """All items a user has interacted with, oldest first: the targets of their rows, after what these knew before.
+
+        Histories are cut to their newest events, so no row knows all of them. With times the rows are put in their
+        order. Without, the last events are those of a row of test (else valid, else train): the one with the longest
+        history, or, where cut histories are equally long, the one that knows most of the others' targets; what it does
+        not know comes before, each item once.
+
+        Args:
+          user: as the dataset names them.
+
+        Raises:
+          ValueError: if there is no such user; names the nearest.
+        """
+        if user not in self._rows:
+            near = difflib.get_close_matches(user, self._rows, n=3, cutoff=0.5) if self.users <= _COMPARED else []
+            raise ValueError(
+                f"dataset {self._dataset.name!r} has no user {user!r}; it has {self.users:,}, such as "
+                f"{near or sorted(itertools.islice(self._rows, 3))}"
+            )
+        events = [self._event(*place) for place in self._rows[user]]
+        if np.isfinite([event.time for event in events]).all():
+            return _in_order(sorted(events, key=lambda event: event.time))
+        last = max(event.split for event in events)
+        rows = [event for event in events if event.split == last]
+        targets = {event.target for event in rows}
+        # The last of equals.
+        newest = max(reversed(rows), key=lambda row: (len(row.history), sum(item in targets for item in row.history)))
+        end = _in_order(event for event in rows if event.history == newest.history)
+        ended = set(end)
+        before = _in_order(sorted(events, key=lambda event: (event.split, len(event.history))))
+        return [item for item in dict.fromkeys(before) if item not in ended] + end
+
+    def _event(self, key: tuple[str, str], row: int) -> _Event:
+        table = self._dataset.tables[key]
+        return _Event(
+            key[1],
+            SPLITS.index(key[0]) if key[0] in SPLITS else -1,
+            float("nan") if table.time is None else float(table.time[row]),
+            tuple(table.history_of(row).tolist()),
+            int(table.target[row]),
+        )
 
 
 def longest_input(dataset: Dataset) -> int:
@@ -84,19 +120,3 @@ def _in_order(events: Iterable[_Event]) -> list[int]:
             counted[event.target] += 1
             items.append(event.target)
     return items
-
-
-def _events_of(dataset: Dataset, user: str) -> list[_Event]:
-    """The rows of a user, table by table."""
-    return [
-        _Event(
-            key[1],
-            SPLITS.index(key[0]) if key[0] in SPLITS else -1,
-            float("nan") if table.time is None else float(table.time[row]),
-            tuple(table.history_of(row).tolist()),
-            int(table.target[row]),
-        )
-        for key, table in dataset.tables.items()
-        for row, name in enumerate(table.user_ids)
-        if name == user
-    ]

@@ -1,0 +1,139 @@
+"""Requests in item numbers: what they name is looked up, and what they name wrongly is said."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gems_jax.data.batching.prompts import parse_template
+from gems_jax.data.dataset.tables import Dataset
+from gems_jax.data.dataset.user_history import UserHistories, longest_input
+from gems_jax.serving.requests import Request, RequestError
+
+# Ids that an error names.
+_NAMED = 5
+
+
+class Ranking(NamedTuple):
+    """A request in item numbers.
+
+    Args:
+      task: of the run.
+      query: empty in tasks without.
+      k: number of items.
+      shown: the newest items of the history, as many as any row of the dataset tells of.
+      known: all items of the history.
+      listed: int32, sorted, items to choose from, or to leave out.
+      keeps: whether ``listed`` are those to choose from.
+    """
+
+    task: str
+    query: str
+    k: int
+    shown: tuple[int, ...]
+    known: frozenset[int]
+    listed: np.ndarray
+    keeps: bool
+
+
+def check_task(dataset: Dataset, task: str) -> None:
+    """Raises `RequestError` unless a run of this dataset was tuned for a task.
+
+    Example:
+      >>> from gems_jax.data.dataset.tables import Row, Table
+      >>> table = Table.from_rows("rec", [Row("ann", [3], 1)])
+      >>> check_task(Dataset("shop", [], {("train", "rec"): table}), "rec")
+    """
+    if task not in dataset.tasks:
+        what = {"rec": "recommending", "src": "searching"}.get(task, "it")
+        raise RequestError(
+            "task",
+            f"this run was never tuned for task {task!r}: dataset {dataset.name!r} has training rows of "
+            f"{', '.join(map(repr, dataset.tasks)) or 'no task'} alone, so the model knows nothing of {what}",
+        )
+
+
+class Catalogue:
+    """The items and users that requests name.
+
+    Args:
+      dataset: that the run was tuned on.
+      templates: task to the template of its prompts.
+
+    Attributes:
+      longest: most events that a user of the dataset can have.
+    """
+
+    def __init__(self, dataset: Dataset, templates: Mapping[str, str]):
+        self.dataset = dataset
+        self._numbers = {item.item_id: number for number, item in enumerate(dataset.items)}
+        self._users = UserHistories(dataset)
+        self._shown = longest_input(dataset)
+        self._has_query = {task: ("query",) in parse_template(template) for task, template in templates.items()}
+        self.longest = self._users.longest
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that may be asked for."""
+        return tuple(task for task in self.dataset.tasks if task in self._has_query)
+
+    def takes_query(self, task: str) -> bool:
+        """Whether prompts of a task have a query; of the others all that a user knows is left out of the answer."""
+        return self._has_query[task]
+
+    def look_up(self, request: Request) -> Ranking:
+        """The request in item numbers.
+
+        In tasks without queries the items of the history are left out. With a query they may be found, since people
+        search for what they know.
+
+        Raises:
+          RequestError: no such task, user or item, or a query where the task has none, or none where it needs one.
+        """
+        check_task(self.dataset, request.task)
+        if request.task not in self._has_query:
+            raise RequestError("task", f"this run has no prompt for task {request.task!r} (items.prompts)")
+        takes_query = self._has_query[request.task]
+        if takes_query and request.query is None:
+            raise RequestError("query", f"task {request.task!r} needs a query: write what to search for")
+        if not takes_query and request.query is not None:
+            raise RequestError("query", f"task {request.task!r} has no query: leave it out, or ask for another task")
+        events = self._events(request, takes_query)
+        known = frozenset(events)
+        left_out = set(self._numbers_of("deny", request.deny or ())) | (set() if takes_query else known)
+        keeps = request.allow is not None
+        listed = set(self._numbers_of("allow", request.allow or ())) - left_out if keeps else left_out
+        return Ranking(
+            request.task,
+            request.query or "",
+            request.k,
+            tuple(events[-self._shown :]),
+            known,
+            np.asarray(sorted(listed), np.int32),
+            keeps,
+        )
+
+    def number_of(self, item_id: str) -> int | None:
+        """The number of an item, ``None`` where there is no such item."""
+        return self._numbers.get(item_id)
+
+    def _events(self, request: Request, takes_query: bool) -> list[int]:
+        if request.user is not None:
+            try:
+                return self._users.of(request.user)
+            except ValueError as error:
+                raise RequestError("user", str(error)) from None
+        if request.history is None and not takes_query:
+            raise RequestError("user", "give a user of the dataset, or the history of someone else")
+        return self._numbers_of("history", request.history or ())
+
+    def _numbers_of(self, field: str, item_ids: Sequence[str]) -> list[int]:
+        unknown = [item_id for item_id in dict.fromkeys(item_ids) if item_id not in self._numbers]
+        if unknown:
+            more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+            raise RequestError(
+                field,
+                f"the catalogue has no item {', '.join(map(repr, unknown[:_NAMED]))}{more}; it has "
+                f"{len(self._numbers):,}, such as {self.dataset.items[0].item_id!r}",
+            )
+        return [self._numbers[item_id] for item_id in item_ids]

@@ -1,0 +1,165 @@
+"""A model that answers requests: loaded once, in batches of a few shapes, so that its programs are kept."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gems_jax.data.dataset.tables import Dataset
+from gems_jax.items.tokens import ItemIndex
+from gems_jax.models.vocabulary import Vocabulary
+from gems_jax.ranking.beam_search import beam_search
+from gems_jax.ranking.filtered_trie import TrieFilter
+from gems_jax.ranking.rank_items import check_options, check_tokens
+from gems_jax.ranking.trie import catalogue_of
+from gems_jax.serving.answers import Answer, RankedItem
+from gems_jax.serving.catalogue import Catalogue, Ranking
+from gems_jax.serving.prompts import PromptMaker, padded
+from gems_jax.serving.requests import Request
+from gems_jax.serving.shapes import Shape, Shapes
+
+
+class _Searched(NamedTuple):
+    """A batch on its way: which requests it has, and what the device will give."""
+
+    rows: list[int]
+    items: jax.Array
+    scores: jax.Array
+
+
+class Engine:
+    """Ranks the items of a catalogue for requests.
+
+    The answer to a request has the items and scores that `gems_jax.ranking.rank_items.rank_items` gives of the same
+    prompt and width if there were only the items that the request allows.
+
+    Args:
+      model: a `gems_jax.models.family.LanguageModel`, tuned.
+      tokenizer: with the items' tokens.
+      dataset: that it was tuned on.
+      items: identifiers of the dataset's items.
+      templates: task to the template of its prompts.
+      max_length: of prompts, in tokens.
+      beams: width of the search; where a request asks for more results it is the next power of two.
+      vocabulary: what probabilities are normalised over, see `rank_items`.
+      batch_size: requests that are ranked at once.
+      listed: items that a request may allow or deny without a program of its own.
+
+    Attributes:
+      catalogue: the items, users and tasks that may be asked for.
+
+    Raises:
+      ValueError: the items have tokens that the model has not.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        dataset: Dataset,
+        items: ItemIndex,
+        templates: Mapping[str, str],
+        max_length: int,
+        *,
+        beams: int = 20,
+        vocabulary: Vocabulary = "full",
+        batch_size: int = 16,
+        listed: int = 0,
+    ):
+        check_options(model.config, 1, beams, vocabulary)
+        trie, tokens = catalogue_of(items)
+        check_tokens(model.config, tokens, vocabulary)
+        self.catalogue = Catalogue(dataset, templates)
+        self._model, self._vocabulary, self._templates = model, vocabulary, dict(templates)
+        self._filter = TrieFilter(trie)
+        self._prompts = PromptMaker(tokenizer, dataset, items, max_length, model.layout)
+        self._shapes = Shapes(batch_size, max_length, beams, min(listed + self.catalogue.longest, len(dataset.items)))
+
+    @property
+    def beams(self) -> int:
+        """The most results that are found without a program of their own."""
+        return self._shapes.beams
+
+    def rank(self, requests: Sequence[Request]) -> list[Answer]:
+        """The answers, in the order of the requests.
+
+        Raises:
+          RequestError: a request cannot be answered.
+          ValueError: the model gives scores that are no numbers.
+        """
+        return self.answer([self.catalogue.look_up(request) for request in requests])
+
+    def answer(self, rankings: Sequence[Ranking]) -> list[Answer]:
+        """The answers to requests that were looked up before, see `rank`."""
+        prompts, notes = self._encoded(rankings)
+        lengths = np.asarray([len(tokens) for tokens in prompts], np.int64)
+        widths = [self._shapes.width(one.k) for one in rankings]
+        # All are sent before the first is waited for.
+        sent = [
+            self._search(rows, [prompts[row] for row in rows], [rankings[row] for row in rows])
+            for rows in self._shapes.batches(lengths, widths)
+        ]
+        answers: dict[int, Answer] = {}
+        for rows, items, scores in sent:
+            numbers, values = np.asarray(items), np.asarray(scores)
+            for place, row in enumerate(rows):
+                answers[row] = self._answer(rankings[row], numbers[place], values[place], notes[row])
+        return [answers[row] for row in range(len(rankings))]
+
+    def warm_up(self) -> int:
+        """Compiles the programs of all usual shapes; returns their number."""
+        shapes = list(self._shapes.usual())
+        jax.block_until_ready([self._run(shape, [], []) for shape in shapes])
+        return len(shapes)
+
+    def _encoded(self, rankings: Sequence[Ranking]) -> tuple[list[np.ndarray], list[tuple[str, ...]]]:
+        """Each request's prompt, and what is to be said of it."""
+        prompts: dict[int, np.ndarray] = {}
+        notes: dict[int, tuple[str, ...]] = {}
+        for task in dict.fromkeys(one.task for one in rankings):
+            rows = [row for row, one in enumerate(rankings) if one.task == task]
+            template = self._templates[task]
+            encoded = self._prompts.encode(template, [rankings[row] for row in rows])
+            for place, row in enumerate(rows):
+                prompts[row] = encoded.tokens_of(place)
+                notes[row] = tuple(self._prompts.notes(template, rankings[row], encoded.clipped_queries > 0))
+        every = range(len(rankings))
+        return [prompts[row] for row in every], [notes[row] for row in every]
+
+    def _search(self, rows: list[int], prompts: list[np.ndarray], rankings: list[Ranking]) -> _Searched:
+        shape = self._shapes.around(
+            rows=len(rows),
+            length=max(map(len, prompts)),
+            listed=max(len(one.listed) for one in rankings),
+            k=max(one.k for one in rankings),
+        )
+        return _Searched(rows, *self._run(shape, prompts, rankings))
+
+    def _run(self, shape: Shape, prompts: list[np.ndarray], rankings: list[Ranking]) -> tuple[jax.Array, jax.Array]:
+        """Rows of the batch that are left over rank the catalogue for an empty prompt."""
+        left = shape.rows - len(prompts)
+        nothing = [np.zeros(0, np.int32)] * left
+        constraint = self._filter.filtered(
+            [*(one.listed for one in rankings), *nothing],
+            [*(one.keeps for one in rankings), *[False] * left],
+            shape.listed,
+        )
+        inputs = padded(prompts, shape.rows, shape.length, self._model.config.pad_token_id)
+        return beam_search(
+            self._model, inputs, constraint, k=shape.beams, beams=shape.beams, vocabulary=self._vocabulary
+        )
+
+    def _answer(self, ranking: Ranking, items: np.ndarray, scores: np.ndarray, notes: tuple[str, ...]) -> Answer:
+        if np.isnan(scores).any():
+            raise ValueError(
+                "the model gives scores that are not numbers; its weights hold nan or inf: go back to an earlier "
+                "checkpoint"
+            )
+        known = self.catalogue.dataset.items
+        ranked = [
+            RankedItem(known[item].item_id, known[item].title, float(score), item in ranking.known)
+            for item, score in zip(items.tolist(), scores, strict=True)
+            if item >= 0
+        ]
+        return Answer(tuple(ranked[: ranking.k]), notes)

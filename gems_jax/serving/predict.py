@@ -1,0 +1,122 @@
+"""A file of requests answered in the order of its rows, in constant memory; a killed run goes on where it was."""
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from gems_jax.data.raw.quarantine import shorten
+from gems_jax.serving.answers import Answer
+from gems_jax.serving.catalogue import Ranking
+from gems_jax.serving.engine import Engine
+from gems_jax.serving.prediction_files import PredictionFiles
+from gems_jax.serving.request_files import RequestRow, count_requests, read_requests
+from gems_jax.serving.requests import Request, RequestError
+
+# Rows that are sorted by length and answered together; after each such part what was done is on file.
+PART = 1024
+
+
+class Predicted(NamedTuple):
+    """What became of a file of requests.
+
+    Args:
+      answered: number of requests.
+      left_out: number of rows that are no request that can be answered, by what was wrong with them.
+    """
+
+    answered: int
+    left_out: Counter[str]
+
+
+def check_paths(requests: Path, out: Path) -> None:
+    """Checks, before a model is loaded, that requests are there and answers can be written.
+
+    Raises:
+      FileNotFoundError: there are no requests.
+      ValueError: there are answers already, or the file would be of a kind that is not written.
+    """
+    if not requests.is_file():
+        raise FileNotFoundError(f"--requests {requests} does not exist; give a .jsonl, .csv or .parquet file")
+    if out.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"--out {out} must end in .jsonl or .parquet")
+    if out.exists():
+        raise ValueError(f"--out {out} is there already: remove it, or choose another file")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}; make it first")
+
+
+def predict(
+    engine: Engine, requests: Path, out: Path, model: str = "", *, part: int = PART, progress: bool = False
+) -> Predicted:
+    """Answers a file of requests.
+
+    A line of the answers has the ``row`` of the request, its ``id`` if it has one, ``items`` and ``notes``, see
+    `Answer`. Rows that cannot be answered are in ``<out>.quarantine.jsonl``, each with ``row``, ``reason`` and
+    ``detail``.
+
+    Args:
+      engine: that answers.
+      requests: ``.jsonl``, ``.csv`` or ``.parquet``, see `gems_jax.serving.request_files.read_requests`.
+      out: file to write, ``.jsonl`` or ``.parquet``.
+      model: names the model that answers: what another one has begun is not gone on with.
+      part: rows that are answered together; after each part what was done is on file.
+      progress: shows requests done, rate and time left.
+
+    Raises:
+      FileNotFoundError: there are no requests.
+      ValueError: no row can be answered, ``out`` is there already, or another model or other requests have begun it.
+    """
+    check_paths(requests, out)
+    files = PredictionFiles(out, {"requests": _digest(requests), "model": model, "part": part})
+    with files:
+        done = files.done
+        rows = itertools.islice(read_requests(requests), done.rows, None)
+        with tqdm(
+            total=count_requests(requests), initial=done.rows, desc="predict", unit="request", disable=not progress
+        ) as bar:
+            while not files.ended and (some := list(itertools.islice(rows, part))):
+                answered, left_out = _part(engine, some)
+                files.add(len(some), answered, left_out)
+                bar.update(len(some))
+        counts = files.end()
+    if not counts.answered and counts.left_out:
+        raise ValueError(
+            f"none of the {counts.left_out.total():,} rows of {requests} is a request that can be answered; "
+            f"{files.quarantine} has the reason for each"
+        )
+    return Predicted(counts.answered, counts.left_out)
+
+
+def _part(engine: Engine, rows: Sequence[RequestRow]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lines of answers, and of what cannot be answered."""
+    rankings: list[Ranking] = []
+    heads: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
+    for row in rows:
+        if row.values is None:
+            left_out.append({"row": row.number, "what": row.reason, "reason": row.reason, "detail": row.detail})
+            continue
+        values = dict(row.values)
+        name = values.pop("id", None)
+        try:
+            if name is not None and not isinstance(name, str | int):
+                raise RequestError("id", f"expected text or a whole number, got {name!r}")
+            rankings.append(engine.catalogue.look_up(Request.of(values)))
+        except RequestError as error:
+            detail = shorten(json.dumps(row.values, default=repr))
+            left_out.append({"row": row.number, "what": error.field, "reason": str(error), "detail": detail})
+            continue
+        heads.append({"row": row.number} | ({} if name is None else {"id": name}))
+    answers: list[Answer] = engine.answer(rankings)
+    return [head | answer.as_json() for head, answer in zip(heads, answers, strict=True)], left_out
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,143 @@
+"""A tuned run that answers from Python: loaded once, asked often."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gems_jax.arguments import parse_config
+from gems_jax.config.run import Config
+from gems_jax.serving.answers import Answer
+from gems_jax.serving.engine import Engine
+from gems_jax.serving.requests import Request
+from gems_jax.training.path_checks import check_run_paths, check_tuned
+from gems_jax.training.run_assets import run_assets
+from gems_jax.training.tuned import load_tuned
+
+
+def load_engine(
+    config: Config, workdir: Path, *, batch_size: int | None = None, beams: int | None = None, listed: int = 0
+) -> Engine:
+    """The engine of a tuned run.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      batch_size: requests that are ranked at once; ``None``: ``evaluate.batch_size``.
+      beams: width of the search; ``None``: ``evaluate.beams``.
+      listed: see `Engine`.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_tuned`.
+    """
+    assets = run_assets(config, workdir, tuned=True).assets
+    return Engine(
+        load_tuned(config, assets, workdir),
+        assets.tokenizer,
+        assets.dataset,
+        assets.items,
+        assets.templates(config),
+        config.items.max_length,
+        beams=beams or config.evaluate.beams,
+        vocabulary=config.train.loss_vocabulary,
+        batch_size=batch_size or config.evaluate.batch_size,
+        listed=listed,
+    )
+
+
+def config_of_run(workdir: str | os.PathLike[str]) -> Config:
+    """The configuration that a run was tuned with.
+
+    Raises:
+      FileNotFoundError, ValueError: the folder holds no tuned run, or what it was tuned with is gone.
+    """
+    check_tuned(workdir)
+    config = parse_config(["--config", str(Path(workdir) / "config.yaml")])
+    check_run_paths(config, Path(workdir))
+    return config
+
+
+class Recommender:
+    """Answers requests by the model of a tuned run.
+
+    It loads the model once. Requests are ranked in batches of a few shapes, and the program of each is compiled when a
+    batch first has it; `warm_up` compiles them before.
+
+    Args:
+      workdir: of the run, as ``gems-jax train`` made it.
+      batch_size: requests that are ranked at once; ``None``: ``evaluate.batch_size`` of the run.
+      beams: width of the search; ``None``: ``evaluate.beams`` of the run. Where a request asks for more results, it is
+        the next power of two.
+
+    Raises:
+      FileNotFoundError: the folder holds no tuned run, or what it was tuned with is gone.
+      ValueError: something is damaged, or the run was tuned on something else.
+
+    Example::
+
+      recommender = gj.Recommender("runs/demo/gems")
+      for item in recommender.search("red lamp", user="user0003", k=5).items:
+          print(item.title, item.score)
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], *, batch_size: int | None = None, beams: int | None = None):
+        self._engine = load_engine(config_of_run(workdir), Path(workdir), batch_size=batch_size, beams=beams)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that may be asked for."""
+        return self._engine.catalogue.tasks
+
+    def recommend(
+        self,
+        user: str | None = None,
+        history: Iterable[str] | None = None,
+        k: int = 10,
+        allow: Iterable[str] | None = None,
+        deny: Iterable[str] | None = None,
+    ) -> Answer:
+        """What to recommend: the best items but for those of the history.
+
+        Args:
+          user: whose history the dataset knows.
+          history: item ids, oldest first, of someone else.
+          k: number of items.
+          allow: item ids to choose from; ``None``: the catalogue.
+          deny: item ids to leave out.
+
+        Returns:
+          At most k items, best first: as if the catalogue had only the items that may be recommended.
+
+        Raises:
+          RequestError: (a ``ValueError``) no such user or item, or a value that cannot be.
+        """
+        return self.rank("rec", [{"user": user, "history": history, "k": k, "allow": allow, "deny": deny}])[0]
+
+    def search(
+        self,
+        query: str,
+        user: str | None = None,
+        history: Iterable[str] | None = None,
+        k: int = 10,
+        allow: Iterable[str] | None = None,
+        deny: Iterable[str] | None = None,
+    ) -> Answer:
+        """What a query finds; items of the history are marked as known. Arguments as of `recommend`."""
+        request = {"query": query, "user": user, "history": history, "k": k, "allow": allow, "deny": deny}
+        return self.rank("src", [request])[0]
+
+    def rank(self, task: str, requests: Sequence[Mapping[str, Any] | Request]) -> list[Answer]:
+        """The answers to many requests, in their order.
+
+        Args:
+          task: of the run; requests may name another.
+          requests: each a `Request`, or a mapping of its fields.
+
+        Raises:
+          RequestError: as of `recommend`.
+        """
+        return self._engine.rank([one if isinstance(one, Request) else Request.of(one, task) for one in requests])
+
+    def warm_up(self) -> int:
+        """Compiles the programs of all usual shapes; returns their number."""
+        return self._engine.warm_up()

@@ -1,0 +1,178 @@
+"""Files of requests: any format in, answers in their order, bad rows set aside, and the same bytes after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+import shop
+from pyarrow import parquet
+from shop import Shop
+
+from gems_jax.serving import prediction_files
+from gems_jax.serving.answers import Answer, RankedItem
+from gems_jax.serving.catalogue import Catalogue
+from gems_jax.serving.predict import predict
+from gems_jax.serving.request_files import read_requests
+from gems_jax.serving.requests import Request
+
+REQUESTS = [
+    {"id": "first", "user": "ann", "k": 2},
+    {"history": ["B1", "B2"], "query": "red shoe", "k": 3},
+    {"user": "nobody"},
+    {"id": 7, "user": "bob", "deny": ["B3"], "k": 4, "allow": ["B1", "B3", "B5"]},
+    {"user": "bob", "task": "src"},
+    {"history": [], "query": "shoe", "k": 1},
+]
+
+
+class Echo:
+    """Answers without a model: with the items that a request may choose from or leaves out."""
+
+    def __init__(self, kill_at=None):
+        self.catalogue = Catalogue(shop.dataset(), shop.TEMPLATES)
+        self.parts, self.kill_at = 0, kill_at
+
+    def answer(self, rankings):
+        self.parts += 1
+        if self.parts == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [
+            Answer(tuple(RankedItem(f"B{item}", f"thing {item}", -0.1 * item, False) for item in one.listed.tolist()))
+            for one in rankings
+        ]
+
+
+def write_lines(path, rows):
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_requests_are_answered_in_their_order_and_bad_ones_set_aside_with_the_reason(tmp_path):
+    requests = write_lines(
+        tmp_path / "requests.jsonl", [*REQUESTS[:2], "{oops\n", *REQUESTS[2:], '{"user": "\\ud800"}\n']
+    )
+    engine = Shop().engine
+    done = predict(engine, requests, tmp_path / "out.jsonl", part=3)
+    assert (done.answered, dict(done.left_out)) == (4, {"it is malformed JSON": 1, "user": 2, "query": 1})
+    answers = lines(tmp_path / "out.jsonl")
+    assert [(answer["row"], answer.get("id"), len(answer["items"])) for answer in answers] == [
+        (1, "first", 2), (2, None, 3), (5, 7, 2), (7, None, 1),
+    ]  # fmt: skip
+    by_hand = engine.rank([Request.of(REQUESTS[1])])[0].as_json()["items"]
+    assert [item["item_id"] for item in answers[1]["items"]] == [item["item_id"] for item in by_hand]
+    left_out = lines(tmp_path / "out.jsonl.quarantine.jsonl")
+    assert [row["row"] for row in left_out] == [3, 4, 6, 8]
+    assert "no user 'nobody'" in left_out[1]["reason"]
+    assert left_out[1]["detail"].startswith('{"id": null, "task": null, "user": "nobody"')
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "out.jsonl",
+        "out.jsonl.quarantine.jsonl",
+        "requests.jsonl",
+    ]
+
+
+def test_csv_and_parquet_hold_the_same_requests_as_json_lines(tmp_path):
+    rows = [REQUESTS[number] for number in (0, 1, 3)]
+    as_lines = write_lines(tmp_path / "r.jsonl", rows)
+    cells = ["first,ann,,,2,,", ',,"[""B1"", ""B2""]",red shoe,3,,', "7,bob,,,4,B1 B3;B5,B3"]
+    (tmp_path / "r.csv").write_text("\n".join(["id,user,history,query,k,allow,deny", *cells, ""]))
+    names = ("id", "user", "history", "query", "k", "allow", "deny")
+    table = [{name: row.get(name) for name in names} | {"id": str(row.get("id", ""))} for row in rows]
+    parquet.write_table(pa.Table.from_pylist(table), tmp_path / "r.parquet")
+    for path in (as_lines, tmp_path / "r.csv", tmp_path / "r.parquet"):
+        predict(Echo(), path, path.with_name(f"{path.name}.out.jsonl"))
+    wanted = [answer["items"] for answer in lines(as_lines.with_name("r.jsonl.out.jsonl"))]
+    for path in (tmp_path / "r.csv", tmp_path / "r.parquet"):
+        assert [answer["items"] for answer in lines(path.with_name(f"{path.name}.out.jsonl"))] == wanted, path
+    predict(Echo(), as_lines, tmp_path / "out.parquet")
+    found = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["items"] for row in found] == wanted
+    assert [row["id"] for row in found] == ["first", None, "7"]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from test_predict import Echo, predict
+predict(Echo(kill_at=int(sys.argv[3])), Path(sys.argv[1]), Path(sys.argv[2]), part=2)
+"""
+
+
+def killed(requests, out, part):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    command = [sys.executable, "-c", KILLED, requests, out, str(part)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, name, monkeypatch):
+    requests = write_lines(tmp_path / "r.jsonl", REQUESTS)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    predict(Echo(), requests, whole / name, part=2)
+    out = tmp_path / name
+    if name == "out.jsonl":
+        killed(requests, out, 2)
+    else:  # killed before the files have their names
+        monkeypatch.setattr(prediction_files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            predict(Echo(), requests, out, part=2)
+        monkeypatch.undo()
+    assert not out.exists()
+    half = tmp_path / f".{name}.part"
+    if half.exists():
+        with half.open("a") as file:
+            file.write('{"row": 99, "items": [{"item')  # of a part that was cut short
+    engine = Echo()
+    done = predict(engine, requests, out, part=2)
+    assert engine.parts == (2 if name == "out.jsonl" else 3)
+    assert (done.answered, done.left_out.total()) == (4, 2)
+    for path in (name, f"{name}.quarantine.jsonl"):
+        assert (tmp_path / path).read_bytes() == (whole / path).read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_was_begun_with_other_requests_or_another_model_is_not_gone_on_with(tmp_path):
+    requests = write_lines(tmp_path / "r.jsonl", REQUESTS)
+
+    class Stopped(Echo):
+        def answer(self, rankings):
+            if self.parts:
+                raise KeyboardInterrupt
+            return super().answer(rankings)
+
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        predict(Stopped(), requests, out, "step 8", part=2)
+    with pytest.raises(ValueError, match=r"begun with another value of model: remove .*\.out\.jsonl\.state\.json"):
+        predict(Echo(), requests, out, "step 9", part=2)
+    write_lines(requests, REQUESTS[1:])
+    with pytest.raises(ValueError, match="another value of requests"):
+        predict(Echo(), requests, out, "step 8", part=2)
+
+
+def test_files_that_cannot_be_are_named_before_any_work(tmp_path):
+    requests = write_lines(tmp_path / "r.jsonl", [{"user": "nobody"}])
+    (tmp_path / "there.jsonl").write_text("")
+    for path, out, said in (
+        (tmp_path / "no.jsonl", "out.jsonl", "does not exist"),
+        (requests, "there.jsonl", "is there already"),
+        (requests, "out.csv", "must end in .jsonl or .parquet"),
+        (requests, "no/out.jsonl", "there is no folder"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            predict(None, path, tmp_path / out)
+    with pytest.raises(ValueError, match="none of the 1 rows .*quarantine.jsonl has the reason"):
+        predict(Echo(), requests, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+    with pytest.raises(ValueError, match="the column 'qeury', which no request has"):
+        list(read_requests(write_lines(tmp_path / "typo.jsonl", [{"user": "ann", "qeury": "red"}])))
