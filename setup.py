@@ -24,7 +24,7 @@ TRAIN = [
     "matplotlib>=3.10,<4",  # pictures of the report
     "bm25s>=0.3,<0.4",  # the lexical search baseline
     "regex>=2025",  # words of any script
-    "scipy>=1.13,<2",  # sparse counts of items taken together; jax needs it, too
+    "scipy>=1.13,<2",  # sparse counts of items taken together, assignments of identifiers; jax needs it, too
     "snowballstemmer>=3,<4",  # the same over stems, a stronger one
     "tqdm>=4.67,<5",  # progress with rate and time left
 ]
@@ -37,6 +37,7 @@ TEST = [
     "equinox>=0.13.8,<0.14",  # an example's modules; 0.13.8 knows jax 0.10
     "nbmake>=1.5.5,<2",  # notebooks as tests
     "ipykernel>=7,<8",
+    "scikit-learn>=1.7,<2",  # oracle for k-means
     "torch>=2.9,<2.15",  # oracle for the models: transformers on torch
     "ruff>=0.14,<0.18",
     "mypy>=1.18,<3",

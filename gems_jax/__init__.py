@@ -18,7 +18,7 @@ from gems_jax.transform.gems import STATIC_ARGS, gems, scale_by_gems
 from gems_jax.transform.state import GemsState
 
 if TYPE_CHECKING:
-    from gems_jax import baselines, items, models
+    from gems_jax import baselines, identifiers, items, models
     from gems_jax.items.tokens import ItemIndex
     from gems_jax.null_space.estimate import estimate_null_space, observed_matrix_dims
     from gems_jax.projected.plan import projection_plan
@@ -36,6 +36,7 @@ _LAZY = {
     "baselines": ("gems_jax.baselines", None),
     "models": ("gems_jax.models", None),
     "items": ("gems_jax.items", None),
+    "identifiers": ("gems_jax.identifiers", None),
     "presets": ("gems_jax.transform.released", None),
     "metrics": ("gems_jax.ranking.metrics", None),
     "rank_items": ("gems_jax.ranking.rank_items", "rank_items"),
@@ -70,6 +71,7 @@ __all__ = [
     "estimate_null_space",
     "gates",
     "gems",
+    "identifiers",
     "items",
     "leaf_path",
     "merge_tasks",

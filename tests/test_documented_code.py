@@ -1,4 +1,4 @@
-"""The Python of README.md and docs/optimiser.md runs as it stands, block after block."""
+"""The Python of README.md, docs/optimiser.md and docs/identifiers.md runs as it stands, block after block."""
 
 import re
 from pathlib import Path
@@ -52,3 +52,7 @@ def test_the_programs_of_the_optimiser_s_page_run_and_do_what_it_says():
     assert leak(behind) <= 1e-5
     assert leak(leaking) > 0.03
     np.testing.assert_allclose(inside["dense"]["kernel"], behind["dense"]["kernel"], atol=1e-8)
+
+
+def test_the_program_of_the_identifiers_page_separates_its_items():
+    assert run("docs/identifiers.md")["apart"].report()["in_collisions"] == 0

@@ -19,7 +19,11 @@ __all__ = [
     "index_identifiers",
     "item_token",
     "load_item_identifiers",
+    "read_identifiers",
 ]
+
+# Millions of items, with room: a larger file is another.
+_MOST_BYTES = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -163,31 +167,44 @@ def load_item_identifiers(path: str | os.PathLike[str], item_ids: Sequence[str])
       >>> load_item_identifiers(path, ["B02", "B01"])
       [('<a_1>', '<b_3>'), ('<a_1>', '<b_2>')]
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give the JSON file of the items' identifiers")
-    try:
-        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-        raise ValueError(f"{path} must hold one JSON object, item id to tokens")
-    known, tokens_of = set(item_ids), {}
+    tokens_of, known = read_identifiers(path), set(item_ids)
     owners: dict[tuple[str, ...], str] = {}
-    for item_id, written in pairs:
+    for item_id, tokens in tokens_of.items():
         if item_id not in known:
             raise ValueError(f"{path}: item {item_id!r} is not one of the {len(known)} items of the catalogue")
-        if item_id in tokens_of:
-            raise ValueError(f"{path}: item {item_id!r} stands there twice")
-        tokens = _identifier(written, f"{path}: item {item_id!r}")
         if tokens in owners:
             raise ValueError(f"{path}: items {owners[tokens]!r} and {item_id!r} have the same identifier {tokens}")
         owners[tokens] = item_id
-        tokens_of[item_id] = tokens
     missing = [item_id for item_id in item_ids if item_id not in tokens_of]
     if missing:
         raise ValueError(f"{path}: no identifier for {len(missing)} items, such as {missing[0]!r}")
     return [tokens_of[item_id] for item_id in item_ids]
+
+
+def read_identifiers(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
+    """The tokens of each item in a file of `load_item_identifiers`, of whatever catalogue; items may share them all.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is no such object, too large, an item stands there twice, or an identifier is empty or wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give the JSON file of the items' identifiers")
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{path} is larger than {_MOST_BYTES >> 30} GiB: that is no file of identifiers")
+    try:
+        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(pairs, list) or not pairs or not all(isinstance(pair, tuple) for pair in pairs):
+        raise ValueError(f"{path} must hold one JSON object, item id to tokens")
+    tokens_of: dict[str, tuple[str, ...]] = {}
+    for item_id, written in pairs:
+        if item_id in tokens_of:
+            raise ValueError(f"{path}: item {item_id!r} stands there twice")
+        tokens_of[item_id] = _identifier(written, f"{path}: item {item_id!r}")
+    return tokens_of
 
 
 def _identifier(written: Any, where: str) -> tuple[str, ...]:

@@ -70,6 +70,10 @@ class LanguageModel(Protocol):
         """Final states of a batch of the model's layout, ``[B, A, d_model]``, one for each of the labels ``[B, A]``."""
         ...
 
+    def text_hidden(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+        """Final states of texts int ``[B, S]``, padded on the right: ``[B, S, d_model]``, of no meaning at padding."""
+        ...
+
     def logit_parts(self, hidden: jax.Array, vocabulary: Any = "full") -> list[jax.Array]:
         """Scores by table, see `gems_jax.models.vocabulary.VocabularyModel.logit_parts`."""
         ...

@@ -89,6 +89,10 @@ class Decoder(VocabularyModel):
         """
         return self.hidden(batch["input_ids"])
 
+    def text_hidden(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+        """See `gems_jax.models.family.LanguageModel.text_hidden`; no token sees the padding behind it."""
+        return self.hidden(input_ids)
+
     def start_beams(self, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, DecoderBeams]:
         """See `gems_jax.models.family.LanguageModel.start_beams`."""
         return DecoderBeams.start(self, inputs)

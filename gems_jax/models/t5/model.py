@@ -124,6 +124,10 @@ class T5(VocabularyModel):
         encoded = self.encode(inputs, mask, dropout_key=dropout_key)
         return self.decode(batch["decoder_input_ids"], encoded, mask, dropout_key=dropout_key)
 
+    def text_hidden(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+        """See `gems_jax.models.family.LanguageModel.text_hidden`: those of the encoder."""
+        return self.encode(input_ids, attention_mask)
+
     def start_beams(self, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, T5Beams]:
         """See `gems_jax.models.family.LanguageModel.start_beams`."""
         return T5Beams.start(self, inputs)
