@@ -140,6 +140,8 @@ class NullSpaceConfig:
       min_share: with ``energy``, protect at least this share of the directions, because a few outliers can hold nearly
         all of an input's energy.
       max_directions: protect at most so many directions of each input; ``null``: no such bound.
+      unit_norm: whether every token counts alike, whatever the norm of its hidden states: for language models, where in
+        some layers a few tokens have nearly all of the energy.
       memory_limit: bytes that second moments may take on a device; where they need more, there is a pass over the text
         for each group of layers that fits. ``null``: one pass.
       side: ``in``: protect directions of the kernels' inputs; ``out``: of their outputs; ``train.method osft`` protects
@@ -154,6 +156,7 @@ class NullSpaceConfig:
     threshold: float | None = None
     min_share: float | None = 0.35
     max_directions: int | None = None
+    unit_norm: bool = False
     memory_limit: int | None = None
     side: Literal["in", "out"] = "in"
     batches: int = 64
@@ -463,6 +466,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"train.method {train.method} needs null_space.energy or null_space.rank, and no null_space.threshold"
     if METHODS[train.method].null_space == "weights" and rule.max_directions is not None:
         yield f"train.method {train.method} has no use for null_space.max_directions; leave it out"
+    if METHODS[train.method].null_space == "weights" and rule.unit_norm:
+        yield f"train.method {train.method} has no use for null_space.unit_norm; leave it out"
     why = why_whole(train, config.gems)
     if train.gradients == "projected" and why is not None:
         yield f"train.gradients projected cannot be: {why}; use full or auto"

@@ -70,6 +70,7 @@ def moment_pass(
     inputs: Sequence[KernelInput],
     group: Mapping[str, Layers | None],
     mesh: jax.sharding.Mesh | None = None,
+    unit_norm: bool = False,
 ) -> MomentPass:
     """The pass that sums the second moments of a group of inputs.
 
@@ -80,6 +81,7 @@ def moment_pass(
       inputs: of the model, see `kernel_inputs`.
       group: names of those that are wanted, with their layers (``None``: all).
       mesh: that the moments' rows are spread over.
+      unit_norm: whether each vector is divided by its norm first.
 
     Returns:
       A `MomentPass`. The sums are right on and below the diagonal.
@@ -93,7 +95,8 @@ def moment_pass(
 
     def add(params: PyTree, batch: TextBatch, moments: dict[str, SecondMoment]) -> dict[str, SecondMoment]:
         called, masks = model.called(batch), masks_of(batch)
-        return add_moments(model.apply, params, called, moments, specs, side, masks, layers, mesh is not None)
+        whole = mesh is not None
+        return add_moments(model.apply, params, called, moments, specs, side, masks, layers, whole, unit_norm)
 
     return MomentPass(jax.jit(zeros, out_shardings=shardings), jax.jit(add, donate_argnums=2, out_shardings=shardings))
 

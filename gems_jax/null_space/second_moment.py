@@ -62,6 +62,7 @@ def add_lower(
     vectors: jax.Array,
     mask: jax.Array | None = None,
     whole_rows: bool = False,
+    unit_norm: bool = False,
 ) -> SecondMoment:
     """Adds vectors to one matrix of a stack, in place where that is possible: blocks on and below the diagonal.
 
@@ -71,6 +72,7 @@ def add_lower(
       vectors: ``[*lead, N, d]``; ``lead`` are the axes with ``None``, of their size or 1.
       mask: ``[N]``, 0 for vectors that do not count.
       whole_rows: adds all blocks at once: for matrices whose rows lie on several devices.
+      unit_norm: divides each vector by its norm first; one of zeros stays.
 
     Returns:
       The moment; its matrices are right on and below the diagonal only, see `symmetric`.
@@ -82,6 +84,12 @@ def add_lower(
     """
     stack, d = moment.total.shape[:-2], moment.total.shape[-1]
     vectors, count = _present(vectors, mask)
+    if unit_norm:
+        # In two steps: an outlier's square may be more than float32 holds.
+        vectors = vectors.astype(moment.total.dtype)
+        largest = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
+        vectors = vectors / jnp.where(largest > 0, largest, 1)
+        vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1)
     starts = [0 if i is None else i for i in index]
     sizes = [n if i is None else 1 for i, n in zip(index, stack, strict=True)]
     lead = iter(vectors.shape[:-2])

@@ -41,12 +41,15 @@ _RELEASED = {
     "null_space.rank": None,
     "null_space.threshold": 2e-2,
     "null_space.min_share": None,
+    "null_space.unit_norm": False,
 }
 
 # Fields that a method of the table needs beside its name. GaLore is spelled out, as studies that are under way have it.
 _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "galore": {"train.method": "gems"} | {f"gems.{field}": value for field, value in GALORE.items()},
     "released": _RELEASED,
+    # Its directions are of the weights, not of text.
+    "osft": {"train.method": "osft", "null_space.max_directions": None, "null_space.unit_norm": False},
 }
 _VARIANTS = {
     "gems-no-task-subspaces": _gems("GEMS without task subspaces", gems__task_rank=0),
@@ -69,8 +72,13 @@ _STRENGTHS = {
         ("gems", "tighter", "70 % protected", {"null_space.min_share": 0.7}),
         ("adamw-constrained", "looser", "20 % protected", {"null_space.min_share": 0.2}),
         ("adamw-constrained", "tighter", "70 % protected", {"null_space.min_share": 0.7}),
-        ("osft", "looser", "energy .5", {"null_space.energy": 0.5, "null_space.min_share": None}),
-        ("osft", "tighter", "energy .95", {"null_space.energy": 0.95, "null_space.min_share": None}),
+        ("osft", "looser", "energy .5", {**_CHANGES["osft"], "null_space.energy": 0.5, "null_space.min_share": None}),
+        (
+            "osft",
+            "tighter",
+            "energy .95",
+            {**_CHANGES["osft"], "null_space.energy": 0.95, "null_space.min_share": None},
+        ),
         ("orbit", "looser", "distance 30", {"orbit.max_distance": 30.0}),
         ("orbit", "tighter", "distance 3", {"orbit.max_distance": 3.0}),
     )
@@ -137,7 +145,7 @@ def configured(config: Config, name: str, rates: Rates, seed: int, width: int) -
 def _null_space_path(config: Config, made: Config) -> str:
     """Where a run's null space lies: the study's own, or one of another rule beside it."""
     given, wanted = config.null_space, made.null_space
-    rule = ("side", "energy", "rank", "threshold", "min_share")
+    rule = ("side", "energy", "rank", "threshold", "min_share", "unit_norm")
     of_weights = METHODS[made.train.method].null_space == "weights"
     if not of_weights and all(getattr(given, key) == getattr(wanted, key) for key in rule):
         return given.path

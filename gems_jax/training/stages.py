@@ -114,6 +114,7 @@ def _rule(config: Config) -> dict[str, Any]:
         "threshold": options.threshold,
         "min_share": least,
         "max_directions": options.max_directions,
+        "unit_norm": options.unit_norm or None,
     }
 
 
@@ -139,9 +140,8 @@ def _from_text(config: Config, model: Any, tokenizer: Any) -> NullSpace:
     batches = LAYOUTS[model.layout].text_batches(
         tokens, tokenizer, options.batch_size, config.text.input_length, options.batches
     )
-    return estimate_null_space(
-        model, list(batches), side=options.side, memory_limit=options.memory_limit, **_rule(config)
-    )
+    rule = _rule(config) | {"unit_norm": options.unit_norm}
+    return estimate_null_space(model, list(batches), side=options.side, memory_limit=options.memory_limit, **rule)
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,35 @@ def test_a_cap_reaches_the_estimate():
     assert estimate_null_space(small, small_batches(), **options).factor("wo/kernel").kept.tolist() == [3] * LAYERS
 
 
+def test_one_token_of_enormous_norm_takes_the_energy_of_all_others_unless_each_counts_alike():
+    rng = np.random.default_rng(0)
+    ordinary = rng.normal(size=(40, 6)) @ np.diag([3.0, 3.0, 2.0, 1.0, 0.1, 0.1])
+    outlier = 1e25 * rng.normal(size=(1, 6))  # its square is more than float32 holds
+    rows = np.concatenate([ordinary, outlier, np.zeros((1, 6))]).astype(np.float32)
+    params = {"kernel": jnp.eye(6)}
+
+    def estimated(scale, **options):
+        text = [{"x": rows[:20] * scale}, {"x": rows[20:] * scale}]
+        return estimate_null_space(
+            lambda params, x: x @ params["kernel"], text, energy=0.9, params=params, progress=False, **options
+        )
+
+    found = estimated(1, unit_norm=True)
+    lengths = np.linalg.norm(rows.astype(float), axis=1, keepdims=True)
+    units = rows / np.where(lengths > 0, lengths, 1)
+    values, vectors = np.linalg.eigh(units.T @ units)
+    kept = int(np.sum(np.cumsum(values[::-1]) < 0.9 * values.sum())) + 1
+    factor = found.factor("kernel")
+    assert factor.kept.item() == kept > 1
+    expected = vectors[:, -kept:] @ vectors[:, -kept:].T
+    basis = np.asarray(factor.basis, float)
+    inside = np.eye(6) - basis @ basis.T if factor.complement else basis @ basis.T
+    np.testing.assert_allclose(inside, expected, atol=1e-5)
+    assert found.rule == {"energy": 0.9, "unit_norm": 1.0}
+    # With tokens as they are, the outlier's direction alone is protected.
+    assert estimated(1e-20).factor("kernel").kept.item() == 1
+
+
 def test_layers_that_would_rather_store_the_other_basis_are_turned_around():
     matrix = np.diag([4.0, 3.0, 2.0, 1.0])
     for ranks, complement in (((1, 3), False), ((1, 4), True), ((0, 4), False), ((4, 3, 2), True)):

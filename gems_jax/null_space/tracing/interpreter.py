@@ -32,6 +32,7 @@ class Run:
       masks: of the batch.
       token_axes: which axes of values run along the masks.
       whole_rows: whether matrices are added whole.
+      unit_norm: whether each vector is divided by its norm first.
       steps: numbers of the loops' steps.
       moments: the sums, which are replaced.
     """
@@ -41,6 +42,7 @@ class Run:
     masks: Masks
     token_axes: TokenAxes
     whole_rows: bool
+    unit_norm: bool
     steps: Mapping[Scope, Any]
     moments: dict[str, SecondMoment]
 
@@ -122,7 +124,7 @@ def _add(name: str, use: Use, value: jax.Array, run: Run) -> None:
         dims = iter(lead)
         shape = [1 if use.slots[a] == "all" else next(dims) for a, i in enumerate(index) if i is None]
         vectors = vectors.reshape(*shape, *vectors.shape[-2:])
-    run.moments[name] = add_lower(run.moments[name], index, vectors, mask, run.whole_rows)
+    run.moments[name] = add_lower(run.moments[name], index, vectors, mask, run.whole_rows, run.unit_norm)
 
 
 def _mask(use: Use, run: Run) -> jax.Array | None:

@@ -136,6 +136,7 @@ def add_moments(
     masks: Masks | None = None,
     layers: Mapping[str, Layers] | None = None,
     whole_rows: bool = False,
+    unit_norm: bool = False,
 ) -> dict[str, SecondMoment]:
     """Adds the second moments of one batch, in one forward pass.
 
@@ -145,6 +146,7 @@ def add_moments(
       masks: which positions count; default all.
       layers: of inputs by name, the layers that their moments are of; default all.
       whole_rows: whether matrices are added whole: for moments whose rows lie on several devices.
+      unit_norm: whether each vector is divided by its norm first.
 
     Returns:
       The sums by name, as ``moments``.
@@ -173,7 +175,7 @@ def add_moments(
     for name in moments:
         for use in by_name[name].uses:
             actions.setdefault(use.scope, {}).setdefault(use.var, []).append((name, use))
-    run = Run(actions, dict(layers or {}), masks, token_axes, whole_rows, {}, dict(moments))
+    run = Run(actions, dict(layers or {}), masks, token_axes, whole_rows, unit_norm, {}, dict(moments))
     evaluate(closed.jaxpr, closed.consts, jax.tree.leaves((params, batch)), (), run)
     return run.moments
 
