@@ -5,8 +5,13 @@ BIN := $(VENV)/bin
 # LAPACK's threads fight XLA's on CPU.
 export OPENBLAS_NUM_THREADS ?= 1
 CORE_TESTS := tests/test_house.py tests/test_task_grads.py $(addprefix tests/,linalg null_space transform projected baselines)
+# Of these the files, and the examples, that need jax and optax alone.
+WHEEL_TESTS := $(addprefix tests/,test_task_grads.py linalg transform/test_transform.py null_space/test_null_space.py)
+CORE_EXAMPLES := plain_optax constrained_adamw three_tasks scan_on_a_mesh
+PYTHONS ?= python3.11 python3.12 python3.13
+MATRIX_TOOLS := "pytest>=9,<10" "pytest-xdist>=3.8,<4" "hypothesis>=6.150,<7"
 
-.PHONY: demo test test-fast lint example-tunix clean
+.PHONY: demo test test-fast test-matrix lint dist example-tunix clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/gems-jax demo
@@ -19,6 +24,16 @@ test: $(VENV)/test.stamp lint
 test-fast: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -n 2 -m "not slow" $(CORE_TESTS)
 
+# The core's tests with the lowest and with the newest versions of the ranges in pyproject.toml, by each Python.
+test-matrix:
+	for python in $(PYTHONS); do for end in lowest newest; do \
+		$$python -m venv --clear $(VENV)-matrix && \
+		$$python tests/helpers/ends.py $$end > $(VENV)-matrix/$$end.txt && \
+		$(VENV)-matrix/bin/pip install --quiet --constraint $(VENV)-matrix/$$end.txt --editable '.[train]' $(MATRIX_TOOLS) && \
+		$(VENV)-matrix/bin/pip list | grep -E "^(jax|flax|optax|orbax-checkpoint|transformers) " && \
+		$(VENV)-matrix/bin/python -m pytest -q -n 2 -m "not slow" $(CORE_TESTS) || exit 1; \
+	done; done
+
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,22 +43,40 @@ lint: $(VENV)/test.stamp
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/train.stamp: $(VENV)/bin/pip requirements.txt setup.py
+$(VENV)/train.stamp: $(VENV)/bin/pip requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[train]'
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/train.stamp requirements.txt setup.py
+$(VENV)/test.stamp: $(VENV)/train.stamp requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[train,test]'
+	touch $@
+
+# The wheel and the source archive, as a registry would get them; then the wheel in an environment of its own, in which jax
+# and optax are alone: tests of the core that need no more, and examples, from a folder that the checkout is not in.
+dist: $(VENV)-dist/stamp
+	rm -rf dist $(VENV)-wheel
+	$(VENV)-dist/bin/python -m build
+	$(VENV)-dist/bin/twine check --strict dist/*
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/pip install --quiet dist/*.whl "pytest>=9,<10" "hypothesis>=6.150,<7"
+	cp -r tests examples $(VENV)-wheel/
+	cd $(VENV)-wheel && bin/pytest -q -c /dev/null --rootdir . --noconftest -o pythonpath=tests/helpers \
+		--import-mode=importlib -p no:cacheprovider $(WHEEL_TESTS)
+	cd $(VENV)-wheel && for name in $(CORE_EXAMPLES); do bin/python examples/$$name.py || exit 1; done
+
+$(VENV)-dist/stamp:
+	$(PYTHON) -m venv $(VENV)-dist
+	$(VENV)-dist/bin/pip install --quiet "build>=1.3,<2" "twine>=6.2,<8"
 	touch $@
 
 # tunix and the train extra want different safetensors, so tunix is installed beside the optimiser alone.
 example-tunix: $(VENV)-tunix/stamp
 	$(VENV)-tunix/bin/python examples/tunix_trainer.py
 
-$(VENV)-tunix/stamp: setup.py
+$(VENV)-tunix/stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-tunix
 	$(VENV)-tunix/bin/pip install --quiet --editable . google-tunix==0.1.7 flax==0.12.8
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-tunix runs
+	rm -rf $(VENV) $(addprefix $(VENV)-,tunix dist wheel matrix) dist runs

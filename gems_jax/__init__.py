@@ -16,6 +16,7 @@ from gems_jax.task_grads import merge_tasks, task_value_and_grad, task_weights, 
 from gems_jax.transform import gates
 from gems_jax.transform.gems import STATIC_ARGS, gems, scale_by_gems
 from gems_jax.transform.state import GemsState
+from gems_jax.version import __version__
 
 if TYPE_CHECKING:
     from gems_jax import baselines, identifiers, items, models
@@ -62,6 +63,7 @@ __all__ = [
     "NullSpace",
     "Recommender",
     "SecondMoment",
+    "__version__",
     "accumulate",
     "apply_if_finite",
     "baselines",

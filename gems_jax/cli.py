@@ -4,10 +4,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import gems_jax
 from gems_jax.failures import explained
 
 EXIT_BAD_INPUT = 2
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         os.execv(sys.executable, [sys.executable, "-m", "gems_jax.cli", *argv])
     try:
         if argv == ["--version"]:
-            print(f"gems-jax {version('gems-jax')}")
+            print(f"gems-jax {gems_jax.__version__}")
             return 0
         command, options = parse(argv)
         return command(options)
