@@ -121,6 +121,18 @@ def _parser(argv: list[str], commands: Mapping[str, str]) -> tuple[ArgumentParse
     return parser, known
 
 
+def option_words(commands: Mapping[str, str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Words that begin with ``--``: the fields of the configuration, and by command what else it takes."""
+    fields = [f"--{name}" for name in _dotted(hints_of(Config))]
+    options: dict[str, list[str]] = {}
+    for name in commands:
+        sub = ArgumentParser()
+        add_config(sub, {})
+        _add_options(sub, name, {})
+        options[name] = sorted(word for word in sub._option_string_actions if word.startswith("--"))
+    return fields, options
+
+
 def add_config(parser: Any, known: Mapping[str, Any]) -> None:
     """The option ``--config``: a file of fields, see `gems_jax.config.files.read_config`."""
 
@@ -157,7 +169,12 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
     if name == "prepare":
         sub.add_argument("--all", action="store_true", help="also make a missing base model and null space")
     if name == "train":
+        sub.add_argument("--dry-run", action="store_true", help="only say what would be done; write nothing")
         add("--distributed", bool, "join the cluster that the environment describes", default=False)
+    if name == "doctor":
+        add("--num_items", int, "item tokens to reckon with; default: those of data.dir, or 20,000", default=None)
+    if name == "completion":
+        sub.add_argument("shell", type=str, help="bash or zsh")
     if name == "compare":
         from gems_jax.study.command import add_options
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gems_jax
 from gems_jax.failures import explained
+from gems_jax.version import __version__
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -26,6 +26,8 @@ COMMANDS = {
     "search": "list the items that a tuned model finds for a user's query",
     "predict": "answer a file of requests; go on where a killed run was",
     "compare": "tune by several methods with the same effort for each; resume; write study.json",
+    "doctor": "say what is installed, which devices there are and whether a run fits on them",
+    "completion": "print a shell's completion of this command",
 }
 
 
@@ -39,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         os.execv(sys.executable, [sys.executable, "-m", "gems_jax.cli", *argv])
     try:
         if argv == ["--version"]:
-            print(f"gems-jax {gems_jax.__version__}")
+            print(f"gems-jax {__version__}")
             return 0
         command, options = parse(argv)
         return command(options)
@@ -133,6 +135,8 @@ def _calibrate(options: Any) -> int:
 
 
 def _train(options: Any) -> int:
+    if options.dry_run:
+        return _dry_run(options)
     from gems_jax.training.distributed.cluster import failing_together, join_cluster
 
     join_cluster(options.distributed)
@@ -155,6 +159,19 @@ def _train(options: Any) -> int:
     except Stopped as stop:
         print(f"gems-jax: {stop}", file=sys.stderr)
         return stop.code
+    return 0
+
+
+def _dry_run(options: Any) -> int:
+    _quiet()
+    from gems_jax.staging import as_path, check_workdir
+    from gems_jax.training.dry_run import dry_run
+    from gems_jax.training.workdir.files import check_config
+
+    config, workdir = _config(options), as_path(options.workdir)
+    check_workdir(workdir, "--workdir")
+    check_config(config, workdir)
+    print(dry_run(config, workdir))
     return 0
 
 
@@ -266,6 +283,22 @@ def _compare(options: Any) -> int:
     return run(options, _config(options))
 
 
+def _doctor(options: Any) -> int:
+    from gems_jax.training.doctor import doctor
+
+    if options.num_items is not None and options.num_items < 1:
+        raise ValueError(f"--num_items must be at least 1, got {options.num_items}")
+    print(doctor(_config(options), options.num_items))
+    return 0
+
+
+def _completion(options: Any) -> int:
+    from gems_jax.completion import script
+
+    print(script(options.shell, COMMANDS), end="")
+    return 0
+
+
 _RUN: dict[str, Callable[[Any], int]] = {
     "demo": _demo,
     "prepare": _prepare,
@@ -278,6 +311,8 @@ _RUN: dict[str, Callable[[Any], int]] = {
     "search": _find,
     "predict": _predict,
     "compare": _compare,
+    "doctor": _doctor,
+    "completion": _completion,
 }
 
 

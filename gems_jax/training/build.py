@@ -14,7 +14,7 @@ from gems_jax.config.metric_names import check_metric
 from gems_jax.config.run import Config, check
 from gems_jax.data.batching.device_batches import DeviceBatches
 from gems_jax.data.batching.encoded_table import EncodedTable
-from gems_jax.data.batching.pipeline import task_batches
+from gems_jax.data.batching.pipeline import BatchIterator, task_batches
 from gems_jax.evaluation.evaluate import RANKED
 from gems_jax.models.mesh_rules import ROW_AXES
 from gems_jax.models.params import params_of
@@ -126,6 +126,34 @@ def check_beams(config: Config) -> None:
         )
 
 
+def batches_of(
+    config: Config, encoded: dict[str, EncodedTable], model: Any, index: int = 0, parts: int = 1
+) -> BatchIterator:
+    """The batches of a run, or of part ``index`` of the ``parts`` that processes share its rows by.
+
+    Args:
+      config: of the run.
+      encoded: training tables as tokens, by task.
+      model: whose tokens they are; its shapes are enough.
+    """
+    train = config.train
+    return task_batches(
+        encoded,
+        train.batch_size // train.accumulate,
+        config.items.max_length,
+        train.seed,
+        process_index=index,
+        process_count=parts,
+        length_buckets=config.items.length_buckets,
+        length_window=config.items.length_window,
+        prefetch=config.data.prefetch,
+        threads=config.data.threads,
+        sampling=train.sampling,
+        temperature=train.temperature,
+        **token_roles(model),
+    )
+
+
 def build(
     config: Config, assets: Assets, null_space: NullSpace | None, programs: Programs | None = None
 ) -> TrainingRun:
@@ -152,21 +180,7 @@ def build(
     answer_length = assets.items.token_ids.shape[1] + 1
     model = training_model(assets.model, config)
     made = compile_step(mesh, model, config, tasks, null_space, answer_length, programs)
-    batches = task_batches(
-        encoded,
-        train.batch_size // train.accumulate,
-        config.items.max_length,
-        train.seed,
-        process_index=row_index,
-        process_count=row_parts,
-        length_buckets=config.items.length_buckets,
-        length_window=config.items.length_window,
-        prefetch=config.data.prefetch,
-        threads=config.data.threads,
-        sampling=train.sampling,
-        temperature=train.temperature,
-        **token_roles(assets.model),
-    )
+    batches = batches_of(config, encoded, assets.model, row_index, row_parts)
     return TrainingRun(
         **made._asdict(),
         tasks=tasks,

@@ -13,7 +13,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from gems_jax.checksums import write_checksums
-from gems_jax.config.run import Config
+from gems_jax.config.run import Config, PretrainConfig
 from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.text.general_text import read_lines, shared_text, token_stream
 from gems_jax.data.text.small_tokenizer import sentinel_ids, train_tokenizer
@@ -64,6 +64,21 @@ def unigram_loss(train_tokens: np.ndarray, batches: list[Mapping[str, np.ndarray
     return float(-(observed * np.log(np.maximum(p, 1e-30))).sum() / observed.sum())
 
 
+def model_shape(options: PretrainConfig, vocab_size: int) -> T5Config:
+    """The model that `pretrain` makes for a tokenizer of so many tokens."""
+    return T5Config(
+        vocab_size=vocab_size,
+        d_model=options.d_model,
+        d_kv=options.d_kv,
+        d_ff=options.d_ff,
+        num_layers=options.num_layers,
+        num_decoder_layers=options.num_decoder_layers,
+        num_heads=options.num_heads,
+        tie_word_embeddings=options.tie_word_embeddings,
+        param_dtype="float32",
+    )
+
+
 def pretrain(config: Config, out: str | Path) -> dict[str, float]:
     """Trains a tokenizer and a T5 on general text and writes them as a Hugging Face folder.
 
@@ -90,20 +105,7 @@ def pretrain(config: Config, out: str | Path) -> dict[str, float]:
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     tokens = token_stream(lines, tokenizer)
     sentinels = sentinel_ids(tokenizer)
-    model = T5.create(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=options.d_model,
-            d_kv=options.d_kv,
-            d_ff=options.d_ff,
-            num_layers=options.num_layers,
-            num_decoder_layers=options.num_decoder_layers,
-            num_heads=options.num_heads,
-            tie_word_embeddings=options.tie_word_embeddings,
-            param_dtype="float32",
-        ),
-        jax.random.key(options.seed),
-    )
+    model = T5.create(model_shape(options, len(tokenizer)), jax.random.key(options.seed))
     graphdef, params = nnx.split(model, nnx.Param)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"pretrain: {size:,} parameters, {len(tokens):,} tokens of text, {options.steps:,} steps")

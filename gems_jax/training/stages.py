@@ -188,16 +188,27 @@ def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any], tuned: boo
     titles = plain_ids(dataset.titles(), tokenizer)
     if config.items.init == "title":
         _check_titles(dataset, titles)
-    if config.items.identifiers is None:
-        tokens = add_item_tokens(tokenizer, dataset.item_ids(), model.config.vocab_size)
-        items = ItemIndex(np.asarray(tokens, np.int32)[:, None])
-    else:
-        identifiers = load_item_identifiers(config.items.identifiers, dataset.item_ids())
-        items = add_identifier_tokens(tokenizer, identifiers, model.config.vocab_size)
+    items = index_items(config, dataset, tokenizer, model.config.vocab_size)
     model = grow(model, titles, config.items.init, key=jax.random.key(config.train.seed), identifiers=items)
     if config.items.added_loss is not None and not tuned:
         model = _lowered(config, model, tokenizer, config.items.added_loss)
     return Assets(model, tokenizer, dataset, items)
+
+
+def index_items(config: Config, dataset: Dataset, tokenizer: Any, vocab_size: int) -> ItemIndex:
+    """The tokens of each item, one of its own or those of its identifier; the tokenizer gets those that it has not.
+
+    Args:
+      config: section ``items``.
+      dataset: whose items they are.
+      tokenizer: of the base model.
+      vocab_size: rows of the base model's embedding.
+    """
+    if config.items.identifiers is None:
+        tokens = add_item_tokens(tokenizer, dataset.item_ids(), vocab_size)
+        return ItemIndex(np.asarray(tokens, np.int32)[:, None])
+    identifiers = load_item_identifiers(config.items.identifiers, dataset.item_ids())
+    return add_identifier_tokens(tokenizer, identifiers, vocab_size)
 
 
 def _lowered(config: Config, model: Any, tokenizer: Any, most: float) -> Any:

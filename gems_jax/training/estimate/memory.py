@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config
 from gems_jax.leaf_path import named_leaves
 from gems_jax.models import from_config
+from gems_jax.null_space.space import NullSpace
 from gems_jax.training.build import training_model
 from gems_jax.training.distributed.mesh import axis_sizes, task_axis
 from gems_jax.training.estimate.abstract import (
@@ -30,8 +32,11 @@ from gems_jax.training.optimiser.chain import make_optimiser, needs_null_space, 
 from gems_jax.training.trainable import split_model
 from gems_jax.transform.init_plans import init_shapes
 from gems_jax.transform.sharding import state_sharding
+from gems_jax.types import PyTree
 
 GIB = 2**30
+# Of the estimate: programs, their scratch space and the next batches come on top.
+HEADROOM = 1.25
 # Of the row that distinct inputs of kernels are found with; any number would do.
 _TOKENS = 8
 # Logits of a chunk of label tokens that are held at once, see `chunked_token_losses`; their gradient and the softmax
@@ -42,6 +47,8 @@ _LOGITS = 64 * 2**20
 # tasks' apart until the update is made.
 _WEIGHTED, _MERGED, _LOW_RANK = (2.0, 1.0), (3.7, 2.0), (3.7, 1.8)
 _OF_LOSSES = ("adamw", "uncertainty", "dwa")
+# Of a batch; with all the memory that there is.
+_MOST_ROWS = 2**20
 # Columns beside the bases that projected gradients are measured with, and how often all products are held in a refresh.
 _SKETCH, _PRODUCTS = 8, 4
 
@@ -102,26 +109,74 @@ def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, p
     Returns:
       Bytes on a device.
     """
+    return by_batch_size(config, model_config, tasks, data, protected)(config.train.batch_size)
+
+
+def by_batch_size(
+    config: Config, model_config: Any, tasks: int = 2, data: int = 1, protected: float = 0.5
+) -> Callable[[int], Resources]:
+    """`estimate` as a function of ``train.batch_size``: shapes that do not depend on it are made once."""
     sizes = axis_sizes(config.mesh, data)
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     model = nnx.eval_shape(lambda: training_model(from_config(model_config, jax.random.key(0)), config))
     graph, trained, frozen = split_model(model, config)
     params, fixed = sharded_params(trained, mesh), sharded_params(frozen, mesh)
-    null_space = None
-    if needs_null_space(config):
-        lengths = batch_lengths(model_config, _TOKENS)
-        row = {name: jax.ShapeDtypeStruct((1, length), jnp.int32) for name, length in lengths.items()}
-        loss = task_loss(graph, config.train.loss_vocabulary, ANSWER, config.train.loss_chunk)
-        null_space = abstract_null_space(loss, params, fixed, row, protected, null_space_side(config))
+    null_space = assumed_null_space(config, model_config, graph, params, fixed, protected)
     tx = make_optimiser(config, tasks, null_space)
     state = jax.tree.map(sharded, jax.eval_shape(tx.init, params), state_sharding(tx, params, task_axis(mesh)))
-    moved, activations = device_bytes(params), _activations(config, model_config, tasks, sizes)
-    return Resources(
-        parameters=2 * (moved + device_bytes(fixed)),
-        gradients=_peak(config, tx, params, fixed, tasks, activations) - activations,
-        optimiser=device_bytes(state),
-        activations=activations,
-    )
+    moved, held = device_bytes(params), device_bytes(state)
+
+    def of(rows: int) -> Resources:
+        sized = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=rows))
+        activations = _activations(sized, model_config, tasks, sizes)
+        return Resources(
+            parameters=2 * (moved + device_bytes(fixed)),
+            gradients=_peak(config, tx, params, fixed, tasks, activations) - activations,
+            optimiser=held,
+            activations=activations,
+        )
+
+    return of
+
+
+def assumed_null_space(
+    config: Config, model_config: Any, graph: Any, params: PyTree, frozen: PyTree, protected: float = 0.5
+) -> NullSpace | None:
+    """The shapes of a null space that protects this share of each input's directions; ``None`` where none is used.
+
+    Args:
+      config: of the run.
+      model_config: a `T5Config` or `DecoderConfig`.
+      graph, params, frozen: what `split_model` makes of the model, shapes alone.
+      protected: share of the directions.
+    """
+    if not needs_null_space(config):
+        return None
+    lengths = batch_lengths(model_config, _TOKENS)
+    row = {name: jax.ShapeDtypeStruct((1, length), jnp.int32) for name, length in lengths.items()}
+    loss = task_loss(graph, config.train.loss_vocabulary, ANSWER, config.train.loss_chunk)
+    return abstract_null_space(loss, params, frozen, row, protected, null_space_side(config))
+
+
+def largest_batch(config: Config, needs: Callable[[int], Resources], memory: float, data: int = 1) -> int:
+    """Rows a task that a batch may have on devices of so much memory, doubled or halved from the configuration's.
+
+    Args:
+      config: of the run.
+      needs: `by_batch_size` of it.
+      memory: bytes of a device.
+      data: devices of the mesh's first axis.
+
+    Returns:
+      The largest that fits with `HEADROOM`; 0 where none does that the devices and parts of an update divide.
+    """
+    least = config.train.accumulate * data * config.mesh.fsdp
+    rows, fits = config.train.batch_size, lambda rows: HEADROOM * needs(rows).total <= memory
+    while fits(2 * rows) and rows < _MOST_ROWS:
+        rows *= 2
+    while not fits(rows) and rows % (2 * least) == 0:
+        rows //= 2
+    return rows if fits(rows) else 0
 
 
 def _peak(config: Config, tx: Any, params: Any, fixed: Any, tasks: int, activations: int) -> int:
