@@ -11,7 +11,7 @@ CORE_EXAMPLES := plain_optax constrained_adamw three_tasks scan_on_a_mesh
 PYTHONS ?= python3.11 python3.12 python3.13
 MATRIX_TOOLS := "pytest>=9,<10" "pytest-xdist>=3.8,<4" "hypothesis>=6.150,<7"
 
-.PHONY: demo test test-fast test-matrix lint dist example-tunix clean
+.PHONY: demo test test-fast test-matrix lint dist docs example-tunix clean
 
 demo: $(VENV)/train.stamp
 	$(BIN)/gems-jax demo
@@ -60,13 +60,22 @@ dist: $(VENV)-dist/stamp
 	$(PYTHON) -m venv $(VENV)-wheel
 	$(VENV)-wheel/bin/pip install --quiet dist/*.whl "pytest>=9,<10" "hypothesis>=6.150,<7"
 	cp -r tests examples $(VENV)-wheel/
-	cd $(VENV)-wheel && bin/pytest -q -c /dev/null --rootdir . --noconftest -o pythonpath=tests/helpers \
-		--import-mode=importlib -p no:cacheprovider $(WHEEL_TESTS)
+	cd $(VENV)-wheel && PYTHONPATH=tests/helpers bin/pytest -q -c /dev/null --rootdir . --noconftest \
+		-o markers=slow --import-mode=importlib -p no:cacheprovider $(WHEEL_TESTS)
 	cd $(VENV)-wheel && for name in $(CORE_EXAMPLES); do bin/python examples/$$name.py || exit 1; done
 
 $(VENV)-dist/stamp:
 	$(PYTHON) -m venv $(VENV)-dist
 	$(VENV)-dist/bin/pip install --quiet "build>=1.3,<2" "twine>=6.2,<8"
+	touch $@
+
+# The pages as a site in site/, which needs no server; a warning ends it.
+docs: $(VENV)-docs/stamp
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+
+$(VENV)-docs/stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/pip install --quiet "mkdocs-material>=9.6,<10" "mkdocstrings[python]>=1,<2"
 	touch $@
 
 # tunix and the train extra want different safetensors, so tunix is installed beside the optimiser alone.
@@ -79,4 +88,4 @@ $(VENV)-tunix/stamp: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(addprefix $(VENV)-,tunix dist wheel matrix) dist runs
+	rm -rf $(VENV) $(addprefix $(VENV)-,tunix dist docs wheel matrix) dist site runs

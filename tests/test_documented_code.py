@@ -1,4 +1,4 @@
-"""The Python of README.md, docs/optimiser.md and docs/identifiers.md runs as it stands, block after block."""
+"""The Python of README.md and of pages in docs/ runs as it stands, block after block."""
 
 import re
 from pathlib import Path
@@ -25,8 +25,16 @@ def first_update(tx, params):
     return jax.jit(lambda g, p: tx.update(g, tx.init(p), p)[0])(grads, params)
 
 
-def test_the_readme_tunes_attention_of_flax_inside_the_null_space(capsys):
+def test_the_readme_takes_a_step_inside_the_null_space():
     defined = run("README.md")
+    leaks = defined["gj"].null_space_leak(defined["updates"], defined["null_space"])
+    assert leaks.keys() == {"dense"}
+    assert leaks["dense"] <= 1e-5
+    assert float(jnp.linalg.norm(defined["updates"]["dense"])) > 0
+
+
+def test_the_overview_tunes_attention_of_flax_inside_the_null_space(capsys):
+    defined = run("docs/overview.md")
     assert len(defined["null_space"].inputs) == 5
     leaks = defined["gj"].null_space_leak(defined["updates"], defined["null_space"])
     assert len(leaks) == 5
@@ -56,3 +64,17 @@ def test_the_programs_of_the_optimiser_s_page_run_and_do_what_it_says():
 
 def test_the_program_of_the_identifiers_page_separates_its_items():
     assert run("docs/identifiers.md")["apart"].report()["in_collisions"] == 0
+
+
+def test_messages_that_are_explained_are_messages_of_the_code():
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    explained = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
+    code = "\n".join(path.read_text() for path in (ROOT / "gems_jax").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a text over several lines
+    assert len(explained) > 10
+    assert [message for message in explained if message not in code] == []
+
+
+def test_every_page_is_on_the_site_and_in_its_list():
+    listed = set(re.findall(r"(\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")}

@@ -1,4 +1,4 @@
-"""The programs that make documents: docs/rooms.py, which reads the package's rooms, and docs/performance.py."""
+"""The programs that make documents, docs/rooms.py among them, which reads the package's rooms."""
 
 import importlib.util
 from pathlib import Path
@@ -13,5 +13,5 @@ def _loaded(name):
     return module
 
 
-rooms, performance = _loaded("rooms"), _loaded("performance")
+rooms, performance, results = _loaded("rooms"), _loaded("performance"), _loaded("results")
 MODULES = rooms.modules()
