@@ -19,6 +19,8 @@ from gems_jax.config.run import Config, check
 
 # They work on a finished run, and without --config with its own.
 ON_A_RUN = ("evaluate", "export", "recommend", "search", "predict")
+# They make or need no configuration.
+WITHOUT_CONFIG = ("init",)
 _ABOUT = "Gradient multi-subspace tuning for search and recommendation."
 
 
@@ -108,9 +110,12 @@ def _parser(argv: list[str], commands: Mapping[str, str]) -> tuple[ArgumentParse
     for name, about in commands.items():
         sub = ArgumentParser(description=about, exit_on_error=False, allow_abbrev=False)
         options: dict[str, Any] = {}
-        add_config(sub, options)
+        if name not in WITHOUT_CONFIG:
+            add_config(sub, options)
         _add_options(sub, name, options)
-        if name in argv[:1]:  # of the others it would only take time
+        if name in argv[:1] and name in WITHOUT_CONFIG:
+            known = options
+        elif name in argv[:1]:  # of the others it would only take time
             sub.add_class_arguments(Config, None)
             for action in sub._actions:
                 if action.dest in CHOICES:  # text as far as the parser knows
@@ -127,7 +132,8 @@ def option_words(commands: Mapping[str, str]) -> tuple[list[str], dict[str, list
     options: dict[str, list[str]] = {}
     for name in commands:
         sub = ArgumentParser()
-        add_config(sub, {})
+        if name not in WITHOUT_CONFIG:
+            add_config(sub, {})
         _add_options(sub, name, {})
         options[name] = sorted(word for word in sub._option_string_actions if word.startswith("--"))
     return fields, options
@@ -170,7 +176,21 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
         sub.add_argument("--all", action="store_true", help="also make a missing base model and null space")
     if name == "train":
         sub.add_argument("--dry-run", action="store_true", help="only say what would be done; write nothing")
+        known["dry_run"] = bool  # it stands in a printed configuration
         add("--distributed", bool, "join the cluster that the environment describes", default=False)
+    if name == "init":
+        add("--model", str, "Hugging Face folder of the base model", required=True)
+        add(
+            "--data",
+            str,
+            "file of interactions, or a folder: with it and a catalogue, or a known source's",
+            required=True,
+        )
+        add("--items", str, "file of the catalogue; default: the one beside the interactions", default=None)
+        add("--columns", dict[str, str], "role to column, where its name does not tell", default=None)
+        add("--text", str, "general text to protect; default: Python's documentation", default=None)
+        add("--heldout", str, "general text that forgetting is measured on", default=None)
+        add("--out", str, "configuration file to write", default="gems.yaml")
     if name == "doctor":
         add("--num_items", int, "item tokens to reckon with; default: those of data.dir, or 20,000", default=None)
     if name == "completion":

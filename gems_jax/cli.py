@@ -26,6 +26,7 @@ COMMANDS = {
     "search": "list the items that a tuned model finds for a user's query",
     "predict": "answer a file of requests; go on where a killed run was",
     "compare": "tune by several methods with the same effort for each; resume; write study.json",
+    "init": "write a configuration that fits a model, your data and this machine",
     "doctor": "say what is installed, which devices there are and whether a run fits on them",
     "completion": "print a shell's completion of this command",
 }
@@ -283,6 +284,26 @@ def _compare(options: Any) -> int:
     return run(options, _config(options))
 
 
+def _init(options: Any) -> int:
+    _quiet()
+    from gems_jax.staging import check_writable, write_text
+    from gems_jax.training.proposal.data import find_data
+    from gems_jax.training.proposal.proposal import as_yaml, propose
+
+    out = Path(options.out)
+    if out.exists():
+        raise ValueError(f"--out {out} exists already: remove it, or name another")
+    if (options.text is None) != (options.heldout is None):
+        raise ValueError("--text and --heldout go together: text to protect, and other text to measure forgetting on")
+    check_writable(out.parent, "--out")
+    text = None if options.text is None else (options.text, options.heldout)
+    found = find_data(options.data, options["items"], options.columns or {})
+    proposal = propose(options.model, found, text, f"runs/{out.stem}")
+    write_text(out, as_yaml(proposal, str(out)))
+    print("\n".join([*proposal.notes, f"init: {out}"]))
+    return 0
+
+
 def _doctor(options: Any) -> int:
     from gems_jax.training.doctor import doctor
 
@@ -311,6 +332,7 @@ _RUN: dict[str, Callable[[Any], int]] = {
     "search": _find,
     "predict": _predict,
     "compare": _compare,
+    "init": _init,
     "doctor": _doctor,
     "completion": _completion,
 }
