@@ -18,11 +18,13 @@ BELOW = {("rec", "uncertainty weighting"), ("rec", "PCGrad"), ("src", "PCGrad"),
 
 
 def points(study, task):
-    """Method -> forgetting over the base's vocabulary, its spread over seeds, ndcg@10 and its spread."""
+    """Method -> forgetting over all tokens, its spread over seeds, ndcg@10 and its spread."""
     found = {}
     for method in study["methods"]:
-        x, y = (method["numbers"][name] for name in ("general/forgetting", f"test/{task}/ndcg@10"))
-        found[method["label"]] = (x["mean"], x["sd"], y["mean"], y["sd"])
+        after, before, y = (
+            method["numbers"][name] for name in ("general/loss_full", "general/base_loss", f"test/{task}/ndcg@10")
+        )
+        found[method["label"]] = (after["mean"] - before["mean"], after["sd"], y["mean"], y["sd"])
     return found
 
 
