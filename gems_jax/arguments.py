@@ -95,7 +95,7 @@ def _with_paths(section: Any, prefix: str) -> Any:
         name, value = prefix + entry.name, getattr(section, entry.name)
         if dataclasses.is_dataclass(value):
             expanded[entry.name] = _with_paths(value, name + ".")
-        elif is_path(name) and isinstance(value, str):
+        elif is_path(name, value) and isinstance(value, str):
             expanded[entry.name] = beside(value, "")
         elif isinstance(value, dict) and name in PATHS:
             expanded[entry.name] = {key: beside(each, "") for key, each in value.items()}

@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": "turn raw interactions into a validated, split dataset; set bad rows aside and count them",
     "pretrain": "train a small base model on plain text",
     "calibrate": "estimate the base model's null space from general text",
+    "identify": "make identifiers of several tokens for the items, from their texts",
     "train": "tune on all tasks; first make missing inputs; resume a run that was stopped",
     "evaluate": "rank both tasks, measure forgetting, write eval.json and report.html",
     "export": "write the tuned model as a Hugging Face folder",
@@ -135,6 +136,20 @@ def _calibrate(options: Any) -> int:
     return 0
 
 
+def _identify(options: Any) -> int:
+    from gems_jax.models import load
+    from gems_jax.staging import check_writable
+    from gems_jax.training.identify import check_made, identify
+    from gems_jax.training.stages import ensure_base, ensure_data
+
+    config = _config(options)
+    check_made(config)
+    check_writable(config.items.path, "items.path")
+    dataset = ensure_data(config)
+    identify(config, dataset, *load(ensure_base(config), config.model.dtype))
+    return 0
+
+
 def _train(options: Any) -> int:
     if options.dry_run:
         return _dry_run(options)
@@ -216,6 +231,7 @@ def _export(options: Any) -> int:
 
     config, workdir = _tuned_run(options, check_config)
     inputs = {"the dataset (data.dir)": config.data.dir, "the null space (null_space.path)": config.null_space.path}
+    inputs |= {"the identifiers (items.path)": config.items.path}
     check_folder(options.out, workdir, config.model.path, inputs)
     assets = run_assets(config, workdir, tuned=True).assets
     agreement = export(config, assets, load_tuned(config, assets, workdir), options.out, workdir)
@@ -325,6 +341,7 @@ _RUN: dict[str, Callable[[Any], int]] = {
     "prepare": _prepare,
     "pretrain": _pretrain,
     "calibrate": _calibrate,
+    "identify": _identify,
     "train": _train,
     "evaluate": _evaluate,
     "export": _export,

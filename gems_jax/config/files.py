@@ -275,7 +275,7 @@ def _resolve(node: Any, path: str, folder: Any, is_kept: bool, prefix: str = "")
         elif key.tag == _MERGE:
             for merged in value.value:
                 _resolve(merged, path, folder, is_kept, f"{name}." if name else "")
-        elif isinstance(value, yaml.ScalarNode) and value.tag.endswith(":str") and is_path(name):
+        elif isinstance(value, yaml.ScalarNode) and value.tag.endswith(":str") and is_path(name, value.value):
             resolved = beside(value.value, folder)
             node.value[index] = (key, yaml.ScalarNode(value.tag, resolved, value.start_mark, value.end_mark, '"'))
             if is_kept and is_relative(value.value):

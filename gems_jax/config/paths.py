@@ -11,19 +11,25 @@ from gems_jax.staging import is_remote
 # configuration file, too.
 PATHS = (
     "data.path", "data.dir", "data.tokens", "text.train", "text.heldout", "pretrain.tokenizer", "model.path",
-    "null_space.path", "items.identifiers", "evaluate.compare", "workdir", "out", "page", "results",
+    "null_space.path", "items.identifiers", "items.path", "evaluate.compare", "workdir", "out", "page", "results",
 )  # fmt: skip
 # Words that stand for a text of their own.
 _WORDS = ("pydoc",)
+# Kinds of identifiers, where a path may stand, too.
+_KINDS = ("tokens", "rkmeans", "rqvae")
 
 
-def is_path(name: str) -> bool:
-    """Whether a field, or the entry of one, is a path.
+def is_path(name: str, value: Any = None) -> bool:
+    """Whether a field, or the entry of one, is a path, and its value, where that is given, not another word.
 
     Example:
       >>> is_path("data.path"), is_path("evaluate.compare.joint AdamW"), is_path("data.name")
       (True, True, False)
+      >>> is_path("items.identifiers", "codes.json"), is_path("items.identifiers", "rkmeans")
+      (True, False)
     """
+    if name == "items.identifiers" and value in _KINDS:
+        return False
     return name in PATHS or name.startswith("evaluate.compare.")
 
 
@@ -63,7 +69,7 @@ def absolute(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             resolved[name] = absolute(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and is_path(prefix + name):
+        elif isinstance(value, str) and is_path(prefix + name, value):
             resolved[name] = os.path.abspath(value) if is_relative(value) else beside(value, "")
         else:
             resolved[name] = value

@@ -125,6 +125,8 @@ RANGES: Mapping[str, Range] = types.MappingProxyType({
     "null_space.batches": whole(1),
     "null_space.batch_size": whole(1),
     "items.added_loss": Range(above=0),
+    "items.levels": Range(1, 16),
+    "items.codebook_size": Range(2, 65_536),
     "items.max_length": whole(1),
     "items.length_buckets": whole(1),
     "items.length_window": whole(1),

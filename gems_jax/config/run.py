@@ -13,6 +13,9 @@ from gems_jax.data.preparation.options import Preprocessing
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.staging import is_remote
 
+# Ways to make identifiers of several tokens.
+QUANTISERS = ("rkmeans", "rqvae")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -172,8 +175,15 @@ class ItemsConfig:
       added_loss: nats a token by which the items may raise the loss on general text by being there, before tuning:
         their rows in the output layer get the smallest common offset for it, see
         `gems_jax.items.lower_item_logits`; ``null``: no offset.
-      identifiers: JSON file of identifiers that share tokens, see `gems_jax.items.load_item_identifiers`; ``null``:
-        each item has a token of its own.
+      identifiers: ``tokens`` or ``null``: each item has a token of its own; ``rkmeans`` or ``rqvae``: several that
+        items share, made of their texts by the base model, see `gems_jax.identifiers`; or a JSON file of such, see
+        `gems_jax.items.load_item_identifiers`.
+      collisions: ``reassign``: items of a file that share all tokens get others; ``null``: such a file is refused. No
+        two items share identifiers that are made here.
+      levels: tokens of an identifier that is made here.
+      codebook_size: tokens of each level.
+      path: folder of the identifiers that are made, with embeddings, codebooks and a card; it is made where it is
+        missing.
       prompts: each task's template, with ``{history}`` (items' tokens), ``{history_titles}`` or both and,
         for searches, ``{query}``.
       template: ``plain``, or ``chat``: a prompt is what the user says in a chat, as the model's tokenizer words it.
@@ -186,6 +196,10 @@ class ItemsConfig:
     init: Literal["title", "random"] = "title"
     added_loss: float | None = 1e-4
     identifiers: str | None = None
+    collisions: Literal["reassign"] | None = None
+    levels: int = 3
+    codebook_size: int = 256
+    path: str = "runs/demo/identifiers"
     prompts: dict[str, str] = field(
         default_factory=lambda: {
             "rec": "history: {history} next:",
@@ -196,6 +210,10 @@ class ItemsConfig:
     max_length: int = 40
     length_buckets: tuple[int, ...] = ()
     length_window: int = 1
+
+    def __post_init__(self) -> None:
+        if self.identifiers == "tokens":  # the word for no file
+            object.__setattr__(self, "identifiers", None)
 
 
 @dataclass(frozen=True)
@@ -444,11 +462,19 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     local: dict[str, str | None] = {"model.path": config.model.path}
     local |= {"null_space.path": config.null_space.path}
-    local |= {"pretrain.tokenizer": config.pretrain.tokenizer, "items.identifiers": config.items.identifiers}
+    items = config.items
+    local |= {"pretrain.tokenizer": config.pretrain.tokenizer, "items.identifiers": items.identifiers}
+    local |= {"items.path": items.path}
     local |= {f"evaluate.compare.{name}": path for name, path in config.evaluate.compare.items()}
     for field_name, path in local.items():
         if path is not None and is_remote(path):
             yield f"{field_name} {path} is no path on this machine: name a copy here"
+    made = items.identifiers in QUANTISERS
+    if items.collisions is not None and (made or items.identifiers is None):
+        what = "are reassigned anyway" if made else "do not collide"
+        yield f"items.collisions has no effect: items.identifiers {items.identifiers or 'tokens'} {what}; leave it out"
+    if not made and (items.levels, items.codebook_size) != (ItemsConfig.levels, ItemsConfig.codebook_size):
+        yield f"items.levels and items.codebook_size need items.identifiers {' or '.join(QUANTISERS)}; leave them out"
     for task, template in config.items.prompts.items():
         try:
             parse_template(template)

@@ -168,13 +168,19 @@ def load_item_identifiers(path: str | os.PathLike[str], item_ids: Sequence[str])
       [('<a_1>', '<b_3>'), ('<a_1>', '<b_2>')]
     """
     tokens_of, known = read_identifiers(path), set(item_ids)
-    owners: dict[tuple[str, ...], str] = {}
+    owners: dict[tuple[str, ...], list[str]] = {}
     for item_id, tokens in tokens_of.items():
         if item_id not in known:
             raise ValueError(f"{path}: item {item_id!r} is not one of the {len(known)} items of the catalogue")
-        if tokens in owners:
-            raise ValueError(f"{path}: items {owners[tokens]!r} and {item_id!r} have the same identifier {tokens}")
-        owners[tokens] = item_id
+        owners.setdefault(tokens, []).append(item_id)
+    shared = [items for items in owners.values() if len(items) > 1]
+    if shared:
+        first, second = shared[0][:2]
+        raise ValueError(
+            f"{path}: {sum(map(len, shared)):,} items share their identifier with another: items {first!r} and "
+            f"{second!r} have the same identifier {tokens_of[first]}; set items.collisions to reassign to give them "
+            "others, or take a file without collisions"
+        )
     missing = [item_id for item_id in item_ids if item_id not in tokens_of]
     if missing:
         raise ValueError(f"{path}: no identifier for {len(missing)} items, such as {missing[0]!r}")

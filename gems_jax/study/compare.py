@@ -128,7 +128,7 @@ def check_settings(config: Config, study: StudyConfig, workdir: Path) -> None:
     # Where things lie, and what of the study may grow from one call to the next.
     free = {"name", "data.dir", "data.path", "model.path", "model.from_text", "null_space.path", "evaluate.samples"}
     free |= {"data.tokens", "data.prefetch", "data.threads", "train.hang_after", "train.writers", "train.profile"}
-    free |= {"train.method", "train.learning_rate", "train.seed"}  # what trials differ in
+    free |= {"items.path", "train.method", "train.learning_rate", "train.seed"}  # what trials differ in
     free |= {"train.item_learning_rate"} if study.item_grid else set()
     settings = flatten(absolute(as_json(config)))
     settings = {k: v for k, v in settings.items() if k not in free and not k.startswith("pretrain.")}

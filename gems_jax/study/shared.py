@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.config.run import Config
+from gems_jax.config.run import Config, ItemsConfig
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.dataset import storage
 from gems_jax.data.dataset.tables import Dataset, Table
@@ -24,6 +24,7 @@ from gems_jax.study.config import StudyConfig
 from gems_jax.study.spectra import gradient_spectra
 from gems_jax.training.compile import Programs
 from gems_jax.training.evaluate_run import evaluation_tables
+from gems_jax.training.identify import identify, is_missing
 from gems_jax.training.optimiser.chain import needs_null_space
 from gems_jax.training.pretrain import heldout_text, unigram_loss
 from gems_jax.training.stages import Assets, assemble, ensure_base, ensure_data, ensure_null_space
@@ -50,10 +51,13 @@ class Shared:
         self._config, self._workdir = config, workdir
         with self._making(
             not (storage.is_complete(config.data.dir) and (Path(config.model.path) / "config.json").is_file())
+            or is_missing(config)
         ):
             self.dataset: Dataset = ensure_data(config)
             self._folder = ensure_base(config)
             self.model, tokenizer = load(self._folder, config.model.dtype)
+            if is_missing(config):
+                identify(config, self.dataset, self.model, tokenizer)
         self.width = int(self.model.config.d_model)
         self.tables = {
             "valid": valid_tables(self.dataset, study.valid_rows),
@@ -72,7 +76,7 @@ class Shared:
         """The grown base model and the items of a run."""
         items = config.items
         seed = config.train.seed if items.init == "random" else 0
-        key = (items.init, items.added_loss, items.identifiers, seed)
+        key = (items.init, items.added_loss, *_identifiers(items), seed)
         if key not in self._assets:
             self._assets.clear()  # one grown model at a time
             _, tokenizer = load(self._folder, config.model.dtype)  # growing adds to the tokenizer
@@ -107,7 +111,7 @@ class Shared:
     def encoded(self, config: Config, split: str) -> dict[str, EncodedTable]:
         """The measured rows of a split as tokens."""
         items = config.items
-        key = (split, items.template, tuple(items.prompts.items()), items.max_length, items.identifiers)
+        key = (split, items.template, tuple(items.prompts.items()), items.max_length, *_identifiers(items))
         if key not in self._encoded:
             assets = self.assets(config)
             self._encoded[key] = {task: assets.encode(config, table) for task, table in self.tables[split].items()}
@@ -136,6 +140,11 @@ class Shared:
         vocab_size = int(self.model.config.vocab_size)
         measurements["unigram_loss"] = unigram_loss(tokens, list(self.text), vocab_size)
         return measurements
+
+
+def _identifiers(items: ItemsConfig) -> tuple[Any, ...]:
+    """All that decides the items' tokens."""
+    return items.identifiers, items.collisions, items.levels, items.codebook_size, items.path
 
 
 def valid_tables(dataset: Dataset, rows: int) -> dict[str, Table]:

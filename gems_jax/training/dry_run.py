@@ -17,6 +17,7 @@ from gems_jax.training.build import batches_of
 from gems_jax.training.doctor import fit
 from gems_jax.training.estimate.memory import assumed_null_space
 from gems_jax.training.estimate.shape import abstract_model
+from gems_jax.training.identify import is_missing
 from gems_jax.training.monitoring.start_table import start_table
 from gems_jax.training.optimiser.chain import make_optimiser, needs_null_space
 from gems_jax.training.stages import ensure_data, index_items
@@ -38,6 +39,7 @@ def dry_run(config: Config, workdir: Path) -> str:
       FileNotFoundError: data or base model are missing; making them would write.
     """
     found = {f"data.dir {config.data.dir}": _is_prepared(config), f"model.path {config.model.path}": _has_model(config)}
+    found[f"items.path {config.items.path}"] = not is_missing(config)
     for what, there in found.items():
         if not there:
             raise FileNotFoundError(

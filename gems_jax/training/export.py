@@ -43,7 +43,8 @@ def export(
     """Writes a tuned model, its tokenizer and how to ask it.
 
     ``tokenizer(prompt)`` in transformers gives what the model was trained on, the end token included. ``README.md``
-    has a program that ranks as the run does, ``prompts.json`` the templates, ``items.jsonl`` the items' tokens.
+    has a program that ranks as the run does, ``prompts.json`` the templates, ``items.jsonl`` the items' tokens;
+    ``identifiers.json`` has them once more, as identifiers are published, where items share tokens.
     Special tokens and ``generation_config.json`` are the base model's.
 
     Args:
@@ -75,6 +76,8 @@ def export(
         "items.jsonl": "".join(_item_lines(assets.dataset, assets.items, tokenizer)),
         NAME: json.dumps(generation, indent=2, ensure_ascii=False) + "\n",
     }
+    if config.items.identifiers is not None:
+        files["identifiers.json"] = _identifiers(assets.dataset, assets.items, tokenizer)
     if workdir is not None:
         files[MARK] = mark_of(workdir)
     save(model, tokenizer, folder, files=files)
@@ -180,6 +183,15 @@ def _prompts(config: Config, templates: dict[str, str], model_config: Any, layou
         "first_item_token_id": model_config.vocab_size,
         "end_token_id": model_config.eos_token_id,
     }
+
+
+def _identifiers(dataset: Dataset, items: ItemIndex, tokenizer: Any) -> str:
+    """The file that `gems_jax.identifiers.load` and ``items.identifiers`` read."""
+    tokens = {
+        item.item_id: tokenizer.convert_ids_to_tokens(ids[ids >= 0].tolist())
+        for item, ids in zip(dataset.items, items.token_ids, strict=True)
+    }
+    return json.dumps(tokens, ensure_ascii=False) + "\n"
 
 
 def _item_lines(dataset: Dataset, items: ItemIndex, tokenizer: Any) -> list[str]:

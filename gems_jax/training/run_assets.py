@@ -11,6 +11,7 @@ from gems_jax.data.dataset.remote import exists
 from gems_jax.models import load
 from gems_jax.null_space.space import NullSpace
 from gems_jax.training.distributed.mesh import make_mesh
+from gems_jax.training.identify import is_missing
 from gems_jax.training.optimiser.chain import needs_null_space
 from gems_jax.training.stages import Assets, assemble, ensure_base, ensure_data, ensure_null_space
 from gems_jax.training.workdir.assets import in_run_order
@@ -40,6 +41,7 @@ def run_assets(config: Config, workdir: Path | None = None, tuned: bool = False)
         missing = [] if exists(config.data.dir) else [config.data.dir]
         folders = [config.model.path, *([config.null_space.path] if needs_null_space(config) else [])]
         missing += [folder for folder in folders if not Path(folder).is_dir()]
+        missing += [config.items.path] if is_missing(config) else []
         if missing:
             raise FileNotFoundError(
                 f"{', '.join(missing)} must exist before several processes train: run gems-jax prepare --all with the "

@@ -23,12 +23,12 @@ from gems_jax.items import (
     add_identifier_tokens,
     add_item_tokens,
     grow,
-    load_item_identifiers,
     lower_item_logits,
 )
 from gems_jax.models import load
 from gems_jax.null_space.estimate import estimate_null_space
 from gems_jax.null_space.space import NullSpace
+from gems_jax.training.identify import item_tokens_of
 from gems_jax.training.optimiser.chain import null_space_side
 from gems_jax.training.pretrain import pretrain
 from gems_jax.training.tokens import encode, prompt_templates
@@ -188,14 +188,16 @@ def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any], tuned: boo
     titles = plain_ids(dataset.titles(), tokenizer)
     if config.items.init == "title":
         _check_titles(dataset, titles)
-    items = index_items(config, dataset, tokenizer, model.config.vocab_size)
+    items = index_items(config, dataset, tokenizer, model.config.vocab_size, model)
     model = grow(model, titles, config.items.init, key=jax.random.key(config.train.seed), identifiers=items)
     if config.items.added_loss is not None and not tuned:
         model = _lowered(config, model, tokenizer, config.items.added_loss)
     return Assets(model, tokenizer, dataset, items)
 
 
-def index_items(config: Config, dataset: Dataset, tokenizer: Any, vocab_size: int) -> ItemIndex:
+def index_items(
+    config: Config, dataset: Dataset, tokenizer: Any, vocab_size: int, model: Any | None = None
+) -> ItemIndex:
     """The tokens of each item, one of its own or those of its identifier; the tokenizer gets those that it has not.
 
     Args:
@@ -203,11 +205,12 @@ def index_items(config: Config, dataset: Dataset, tokenizer: Any, vocab_size: in
       dataset: whose items they are.
       tokenizer: of the base model.
       vocab_size: rows of the base model's embedding.
+      model: the base model, which makes identifiers that are missing; ``None``: they must be there.
     """
     if config.items.identifiers is None:
         tokens = add_item_tokens(tokenizer, dataset.item_ids(), vocab_size)
         return ItemIndex(np.asarray(tokens, np.int32)[:, None])
-    identifiers = load_item_identifiers(config.items.identifiers, dataset.item_ids())
+    identifiers = item_tokens_of(config, dataset, model, tokenizer)
     return add_identifier_tokens(tokenizer, identifiers, vocab_size)
 
 

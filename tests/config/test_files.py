@@ -129,7 +129,7 @@ PLACES = {
     "pretrain": {"tokenizer": "tok"},
     "model": {"path": "/models/base"},
     "null_space": {"path": "/null_spaces/base"},
-    "items": {"identifiers": "ids.json"},
+    "items": {"identifiers": "ids.json", "path": "../out/ids"},
     "evaluate": {"compare": {"other": "../runs/other"}},
 }
 
@@ -148,7 +148,7 @@ def test_paths_in_a_file_begin_in_its_folder_and_those_typed_in_the_working_dire
         "pretrain": {"tokenizer": folder / "tok"},
         "model": {"path": "/models/base"},
         "null_space": {"path": "/null_spaces/base"},
-        "items": {"identifiers": folder / "ids.json"},
+        "items": {"identifiers": folder / "ids.json", "path": here / "shop/out/ids"},
         "evaluate": {"compare": {"other": here / "shop/runs/other"}},
     }
     wanted = json.loads(json.dumps(wanted, default=str))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from threadpoolctl import threadpool_limits
 
 import gems_jax as gj
 from gems_jax.identifiers import kmeans
+from gems_jax.identifiers.code_files import write_codes
+from gems_jax.identifiers.codebooks import codebooks_of
 from gems_jax.identifiers.kmeans import fit_kmeans, lloyd_pass
-from gems_jax.identifiers.measures import counts_of, use_of_level
+from gems_jax.identifiers.measures import counts_of, level_errors, use_of_level
 
 
 def grouped_rows(count: int, width: int = 16, groups: int = 300, seed: int = 0) -> np.ndarray:
@@ -144,6 +147,38 @@ def test_embeddings_of_another_width_are_named(made: Any, learned: Any) -> None:
     for ids in (made, learned):
         with pytest.raises(ValueError, match="embeddings have 3 dimensions"):
             ids.assign(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(("quantiser", "rows"), [("made", ROWS), ("learned", FEW_GROUPS)])
+def test_a_folder_has_codebooks_and_encoder_for_other_items(
+    quantiser: str, rows: Any, tmp_path: Path, request: Any
+) -> None:
+    ids = request.getfixturevalue(quantiser)
+    names = [f"B{number}" for number in range(len(rows))]
+    write_codes(tmp_path, ids, names)
+    again = gj.identifiers.load(tmp_path)
+    assert again.item_ids == tuple(names)
+    assert (again.codes == ids.codes).all()
+    others = grouped_rows(40, seed=5)
+    assert (again.assign(others) == ids.assign(others)).all()
+    whole = (tmp_path / "codebooks.npz").read_bytes()
+    (tmp_path / "codebooks.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="codebooks.npz is damaged"):
+        gj.identifiers.load(tmp_path)
+    (tmp_path / "codebooks.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="codebooks.npz is missing"):
+        gj.identifiers.load(tmp_path)
+
+
+def test_codebooks_of_given_codes_leave_least_at_each_level(made: Any) -> None:
+    books = codebooks_of(made.codes, ROWS)
+    left = level_errors(made.codes, ROWS, books)
+    assert left[1] <= made.errors[1] * (1 + 1e-6)
+    for shift in (-0.05, 0.05):
+        moved = books.copy()
+        moved[1, made.codes[0, 1]] += shift
+        assert level_errors(made.codes, ROWS, moved)[2] > left[2]
+    assert not codebooks_of(np.array([[0], [2]]), np.ones((2, 3)))[0, 1].any()
 
 
 @needs_shared

@@ -25,7 +25,7 @@ FLUSH_SECONDS = 60.0
 _SUM = "# sha256 of the lines above: "
 # Of a machine, not of the run: where things lie, and how many threads read them.
 _LOCAL = {"data.dir", "data.path", "data.tokens", "data.prefetch", "data.threads", "model.path", "null_space.path"}
-_LOCAL |= {"text.train", "text.heldout", "items.identifiers"}
+_LOCAL |= {"text.train", "text.heldout", "items.identifiers", "items.path"}
 
 
 def check_processes(config: Config, workdir: Path) -> None:
@@ -46,6 +46,7 @@ def check_config(config: Config, workdir: Path) -> None:
     """
     # These decide where things lie, how often they are looked at and how results are shown, not what they are.
     free = {"name", "evaluate", "mesh", "data.dir", "model.path", "null_space.path", "model.from_text", "pretrain"}
+    free |= {"items.path"}
     free |= {f"train.{x}" for x in ("log_every", "checkpoint_every", "keep_checkpoints", "max_non_finite")}
     free |= {f"train.{x}" for x in ("hang_after", "profile", "writers", "loss_chunk")}
     free |= {f"data.{x}" for x in ("tokens", "prefetch", "threads")}
