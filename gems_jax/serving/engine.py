@@ -94,7 +94,7 @@ class Engine:
         """The answers to requests that were looked up before, see `rank`."""
         prompts, notes = self._encoded(rankings)
         lengths = np.asarray([len(tokens) for tokens in prompts], np.int64)
-        widths = [self._shapes.width(one.k) for one in rankings]
+        widths = [self._width(one) for one in rankings]
         # All are sent before the first is waited for.
         sent = [
             self._search(rows, [prompts[row] for row in rows], [rankings[row] for row in rows])
@@ -132,9 +132,13 @@ class Engine:
             rows=len(rows),
             length=max(map(len, prompts)),
             listed=max(len(one.listed) for one in rankings),
-            k=max(one.k for one in rankings),
+            beams=max(map(self._width, rankings)),
         )
         return _Searched(rows, *self._run(shape, prompts, rankings))
+
+    def _width(self, ranking: Ranking) -> int:
+        """Beams of a request's search: there are no more results than items."""
+        return self._shapes.width(min(ranking.k, len(self.catalogue.dataset.items)))
 
     def _run(self, shape: Shape, prompts: list[np.ndarray], rankings: list[Ranking]) -> tuple[jax.Array, jax.Array]:
         """Rows of the batch that are left over rank the catalogue for an empty prompt."""

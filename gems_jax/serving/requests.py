@@ -7,6 +7,9 @@ from typing import Any
 from gems_jax.data.raw.blank import is_blank
 from gems_jax.data.text.plain_text import is_unicode
 
+# A search is as wide as its results are many: more would take the memory of all other requests.
+MOST_RESULTS = 1000
+
 
 class RequestError(ValueError):
     """A request that cannot be answered.
@@ -34,12 +37,12 @@ class Request:
       user: whose history the dataset knows.
       history: item ids, oldest first, of someone whom the dataset does not know; instead of ``user``.
       query: what is searched for, in tasks with queries.
-      k: number of items.
+      k: number of items, at most 1,000.
       allow: item ids to choose from; ``None``: the catalogue.
       deny: item ids to leave out.
 
     Raises:
-      RequestError: a value is of another type, ``k`` is below 1, the query is empty, or there are two histories.
+      RequestError: a value is of another type or out of its range, the query is empty, or there are two histories.
 
     Example:
       >>> Request("rec", user="ann", history=("B01",))
@@ -71,8 +74,8 @@ class Request:
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise RequestError(name, f"expected a list of item ids, got {value!r}")
             object.__setattr__(self, name, tuple(value))
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise RequestError("k", f"expected a whole number from 1 on, got {self.k!r}")
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or not 1 <= self.k <= MOST_RESULTS:
+            raise RequestError("k", f"expected a whole number from 1 to {MOST_RESULTS:,}, got {self.k!r}")
         if self.query is not None and is_blank(self.query):
             raise RequestError("query", "the query is empty: write what to search for, or ask for a recommendation")
         if self.user is not None and self.history is not None:

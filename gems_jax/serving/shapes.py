@@ -41,7 +41,7 @@ class Shapes:
       >>> shapes = Shapes(batch_size=8, max_length=100, beams=20, listed=100)
       >>> [(shape.rows, shape.length) for shape in shapes.usual()]
       [(1, 32), (1, 64), (1, 100), (8, 32), (8, 64), (8, 100)]
-      >>> shapes.around(rows=3, length=40, listed=300, k=10)
+      >>> shapes.around(rows=3, length=40, listed=300, beams=shapes.width(10))
       Shape(rows=8, length=64, listed=1024, beams=20)
     """
 
@@ -55,13 +55,13 @@ class Shapes:
         for rows, length in itertools.product(self._rows(), self._lengths()):
             yield Shape(rows, length, self._room(self.listed), self.beams)
 
-    def around(self, rows: int, length: int, listed: int, k: int) -> Shape:
-        """The smallest shape that a batch fits into."""
+    def around(self, rows: int, length: int, listed: int, beams: int) -> Shape:
+        """The smallest shape that a batch fits into; ``beams`` as of `width`."""
         return Shape(
             next(size for size in self._rows() if size >= rows),
             next(size for size in self._lengths() if size >= length),
             self._room(max(listed, self.listed)),
-            self.width(k),
+            beams,
         )
 
     def width(self, k: int) -> int:

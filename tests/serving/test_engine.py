@@ -133,7 +133,8 @@ def test_after_a_warm_up_no_batch_compiles_a_program(t5_shop):
         ({"task": "rec", "user": "ann", "query": "red"}, "query", "has no query"),
         ({"user": "ann", "query": "\u00a0\u200b"}, "query", "the query is empty"),
         ({"task": "chat", "user": "ann"}, "task", "never tuned for task 'chat'"),
-        ({"user": "ann", "k": 0}, "k", "from 1 on, got 0"),
+        ({"user": "ann", "k": 0}, "k", "from 1 to 1,000, got 0"),
+        ({"user": "ann", "k": 1001}, "k", "from 1 to 1,000, got 1001"),
         ({"user": "ann", "k": "10"}, "k", "got '10'"),
         ({"user": "ann", "history": ["B1"]}, "history", "either user or history"),
         ({"history": "B1"}, "history", "expected a list of item ids, got 'B1'"),
@@ -146,6 +147,11 @@ def test_a_request_that_cannot_be_answered_names_the_field(t5_shop, values, fiel
         t5_shop.engine.rank([Request.of(values)])
     assert caught.value.field == field
     assert why in str(caught.value)
+
+
+def test_fewer_items_than_asked_for_are_all_there_are(t5_shop):
+    (answer,) = t5_shop.engine.rank([Request("rec", user="bob", k=1000)])
+    assert sorted(item.item_id for item in answer.items) == sorted(f"B{n}" for n in EVERY if n not in (0, 2, 3))
 
 
 def test_ids_may_be_whole_numbers():
