@@ -48,7 +48,7 @@ $(VENV)/train.stamp: $(VENV)/bin/pip requirements.txt pyproject.toml
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/train.stamp requirements.txt pyproject.toml
-	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[train,test]'
+	$(BIN)/pip install --quiet --constraint requirements.txt --editable '.[train,serve,test]'
 	touch $@
 
 # The wheel and the source archive, as a registry would get them; then the wheel in an environment of its own, in which jax

@@ -18,7 +18,7 @@ from gems_jax.config.renamed import current_name, current_node, old_names, say_r
 from gems_jax.config.run import Config, check
 
 # They work on a finished run, and without --config with its own.
-ON_A_RUN = ("evaluate", "export", "recommend", "search", "predict")
+ON_A_RUN = ("evaluate", "export", "recommend", "search", "predict", "serve")
 # They make or need no configuration.
 WITHOUT_CONFIG = ("init",)
 _ABOUT = "Gradient multi-subspace tuning for search and recommendation."
@@ -54,7 +54,7 @@ def parse_options(argv: list[str], commands: Mapping[str, str]) -> tuple[str, An
     except RecursionError:
         raise ValueError("a value on the command line is nested too deeply") from None
     made.given = argv
-    for name in ("workdir", "out", "requests", "page", "results"):
+    for name in ("workdir", "out", "requests", "token_file", "page", "results"):
         if made.get(name):
             made[name] = beside(made[name], "")
     return parsed.command, made
@@ -172,6 +172,15 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
     if name == "predict":
         add("--requests", str, "file of requests: .jsonl, .csv or .parquet", required=True)
         add("--out", str, "file of answers to write: .jsonl or .parquet", required=True)
+    if name == "serve":
+        add("--host", str, "address of this machine to listen at", default="127.0.0.1")
+        add("--port", int, "port to listen at; 0: one that is free", default=8080)
+        add("--token_file", str, "file with a token that calls must bear", default=None)
+        add("--batch_size", int, "requests that are ranked at once", default=16)
+        add("--max_wait", float, "seconds that a request waits for others to be ranked with", default=0.005)
+        add("--max_queue", int, "requests that wait; more are told to come again", default=1024)
+        add("--timeout", float, "seconds until a call is given up", default=30.0)
+        add("--max_k", int, "most results, and width of the search; default: evaluate.beams", default=None)
     if name == "prepare":
         sub.add_argument("--all", action="store_true", help="also make a missing base model and null space")
     if name == "train":

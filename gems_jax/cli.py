@@ -26,6 +26,7 @@ COMMANDS = {
     "recommend": "list the items that a tuned model recommends to a user",
     "search": "list the items that a tuned model finds for a user's query",
     "predict": "answer a file of requests; go on where a killed run was",
+    "serve": "answer requests over HTTP until SIGTERM",
     "compare": "tune by several methods with the same effort for each; resume; write study.json",
     "init": "write a configuration that fits a model, your data and this machine",
     "doctor": "say what is installed, which devices there are and whether a run fits on them",
@@ -281,6 +282,39 @@ def _predict(options: Any) -> int:
     return 0
 
 
+def _serve(options: Any) -> int:
+    _quiet()
+    import signal
+
+    from gems_jax.serving.http.limits import Limits
+    from gems_jax.serving.http.server import Server, read_token
+    from gems_jax.serving.recommender import load_engine
+    from gems_jax.training.workdir.files import check_config
+
+    token = read_token(options.token_file)
+    config, workdir = _tuned_run(options, check_config)
+    limits = Limits(
+        batch_size=options.batch_size,
+        max_wait=options.max_wait,
+        max_queue=options.max_queue,
+        timeout=options.timeout,
+        max_k=options.max_k or config.evaluate.beams,
+    )
+
+    def load() -> Any:
+        # Of the history of someone unknown, and what is denied.
+        listed = 2 * limits.max_items
+        return load_engine(config, workdir, batch_size=limits.batch_size, beams=limits.max_k, listed=listed)
+
+    stopped: list[int] = []
+    # What uses signals in between leaves this one behind: an end that was asked for has an exit code of its own.
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    server = Server(load, limits, options.host, options.port, token)
+    print(f"serve: {server.url}", flush=True)
+    server.run()
+    return EXIT_STOPPED if stopped else 0
+
+
 def _demo(options: Any) -> int:
     _quiet()
     from gems_jax.staging import check_workdir, check_writable
@@ -348,6 +382,7 @@ _RUN: dict[str, Callable[[Any], int]] = {
     "recommend": _find,
     "search": _find,
     "predict": _predict,
+    "serve": _serve,
     "compare": _compare,
     "init": _init,
     "doctor": _doctor,

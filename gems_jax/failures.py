@@ -22,6 +22,7 @@ _LESS_MEMORY = {
     "recommend": _EVALUATE,
     "search": _EVALUATE,
     "predict": _EVALUATE,
+    "serve": "lower --batch_size, --max_k or items.max_length",
 }
 
 # Messages of the system, safetensors, Arrow and TensorStore about a disk or a quota that is full.
@@ -52,9 +53,10 @@ def explained(error: Exception, command: str) -> str | None:
         what = f" ({text.splitlines()[0]})" if text else ""
         return f"out of memory{what}: {_LESS_MEMORY.get(command, 'give it a machine with more memory')}"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "gems_jax":
+        extra = "train,serve" if command == "serve" else "train"
         return (
             f"the command needs the package {error.name.partition('.')[0]}, which the core is installed without: "
-            'pip install "gems-jax[train]" (in a checkout: pip install ".[train]")'
+            f'pip install "gems-jax[{extra}]" (in a checkout: pip install ".[{extra}]")'
         )
     backend = re.search(r"Unable to initialize backend '(\w+)'|Unknown backend:? '?(\w+)", text)
     if isinstance(error, RuntimeError) and backend:

@@ -115,12 +115,11 @@ def co_occurrence(training: Sequence[Table], table: Table, num_items: int) -> Sc
     return score
 
 
-def bm25(documents: Sequence[str], table: Table, stem: bool = False) -> Scorer:
-    """BM25 of the row's query against each item's document (k1 1.5, b 0.75).
+def bm25_index(documents: Sequence[str], stem: bool = False) -> Callable[[str], np.ndarray]:
+    """BM25 of any query against all documents (k1 1.5, b 0.75): float32 ``[N]``, 0 without a word in common.
 
     Args:
       documents: a text an item, see `titles` and `titles_and_queries`.
-      table: rows with queries.
       stem: whether English endings are cut off (Porter's second stemmer), so that "filters" finds "filter".
 
     Raises:
@@ -138,7 +137,26 @@ def bm25(documents: Sequence[str], table: Table, stem: bool = False) -> Scorer:
     if not seen:
         raise ValueError("no title of the catalogue has a letter or a number: there are no words to search")
     retriever.index(words, show_progress=False)
-    del words, seen
+
+    def score(query: str) -> np.ndarray:
+        known = [word for word in terms(query) if word in retriever.vocab_dict]
+        return np.asarray(retriever.get_scores(known) if known else np.zeros(len(documents)), np.float32)
+
+    return score
+
+
+def bm25(documents: Sequence[str], table: Table, stem: bool = False) -> Scorer:
+    """BM25 of the row's query against each item's document, see `bm25_index`.
+
+    Args:
+      documents: a text an item.
+      table: rows with queries.
+      stem: as there.
+
+    Raises:
+      ValueError: no document holds a word.
+    """
+    scores_of = bm25_index(documents, stem)
 
     def score(rows: np.ndarray, candidates: np.ndarray | None) -> np.ndarray:
         width = len(documents) if candidates is None else candidates.shape[1]
@@ -147,10 +165,8 @@ def bm25(documents: Sequence[str], table: Table, stem: bool = False) -> Scorer:
         for index, row in enumerate(rows.tolist()):
             by_query.setdefault(table.queries[row], []).append(index)
         for query, indices in by_query.items():
-            known = [word for word in terms(query) if word in retriever.vocab_dict]
-            if known:
-                values = retriever.get_scores(known)
-                result[indices] = values if candidates is None else values[candidates[indices]]
+            values = scores_of(query)
+            result[indices] = values if candidates is None else values[candidates[indices]]
         return result
 
     return score

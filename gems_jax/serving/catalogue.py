@@ -1,12 +1,12 @@
 """Requests in item numbers: what they name is looked up, and what they name wrongly is said."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from gems_jax.data.batching.prompts import parse_template
-from gems_jax.data.dataset.tables import Dataset
+from gems_jax.data.dataset.tables import Dataset, Item
 from gems_jax.data.dataset.user_history import UserHistories, longest_input
 from gems_jax.serving.requests import Request, RequestError
 
@@ -113,16 +113,33 @@ class Catalogue:
             keeps,
         )
 
+    def history_of(self, user: str) -> list[int]:
+        """Item numbers of all that the dataset knows of a user, oldest first.
+
+        Raises:
+          RequestError: there is no such user.
+        """
+        try:
+            return self._users.of(user)
+        except ValueError as error:
+            raise RequestError("user", str(error)) from None
+
+    def users_like(self, part: str) -> Iterator[str]:
+        """Users of whose name a text is a part."""
+        return self._users.like(part)
+
+    def items_like(self, part: str) -> Iterator[Item]:
+        """Items of whose title or id a text is a part, whatever its case."""
+        sought = part.casefold()
+        return (item for item in self.dataset.items if sought in item.title.casefold() or part == item.item_id)
+
     def number_of(self, item_id: str) -> int | None:
         """The number of an item, ``None`` where there is no such item."""
         return self._numbers.get(item_id)
 
     def _events(self, request: Request, takes_query: bool) -> list[int]:
         if request.user is not None:
-            try:
-                return self._users.of(request.user)
-            except ValueError as error:
-                raise RequestError("user", str(error)) from None
+            return self.history_of(request.user)
         if request.history is None and not takes_query:
             raise RequestError("user", "give a user of the dataset, or the history of someone else")
         return self._numbers_of("history", request.history or ())

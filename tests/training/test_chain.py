@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import warnings
 from html.parser import HTMLParser
 
@@ -15,12 +16,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import yaml
+from serving_client import Client
 from tiny import Made, documented_program, everything_in, fails, gems_jax, metrics, options, say
 
 import gems_jax as gj
 from gems_jax import cli
 from gems_jax.data.dataset import storage
 from gems_jax.data.dataset.tables import Item
+from gems_jax.serving.http import server
 from gems_jax.training.stages import assemble, ensure_data
 from gems_jax.training.tuned import load_tuned
 from gems_jax.training.workdir.files import Log
@@ -328,6 +331,39 @@ def test_a_tuned_model_recommends_and_searches(trained, tmp_path, capsys):
         assert [item["item_id"] for item in answer["items"]] == [item.item_id for item in wanted]
         scores = [item["score"] for item in answer["items"]]
         np.testing.assert_allclose(scores, [item.score for item in wanted], atol=1e-5)
+
+
+def test_a_tuned_run_is_served_until_sigterm(trained, monkeypatch, tmp_path, capsys):
+    wanted = gj.Recommender(trained.root / "run").recommend(user="user0003", k=3).items
+    answers = []
+
+    class Asked(server.Server):
+        def run(self):
+            thread = threading.Thread(target=self.ask)
+            thread.start()
+            super().run()
+            thread.join()
+
+        def ask(self):
+            client = Client(self)
+            try:
+                client.until(lambda: client("GET", "/readyz")[0] == 200, seconds=600)
+                answers.append(client("POST", "/v1/recommend", {"user": "user0003", "k": 3})[2])
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(server, "Server", Asked)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        code = gems_jax("serve", "--workdir", trained.root / "run", "--port", 0, "--batch_size", 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == cli.EXIT_STOPPED
+    assert re.search(r"^serve: http://127\.0\.0\.1:\d+$", capsys.readouterr().out, re.MULTILINE)
+    (answer,) = answers
+    assert [item["item_id"] for item in answer["items"]] == [item.item_id for item in wanted]
+    missing = ["serve", "--workdir", trained.root / "run", "--token_file", tmp_path / "token"]
+    assert f"--token_file {tmp_path / 'token'} does not exist" in fails(capsys, *missing)
 
 
 def test_comparing_with_a_run_that_is_not_evaluated_is_refused(trained, tmp_path, capsys):

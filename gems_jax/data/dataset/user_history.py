@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -85,6 +85,11 @@ class UserHistories:
         ended = set(end)
         before = _in_order(sorted(events, key=lambda event: (event.split, len(event.history))))
         return [item for item in dict.fromkeys(before) if item not in ended] + end
+
+    def like(self, part: str) -> Iterator[str]:
+        """Users of whose name a text is a part, whatever its case."""
+        sought = part.casefold()
+        return (name for name in self._rows if sought in name.casefold())
 
     def _event(self, key: tuple[str, str], row: int) -> _Event:
         table = self._dataset.tables[key]
