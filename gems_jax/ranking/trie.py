@@ -169,6 +169,31 @@ def build_trie(items: ItemIndex) -> Trie:
     )
 
 
+def as_csr(trie: Trie) -> dict[str, np.ndarray]:
+    """A trie as a sparse table of states and tokens in compressed rows, for decoders elsewhere.
+
+    Returns:
+      ``row_offsets`` int32 ``[states + 1]``: the steps out of state ``s`` are those from ``row_offsets[s]`` up to
+      ``row_offsets[s + 1]``; of each step its ``token`` and its ``next_state``, int32 ``[steps]``; ``item`` int32
+      ``[states]``, the item whose identifier ends at each state, -1 for none. State 0 is the root.
+
+    Example:
+      >>> csr = as_csr(build_trie(ItemIndex(np.array([[7, 4], [5, 6], [7, -1], [5, 3]]))))
+      >>> [array.tolist() for array in csr.values()]
+      [[0, 2, 4, 5, 5, 5, 5], [5, 7, 3, 6, 4], [1, 2, 3, 4, 5], [-1, -1, 2, 3, 1, 0]]
+    """
+    token, first_child, item = (np.asarray(array) for array in (trie.token, trie.first_child, trie.item))
+    steps = len(token) - 1
+    offsets = np.full(len(token) + 1, steps, np.int32)
+    offsets[: len(first_child)] = first_child - 1
+    return {
+        "row_offsets": offsets,
+        "token": token[1:],
+        "next_state": np.arange(1, steps + 1, dtype=np.int32),
+        "item": item,
+    }
+
+
 class Catalogue(NamedTuple):
     """A trie and which tokens it holds.
 

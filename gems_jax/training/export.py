@@ -1,10 +1,13 @@
 """A tuned model as a folder that transformers asks as the run does: its tokenizer, prompts and items."""
 
 import copy
+import io
 import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from gems_jax.config.run import Config
 from gems_jax.data.batching.layouts import LAYOUTS, beginning_of
@@ -15,6 +18,7 @@ from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import save
 from gems_jax.models.family import Layout
 from gems_jax.models.hf.generation import NAME, generation_for_items, read_generation
+from gems_jax.ranking.trie import as_csr, build_trie
 from gems_jax.training.export_folder import MARK, check_folder, mark_of
 from gems_jax.training.export_readme import readme
 from gems_jax.training.stages import Assets
@@ -44,7 +48,8 @@ def export(
 
     ``tokenizer(prompt)`` in transformers gives what the model was trained on, the end token included. ``README.md``
     has a program that ranks as the run does, ``prompts.json`` the templates, ``items.jsonl`` the items' tokens;
-    ``identifiers.json`` has them once more, as identifiers are published, where items share tokens.
+    ``identifiers.json`` has them once more, as identifiers are published, where items share tokens, and ``trie.npz``
+    for decoders that follow a trie.
     Special tokens and ``generation_config.json`` are the base model's.
 
     Args:
@@ -67,13 +72,14 @@ def export(
     templates = assets.templates(config)
     answer_length = assets.items.token_ids.shape[1] + 1
     generation = generation_for_items(read_generation(Path(config.model.path)), model.config, answer_length)
-    files = {
+    files: dict[str, str | bytes] = {
         "README.md": readme(config, templates, model.layout, agreement.tried - agreement.alike, agreement.tried),
         "prompts.json": json.dumps(
             _prompts(config, templates, model.config, model.layout), indent=2, ensure_ascii=False
         )
         + "\n",
         "items.jsonl": "".join(_item_lines(assets.dataset, assets.items, tokenizer)),
+        "trie.npz": _trie(assets.items),
         NAME: json.dumps(generation, indent=2, ensure_ascii=False) + "\n",
     }
     if config.items.identifiers is not None:
@@ -192,6 +198,13 @@ def _identifiers(dataset: Dataset, items: ItemIndex, tokenizer: Any) -> str:
         for item, ids in zip(dataset.items, items.token_ids, strict=True)
     }
     return json.dumps(tokens, ensure_ascii=False) + "\n"
+
+
+def _trie(items: ItemIndex) -> bytes:
+    """The items' trie as numpy reads it, without pickles."""
+    file, arrays = io.BytesIO(), dict[str, Any](as_csr(build_trie(items)))
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
 
 
 def _item_lines(dataset: Dataset, items: ItemIndex, tokenizer: Any) -> list[str]:

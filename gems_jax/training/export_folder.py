@@ -11,7 +11,8 @@ from gems_jax.staging import check_writable
 MARK = "export.json"
 # What an export consists of.
 _OWN = re.compile(
-    r"README\.md|prompts\.json|items\.jsonl|(export|config|generation_config|identifiers)\.json|model(-\d+-of-\d+)?\.safetensors|"
+    r"README\.md|prompts\.json|items\.jsonl|trie\.npz|(export|config|generation_config|identifiers)\.json|"
+    r"model(-\d+-of-\d+)?\.safetensors|"
     r"model\.safetensors\.index\.json|(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json|"
     r"(tokenizer|spiece)\.model|merges\.txt|vocab\.txt|chat_template\.jinja"
 )

@@ -15,6 +15,8 @@ Tuned with `gems-jax`; a Hugging Face folder of {family} weights.
 |---|---|
 | `prompts.json` | a template a task, and what the numbers below are |
 | `items.jsonl` | a line an item: its id, title, tokens and their ids |
+| `identifiers.json` | where items share tokens: item id to its tokens, as `items.identifiers` reads them |
+| `trie.npz` | the items' tokens as a trie in compressed rows, see below |
 | `config.json`, `model.safetensors`, `tokenizer.json`, ... | as transformers reads them |
 
 ## Prompts
@@ -93,6 +95,41 @@ def rank(folder, task, history, query="", k=10):
     text = fitting(tokenizer, prompts, items, task, history, query)
     best = scores(model, tokenizer, prompts, items, text).topk(min(k, len(items)))
     return [items[place]["item_id"] for place in best.indices.tolist()]
+```
+
+## Decoding along the trie
+A decoder that may only write items follows `trie.npz`, which `numpy.load` reads. State 0 is the beginning. In state `s`
+the steps from `row_offsets[s]` up to `row_offsets[s + 1]` are allowed: `token` says which token a step writes,
+`next_state` where it leads. Where `item[s]` is not -1, the end token is allowed, too: it ends the item of that number,
+which counts the lines of `items.jsonl` from 0. This program needs numpy alone. `log_probs` gives the log-probabilities
+of the next token, float `[n, tokens]`, after the prompt and each of `n` beginnings of an answer, int `[n, t]`; they are
+over the tokens that a score is over, see above.
+
+```python
+import numpy as np
+
+
+def decode(trie, log_probs, end, k, beams):
+    \"\"\"Scores and numbers of the k best items of a beam search, best first.\"\"\"
+    offsets, token, target, item = (trie[name] for name in ("row_offsets", "token", "next_state", "item"))
+    states, sums, given, done = np.zeros(1, int), np.zeros(1), np.zeros((1, 0), int), []
+    while len(states):
+        values = sums[:, None] + np.asarray(log_probs(given))
+        steps = [
+            (values[beam, token[step]], beam, step)
+            for beam, state in enumerate(states)
+            for step in range(offsets[state], offsets[state + 1])
+        ]
+        ends = [(values[beam, end], item[state]) for beam, state in enumerate(states) if item[state] >= 0]
+        # The best continuations of all beams: those that end are done, the others go on.
+        steps = sorted(steps, key=lambda step: -step[0])[:beams]
+        for value, number in ends:
+            if sum(other > value for other, *_ in [*steps, *ends]) < beams:
+                done.append((value / (given.shape[1] + 1), number))
+        rows, taken = (np.array([step[place] for step in steps], int) for place in (1, 2))
+        sums = np.array([value for value, *_ in steps])
+        states, given = target[taken], np.concatenate([given[rows], token[taken][:, None]], axis=1)
+    return sorted(done, reverse=True)[:k]
 ```
 """
 # What the text says of a layout.

@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import stat
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import shop
+from flax import nnx
 from kinds_of_tokenizers import tokenizer_of
 from shared import SHARED, needs_shared
 from tiny import documented_program
@@ -20,8 +24,12 @@ from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.items.tokens import add_identifier_tokens
 from gems_jax.models import from_config, load, save
 from gems_jax.models.hf.tokenizer import load_tokenizer
+from gems_jax.ranking.rank_items import rank_items
+from gems_jax.ranking.trie import as_csr, build_trie
+from gems_jax.serving.prompts import padded
 from gems_jax.training.export import asking_tokenizer, compare_prompts, export
 from gems_jax.training.export_folder import MARK, check_folder, mark_of
+from gems_jax.training.export_readme import readme
 from gems_jax.training.stages import assemble
 
 CONFIG = types.SimpleNamespace(pad_token_id=0)
@@ -141,6 +149,9 @@ def test_the_documented_program_makes_the_tokens_of_training_and_special_tokens_
             assert theirs(text)["input_ids"] == encoded.tokens_of(row).tolist()
             assert text.endswith("\n" if task == "src" or template == "chat" else " ")
     assert encoded.dropped_items + assets.encode(config, dataset.table("train", "src")).dropped_items > 0
+    with np.load(out / "trie.npz") as trie:
+        assert trie["token"].tolist() == sorted(item["token_ids"][0] for item in items)
+        assert trie["item"][trie["next_state"]].tolist() == list(range(len(items)))
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (base, out))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         assert after.get(name) == before.get(name) == SIZES[kind].get(name, before.get(name))
@@ -151,6 +162,31 @@ def test_the_documented_program_makes_the_tokens_of_training_and_special_tokens_
     (base / "generation_config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"generation_config\.json must hold a JSON object, found list"):
         export(config, assets, assets.model, out)
+
+
+def test_the_documented_decoder_finds_our_items_and_scores_along_the_trie():
+    text = readme(Config(), Config().items.prompts, "encoder_decoder", 0, 1)
+    defined = {}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1], defined)  # noqa: S102
+    made = shop.Shop()
+    prompt = padded([made.prompt([3], [4, 1, 0], True)], 1, 20, 0)
+
+    @nnx.jit
+    def logits(model, given):
+        inputs = {name: jnp.repeat(array, len(given), axis=0) for name, array in prompt.items()}
+        return jax.nn.log_softmax(model(**inputs, decoder_input_ids=given), axis=-1)
+
+    def log_probs(given):
+        """Of one shape, whatever is given: behind it stands what is not looked at."""
+        asked = np.zeros((6, 4), int)
+        asked[: len(given), 1 : given.shape[1] + 1] = given
+        return np.asarray(logits(made.model, asked))[: len(given), given.shape[1]]
+
+    for beams, k in ((6, 6), (3, 2)):
+        ids, scores = rank_items(made.model, prompt, made.items, k=k, beams=beams)
+        found = defined["decode"](as_csr(build_trie(made.items)), log_probs, 1, k, beams)
+        assert [number for _, number in found] == np.asarray(ids)[0].tolist()
+        np.testing.assert_allclose([score for score, _ in found], np.asarray(scores)[0], atol=1e-5)
 
 
 def test_only_an_export_of_the_same_run_is_replaced(tmp_path):

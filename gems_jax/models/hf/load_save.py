@@ -85,7 +85,7 @@ def save(
     tokenizer: Any,
     folder: str | os.PathLike[str],
     max_file_bytes: int = 5_000_000_000,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
 ) -> None:
     """Writes a model and its tokenizer as a Hugging Face folder that transformers loads with the same logits.
 
@@ -98,7 +98,7 @@ def save(
       folder: where to write; an earlier model there is replaced.
       max_file_bytes: weights that need more go to several files and their index; one file at a time is held in the
         host's memory.
-      files: texts that are written beside them, by the names of their files.
+      files: texts and bytes that are written beside them, by the names of their files.
 
     Raises:
       ValueError: if the tokenizer does not belong to the model, the model was made by `unstacked`, or the folder holds
@@ -139,8 +139,8 @@ def save(
         write_params(params_of(model), family.weights(config), fresh, max_file_bytes)
         (fresh / _CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
         tokenizer.save_pretrained(fresh)
-        for name, text in (files or {}).items():
-            (fresh / name).write_text(text, encoding="utf-8")
+        for name, content in (files or {}).items():
+            (fresh / name).write_bytes(content.encode() if isinstance(content, str) else content)
         for file in fresh.iterdir():  # safetensors gives its files to their owner alone
             file.chmod(fresh.stat().st_mode & 0o666)
         _replace_folder(fresh, target)
