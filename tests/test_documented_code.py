@@ -1,11 +1,13 @@
 """The Python of README.md and of pages in docs/ runs as it stands, block after block."""
 
 import re
+import shlex
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tiny import gems_jax, read
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,6 +66,20 @@ def test_the_programs_of_the_optimiser_s_page_run_and_do_what_it_says():
 
 def test_the_program_of_the_identifiers_page_separates_its_items():
     assert run("docs/identifiers.md")["apart"].report()["in_collisions"] == 0
+
+
+def test_the_log_of_the_tutorial_is_made_prepared_and_named_by_its_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/tutorial.md").read_text()
+    run("docs/tutorial.md")
+    Path("shop.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1))
+    assert gems_jax("prepare", "--config", "shop.yaml") == 0
+    assert "train: rec 800, src 800" in capsys.readouterr().out
+    commands = re.findall(r"^gems-jax (.*)$", text, re.MULTILINE)
+    assert [shlex.split(words)[0] for words in commands][-3:] == ["recommend", "search", "export"]
+    for words in commands:
+        config = read(*shlex.split(words), *([] if "--config" in words else ["--config", "shop.yaml"]))
+        assert Path(config.data.dir).resolve() == tmp_path / "runs/shop/data"
 
 
 def test_messages_that_are_explained_are_messages_of_the_code():
