@@ -9,8 +9,8 @@ number of items, processes of their own run `gems_jax.identifiers.rkmeans` (thre
 items that collide, and scikit-learn's MiniBatchKMeans, level by level on what the levels before it left. A process's
 largest resident memory holds the embeddings, too; ``cpu_seconds``, of all threads, tell the work where others use the
 machine at the same time, and include the separation; ``error`` is the share of their variance that is left behind each
-level. ``extrapolated`` is a line through the two largest numbers of items that were measured. If these are below 262,144,
-the most that codebooks are fitted on, it should be too much: items beyond take part in fewer passes and are not copied.
+level. ``extrapolated`` is a line through the two largest numbers of items that were measured. Below 262,144, the most
+that codebooks are fitted on, it should be too much: items beyond take part in fewer passes and are not copied.
 """
 
 import argparse
