@@ -9,7 +9,7 @@ from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.batching.prompts import encode_table
 from gems_jax.data.dataset.tables import Dataset, Row, Table
 from gems_jax.data.raw.blank import is_blank
-from gems_jax.data.text.plain_text import plain_ids
+from gems_jax.data.text.plain_text import plain_reader
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.models.family import Layout
 from gems_jax.serving.catalogue import Ranking
@@ -29,6 +29,7 @@ class PromptMaker:
     def __init__(self, tokenizer: Any, dataset: Dataset, items: ItemIndex, max_length: int, layout: Layout):
         self._tokenizer, self._dataset, self._items = tokenizer, dataset, items
         self._max_length, self._layout = max_length, layout
+        self._plain = plain_reader(tokenizer)
         # Room for the answer is that of the longest identifier, and how items are split off is told by the first.
         self._always = (0, int((items.token_ids >= 0).sum(axis=1).argmax()))
 
@@ -79,7 +80,7 @@ class PromptMaker:
 
     def _is_read(self, text: str) -> bool:
         """Whether the tokenizer knows anything of a text."""
-        known = [token for token in plain_ids([text], self._tokenizer)[0] if token != self._tokenizer.unk_token_id]
+        known = [token for token in self._plain([text])[0] if token != self._tokenizer.unk_token_id]
         return not is_blank(self._tokenizer.decode(known))
 
 

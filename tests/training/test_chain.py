@@ -341,8 +341,10 @@ def test_a_tuned_run_is_served_until_sigterm(trained, monkeypatch, tmp_path, cap
         def run(self):
             thread = threading.Thread(target=self.ask)
             thread.start()
-            super().run()
-            thread.join()
+            try:
+                super().run()
+            finally:
+                thread.join()
 
         def ask(self):
             client = Client(self)

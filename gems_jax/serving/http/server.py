@@ -49,7 +49,9 @@ class Server:
         config = uvicorn.Config(
             make_app(service, limits, metrics, token),
             lifespan="on",
+            log_config=None,  # what logs elsewhere in the process stays as it is
             log_level="warning",
+            access_log=False,
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=int(limits.timeout) + 1,
         )
