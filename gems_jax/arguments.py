@@ -156,6 +156,11 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
         sub.add_argument(option, type=kind, help=about, **how)
         known[option.lstrip("-")] = kind if "default" not in how or how["default"] is not None else kind | None
 
+    def flag(option: str, about: str) -> None:
+        """An option without a value; a printed configuration has it, too."""
+        sub.add_argument(option, action="store_true", help=about)
+        known[option.lstrip("-").replace("-", "_")] = bool
+
     if name in ("demo", "train", *ON_A_RUN):
         default = "runs/demo/gems" if name == "demo" else None
         how: dict[str, Any] = {"required": True} if default is None else {"default": default}
@@ -182,10 +187,9 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
         add("--timeout", float, "seconds until a call is given up", default=30.0)
         add("--max_k", int, "most results, and width of the search; default: evaluate.beams", default=None)
     if name == "prepare":
-        sub.add_argument("--all", action="store_true", help="also make a missing base model and null space")
+        flag("--all", "also make a missing base model and null space")
     if name == "train":
-        sub.add_argument("--dry-run", action="store_true", help="only say what would be done; write nothing")
-        known["dry_run"] = bool  # it stands in a printed configuration
+        flag("--dry-run", "only say what would be done; write nothing")
         add("--distributed", bool, "join the cluster that the environment describes", default=False)
     if name == "init":
         add("--model", str, "Hugging Face folder of the base model", required=True)
@@ -207,7 +211,7 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
     if name == "compare":
         from gems_jax.study.command import add_options
 
-        add_options(sub, add, known)
+        add_options(sub, add, flag, known)
 
 
 def _current_words(words: list[str]) -> list[str]:

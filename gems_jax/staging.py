@@ -152,6 +152,35 @@ def fresh_folder(target: Path) -> Path:
     raise AssertionError("unreachable")
 
 
+@contextlib.contextmanager
+def whole_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A fresh folder to fill; where the block ends well it takes the place of ``target``, else nothing has changed.
+
+    Args:
+      target: of the folder; parents are made, a link is followed.
+
+    Example:
+      >>> import tempfile
+      >>> target = Path(tempfile.mkdtemp()) / "a" / "b"
+      >>> with whole_folder(target) as folder:
+      ...     _ = (folder / "file").write_text("text")
+      ...     target.exists()
+      False
+      >>> [file.name for file in target.iterdir()]
+      ['file']
+    """
+    real = Path(os.path.realpath(target))
+    real.parent.mkdir(parents=True, exist_ok=True)
+    fresh = fresh_folder(real)
+    try:
+        yield fresh
+        if real.exists():
+            shutil.rmtree(real)
+        os.replace(fresh, real)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file under a temporary name beside it and renames it; on object stores, where all do, it appears whole.
 

@@ -96,6 +96,21 @@ def test_the_whole_configuration_is_printed_and_reads_back(tmp_path, monkeypatch
     assert dataclasses.replace(read, train=Config().train, mesh=Config().mesh) == Config()
 
 
+@pytest.mark.parametrize(
+    ("command", "flag"), [("prepare", "--all"), ("train", "--dry-run"), ("compare", "--summarise")]
+)
+def test_a_configuration_printed_with_an_option_without_a_value_reads_back(
+    command, flag, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    workdir = [] if command == "prepare" else ["--workdir", "w"]
+    with pytest.raises(SystemExit):
+        gems_jax(command, *workdir, flag, "--print_config")
+    (tmp_path / "again.yaml").write_text(capsys.readouterr().out)
+    _, options = cli.parse([command, "--config", "again.yaml", *workdir])
+    assert options[flag[2:].replace("-", "_")] is True
+
+
 def prepare_raw(raw, *argv):
     return ["prepare", "--data.name", "amazon_scientific", "--data.path", raw, "--data.dir", raw.parent / "made",
             "--data.num_negatives", 2, *argv]  # fmt: skip

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from gems_jax.null_space.fingerprint import weights_fingerprint
 from gems_jax.null_space.second_moment import SecondMoment
 from gems_jax.null_space.shared_inputs import SharedInputs
 from gems_jax.null_space.weight_directions import weight_directions
-from gems_jax.staging import fresh_folder
+from gems_jax.staging import whole_folder
 from gems_jax.types import PyTree
 
 Side = Literal["in", "out"]
@@ -210,9 +209,7 @@ class NullSpace:
         target = Path(directory)
         if target.exists() and any(target.iterdir()) and not (target / "null_space.json").is_file():
             raise FileExistsError(f"{target} exists and is not a saved null space; choose another directory")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = fresh_folder(target)
-        try:
+        with whole_folder(target) as staging:
             arrays: dict[str, Any] = {}
             for i, factor in enumerate(self.factors.values()):
                 for key in ("basis", "kept", "residual"):
@@ -231,11 +228,6 @@ class NullSpace:
             }
             (staging / "null_space.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
             write_checksums(staging)
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(staging, target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "NullSpace":

@@ -12,16 +12,17 @@ from gems_jax.staging import check_workdir, check_writable
 from gems_jax.study.config import StudyConfig
 
 
-def add_options(parser: Any, add: Callable[..., None], known: dict[str, Any]) -> None:
+def add_options(parser: Any, add: Callable[..., None], flag: Callable[[str, str], None], known: dict[str, Any]) -> None:
     """Adds the options that only ``compare`` takes.
 
     Args:
       parser: of the command.
       add: adds an option: its name, type and help.
+      flag: adds one without a value: its name and help.
       known: name to type of what a configuration file may hold.
     """
     add("--workdir", str, "folder of the study; needed to run one", default=None)
-    parser.add_argument("--summarise", action="store_true", help="run nothing; sum up the runs that are finished")
+    flag("--summarise", "run nothing; sum up the runs that are finished")
     add("--page", str, "Markdown file to write from the results", default=None)
     about = "study.json to make --page from, without running anything; default: that of --workdir"
     add("--results", str, about, default=None)

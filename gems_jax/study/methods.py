@@ -149,5 +149,6 @@ def _null_space_path(config: Config, made: Config) -> str:
     of_weights = METHODS[made.train.method].null_space == "weights"
     if not of_weights and all(getattr(given, key) == getattr(wanted, key) for key in rule):
         return given.path
-    how = [f"{key}_{getattr(wanted, key)}" for key in rule[1:] if getattr(wanted, key) not in (None, False)]
+    asked = {key: getattr(wanted, key) for key in rule[1:]}
+    how = [f"{key}_{value}" for key, value in asked.items() if value is not None and value is not False]
     return "_".join([given.path, "weights" if of_weights else wanted.side, *how])

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from gems_jax.identifiers.text_embeddings import MOST_TOKENS, text_embeddings
 from gems_jax.items.tokens import load_item_identifiers
 from gems_jax.null_space.fingerprint import weights_fingerprint
 from gems_jax.report.identifiers_page import identifiers_page
-from gems_jax.staging import check_writable, fresh_folder
+from gems_jax.staging import check_writable, whole_folder
 
 CARD, PAGE, EMBEDDINGS = "card.json", "card.html", "embeddings.npy"
 # What embeddings are made of, and what else identifiers are, each in words.
@@ -217,17 +215,9 @@ def _write(
     folder: Path, item_ids: Sequence[str], ids: Identifiers, embeddings: np.ndarray, card: Mapping[str, Any]
 ) -> None:
     """Writes a folder of identifiers whole, in the place of an earlier one."""
-    folder = Path(os.path.realpath(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = fresh_folder(folder)
-    try:
+    with whole_folder(folder) as fresh:
         write_codes(fresh, ids, item_ids)
         np.save(fresh / EMBEDDINGS, embeddings)
         (fresh / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (fresh / PAGE).write_text(identifiers_page(card), encoding="utf-8")
         write_checksums(fresh)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

@@ -25,7 +25,7 @@ from gems_jax.study import summary as summing
 from gems_jax.study.claims import claim
 from gems_jax.study.config import StudyConfig
 from gems_jax.study.frontier import Point, area, best_within, frontier
-from gems_jax.study.methods import MAIN, changed, configured, study_methods
+from gems_jax.study.methods import MAIN, _null_space_path, changed, configured, study_methods
 from gems_jax.study.spectra import captured
 from gems_jax.study.stopping import Stopping
 from gems_jax.study.trials import (
@@ -497,6 +497,13 @@ def test_a_frontier_runs_the_grid_of_every_strength_with_one_seed():
     looser, tighter = (configured(Config(), f"gems-{one}", (1e-3, None), 0, 8) for one in ("looser", "tighter"))
     assert looser.null_space.min_share < Config().null_space.min_share < tighter.null_space.min_share
     assert looser.null_space.path != tighter.null_space.path
+
+
+def test_a_rule_of_nought_has_a_null_space_of_its_own():
+    of_zero = changed(Config(), {"null_space.min_share": 0.0})
+    assert _null_space_path(Config(), of_zero) != _null_space_path(
+        Config(), changed(Config(), {"null_space.min_share": None})
+    )
 
 
 @given(

@@ -8,8 +8,6 @@ the dataset's name has one split a table, and ``checksums.json`` of all these.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 from gems_jax.checksums import NAME, check_written, write_checksums
 from gems_jax.data.dataset.array_records import join_tables, read_tables, write_tables
 from gems_jax.data.dataset.tables import Dataset, Item
-from gems_jax.staging import fresh_folder
+from gems_jax.staging import whole_folder
 
 FORMAT_VERSION = 2
 # Raised where the same raw files and options give other tables than before, though they are stored alike. 2: negatives
@@ -95,9 +93,7 @@ def check_target(folder: str | Path) -> None:
 def _publish(dataset: Dataset, folder: str | Path, write: Callable[[Path], None]) -> Path:
     folder = Path(folder)
     check_target(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = fresh_folder(folder)
-    try:
+    with whole_folder(folder) as temporary:
         _write_lines(temporary / ITEMS, (vars(item) for item in dataset.items))
         _write_lines(temporary / QUARANTINE, dataset.quarantined)
         write(temporary / TABLES)
@@ -110,12 +106,6 @@ def _publish(dataset: Dataset, folder: str | Path, write: Callable[[Path], None]
         (temporary / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         write_checksums(temporary)
         temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return folder
 
 
