@@ -15,7 +15,7 @@ from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.null_space.space import NullSpace
 from gems_jax.task_grads import check_task_axis
 from gems_jax.transform.gates import Gate
-from gems_jax.transform.init_plans import tell_plan
+from gems_jax.transform.init_plans import bearing_plan
 from gems_jax.transform.initial import initial_state
 from gems_jax.transform.low_gradients import check_products
 from gems_jax.transform.low_rank_gradient import is_low_rank, whole_shapes
@@ -145,10 +145,8 @@ def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
 
     def init_fn(params: PyTree) -> GemsState:
         plan = make_plan(params, settings)
-        state = initial_state(params, plan, settings)
-        tell_plan(settings, plan, params, state)
         tell_leaves(params)
-        return state
+        return bearing_plan(initial_state(params, plan, settings), settings, plan, params)
 
     def update_fn(
         updates: PyTree,

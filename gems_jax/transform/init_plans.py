@@ -2,18 +2,22 @@
 
 A plan is more than its state shows: no array tells which axes make a kernel's matrix, what ranks were asked for or why
 a leaf is left out. And optax's chains, partitions and wrappers hide the transforms inside them, each of which gets
-parameters of its own. So the one way to every plan is to run ``init``, which tells it to whoever listens.
+parameters of its own. So plans stand in the program of ``init``: the step counter of each new state passes through an
+operation that only has a name (``jax.ad_checkpoint.checkpoint_name``), and the name bears the plan.
 """
 
-import contextvars
 import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
 
 from gems_jax.boxes import unboxed
 from gems_jax.transform.plan import Plan
 from gems_jax.transform.settings import Settings
+from gems_jax.transform.state import GemsState
 from gems_jax.types import PyTree
 
 
@@ -27,7 +31,13 @@ class InitPlan(NamedTuple):
     state: PyTree
 
 
-_LISTENING: contextvars.ContextVar[list[InitPlan] | None] = contextvars.ContextVar("plans", default=None)
+class _Name(str):
+    """The name of an operation, which bears a plan."""
+
+    entry: InitPlan
+
+
+_UNPROTECTED = "kernels get neither subspaces nor the null space's protection"
 
 
 def init_shapes(tx: Any, params: PyTree) -> tuple[PyTree, list[InitPlan]]:
@@ -37,26 +47,33 @@ def init_shapes(tx: Any, params: PyTree) -> tuple[PyTree, list[InitPlan]]:
       tx: any optax transform.
       params: arrays or their shapes.
     """
-    plans: list[InitPlan] = []
-    token = _LISTENING.set(plans)
-    try:
-        return jax.eval_shape(lambda tree: tx.init(tree), params), plans
-    finally:
-        _LISTENING.reset(token)
+    with warnings.catch_warnings():
+        # Said where a state is made; here the plan says it.
+        warnings.filterwarnings("ignore", message=rf"\d+ {_UNPROTECTED}")
+        program, state = jax.make_jaxpr(lambda tree: tx.init(tree), return_shape=True)(params)
+    return state, list(_plans(program.jaxpr))
 
 
-def tell_plan(settings: Settings, plan: Plan, params: PyTree, state: PyTree) -> None:
-    """Tells `init_shapes` of a plan; with nobody to tell, warns of what it leaves out."""
-    plans = _LISTENING.get()
-    if plans is not None:
-        shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(params))
-        sizes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-        plans.append(InitPlan(settings, plan, jax.tree.structure(unboxed(params)), shapes, sizes))
-    elif plan.unprotected:
+def _plans(program: core.Jaxpr) -> Iterator[InitPlan]:
+    for equation in program.eqns:
+        name = equation.params.get("name")
+        if isinstance(name, _Name):
+            yield name.entry
+        for inner in core.jaxprs_in_params(equation.params):
+            yield from _plans(inner)
+
+
+def bearing_plan(state: GemsState, settings: Settings, plan: Plan, params: PyTree) -> GemsState:
+    """A new state in whose program `init_shapes` finds the plan; warns of kernels that are left unprotected."""
+    if plan.unprotected:
         shown = "; ".join(f"{path!r}: {plan.left_out[path]}" for path in plan.unprotected[:5])
         more = f"; and {len(plan.unprotected) - 5} more" if len(plan.unprotected) > 5 else ""
         warnings.warn(
-            f"{len(plan.unprotected)} kernels get neither subspaces nor the null space's protection: {shown}{more}; "
-            "name their axes with matrix_dims, or freeze them",
+            f"{len(plan.unprotected)} {_UNPROTECTED}: {shown}{more}; name their axes with matrix_dims, or freeze them",
             stacklevel=4,
         )
+    shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(params))
+    sizes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    name = _Name("plan")
+    name.entry = InitPlan(settings, plan, jax.tree.structure(unboxed(params)), shapes, sizes)
+    return state._replace(count=checkpoint_name(state.count, name))
