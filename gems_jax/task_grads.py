@@ -245,7 +245,7 @@ def check_task_axis(grads: PyTree, params: PyTree, num_tasks: int | None = None)
     if len(leaves) != len(shapes):
         raise ValueError(
             f"gradients have {len(leaves)} leaves, parameters {len(shapes)}; pass matching trees (gradients of "
-            "projected_task_grads are for gems alone, and cannot be accumulated)"
+            "projected_task_grads are for gems alone; to accumulate them, give projected_task_grads accumulate=)"
         )
     for (path, grad), shape in zip(leaves, shapes, strict=True):
         expected = f"[{num_tasks or 'T'}, {', '.join(map(str, shape))}]"

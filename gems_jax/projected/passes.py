@@ -1,6 +1,6 @@
 """Passes of the model: the tasks' losses, products of their gradients with bases, and the other leaves' gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -96,6 +96,37 @@ def run_pass(
     (losses, aux), (products, grads) = mapped(carriers, rest, own, task_batch)
     losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
     return Passed(losses, aux, {i: Products(*pair) for i, pair in products.items()}, grads)
+
+
+def mean_over_parts(run: Callable[[PyTree], Passed], parts: PyTree, weights: jax.Array) -> Passed:
+    """One pass after the other, over the parts of a batch that need too much memory together.
+
+    ``sum_i w_ti X_ti`` of losses, products and gradients: all are linear in the gradients.
+
+    Args:
+      run: the pass of one part, leaves ``[T, B, ...]``.
+      parts: leaves ``[T, A, B, ...]``.
+      weights: ``[T, A]``, each task's sum is 1; a part of weight 0 adds nothing, whatever its gradient is.
+
+    Returns:
+      The means, in the dtypes that statistics have; ``aux`` with leading axes ``[T, A]``.
+    """
+    ahead = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), parts)
+
+    def add(total: Passed, part: tuple[PyTree, jax.Array]) -> tuple[Passed, PyTree]:
+        batch, weight = part
+        passed = run(batch)
+
+        def added(sum: jax.Array, x: jax.Array) -> jax.Array:
+            w = weight.astype(sum.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+            return sum + jnp.where(w > 0, w * x.astype(sum.dtype), 0)
+
+        return jax.tree.map(added, total, passed._replace(aux=None)), passed.aux
+
+    shapes = jax.eval_shape(run, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), ahead))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, work_dtype(x.dtype)), shapes._replace(aux=None))
+    total, aux = jax.lax.scan(add, nothing, (ahead, weights.T))
+    return total._replace(aux=jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), aux))
 
 
 def _bare(basis: jax.Array, kernel: KernelPlan) -> jax.Array:

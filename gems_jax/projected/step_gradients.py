@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.linalg.orthonormal import matmul
-from gems_jax.projected.passes import Bases, Passed, Products, run_pass
+from gems_jax.projected.passes import Bases, Passed, Products, mean_over_parts, run_pass
 from gems_jax.projected.power_iteration import Branches, Lows, ModelPasses, iterate
 from gems_jax.projected.served import Served
 from gems_jax.task_grads import weighted_sum
@@ -37,9 +37,10 @@ class Model(NamedTuple):
     Attributes:
       served: the program of the loss, and the kernels that are served.
       leaves: of the parameters.
-      task_batch: leaves ``[T, B, ...]``.
+      task_batch: leaves ``[T, B, ...]``, with ``weights`` ``[T, A, B, ...]``.
       has_aux: whether the loss returns a pair.
       spmd_axis_name: mesh axis over which tasks lie.
+      weights: ``[T, A]`` of the parts that a batch is cut into, ``None``: it is whole.
     """
 
     served: Served
@@ -47,11 +48,18 @@ class Model(NamedTuple):
     task_batch: PyTree
     has_aux: bool
     spmd_axis_name: str | None
+    weights: jax.Array | None = None
 
     def run(self, bases: Mapping[int, Bases]) -> Passed:
         kernels = {self.served.leaves[k.index]: k for k in self.served.kernels}
-        aux = self.has_aux, self.spmd_axis_name
-        return run_pass(self.served.program, kernels, self.leaves, self.task_batch, bases, *aux)
+
+        def run_part(batch: PyTree) -> Passed:
+            aux = self.has_aux, self.spmd_axis_name
+            return run_pass(self.served.program, kernels, self.leaves, batch, bases, *aux)
+
+        if self.weights is None:
+            return run_part(self.task_batch)
+        return mean_over_parts(run_part, self.task_batch, self.weights)
 
 
 class _Group(NamedTuple):

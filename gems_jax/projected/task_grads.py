@@ -6,13 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gems_jax.leaf_path import named_leaves
 from gems_jax.projected.served import find_served
 from gems_jax.projected.step_gradients import Model, gradients
+from gems_jax.transform.state import work_dtype
 from gems_jax.types import PyTree
+from gems_jax.whole_number import is_whole
 
 
 def projected_task_grads(
-    loss_fn: Callable[[PyTree, PyTree], Any], tx: Any, has_aux: bool = False, spmd_axis_name: str | None = None
+    loss_fn: Callable[[PyTree, PyTree], Any],
+    tx: Any,
+    has_aux: bool = False,
+    spmd_axis_name: str | None = None,
+    accumulate: int = 1,
 ) -> Callable[..., tuple[Any, PyTree]]:
     """Losses and low-rank gradients of all tasks in one pass; no kernel's gradient is ever formed.
 
@@ -31,15 +38,19 @@ def projected_task_grads(
       tx: `gems`, or a chain, partition or wrapper that contains it.
       has_aux: whether ``loss_fn`` returns a pair.
       spmd_axis_name: mesh axis over which the task axis is laid out.
+      accumulate: ``A``, parts that a batch is cut into and computed one after the other, for less memory. Losses and
+        gradients are means over the parts, weighted by each task's counts, as `gems_jax.accumulate` weighs them.
 
     Returns:
       ``fn(params, opt_state, task_batch, task_counts=None)`` with batch leaves ``[T, B, ...]`` giving ``(losses,
       grads)``: losses ``[T]`` float32, ``grads`` a tree like ``params`` that ``tx.update`` takes like others, with
       ``[T, *shape]`` or a `LowRankGradient` in the place of a leaf; with ``has_aux`` ``((losses, aux), grads)``.
-      ``task_counts``: ``[T]``, the same that ``tx.update`` is given.
+      ``task_counts``: ``[T]``, the same that ``tx.update`` is given. With ``accumulate`` above 1 batch leaves are
+      ``[T, A, B, ...]``, counts ``[T, A]`` (``tx.update`` is given their sums), ``aux`` has the axes ``[T, A]``.
 
     Raises:
-      ValueError: ``tx`` holds no `gems` or several, the state is another's, or the batch has another number of tasks.
+      ValueError: ``tx`` holds no `gems` or several, the state is another's, or the batch has another number of tasks
+        or parts.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -59,6 +70,9 @@ def projected_task_grads(
       True
     """
 
+    if not is_whole(accumulate) or accumulate < 1:
+        raise ValueError(f"accumulate is the number of parts of a batch, a whole number from 1 on, got {accumulate!r}")
+
     def fn(
         params: PyTree, opt_state: PyTree, task_batch: PyTree, task_counts: jax.Array | None = None
     ) -> tuple[Any, PyTree]:
@@ -66,14 +80,39 @@ def projected_task_grads(
         task_batch = jax.tree.map(jnp.asarray, task_batch)
         if opt_state is None:
             raise ValueError("opt_state is None: pass the state that tx.init(params) makes")
-        served = find_served(loss_fn, tx, opt_state, params, task_batch)
-        num_tasks = served.settings.num_tasks
-        if task_counts is not None and jnp.shape(task_counts) != (num_tasks,):
-            got = list(jnp.shape(task_counts))
-            raise ValueError(f"task_counts has shape {got}, expected [{num_tasks}], one of each task (num_tasks)")
+        one_part = task_batch if accumulate == 1 else _first_part(task_batch, accumulate)
+        served = find_served(loss_fn, tx, opt_state, params, one_part)
+        counts, weights = _counted(task_counts, served.settings.num_tasks, accumulate)
         leaves: Any = jax.tree.leaves(params)
-        passed, grads = gradients(Model(served, leaves, task_batch, has_aux, spmd_axis_name), task_counts)
+        passed, grads = gradients(Model(served, leaves, task_batch, has_aux, spmd_axis_name, weights), counts)
         value = (passed.losses, passed.aux) if has_aux else passed.losses
         return value, jax.tree.unflatten(jax.tree.structure(params), [grads[i] for i in range(len(leaves))])
 
     return fn
+
+
+def _first_part(task_batch: PyTree, accumulate: int) -> PyTree:
+    """Shapes of a batch's first part, ``[T, B, ...]`` of ``[T, A, B, ...]``."""
+    for path, x in named_leaves(task_batch):
+        if x.ndim < 2 or x.shape[1] != accumulate:
+            raise ValueError(
+                f"batch leaf {path!r} has shape {list(x.shape)}, expected [T, {accumulate}, ...]: an axis of "
+                f"tasks, then one of the {accumulate} parts (accumulate)"
+            )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype), task_batch)
+
+
+def _counted(
+    task_counts: jax.Array | None, num_tasks: int, accumulate: int
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Counts ``[T]`` of the whole batch, and the weights ``[T, A]`` of its parts."""
+    expected = (num_tasks,) if accumulate == 1 else (num_tasks, accumulate)
+    if task_counts is not None and jnp.shape(task_counts) != expected:
+        words = "one of each task (num_tasks)" + ("" if accumulate == 1 else " and part (accumulate)")
+        raise ValueError(f"task_counts has shape {list(jnp.shape(task_counts))}, expected {list(expected)}, {words}")
+    if accumulate == 1:
+        return task_counts, None
+    counts = jnp.ones(expected) if task_counts is None else jnp.asarray(task_counts)
+    counts = counts.astype(work_dtype(counts.dtype) if jnp.issubdtype(counts.dtype, jnp.floating) else jnp.float32)
+    total = jnp.sum(counts, axis=1)
+    return None if task_counts is None else total, counts / jnp.where(total > 0, total, 1)[:, None]

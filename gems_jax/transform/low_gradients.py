@@ -21,7 +21,10 @@ Gradient = jax.Array | LowRankGradient
 
 
 def check_products(grads: Sequence[Gradient], plan: Plan) -> None:
-    """Checks that each `LowRankGradient` is of a kernel of this plan, in its bases.
+    """Checks that each `LowRankGradient` is of a kernel of this plan, in its bases, and as it was made.
+
+    A transform in front that calculates with a tree's leaves would change the bases with the products; it makes numbers
+    of the truth values beside them, too.
 
     Raises:
       ValueError: naming the first that is not.
@@ -35,6 +38,11 @@ def check_products(grads: Sequence[Gradient], plan: Plan) -> None:
             raise ValueError(
                 f"the projected gradient of {plan.paths[i]!r} is in bases of shape {list(got)}, which this transform "
                 "does not have for it: call projected_task_grads with the same tx whose update takes its gradients"
+            )
+        if grad.done.dtype != bool:
+            raise ValueError(
+                f"the projected gradient of {plan.paths[i]!r} was changed on its way to gems, its bases with it: put "
+                "transforms that scale, clip or add behind gems, or take task_value_and_grad"
             )
 
 

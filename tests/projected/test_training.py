@@ -96,6 +96,70 @@ def test_in_float64_steps_agree_to_ten_digits():
             params, state = moved, after
 
 
+@pytest.mark.parametrize("before", [optax.scale(0.5), optax.clip(1.0), optax.sgd(1.0), optax.scale_by_sign()])
+def test_a_transform_in_front_of_gems_that_would_change_the_bases_is_refused(before):
+    tx = optax.chain(before, gj.gems(1e-2, num_tasks=TASKS, rank=3))
+    params = params_of()
+    state = tx.init(params)
+    _, grads = gj.projected_task_grads(loss, tx)(params, state, batch_at(0))
+    with pytest.raises((ValueError, TypeError), match="was changed on its way to gems|sign does not accept dtype bool"):
+        tx.update(grads, state, params)
+
+
+def test_a_batch_in_parts_gives_the_step_of_accumulated_whole_gradients():
+    null_space, gate = make_null_space({"a": 10, "b": 14})[0], gj.gates.heuristic(loss=0.5, grad_norm=0.0, count=0.5)
+    options = {"rank": 3, "refresh_every": 3, "decomposition": "subspace", "gate": gate, "null_space": null_space}
+    tx = gj.gems(1e-2, num_tasks=TASKS, **options)
+    whole_tx = gj.accumulate(tx, 3)
+    params, state = params_of(), tx.init(params_of())
+    fn = gj.projected_task_grads(loss, tx, accumulate=3)
+
+    @jax.jit
+    def projected(params, state, batch, counts):
+        losses, grads = fn(params, state, batch, task_counts=counts)
+        updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts.sum(1))
+        return losses, updates, state
+
+    whole = jax.jit(
+        lambda params, state, batch, counts: (
+            lambda value: whole_tx.update(value[1], state, params, task_losses=value[0], task_counts=counts)
+        )(gj.task_value_and_grad(loss)(params, batch))
+    )
+    counts = jnp.asarray([[30.0, 10.0, 20.0], [10.0, 0.0, 5.0]])
+    for i in range(5):
+        batch = jax.tree.map(lambda x: x.reshape(TASKS, 3, ROWS // 3, *x.shape[2:]), batch_at(i))
+        # What has no tokens of a task may be anything.
+        batch["x"] = batch["x"].at[1, 1].set(jnp.nan)
+        gathered = whole_tx.init(params)._replace(inner=state)
+        for part in range(3):
+            right, gathered = whole(params, gathered, jax.tree.map(lambda x: x[:, part], batch), counts[:, part])  # noqa: B023
+        losses, updates, state = projected(params, state, batch, counts)
+        if i:  # the first bases come of another number of sweeps
+            for got, want in zip(jax.tree.leaves(updates), jax.tree.leaves(right), strict=True):
+                assert np.max(np.abs(got - want)) < 1e-5 * np.max(np.abs(want)), i
+        by_part = jax.vmap(jax.vmap(loss, (None, 0)), (None, 0))(params, batch)
+        expected = np.sum(np.where(counts > 0, counts * by_part, 0), 1) / counts.sum(1)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+        assert_no_leak(updates, null_space)
+        params = optax.apply_updates(params, updates)
+    assert projected._cache_size() == 1
+
+
+def test_parts_that_do_not_fit_the_batch_are_refused_by_name():
+    tx = gj.gems(1e-2, num_tasks=TASKS, rank=3)
+    params = params_of()
+    with pytest.raises(
+        ValueError, match="accumulate is the number of parts of a batch, a whole number from 1 on, got 0"
+    ):
+        gj.projected_task_grads(loss, tx, accumulate=0)
+    fn = gj.projected_task_grads(loss, tx, accumulate=2)
+    with pytest.raises(ValueError, match=r"batch leaf '(x|weight)' has shape \[2, 24.*expected \[T, 2, ...\]"):
+        fn(params, tx.init(params), batch_at(0))
+    halves = jax.tree.map(lambda x: x.reshape(TASKS, 2, ROWS // 2, *x.shape[2:]), batch_at(0))
+    with pytest.raises(ValueError, match=r"task_counts has shape \[2\], expected \[2, 2\]"):
+        fn(params, tx.init(params), halves, task_counts=jnp.ones(2))
+
+
 def test_a_task_that_is_absent_waits_and_gets_its_bases_when_it_comes():
     tx = gj.gems(1e-2, num_tasks=TASKS, rank=3, refresh_every=100)
     params, state = params_of(), tx.init(params_of())
