@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from gems_jax.null_space.tracing.kernel_products import Use
 from gems_jax.null_space.tracing.kernel_tags import Scope
-from gems_jax.null_space.tracing.token_axes import (
+from gems_jax.null_space.tracing.token_axes import TokenAxes, trace_token_axes
+from gems_jax.null_space.tracing.traced_value import (
     DECODER_TOKENS,
     LOST,
     NONE,
@@ -17,11 +18,9 @@ from gems_jax.null_space.tracing.token_axes import (
     TOKENS,
     Axis,
     Digit,
-    TokenAxes,
     TracedValue,
     entry,
     plain,
-    trace_token_axes,
 )
 
 
