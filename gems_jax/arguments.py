@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
@@ -169,6 +169,7 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
         add("--out", str, "folder to write; default: model.path", default=None)
     if name == "export":
         add("--out", str, "folder to write", required=True)
+        add("--dtype", Literal["float32", "bfloat16"], "of the weights; default: the run's, model.dtype", default=None)
     if name in ("recommend", "search"):
         add("--user", str, "the user's id in the dataset", required=True)
         add("--k", int, "number of items", default=10)

@@ -235,7 +235,7 @@ def _export(options: Any) -> int:
     inputs |= {"the identifiers (items.path)": config.items.path}
     check_folder(options.out, workdir, config.model.path, inputs)
     assets = run_assets(config, workdir, tuned=True).assets
-    agreement = export(config, assets, load_tuned(config, assets, workdir), options.out, workdir)
+    agreement = export(config, assets, load_tuned(config, assets, workdir), options.out, workdir, options.dtype)
     print(f"export: {agreement.alike} of {agreement.tried} prompts tried have the tokens of training in transformers")
     if agreement.other:
         print(f"export: otherwise, for example: {agreement.other}")

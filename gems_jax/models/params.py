@@ -1,5 +1,6 @@
 """Parameters of a model by leaf path."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,24 @@ def model_from_params(model: type, config: Any, params: Mapping[str, Any]) -> An
             raise ValueError(f"{name} has shape {params[name].shape}, this {kind} needs {leaf.shape}")
         leaves.append(jnp.asarray(params[name], leaf.dtype))
     return nnx.merge(graph, jax.tree_util.tree_unflatten(tree, leaves))
+
+
+def with_dtype(model: Any, dtype: str) -> Any:
+    """The same model with parameters and computation of another dtype.
+
+    Args:
+      model: of one of this package's families.
+      dtype: ``"float32"`` or ``"bfloat16"``.
+
+    Example:
+      >>> from gems_jax.models import Decoder, DecoderConfig
+      >>> sizes = {"d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
+      >>> config = DecoderConfig(vocab_size=12, **sizes)
+      >>> with_dtype(Decoder.create(config, jax.random.key(0)), "bfloat16").token_embedding.embedding.dtype
+      dtype(bfloat16)
+    """
+    config = dataclasses.replace(model.config, dtype=dtype, param_dtype=dtype)
+    return type(model).from_params(config, params_of(model))
 
 
 def _abstract(model: type, config: Any) -> tuple[Any, list[tuple[Any, jax.ShapeDtypeStruct]], Any]:

@@ -5,7 +5,7 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import save
 from gems_jax.models.family import Layout
 from gems_jax.models.hf.generation import NAME, generation_for_items, read_generation
+from gems_jax.models.params import with_dtype
 from gems_jax.ranking.trie import as_csr, build_trie
 from gems_jax.training.export_folder import MARK, check_folder, mark_of
 from gems_jax.training.export_readme import readme
@@ -42,7 +43,12 @@ class Agreement(NamedTuple):
 
 
 def export(
-    config: Config, assets: Assets, model: Any, folder: str | os.PathLike[str], workdir: Path | None = None
+    config: Config,
+    assets: Assets,
+    model: Any,
+    folder: str | os.PathLike[str],
+    workdir: Path | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> Agreement:
     """Writes a tuned model, its tokenizer and how to ask it.
 
@@ -58,6 +64,7 @@ def export(
       model: tuned.
       folder: where to write, see `gems_jax.models.save`.
       workdir: of the run; the folder is marked as its export, and only such a one is replaced.
+      dtype: of the weights that are written; ``None``: as they are.
 
     Returns:
       How many of the dataset's prompts are tokenised by the folder as in training.
@@ -67,13 +74,16 @@ def export(
     """
     if workdir is not None:
         check_folder(folder, workdir, config.model.path)
+    other = None if dtype == model.config.param_dtype else dtype
+    if other is not None:
+        model = with_dtype(model, other)
     tokenizer = asking_tokenizer(assets.tokenizer, model.config, model.layout)
     agreement = compare_prompts(config, assets.dataset, assets.items, tokenizer, model.layout)
-    templates = assets.templates(config)
+    templates, tried = assets.templates(config), agreement.tried
     answer_length = assets.items.token_ids.shape[1] + 1
     generation = generation_for_items(read_generation(Path(config.model.path)), model.config, answer_length)
     files: dict[str, str | bytes] = {
-        "README.md": readme(config, templates, model.layout, agreement.tried - agreement.alike, agreement.tried),
+        "README.md": readme(config, templates, model.layout, tried - agreement.alike, tried, other),
         "prompts.json": json.dumps(
             _prompts(config, templates, model.config, model.layout), indent=2, ensure_ascii=False
         )

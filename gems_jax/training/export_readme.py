@@ -31,7 +31,7 @@ tokens of training{end}. {agreement} A query that spells the
 name of a token, such as an item's, was letters in training and is that token here: leave such names out.
 
 The answer is the item's tokens, then the end token. An item's score is the mean of the log-probabilities of these
-tokens, over {vocabulary}.
+tokens, over {vocabulary}.{rounded}
 
 ## Ranking with transformers
 ```python
@@ -97,6 +97,80 @@ def rank(folder, task, history, query="", k=10):
     return [items[place]["item_id"] for place in best.indices.tolist()]
 ```
 
+## Generating with transformers
+For catalogues that are too large to score whole. Behind the program above, this one has `generate` search along the
+trie, which `dict(np.load("trie.npz"))` reads; items and scores are those of the run at as many beams.
+```python
+import numpy as np
+from transformers import GenerationConfig, LogitsProcessorList, PrefixConstrainedLogitsProcessor
+
+
+def state_after(trie, tokens):
+    \"\"\"The state that tokens lead to, -1 for none; see below.\"\"\"
+    state = 0
+    for written in tokens:
+        first, last = trie["row_offsets"][state : state + 2]
+        step = first + np.searchsorted(trie["token"][first:last], written)
+        if step == last or trie["token"][step] != written:
+            return -1
+        state = trie["next_state"][step]
+    return state
+
+
+def allowed_tokens(trie, begin, end):
+    \"\"\"A prefix_allowed_tokens_fn for answers that begin behind `begin` tokens.\"\"\"
+
+    def allowed(_, tokens):
+        state = state_after(trie, tokens[begin:].tolist())
+        if state < 0:
+            return [end]  # a beam that has nowhere to go
+        first, last = trie["row_offsets"][state : state + 2]
+        return trie["token"][first:last].tolist() + ([end] if trie["item"][state] >= 0 else [])
+
+    return allowed
+
+
+@torch.no_grad()
+def generate(model, tokenizer, prompts, trie, text, k=10, beams=20):
+    \"\"\"Scores and numbers of the k best items of a search with two beams or more, best first.\"\"\"
+    asked, end, base = tokenizer(text, return_tensors="pt"), prompts["end_token_id"], model.generation_config
+    begin = 1 if prompts["family"] == "encoder_decoder" else asked["input_ids"].shape[1]
+
+    def normalised(_, values):
+        \"\"\"Log-probabilities over the tokens that a score is over.\"\"\"
+        if prompts["vocabulary"] == "items":
+            others = torch.arange(values.shape[-1]) < prompts["first_item_token_id"]
+            others[end] = False
+            values = values.masked_fill(others, float("-inf"))
+        return values.log_softmax(-1)
+
+    constraint = PrefixConstrainedLogitsProcessor(allowed_tokens(trie, begin, end), beams)
+    # Nothing else of the base model's defaults: a penalty for what is repeated, say, is no part of a score.
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=base.decoder_start_token_id, pad_token_id=base.pad_token_id, eos_token_id=end
+    )
+    try:
+        found = model.generate(
+            input_ids=asked["input_ids"],
+            attention_mask=asked["attention_mask"],
+            max_new_tokens=base.max_new_tokens,
+            num_beams=beams,
+            num_return_sequences=k,
+            length_penalty=1.0,  # the mean over the item's tokens and the end token
+            early_stopping="never",  # an item of another length may be better
+            do_sample=False,
+            logits_processor=LogitsProcessorList([normalised, constraint]),
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+    finally:
+        model.generation_config = base
+    pairs = zip(found.sequences_scores.tolist(), found.sequences[:, begin:].tolist())
+    # Where there are fewer items than beams, the rest is filled with what has no score.
+    answers = [(score, tokens[: tokens.index(end)]) for score, tokens in pairs if score > -1e8]
+    return [(score, int(trie["item"][state_after(trie, tokens)])) for score, tokens in answers]
+```
+
 ## Decoding along the trie
 A decoder that may only write items follows `trie.npz`, which `numpy.load` reads. State 0 is the beginning. In state `s`
 the steps from `row_offsets[s]` up to `row_offsets[s + 1]` are allowed: `token` says which token a step writes,
@@ -154,10 +228,16 @@ _BY_LAYOUT: dict[Layout, dict[str, str]] = {
         logits = model(input_ids=given).logits.float()[:, rows.shape[1] - 1 :]""",
     },
 }
+_ROUNDED = """
+
+The weights are written as {dtype}, which the run did not compute in: scores differ by the rounding from those of the
+run, and items whose scores nearly agree may change places."""
 _VOCABULARY = {"items": "the end token and the tokens of items", "full": "all tokens"}
 
 
-def readme(config: Config, templates: Mapping[str, str], layout: Layout, unlike: int, tried: int) -> str:
+def readme(
+    config: Config, templates: Mapping[str, str], layout: Layout, unlike: int, tried: int, dtype: str | None = None
+) -> str:
     """The text of a folder's README.md.
 
     Args:
@@ -165,6 +245,7 @@ def readme(config: Config, templates: Mapping[str, str], layout: Layout, unlike:
       templates: of each task's prompts.
       layout: of the model.
       unlike, tried: prompts that are tokenised otherwise than in training, and all that were compared.
+      dtype: that the weights were rounded to, if they were.
 
     Example:
       >>> "search: {query} history: {history} found:" in readme(Config(), Config().items.prompts, "decoder", 0, 10)
@@ -178,5 +259,6 @@ def readme(config: Config, templates: Mapping[str, str], layout: Layout, unlike:
         max_length=config.items.max_length,
         agreement=agreement,
         vocabulary=_VOCABULARY[config.train.loss_vocabulary],
+        rounded="" if dtype is None else _ROUNDED.format(dtype=dtype),
         **_BY_LAYOUT[layout],
     )

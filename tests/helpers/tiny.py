@@ -87,10 +87,10 @@ def fails(capsys, *argv):
 
 
 def documented_program(folder):
-    """What the program in an exported folder's README.md defines."""
-    program = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    """What the programs in an exported folder's README.md define; each goes on behind those before it."""
     defined = {}
-    exec(compile(program.group(1), "README.md", "exec"), defined)  # noqa: S102
+    for program in re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL):
+        exec(compile(program, "README.md", "exec"), defined)  # noqa: S102
     return defined
 
 

@@ -24,6 +24,7 @@ from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.items.tokens import add_identifier_tokens
 from gems_jax.models import from_config, load, save
 from gems_jax.models.hf.tokenizer import load_tokenizer
+from gems_jax.models.params import params_of
 from gems_jax.ranking.rank_items import rank_items
 from gems_jax.ranking.trie import as_csr, build_trie
 from gems_jax.serving.prompts import padded
@@ -167,7 +168,7 @@ def test_the_documented_program_makes_the_tokens_of_training_and_special_tokens_
 def test_the_documented_decoder_finds_our_items_and_scores_along_the_trie():
     text = readme(Config(), Config().items.prompts, "encoder_decoder", 0, 1)
     defined = {}
-    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1], defined)  # noqa: S102
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1], defined)  # noqa: S102
     made = shop.Shop()
     prompt = padded([made.prompt([3], [4, 1, 0], True)], 1, 20, 0)
 
@@ -187,6 +188,31 @@ def test_the_documented_decoder_finds_our_items_and_scores_along_the_trie():
         found = defined["decode"](as_csr(build_trie(made.items)), log_probs, 1, k, beams)
         assert [number for _, number in found] == np.asarray(ids)[0].tolist()
         np.testing.assert_allclose([score for score, _ in found], np.asarray(scores)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["t5", "qwen3"])
+def test_an_export_in_bfloat16_holds_the_rounded_weights_and_says_so(kind, tmp_path):
+    tokenizer = own()
+    values = {"model_type": kind, "vocab_size": len(tokenizer), **SIZES[kind], "eos_token_id": 1}
+    base = tmp_path / "base"
+    save(from_config(values, jax.random.key(0)), tokenizer, base)
+    tables = {("train", "rec"): Table.from_rows("rec", [Row("ann", [0], 1)])}
+    dataset = Dataset("shop", [Item(name, f"green {name}") for name in ("tea", "kettle")], tables)
+    config = Config(model=ModelConfig(path=str(base)), items=ItemsConfig(added_loss=None))
+    assets = assemble(config, dataset, load(base))
+    out = {dtype: tmp_path / str(dtype) for dtype in (None, "float32", "bfloat16")}
+    for dtype, folder in out.items():
+        export(config, assets, assets.model, folder, dtype=dtype)
+    assert (out[None] / "README.md").read_text() == (out["float32"] / "README.md").read_text()
+    assert (out[None] / "model.safetensors").read_bytes() == (out["float32"] / "model.safetensors").read_bytes()
+    assert "The weights are written as bfloat16" in (out["bfloat16"] / "README.md").read_text()
+    loaded, whole = load(out["bfloat16"])[0], params_of(assets.model)
+    assert loaded.config.dtype == "bfloat16"
+    for name, leaf in params_of(loaded).items():
+        assert leaf.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(whole[name].astype(jnp.bfloat16)))
+    asked = documented_program(out["bfloat16"])["ask"](out["bfloat16"])[0]
+    assert {str(leaf.dtype) for leaf in asked.parameters()} == {"torch.bfloat16"}
 
 
 def test_only_an_export_of_the_same_run_is_replaced(tmp_path):
