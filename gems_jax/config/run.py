@@ -382,7 +382,7 @@ class TrainConfig:
     max_non_finite: int = 10
     hang_after: float = 900.0
     profile: tuple[int, int] | None = None
-    writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    writers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import re
 import signal
 import sys
 import time
@@ -332,6 +333,61 @@ def test_a_writer_without_its_package_is_an_error_and_with_it_gets_the_numbers(t
     assert written == [
         (str(tmp_path / "tensorboard"), 5), ("loss/rec", 1.0, 5), "closed", ({"loss/rec": 1.0}, 5), "finished",
     ]  # fmt: skip
+
+
+class StoredRuns:
+    """What `MLflow` asks of ``mlflow``: its names and its searches, kept in memory."""
+
+    def __init__(self):
+        self.runs, self.metrics, self.experiments = [], [], []
+
+    def get_experiment_by_name(self, name):
+        return types.SimpleNamespace(experiment_id=name) if name in self.experiments else None
+
+    def create_experiment(self, name):
+        self.experiments.append(name)
+        return name
+
+    def search_runs(self, experiments, filter_string, max_results):
+        tag, value = re.fullmatch(r"tags\.`([^`]+)` = '([^']*)'", filter_string).groups()
+        return [run for run in self.runs[::-1] if run.where in experiments and run.tags[tag] == value][:max_results]
+
+    def create_run(self, experiment, tags):
+        info = types.SimpleNamespace(run_id=f"run {len(self.runs)}")
+        self.runs.append(types.SimpleNamespace(where=experiment, tags=tags, info=info, status="RUNNING"))
+        return self.runs[-1]
+
+    def update_run(self, run_id, status):
+        self.runs[int(run_id.split()[1])].status = status
+
+    def set_terminated(self, run_id):
+        self.update_run(run_id, "FINISHED")
+
+    def log_batch(self, run_id, metrics):
+        assert all(re.fullmatch(r"[\w\-. :/]+", metric.key) for metric in metrics)
+        self.metrics += [(run_id, metric.key, metric.value, metric.step) for metric in metrics]
+
+
+def test_mlflow_gets_the_numbers_and_a_run_that_goes_on_is_the_same_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ValueError, match="pip install mlflow"):
+        open_writers(("mlflow",), tmp_path, "name", 0)
+    stored = StoredRuns()
+    metric = lambda key, value, timestamp, step: types.SimpleNamespace(key=key, value=value, step=step)  # noqa: E731
+    package = types.SimpleNamespace(MlflowClient=lambda: stored, entities=types.SimpleNamespace(Metric=metric))
+    monkeypatch.setitem(sys.modules, "mlflow", package)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    for folder, step in (("it's a", 1), ("b", 1), ("it's a", 1), ("it's a", 2)):
+        (writer,) = open_writers(("mlflow",), tmp_path / folder, "my run", step - 1)
+        assert stored.runs[-1].status == "RUNNING"
+        writer.write(step, {"loss/rec": 1.0, "eval/rec/ndcg@10": 0.5})
+        writer.close()
+    assert stored.experiments == ["gems-jax"]
+    assert [(run.tags["mlflow.runName"], run.status) for run in stored.runs] == 3 * [("my run", "FINISHED")]
+    named = [(name, step, key, value) for name, step in (("run 0", 1), ("run 1", 1), ("run 2", 1), ("run 2", 2))
+             for key, value in (("loss/rec", 1.0), ("eval/rec/ndcg_10", 0.5))]  # fmt: skip
+    assert [(run, step, key, value) for run, key, value, step in stored.metrics] == named
 
 
 def test_rules_place_parameters_and_a_mesh_that_does_not_divide_the_devices_is_refused():
