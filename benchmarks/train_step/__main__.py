@@ -36,7 +36,7 @@ PARTS = ("alone", "devices", "turns")
 def in_process_of_its_own(part: str, method: str, args: argparse.Namespace) -> Any:
     """What `alone.py` or `devices.py` prints."""
     command = [sys.executable, "-m", f"benchmarks.train_step.{part}", method, "--size", args.size]
-    for name in ("rank", "protected"):
+    for name in ("rank", "protected", "remat"):
         value = getattr(args, name)
         command += [] if value is None else [f"--{name}", str(value)]
     environment = dict(os.environ)

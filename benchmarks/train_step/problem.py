@@ -15,6 +15,7 @@ from flax import nnx
 import gems_jax as gj
 from gems_jax.models import DecoderConfig, T5Config
 from gems_jax.models.registry import FAMILIES
+from gems_jax.models.remat import REMAT
 from gems_jax.training.estimate.abstract import ANSWER, batch_lengths
 from gems_jax.training.losses import task_loss
 
@@ -28,7 +29,7 @@ class Size:
     """A model and a batch.
 
     Attributes:
-      config: of the model; its layers are computed again in the backward pass (``remat``), which is the default.
+      config: of the model.
       rows: of each task.
       length: of each row's input, in tokens.
       checkpointed: whether PyTorch computes layers again, too; by default it keeps what it computed.
@@ -70,11 +71,12 @@ class Problem:
       rank: columns of the shared basis, of LoRA's adapters and of GaLore's projectors; ``None``: an eighth of the
         model's width. A task's basis has half as many.
       protected: share of each input's directions that GEMS keeps its updates out of; ``None``: no null space.
+      remat: what the backward pass computes again, see `gems_jax.models.remat.checkpointed`.
     """
 
-    def __init__(self, size: str, rank: int | None = None, protected: float | None = None):
+    def __init__(self, size: str, rank: int | None = None, protected: float | None = None, remat: str = "full"):
         self.size = SIZES[size]
-        self.config = self.size.config
+        self.config = dataclasses.replace(self.size.config, remat=remat)
         self.rank = self.config.d_model // 8 if rank is None else rank
         self.task_rank = self.rank // 2
         self.protected = protected
@@ -128,8 +130,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what a `Problem` is."""
     parser.add_argument("--size", choices=SIZES, default="t5-small-8x64", help="model, rows of a task x input tokens")
     parser.add_argument("--rank", type=int, help="default: an eighth of the model's width; a task's is half of it")
+    parser.add_argument("--remat", choices=REMAT, default="full", help="what JAX's backward passes compute again")
     parser.add_argument("--protected", type=float, help="share of directions in the null space; default: none")
 
 
 def problem_of(args: argparse.Namespace) -> Problem:
-    return Problem(args.size, args.rank, args.protected)
+    return Problem(args.size, args.rank, args.protected, args.remat)

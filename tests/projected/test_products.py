@@ -125,9 +125,11 @@ def low_rank_leaves(tree):
     return {path: leaf for path, leaf in named_leaves(tree, is_low_rank) if is_low_rank(leaf)}
 
 
-DEAR = ("heads", "odd", "scanned", "t5", "decoder")
+DEAR = ("heads", "odd", "scanned", "t5", "decoder", "experts", "tied", "bfloat16")
 CASES = [pytest.param(name, "in", marks=[pytest.mark.slow] if name in DEAR else []) for name in MODELS]
-CASES += [(name, "out") for name in ("plain", "tied", "experts")]
+CASES += [
+    pytest.param(name, "out", marks=[pytest.mark.slow] if name in DEAR else []) for name in ("plain", "tied", "experts")
+]
 
 
 @pytest.mark.parametrize(("name", "side"), CASES)

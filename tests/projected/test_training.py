@@ -106,6 +106,7 @@ def test_a_transform_in_front_of_gems_that_would_change_the_bases_is_refused(bef
         tx.update(grads, state, params)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_gives_the_step_of_accumulated_whole_gradients():
     null_space, gate = make_null_space({"a": 10, "b": 14})[0], gj.gates.heuristic(loss=0.5, grad_norm=0.0, count=0.5)
     options = {"rank": 3, "refresh_every": 3, "decomposition": "subspace", "gate": gate, "null_space": null_space}
@@ -207,6 +208,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_counted():
     assert int(after.total) == 1
 
 
+@pytest.mark.slow
 def test_a_gradient_that_lies_in_protected_directions_gives_no_basis_and_moves_nothing():
     seen = orthonormal(10, 3, seed=5)
     protected = gj.NullSpace.from_moments({"a": seen @ seen.T}, rank=3)
@@ -224,6 +226,7 @@ def test_a_gradient_that_lies_in_protected_directions_gives_no_basis_and_moves_n
     assert found == [(3, 3), (3, 0), (6, 3)]
 
 
+@pytest.mark.slow
 def test_layers_of_a_stack_keep_to_the_null_space_of_each(monkeypatch):
     layers = jnp.stack([params_of()["a"] @ params_of()["b"], params_of()["b"].T @ params_of()["a"].T])
     params = {"kernel": layers}

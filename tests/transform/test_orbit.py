@@ -41,6 +41,7 @@ def test_one_step_too_long_for_an_average_lands_at_the_distance():
     assert float(state.distance) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_until_then_updates_are_those_of_the_transform_inside():
     params, tx = make_params(SHAPES), gj.gems(1e-3, num_tasks=2, rank=2)
     grads_of = lambda i: make_grads(i, 2, SHAPES)  # noqa: E731

@@ -96,6 +96,7 @@ def test_orbax_puts_the_state_where_state_sharding_says(trained, tmp_path):
     assert jax.tree.map(lambda x: x.sharding, back) == where
 
 
+@pytest.mark.slow
 def test_flax_msgpack_gives_the_state_back(trained):
     (params, state), expected = trained
     data = serialization.to_bytes(state)

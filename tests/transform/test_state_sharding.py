@@ -236,11 +236,13 @@ def test_the_state_stays_where_it_was_put_and_nothing_compiles_again(eight_devic
     assert found["abstract is the same"]
 
 
+@pytest.mark.slow
 def test_a_state_of_named_parameters_is_placed_by_their_names_where_it_has_their_shape(eight_devices):
     """16 entries, split in two."""
     assert eight_devices["task 2 x fsdp 2 x tensor 2"]["bias's moments by name"] == "(8,)"
 
 
+@pytest.mark.slow
 def test_each_device_holds_its_part_alone(eight_devices):
     # Kept on the output side (16 x 8), which is split over "tensor"; its two columns over "fsdp" where that divides
     # them, the tasks over "task".
