@@ -1,5 +1,6 @@
 """Notebooks run from top to bottom; a minute or two, as newcomers see them."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -7,29 +8,70 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
 
 
 def read(name):
     return nbformat.read(NOTEBOOKS / name, as_version=4)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
-def test_a_notebook_is_stored_without_outputs(name):
-    for cell in read(name).cells:
-        assert not cell.get("outputs")
-        assert cell.get("execution_count") is None
+def run(name, monkeypatch):
+    """What a notebook prints, and how many pictures it draws."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # mostly compilation otherwise
+    notebook = read(name)
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    said = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
+    return said, sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_stored_of_a_notebook_is_small_and_of_one_run_from_the_top(name):
+    stored = (NOTEBOOKS / name).read_text()
+    assert len(stored) < 300_000
+    assert not re.search(r"/(home|root|Users|tmp|work)/", stored)
+    code = [cell for cell in read(name).cells if cell.cell_type == "code"]
+    counts = [cell.execution_count for cell in code]
+    assert counts in ([None] * len(code), list(range(1, len(code) + 1)))
+    kinds = {(output.output_type, output.get("name")) for cell in code for output in cell.outputs}
+    assert kinds <= {("stream", "stdout"), ("display_data", None)}
+    assert not any(cell.outputs for cell in code) or counts[0] == 1
+
+
+def test_notebooks_install_what_they_need_in_the_same_way_and_the_readme_lists_them():
+    first = [next(cell.source for cell in read(name).cells if cell.cell_type == "code") for name in NAMES]
+    assert len({re.sub(r"NEEDED, EXTRA, BESIDE = .*", "", source) for source in first}) == 1
+    readme = (NOTEBOOKS.parent / "README.md").read_text()
+    assert [name for name in NAMES if f"notebooks/{name}" not in readme] == []
 
 
 def test_the_quickstart_runs_and_recommends_items_by_title(monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # mostly compilation otherwise
-    notebook = read("quickstart.ipynb")
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    said = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
+    said, pictures = run("quickstart.ipynb", monkeypatch)
+    assert pictures == 2
     assert said.count("would take") == 3
     assert said.count("searches for '") == 3
     for task in ("rec", "src"):
         line = next(line for line in said.splitlines() if line.startswith(f"{task}: target among the first 10"))
         ours, popular = (float(part.split()[-1]) for part in line.split(","))
         assert ours > popular + 0.1
+
+
+def test_the_transform_in_a_loop_of_one_s_own_takes_few_lines_and_keeps_its_bound(monkeypatch):
+    """Its cells check the bound, forgetting beside AdamW and projected updates beside whole ones."""
+    said, pictures = run("your_own_loop.ipynb", monkeypatch)
+    assert pictures == 2
+    new, gone = map(int, re.search(r"(\d+) lines are new, (\d+) go", said).groups())
+    assert 0 < new <= 10
+    assert new + gone <= 20
+    assert float(re.search(r"largest leak of 120 updates: (\S+)", said).group(1)) <= 1e-5
+    assert re.search(r"second/kernel +\[128, 128\] +projected", said)
+
+
+def test_protecting_more_of_a_model_leaves_less_room_and_forgets_less(monkeypatch):
+    """Most of its time goes into five programs, one for each null space; no other test tunes one model in several."""
+    said, pictures = run("null_space.ipynb", monkeypatch)
+    assert pictures == 2
+    lines = re.findall(r"^(energy \S+|nothing protected) +(\S+) +(\S+) +([+-]\S+) +\S+$", said, re.MULTILINE)
+    room, forgotten = ({name: float(line[column]) for name, *line in lines} for column in (0, 2))
+    assert 1 == room["nothing protected"] > room["energy .5"] > room["energy .85"] > room["energy .99"] > 0
+    assert forgotten["nothing protected"] > forgotten["energy .5"] > forgotten["energy .99"]
