@@ -40,14 +40,25 @@ class Model(NamedTuple):
       apply: ``apply(params, batch)``.
       params: tree of arrays.
       names: entries of a batch that it takes; ``None``: all.
+      needed: those without which it cannot be called.
     """
 
     apply: Apply
     params: PyTree
     names: set[str] | None
+    needed: tuple[str, ...] = ()
 
     def called(self, batch: TextBatch) -> dict[str, Any]:
-        """The entries of a batch that the model is called with."""
+        """The entries of a batch that the model is called with.
+
+        Raises:
+          ValueError: one without which it cannot be called is not there.
+        """
+        if lacking := [name for name in self.needed if name not in batch]:
+            raise ValueError(
+                f"the model is called with the batch's entries by name and needs {lacking[0]!r}, the batch has "
+                f"{', '.join(map(repr, batch)) or 'none'}: name its entries as the model's arguments are named"
+            )
         return {key: value for key, value in batch.items() if self.names is None or key in self.names}
 
 
@@ -108,20 +119,32 @@ def as_function(model: Any, params: PyTree | None = None) -> Model:
       TypeError: neither.
     """
     if params is not None:
-        return Model(lambda params, batch: model(params, **batch), params, _keywords(model))
+        return Model(lambda params, batch: model(params, **batch), params, *_keywords(model))
+    if not _is_module(model):
+        raise TypeError(f"model is a {type(model).__name__}; pass a Flax NNX module, or a function with params=")
     from flax import nnx
 
-    if not isinstance(model, nnx.Module):
-        raise TypeError(f"model is a {type(model).__name__}; pass a Flax NNX module, or a function with params=")
     graphdef, weights, *others = nnx.split(model, nnx.Param, ...)
     (rest,) = others
-    names = _keywords(type(model).__call__)
-    return Model(lambda params, batch: nnx.merge(graphdef, params, rest, copy=True)(**batch), weights, names)
+    names, needed = _keywords(type(model).__call__)
+    return Model(lambda params, batch: nnx.merge(graphdef, params, rest, copy=True)(**batch), weights, names, needed)
 
 
-def _keywords(function: Callable[..., Any]) -> set[str] | None:
-    parameters = inspect.signature(function).parameters.values()
-    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}
+def _is_module(model: Any) -> bool:
+    """Whether it is a module of Flax NNX; without Flax, nothing is."""
+    try:
+        from flax import nnx
+    except ImportError:
+        return False
+    return isinstance(model, nnx.Module)
+
+
+def _keywords(function: Callable[..., Any]) -> tuple[set[str] | None, tuple[str, ...]]:
+    """Names that a function takes (``None``: any), and those behind the first, which is not the batch's, it needs."""
+    parameters = list(inspect.signature(function).parameters.values())
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = tuple(p.name for p in parameters[1:] if p.kind in named and p.default is p.empty)
+    return (None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}), needed
 
 
 def masks_of(batch: TextBatch) -> Masks:

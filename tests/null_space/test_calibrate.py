@@ -373,3 +373,19 @@ def test_moments_spread_over_a_mesh_are_those_of_one_device():
     found = json.loads(done.stdout.splitlines()[-1])
     for path in whole.factors:
         np.testing.assert_allclose(found[path], protected(whole, path), atol=1e-4)
+
+
+@pytest.mark.parametrize("has_flax", [True, False])
+def test_what_is_neither_a_module_nor_a_function_with_parameters_is_refused_by_its_kind(has_flax, monkeypatch):
+    if not has_flax:
+        monkeypatch.setitem(sys.modules, "flax", None)
+    with pytest.raises(TypeError, match="model is a function; pass a Flax NNX module, or a function with params="):
+        estimate_null_space(lambda x: x, [{"x": np.ones((2, 4))}], **RULE)
+
+
+@pytest.mark.parametrize("batch", [{"input_ids": np.ones((2, 4))}, {}])
+def test_a_batch_that_lacks_what_the_model_is_called_with_is_refused_by_name(batch):
+    model = lambda params, ids, scale=1.0: scale * ids @ params["w"]  # noqa: E731
+    with pytest.raises(ValueError, match=f"needs 'ids', the batch has {next(map(repr, batch), 'none')}"):
+        estimate_null_space(model, [batch], params={"w": jnp.eye(4)}, **RULE)
+    assert estimate_null_space(model, [{"ids": np.eye(4)}], params={"w": jnp.eye(4)}, **RULE).inputs == {"w": "w"}
