@@ -65,13 +65,15 @@ def abstract_step(
       are donated.
 
     Raises:
-      ValueError: the rows cannot be split over the mesh.
+      ValueError: the rows cannot be split over the mesh; general text is a task, whose rows are others.
     """
     train = config.train
     if train.accumulate < 1 or train.batch_size % train.accumulate:
         raise ValueError(
             f"train.batch_size {train.batch_size} must be divisible by train.accumulate {train.accumulate}"
         )
+    if train.text_task != "none":
+        raise ValueError(f"steps with train.text_task {train.text_task} are not planned; set it to none")
     check_batch_rows(config, mesh)
     graph: Any = None
 

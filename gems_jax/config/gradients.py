@@ -25,6 +25,8 @@ def why_whole(train: Any, gems: Any) -> str | None:
         return f"train.method {train.method} takes whole gradients"
     if train.accumulate > 1:
         return f"train.accumulate {train.accumulate} adds up whole gradients"
+    if train.text_task != "none":
+        return f"train.text_task {train.text_task} takes whole gradients"
     has_task_bases = train.method != "galore" and gems.task_rank != 0
     option = option_for_whole(gems.decomposition, gems.constraint, gems.stagger, gems.gate == "learned", has_task_bases)
     words = {

@@ -152,6 +152,8 @@ RANGES: Mapping[str, Range] = types.MappingProxyType({
     "train.weight_decay": Range(0),
     "train.clip": Range(above=0),
     "train.loss_chunk": whole(1),
+    "train.text_task_weight": Range(above=0),
+    "train.text_task_rows": whole(1),
     "train.dropout": Range(0, below=1),
     "train.seed": whole(0, SEEDS),
     "train.log_every": whole(1),

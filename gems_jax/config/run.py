@@ -8,6 +8,7 @@ from gems_jax.config.gradients import why_whole
 from gems_jax.config.methods import METHODS
 from gems_jax.config.metric_names import check_metric
 from gems_jax.config.ranges import refuse, wrong_fields
+from gems_jax.config.text_task import text_task_contradictions
 from gems_jax.data.batching.prompts import parse_template
 from gems_jax.data.preparation.options import Preprocessing
 from gems_jax.data.raw.options import TableFiles
@@ -327,6 +328,11 @@ class TrainConfig:
       train_positions: whether relative positions train; they are outside the null space.
       loss_vocabulary: ``items``: softmax over the items and the end token; ``full``: over all tokens.
       loss_chunk: label tokens whose logits are held at once; ``null``: as many as make 64 MiB.
+      text_task: general text (``text.train``) as one more task, ``text``, with a gradient, a gate and a subspace of its
+        own: ``replay``: its loss is the language model's own; ``distill``: the KL divergence of the model's next token
+        from the base model's, which is kept beside it; ``none``: there is no such task.
+      text_task_weight: factor on that task's loss; it counts as many label tokens as the other tasks do on average.
+      text_task_rows: rows of ``text.input_length`` tokens that it has in an update, over all processes.
       compute_dtype: dtype of matrix products; ``null``: ``model.dtype``. ``bfloat16`` with ``model.dtype`` float32 is
         mixed precision with float32 master weights.
       stochastic_rounding: whether bfloat16 parameters are rounded up or down at random, so that small updates are not
@@ -368,6 +374,9 @@ class TrainConfig:
     train_positions: bool = False
     loss_vocabulary: Literal["items", "full"] = "items"
     loss_chunk: int | None = None
+    text_task: Literal["none", "replay", "distill"] = "none"
+    text_task_weight: float = 1.0
+    text_task_rows: int = 8
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     stochastic_rounding: bool = False
     dropout: float = 0.0
@@ -482,6 +491,7 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f"items.prompts.{task}: {error}"
     if train.batch_size % train.accumulate:
         yield f"train.batch_size {train.batch_size} must be divisible by train.accumulate {train.accumulate}"
+    yield from text_task_contradictions(config)
     if train.temperature != 1 and train.sampling != "temperature":
         yield f"train.temperature has no effect on train.sampling {train.sampling}; leave it out, or use temperature"
     if train.stochastic_rounding and config.model.dtype != "bfloat16":

@@ -37,6 +37,9 @@ STYLE: Any = {
 }
 _POINTS = 400  # more points than pixels only make the page heavy
 
+# Of the labels in a row of a legend.
+_LETTERS = 54
+
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # label -> (steps, values)
 
 
@@ -230,7 +233,10 @@ def _shortened(name: str, limit: int = 26) -> str:
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, borderaxespad=0.1, handlelength=1.2,
+    """Above the axes, as many labels in a row as there is room for: a wider one would squeeze the axes to nothing."""
+    longest = max(map(len, axes.get_legend_handles_labels()[1]), default=1)
+    columns = min(3, max(1, _LETTERS // longest))
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, borderaxespad=0.1, handlelength=1.2,
                 columnspacing=1.4, handletextpad=0.5)  # fmt: skip
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.config.text_task import TEXT_TASK
+
 # A task's key in eval.json is its name; these are the keys of everything else.
 _NOT_TASKS = ("general", "baselines", "comparison", "paired", "examples", "name")
 
@@ -34,9 +36,11 @@ class RunRecords:
         return list(dict.fromkeys(key for line in self.lines for key in line if key.startswith(prefix)))
 
     def tasks(self) -> list[str]:
-        """Names of the tasks, of the evaluation first."""
+        """Names of the tasks, of the evaluation first; where there is one, of those that are ranked."""
         evaluated = [key for key, value in self.evaluation.items() if key not in _NOT_TASKS and isinstance(value, dict)]
         trained = [key.removeprefix("loss/") for key in self.keys("loss/")]
+        # General text as a task is trained on and not ranked.
+        trained = [task for task in trained if task != TEXT_TASK] if evaluated else trained
         return list(dict.fromkeys(evaluated + trained))
 
 

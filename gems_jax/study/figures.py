@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from gems_jax.config.text_task import TEXT_TASK
 from gems_jax.report.results import task_label
 from gems_jax.study.frontier import frontier, points_of
 from gems_jax.study.old_names import FORGETTING
@@ -33,9 +34,10 @@ def figures(summary: Mapping[str, Any], tasks: list[str]) -> Iterator[Picture]:
     if len(tasks) > 1:
         yield _plane(done, tasks, summary["study"].get("budget"))
     main = [method for method in done if method["name"] in summary["study"]["main"]]
-    yield from _conflicts(main, tasks)
-    yield from _gates(done, tasks)
-    yield from _captured(done, tasks)
+    trained = list(dict.fromkeys([*tasks, TEXT_TASK]))  # which some methods have as a task
+    yield from _conflicts(main, trained)
+    yield from _gates(done, trained)
+    yield from _captured(done, trained)
     yield from _spectra(main, tasks, reference_of(summary)[0])
 
 
@@ -99,7 +101,7 @@ def _by_task(method: Mapping[str, Any], prefix: str, names: list[str]) -> dict[s
 
 
 def _gates(done: list[dict[str, Any]], tasks: list[str]) -> Iterator[Picture]:
-    wanted = [m for m in done if m["name"] in ("gems", "gems-learned-gates")]
+    wanted = [m for m in done if m["name"] in ("gems", "gems-learned-gates", "gems-replay", "gems-distill")]
     groups: dict[str, Lines] = {m["label"]: lines for m in wanted if (lines := _by_task(m, "gate/", tasks))}
     if groups:
         yield Picture(

@@ -60,6 +60,17 @@ _VARIANTS = {
     "gems-complementary": _gems("GEMS, complementary bases", gems__complementary=True),
     "gems-aligned": _gems("GEMS, aligned moments", gems__signs="align"),
     "gems-energy-alone": _gems("GEMS, directions by energy alone", null_space__min_share=None),
+    "gems-replay": _gems("GEMS with replay of general text", train__text_task="replay"),
+    "gems-distill": _gems("GEMS with distillation on general text", train__text_task="distill"),
+    "adamw-replay": StudyMethod(
+        "joint AdamW with replay of general text", {"train.method": "adamw", "train.text_task": "replay"}
+    ),
+    "adamw-distill": StudyMethod(
+        "joint AdamW with distillation on general text", {"train.method": "adamw", "train.text_task": "distill"}
+    ),
+    "lora-distill": StudyMethod(
+        "LoRA with distillation on general text", {"train.method": "lora", "train.text_task": "distill"}
+    ),
 }
 # How tightly a method holds to the base model, beside the learning rate: the share of directions that are protected at
 # least, and the distance beyond which weights are averaged back.

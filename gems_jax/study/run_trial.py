@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from gems_jax.config.run import Config
+from gems_jax.config.text_task import trained_tasks
 from gems_jax.data.batching.pipeline import task_batches
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking
@@ -117,7 +118,7 @@ def measured(config: Config, shared: Shared, tuned: Any, folder: Path) -> dict[s
 def optimiser_bytes(config: Config, assets: Assets, null_space: Any) -> int:
     """Memory of the optimiser's state, null space included, from shapes alone."""
     _, params, _ = split_model(assets.model, config)
-    tx = make_optimiser(config, len(assets.dataset.tasks), null_space)
+    tx = make_optimiser(config, len(trained_tasks(config.train, assets.dataset.tasks)), null_space)
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
 
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gems_jax.config.metric_names import check_metric
 from gems_jax.config.run import Config, check
+from gems_jax.config.text_task import trained_tasks
 from gems_jax.data.batching.device_batches import DeviceBatches
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.batching.pipeline import BatchIterator, task_batches
@@ -25,6 +26,7 @@ from gems_jax.training.monitoring.flops import peak_flops, work_of_batch
 from gems_jax.training.optimiser.rates import peak_rates
 from gems_jax.training.stages import Assets
 from gems_jax.training.step import Control
+from gems_jax.training.text_task import TextRows
 from gems_jax.types import PyTree
 
 
@@ -34,8 +36,10 @@ class TrainingRun:
 
     Attributes:
       mesh: of all devices.
-      tasks: names, in the order of the task axis.
+      tasks: names of those that are ranked, in the order of the task axis.
+      trained: names of all that have gradients: these, and general text where it is a task.
       encoded: training tables as tokens.
+      text: rows of general text, or ``None`` where it is no task.
       tx: the optimiser.
       null_space: that updates are kept in, or ``None``.
       params, opt_state, frozen: what trains, the optimiser's state, what does not train; on the mesh.
@@ -48,7 +52,9 @@ class TrainingRun:
 
     mesh: Mesh
     tasks: tuple[str, ...]
+    trained: tuple[str, ...]
     encoded: dict[str, EncodedTable]
+    text: TextRows | None
     tx: Any
     null_space: NullSpace | None
     params: PyTree
@@ -108,11 +114,15 @@ def token_roles(model: Any) -> dict[str, int]:
 def check_batch_rows(config: Config, mesh: Mesh) -> None:
     """Raises ``ValueError`` where the rows of a batch cannot be split over the devices that share them."""
     train = config.train
-    rows = train.batch_size // train.accumulate
+    asked = {"batch_size": train.batch_size}
+    asked |= {"text_task_rows": train.text_task_rows} if train.text_task != "none" else {}
     spread = math.prod(mesh.shape[name] for name in ROW_AXES)
-    if rows % spread:
+    for name, given in asked.items():
+        rows = given // train.accumulate
+        if rows % spread == 0:
+            continue
         raise ValueError(
-            f"train.batch_size {train.batch_size} in {train.accumulate} parts makes {rows} rows a part, which the "
+            f"train.{name} {given} in {train.accumulate} parts makes {rows} rows a part, which the "
             f"{spread} devices that share them do not divide"
         )
 
@@ -127,7 +137,12 @@ def check_beams(config: Config) -> None:
 
 
 def batches_of(
-    config: Config, encoded: dict[str, EncodedTable], model: Any, index: int = 0, parts: int = 1
+    config: Config,
+    encoded: dict[str, EncodedTable],
+    model: Any,
+    index: int = 0,
+    parts: int = 1,
+    text: TextRows | None = None,
 ) -> BatchIterator:
     """The batches of a run, or of part ``index`` of the ``parts`` that processes share its rows by.
 
@@ -135,6 +150,7 @@ def batches_of(
       config: of the run.
       encoded: training tables as tokens, by task.
       model: whose tokens they are; its shapes are enough.
+      text: rows of general text, where it is a task.
     """
     train = config.train
     return task_batches(
@@ -150,6 +166,7 @@ def batches_of(
         threads=config.data.threads,
         sampling=train.sampling,
         temperature=train.temperature,
+        beside=None if text is None else text.beside(index, parts),
         **token_roles(model),
     )
 
@@ -180,11 +197,14 @@ def build(
     answer_length = assets.items.token_ids.shape[1] + 1
     model = training_model(assets.model, config)
     made = compile_step(mesh, model, config, tasks, null_space, answer_length, programs)
-    batches = batches_of(config, encoded, assets.model, row_index, row_parts)
+    text = None if train.text_task == "none" else TextRows(config, assets.tokenizer, assets.model.layout)
+    batches = batches_of(config, encoded, assets.model, row_index, row_parts, text)
     return TrainingRun(
         **made._asdict(),
         tasks=tasks,
+        trained=trained_tasks(train, tasks),
         encoded=encoded,
+        text=text,
         batches=DeviceBatches(batches, batch_sharding(mesh)),
         work=functools.partial(work_of_batch, assets.model, parts=row_parts, count_work=peak_flops() is not None),
         rates=on_every_device(peak_rates(train), mesh),

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config, TrainConfig
+from gems_jax.config.text_task import trained_tasks
 from gems_jax.null_space.space import NullSpace
 from gems_jax.training.distributed.mesh import (
     on_mesh,
@@ -23,6 +24,7 @@ from gems_jax.training.optimiser.chain import is_constrained, make_optimiser
 from gems_jax.training.optimiser.factors import initial_opt_state
 from gems_jax.training.step import make_step
 from gems_jax.training.task_gradients import projects
+from gems_jax.training.text_task import text_loss
 from gems_jax.training.trainable import split_model
 from gems_jax.types import PyTree
 
@@ -67,7 +69,8 @@ def compile_step(
       mesh: of `gems_jax.training.distributed.mesh.make_mesh`, or one with its axes.
       model: as it computes in training; it stays as it is.
       config: of the run.
-      tasks: names, in the order of the task axis.
+      tasks: names of those that are ranked, in the order of the task axis; general text comes behind them where the
+        configuration makes it a task.
       null_space: of the base model, or ``None``.
       answer_length: most label tokens a row has, see `gems_jax.training.losses.answer_hidden`.
       programs: of former runs of this process: what is there is used, what is not is added. Runs share a program that
@@ -99,21 +102,26 @@ def compile_step(
         answer_length,
     )
     known = programs.get(key) if programs is not None else None
-    tx = known[0] if known else make_optimiser(config, len(tasks), null_space)
+    trained = trained_tasks(train, tasks)
+    tx = known[0] if known else make_optimiser(config, len(trained), null_space)
     state_sharding = optimiser_sharding(tx, params)
     if known:
         jitted = known[1]
     else:
         loss_fn = task_loss(graphdef, train.loss_vocabulary, answer_length, train.loss_chunk)
-        step = make_step(loss_fn, train, tx, tasks, constraint, axis, sharding, projects(config, params))
+        text = text_loss(graphdef, train)
+        step = make_step(loss_fn, train, tx, trained, constraint, axis, sharding, projects(config, params), text)
         jitted = jax.jit(
             on_mesh(step, mesh), donate_argnums=(0, 1), out_shardings=(sharding, state_sharding, replicated(mesh))
         )
         if programs is not None:
             programs[key] = (tx, jitted)
-    return Compiled(
-        mesh, tx, constraint, params, initial_opt_state(tx, params, state_sharding, constraint), frozen, jitted
-    )
+    bound = jitted
+    if train.text_task == "distill":  # an argument, since a constant would be copied into the program
+        base = jax.device_put(jax.tree.map(jnp.copy, params), sharding)
+        bound = lambda *operands: jitted(*operands, base)  # noqa: E731
+    opt_state = initial_opt_state(tx, params, state_sharding, constraint)
+    return Compiled(mesh, tx, constraint, params, opt_state, frozen, bound)
 
 
 def _decisive(train: TrainConfig) -> TrainConfig:

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from gems_jax.config.run import Config
+from gems_jax.config.text_task import TEXT_TASK, trained_tasks
 from gems_jax.data.dataset import storage
 from gems_jax.models.hf.tokenizer import load_tokenizer
 from gems_jax.null_space.space import NullSpace
@@ -21,6 +22,7 @@ from gems_jax.training.identify import is_missing
 from gems_jax.training.monitoring.start_table import start_table
 from gems_jax.training.optimiser.chain import make_optimiser, needs_null_space
 from gems_jax.training.stages import ensure_data, index_items
+from gems_jax.training.text_task import TextRows
 from gems_jax.training.tokens import encode
 from gems_jax.training.trainable import split_model
 from gems_jax.training.workdir.assets import in_run_order
@@ -58,20 +60,22 @@ def dry_run(config: Config, workdir: Path) -> str:
     titles = dataset.titles()
     encoded = {task: encode(config, t, tokenizer, items, model.layout, titles) for task, t in tables.items()}
     graph, params, frozen = split_model(model, config)
-    batches = batches_of(config, encoded, model)
+    text = None if config.train.text_task == "none" else TextRows(config, tokenizer, model.layout)
+    batches = batches_of(config, encoded, model, text=text)
     batch = next(batches)
     batches.close()
     null_space = _null_space(config)
     assumed = null_space or assumed_null_space(config, model.config, graph, params, frozen)
-    tx = make_optimiser(config, len(tables), assumed)
+    tx = make_optimiser(config, len(trained_tasks(config.train, tuple(tables))), assumed)
     return "\n".join(
         [
             yaml.safe_dump(as_json(config), sort_keys=False),
-            start_table(config, tx, params, frozen, encoded, null_space),
+            start_table(config, tx, params, frozen, encoded, null_space, text),
             *_about(config, null_space),
             *fit(config, added, jax.devices()),
             "batch: " + ", ".join(f"{name} {list(x.shape)} {x.dtype}" for name, x in batch.items()),
             *(line for t, task in enumerate(tables) for line in _first_row(batch, t, task, tokenizer)),
+            *(_first_text(text, tokenizer) if text is not None else []),
         ]
     )
 
@@ -105,3 +109,11 @@ def _first_row(batch: Batch, number: int, task: str, tokenizer: Any) -> list[str
     shown = tokenizer.decode(row["input_ids"][row["attention_mask"] == 1])
     answer = tokenizer.decode(row["labels"][row["label_mask"] == 1])
     return [f"{task}, row {int(row['row_index'])}, as the model reads it: {shown}", f"{task}, the answer: {answer}"]
+
+
+def _first_text(text: TextRows, tokenizer: Any) -> list[str]:
+    """The first row of general text, and the tokens that are predicted."""
+    row = {name: x[0] for name, x in text.example.items()}
+    shown = tokenizer.decode(row["input_ids"][row["attention_mask"] == 1])
+    labels = tokenizer.decode(row["labels"][row["label_mask"] == 1])
+    return [f"{TEXT_TASK}, row 0, as the model reads it: {shown}", f"{TEXT_TASK}, what is predicted: {labels}"]

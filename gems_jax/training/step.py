@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gems_jax.config.methods import METHODS
 from gems_jax.config.run import TrainConfig
+from gems_jax.data.batching.with_text import split_text
 from gems_jax.leaf_path import leaf_path
 from gems_jax.null_space.constraint import null_space_leak
 from gems_jax.null_space.space import NullSpace
@@ -19,6 +20,7 @@ from gems_jax.training.optimiser.factors import from_state
 from gems_jax.training.optimiser.guard import last_finite
 from gems_jax.training.optimiser.rates import scaled, schedule
 from gems_jax.training.optimiser.rounding import apply_updates
+from gems_jax.training.text_task import TextLoss
 from gems_jax.transform.reports import diagnostics
 from gems_jax.types import PyTree
 
@@ -56,6 +58,7 @@ def make_step(
     task_axis: str | None = None,
     param_sharding: PyTree = None,
     projected: bool = False,
+    text_loss: TextLoss | None = None,
 ) -> Callable[..., tuple[PyTree, PyTree, Metrics]]:
     """One update, or one part of it: per-task gradients, fused and constrained, applied; and what to log.
 
@@ -63,28 +66,38 @@ def make_step(
       loss_fn: ``(params, frozen, batch of one task) -> scalar``.
       config: of the run.
       tx: of `make_optimiser`; merges the task axis; its learning rate is 1 unless the method has its own.
-      tasks: names, in the order of the task axis.
+      tasks: names, in the order of the task axis; with ``text_loss`` the last one is general text.
       ns: the null space whose leak is logged, or ``None``; the arrays in the state are used, not its own.
       task_axis: mesh axis over which tasks are split, or ``None``.
       param_sharding: ``NamedSharding`` of each parameter; gradients are kept there, whatever is done with them.
         ``None``: the compiler chooses.
       projected: whether gradients are those of `gems_jax.projected_task_grads`.
+      text_loss: of `gems_jax.training.text_task.text_loss`; the batch then has rows of
+        `gems_jax.data.batching.with_text.TextBesideTasks`. ``None``: general text is no task.
 
     Returns:
-      ``step(params, opt_state, frozen, batch, control) -> (params, opt_state, metrics)``. Metrics are small arrays:
+      ``step(params, opt_state, frozen, batch, control, base) -> (params, opt_state, metrics)``; ``base`` may be left
+      out where ``text_loss`` does without. Metrics are small arrays:
       those of the last update made, and of this batch ``losses``, ``counts`` ``[T]``, ``finite`` ``[T]``, ``stop``.
     """
     shape = schedule(config)
 
     def step(
-        params: PyTree, state: PyTree, frozen: PyTree, batch: dict[str, jax.Array], control: Control
+        params: PyTree,
+        state: PyTree,
+        frozen: PyTree,
+        batch: dict[str, jax.Array],
+        control: Control,
+        base: PyTree = None,
     ) -> tuple[PyTree, PyTree, Metrics]:
         # Keys from the seed and the step alone, so that resuming cannot change them.
         dropout_key, rounding_key = jax.random.split(jax.random.key(control.seed))
+        batch, text = split_text(batch)
         micro_batch = control.number * config.accumulate + control.part
         if config.dropout:
             keys = jax.random.split(jax.random.fold_in(dropout_key, micro_batch), len(tasks))
-            batch = batch | {"dropout_key": keys}
+            batch = batch | {"dropout_key": keys[: len(tasks) - (text_loss is not None)]}
+            text = text | {"dropout_key": keys[-1:]}
         counts = jnp.sum(batch["label_mask"], axis=(1, 2)).astype(jnp.float32)
         loss = lambda p, b: loss_fn(p, frozen, b)  # noqa: E731
         if projected:
@@ -92,6 +105,15 @@ def make_step(
             losses, grads = fn(params, state, batch, task_counts=counts)
         else:
             losses, grads = task_value_and_grad(loss, spmd_axis_name=task_axis)(params, batch)
+        weights = jnp.ones_like(losses)
+        if text_loss is not None:
+            # By itself: its labels and its vocabulary are others than the tasks'.
+            one = lambda p, b: config.text_task_weight * text_loss(p, frozen, base, b)  # noqa: E731
+            text_value, text_grads = task_value_and_grad(one)(params, text)
+            losses = jnp.concatenate([losses, text_value])
+            grads = jax.tree.map(lambda g, t: jnp.concatenate([g, t]), grads, text_grads)
+            weights = jnp.append(weights, config.text_task_weight)
+            counts = jnp.append(counts, _as_a_task(counts, jnp.sum(text["label_mask"])))
         if param_sharding is not None and not projected:
             grads = jax.tree.map(lambda g, sharding: _beside(g, sharding, task_axis), grads, param_sharding)
         updates, state = tx.update(grads, state, params, task_losses=losses, task_counts=counts)
@@ -100,13 +122,27 @@ def make_step(
             updates = scaled(updates, rates)
         key = jax.random.fold_in(rounding_key, control.number) if config.stochastic_rounding else None
         moved = apply_updates(params, updates, key)
-        metrics = {"losses": losses, "counts": counts, "finite": last_finite(state), "stop": jnp.max(control.stop)}
+        metrics = {
+            "losses": losses / weights,
+            "counts": counts,
+            "finite": last_finite(state),
+            "stop": jnp.max(control.stop),
+        }
         metrics |= update_metrics(grads, state, tasks) | {"learning_rate": rates[0]}
         if ns is not None:
             metrics |= leaks(params, moved, updates, from_state(ns, state), control.measure)
         return moved, state, metrics
 
     return step
+
+
+def _as_a_task(counts: jax.Array, own: jax.Array) -> jax.Array:
+    """The label tokens that general text counts as: as many as a task that is present has; alone, as many as it has.
+
+    A text's rows are all labels, where a task's have a few each: by its own count it would be nearly all of the mean.
+    """
+    present = jnp.sum(counts > 0)
+    return jnp.where(present > 0, jnp.sum(counts) / jnp.maximum(present, 1), own.astype(counts.dtype))
 
 
 def _beside(grad: jax.Array, sharding: NamedSharding, task_axis: str | None) -> jax.Array:

@@ -89,7 +89,7 @@ def tune(
     profile = Profile(train.profile if first else None, workdir / "profile")
     run = build(config, assets, null_space, programs)
     if first:
-        print(start_table(config, run.tx, run.params, run.frozen, run.encoded, run.null_space))
+        print(start_table(config, run.tx, run.params, run.frozen, run.encoded, run.null_space, run.text))
     with (
         ending_together(workdir),
         WorkdirLock(workdir, first),
@@ -113,7 +113,7 @@ def tune(
         writers = open_writers(train.writers, workdir, config.name, state.step) if first else []
         with Progress(train.steps, state.step, first) as progress:
             refused = state.position.get("refused")
-            logger = MetricLogger(train, run.tasks, log, writers, progress, peak_of_all_devices(), refused, callbacks)
+            logger = MetricLogger(train, run.trained, log, writers, progress, peak_of_all_devices(), refused, callbacks)
             state, stop = train_loop(run, state, train, validate, logger, checkpoints, signals, watchdog, profile)
             if stop:
                 raise Stopped(f"stopped by a signal at step {state.step}; saved in {workdir}; run again to go on", stop)

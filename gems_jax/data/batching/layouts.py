@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gems_jax.data.text.next_token import next_token_batches
+from gems_jax.data.text.next_token import next_token_batch, next_token_batches
 from gems_jax.data.text.small_tokenizer import sentinel_ids
-from gems_jax.data.text.span_corruption import heldout_batches
+from gems_jax.data.text.span_corruption import heldout_batches, span_corruption_batch
 from gems_jax.types import Batch
 
 if TYPE_CHECKING:
@@ -60,6 +61,17 @@ class RowLayout(Protocol):
         """
         ...
 
+    def text_stream(
+        self, tokens: np.ndarray, tokenizer: Any, batch_size: int, input_length: int, seed: int
+    ) -> Callable[[int], Batch]:
+        """The same as an endless stream of full batches, by their numbers: epochs in other orders, to train on.
+
+        Args:
+          tokens, tokenizer, batch_size, input_length: see `text_batches`.
+          seed: of the order.
+        """
+        ...
+
 
 class _EncoderDecoder:
     """The prompt is encoded, the answer decoded: labels stand beside the decoder's inputs."""
@@ -94,6 +106,12 @@ class _EncoderDecoder:
         sentinels = sentinel_ids(tokenizer)
         return heldout_batches(tokens, batch_size, input_length, sentinel_ids=sentinels, max_batches=max_batches)
 
+    def text_stream(
+        self, tokens: np.ndarray, tokenizer: Any, batch_size: int, input_length: int, seed: int
+    ) -> Callable[[int], Batch]:
+        options: dict[str, Any] = {"batch_size": batch_size, "input_length": input_length, "seed": seed}
+        return functools.partial(span_corruption_batch, tokens, sentinel_ids=sentinel_ids(tokenizer), **options)
+
 
 class _Decoder:
     """The answer follows the prompt: each label is the token after its position."""
@@ -123,12 +141,22 @@ class _Decoder:
     def text_batches(
         self, tokens: np.ndarray, tokenizer: Any, batch_size: int, input_length: int, max_batches: int | None
     ) -> Iterator[Batch]:
-        first = tokenizer("a")["input_ids"][0]
-        beginning = first if first == tokenizer.bos_token_id else None
-        return next_token_batches(tokens, batch_size, input_length, max_batches, beginning)
+        return next_token_batches(tokens, batch_size, input_length, max_batches, _first_token(tokenizer))
+
+    def text_stream(
+        self, tokens: np.ndarray, tokenizer: Any, batch_size: int, input_length: int, seed: int
+    ) -> Callable[[int], Batch]:
+        options: dict[str, Any] = {"batch_size": batch_size, "input_length": input_length, "seed": seed}
+        return functools.partial(next_token_batch, tokens, bos_token_id=_first_token(tokenizer), **options)
 
 
 LAYOUTS: Mapping[Layout, RowLayout] = {"encoder_decoder": _EncoderDecoder(), "decoder": _Decoder()}
+
+
+def _first_token(tokenizer: Any) -> int | None:
+    """The token that begins every text, ``None`` where none does."""
+    first = tokenizer("a")["input_ids"][0]
+    return int(first) if first == tokenizer.bos_token_id else None
 
 
 def beginning_of(tokenizer: Any) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,13 +169,13 @@ class BatchIterator(Iterator[Batch]):
     Its state is the number of the next batch alone, so that it fits any number of workers.
 
     Args:
-      source: of the batches.
+      source: of the batches: `TaskBatchSource`, or `gems_jax.data.batching.with_text.TextBesideTasks`.
       prefetch: batches made ahead; 0: each when it is asked for.
       threads: that make them.
       workers: processes that make them, instead of threads of this one; 0: none.
     """
 
-    def __init__(self, source: TaskBatchSource, prefetch: int = 4, threads: int = 1, workers: int = 0) -> None:
+    def __init__(self, source: Any, prefetch: int = 4, threads: int = 1, workers: int = 0) -> None:
         if prefetch < 0 or threads < 1 or workers < 0:
             raise ValueError(
                 f"prefetch and workers must be at least 0 and threads 1, got {prefetch}, {workers} and {threads}"
@@ -225,7 +225,7 @@ class BatchIterator(Iterator[Batch]):
         if state.get("order") != self._source.order:
             raise ValueError(
                 f"the state at step {step} is of batches in another order: other tables, seed, batch size, length "
-                "buckets or sampling; go on with the same, or begin anew"
+                "buckets, sampling or general text; go on with the same, or begin anew"
             )
         self.close()
         self._step = step
@@ -251,6 +251,7 @@ def task_batches(
     prefetch: int = 4,
     threads: int = 1,
     workers: int = 0,
+    beside: Callable[[TaskBatchSource], Any] | None = None,
     **token_ids: int,
 ) -> BatchIterator:
     """An endless iterator over batches of all tasks, by grain, with `get_state()` and ``set_state(state)``.
@@ -276,6 +277,8 @@ def task_batches(
       prefetch: batches made ahead.
       threads: that make them.
       workers: processes that make them instead. The batches are the same for any number.
+      beside: makes the source with general text in it of that of the tasks, see
+        `gems_jax.data.batching.with_text.TextBesideTasks`; ``None``: there is none.
       **token_ids: ``pad_token_id``, ``eos_token_id``, ``decoder_start_token_id`` where they are not T5's 0, 1, 0.
 
     Returns:
@@ -285,7 +288,7 @@ def task_batches(
         encoded, batch_size, max_length, seed, process_index, process_count, length_buckets, length_window, sampling,
         temperature, **token_ids,
     )  # fmt: skip
-    return BatchIterator(source, prefetch, threads, workers)
+    return BatchIterator(source if beside is None else beside(source), prefetch, threads, workers)
 
 
 def eval_batches(

@@ -113,6 +113,26 @@ def token_stream(lines: list[str], tokenizer: Any, batch_lines: int = 4096) -> n
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
 
+def shuffled_starts(size: int, width: int, step: int, batch_size: int, seed: int) -> np.ndarray:
+    """int64 ``[B]``: where the chunks of batch ``step`` begin, of an endless stream over a text of ``size`` tokens.
+
+    Whole epochs of chunks of ``width`` tokens, each in its own order and shift; a pure function of its arguments.
+
+    Example:
+      >>> sorted(shuffled_starts(23, 4, 0, 5, seed=0) % 4) == 5 * [shuffled_starts(23, 4, 0, 5, seed=0)[0] % 4]
+      True
+    """
+    chunks = (size - (width - 1)) // width
+    epochs, positions = np.divmod(step * batch_size + np.arange(batch_size), chunks)
+    starts = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        rng = np.random.default_rng([seed, 0, int(epoch)])
+        shift = rng.integers(width)
+        order = rng.permutation(chunks)
+        starts[epochs == epoch] = shift + width * order[positions[epochs == epoch]]
+    return starts
+
+
 def spread_chunks(chunks: int, batch_size: int, max_batches: int | None) -> Iterator[np.ndarray]:
     """Numbers of a text's chunks, in order and a batch at a time; with ``max_batches`` spread evenly over the text.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gems_jax.data.text.general_text import spread_chunks
+from gems_jax.data.text.general_text import shuffled_starts, spread_chunks
 from gems_jax.types import Batch
 
 
@@ -92,13 +92,7 @@ def span_corruption_batch(
         raise ValueError(f"{len(tokens)} tokens of text are too few for inputs of {input_length} ({text} needed)")
     if batch_size % process_count:
         raise ValueError(f"batch_size {batch_size} must be divisible by {process_count} processes")
-    epochs, positions = np.divmod(step * batch_size + np.arange(batch_size), chunks)
-    starts = np.empty(batch_size, np.int64)
-    for epoch in np.unique(epochs):
-        rng = np.random.default_rng([seed, 0, int(epoch)])
-        shift = rng.integers(text)
-        order = rng.permutation(chunks)
-        starts[epochs == epoch] = shift + text * order[positions[epochs == epoch]]
+    starts = shuffled_starts(len(tokens), text, step, batch_size, seed)
     rng = np.random.default_rng([seed, 1, step])
     batch = corrupt(
         np.asarray(tokens)[starts[:, None] + np.arange(text)],

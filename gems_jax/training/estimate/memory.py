@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, AxisType
 from gems_jax.config.gradients import is_projected
 from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config
+from gems_jax.config.text_task import trained_tasks
 from gems_jax.leaf_path import named_leaves
 from gems_jax.models import from_config
 from gems_jax.null_space.space import NullSpace
@@ -58,7 +59,8 @@ class Resources:
     """Bytes on each device.
 
     Attributes:
-      parameters: of the model that trains, and of the one it began from, which evaluation compares it with.
+      parameters: of the model that trains, and of the one it began from, which evaluation compares it with; for
+        ``train.text_task: distill`` once more what trains, as it was.
       gradients: what the step holds at its peak beside activations: the tasks' gradients, their products with the
         bases, the update they become.
       optimiser: state, null-space factors included.
@@ -102,7 +104,7 @@ def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, p
     Args:
       config: of the run.
       model_config: a `T5Config` or `DecoderConfig`, item tokens included.
-      tasks: ``T``.
+      tasks: ``T``, general text aside.
       data: devices of the mesh's first axis.
       protected: share of each input's directions that the null space protects; a half needs most memory.
 
@@ -122,7 +124,8 @@ def by_batch_size(
     graph, trained, frozen = split_model(model, config)
     params, fixed = sharded_params(trained, mesh), sharded_params(frozen, mesh)
     null_space = assumed_null_space(config, model_config, graph, params, fixed, protected)
-    tx = make_optimiser(config, tasks, null_space)
+    trained = len(trained_tasks(config.train, ("",) * tasks))
+    tx = make_optimiser(config, trained, null_space)
     state = jax.tree.map(sharded, jax.eval_shape(tx.init, params), state_sharding(tx, params, task_axis(mesh)))
     moved, held = device_bytes(params), device_bytes(state)
 
@@ -130,8 +133,8 @@ def by_batch_size(
         sized = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=rows))
         activations = _activations(sized, model_config, tasks, sizes)
         return Resources(
-            parameters=2 * (moved + device_bytes(fixed)),
-            gradients=_peak(config, tx, params, fixed, tasks, activations) - activations,
+            parameters=2 * (moved + device_bytes(fixed)) + (moved if config.train.text_task == "distill" else 0),
+            gradients=_peak(config, tx, params, fixed, trained, activations) - activations,
             optimiser=held,
             activations=activations,
         )
@@ -207,13 +210,25 @@ def _products(tx: Any, params: Any, tasks: int) -> int:
 
 
 def _activations(config: Config, model_config: Any, tasks: int, sizes: dict[str, int]) -> int:
-    train, length = config.train, config.items.max_length
-    rows = -(-train.batch_size // (train.accumulate * sizes["data"] * sizes["fsdp"]))
-    tokens = -(-tasks // config.mesh.task) * rows * length
+    """Of the tasks or, if these are more, of general text, which has a backward pass of its own behind theirs."""
+    train = config.train
+    scored = model_config.num_added_tokens + (model_config.vocab_size if train.loss_vocabulary == "full" else 1)
+    share = train.accumulate * sizes["data"] * sizes["fsdp"]
+    rows = -(-tasks // config.mesh.task) * -(-train.batch_size // share)
+    most = _of_rows(config, model_config, rows, config.items.max_length, rows * ANSWER * scored, sizes)
+    if train.text_task == "none":
+        return most
+    rows, length = -(-train.text_task_rows // share), config.text.input_length
+    scored = model_config.num_added_tokens + model_config.vocab_size
+    return max(most, _of_rows(config, model_config, rows, length, rows * length * scored, sizes))
+
+
+def _of_rows(config: Config, model_config: Any, rows: int, length: int, scores: int, sizes: dict[str, int]) -> int:
+    """Bytes of ``rows`` inputs of ``length`` tokens, ``scores`` logits in all."""
+    tokens = rows * length
     width, inner = model_config.d_model, model_config.d_ff
-    number = jnp.dtype(train.compute_dtype or config.model.dtype).itemsize
+    number = jnp.dtype(config.train.compute_dtype or config.model.dtype).itemsize
     kept = tokens * width * number * model_config.num_layers
     layer = tokens * (17 * width + 3 * inner) * number // sizes["tensor"]
-    scores = 3 * tokens * model_config.num_heads * length * 4 // sizes["tensor"]
-    scored = model_config.num_added_tokens + (model_config.vocab_size if train.loss_vocabulary == "full" else 1)
-    return kept + layer + scores + 3 * min(_LOGITS, tokens // length * ANSWER * scored * 4)
+    attention = 3 * tokens * model_config.num_heads * length * 4 // sizes["tensor"]
+    return kept + layer + attention + 3 * min(_LOGITS, scores * 4)

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gems_jax.data.batching.with_text import split_text
+
 # Dense bfloat16 products per second, from the vendors' data sheets.
 PEAK = {
     "NVIDIA H200": 989e12,
@@ -41,9 +43,17 @@ def peak_of_all_devices() -> float | None:
 
 
 def work_of_batch(model: Any, batch: dict[str, np.ndarray], parts: int, count_work: bool) -> tuple[float, float]:
-    """Input tokens of a batch, of all its parts, and the model's operations on it where they are wanted."""
-    tokens = float(batch["attention_mask"].sum()) * parts
-    if not count_work:
-        return tokens, 0.0
-    rows = max(float((batch["row_index"] >= 0).sum()) * parts, 1.0)
-    return tokens, model.flops(tokens, float(batch["label_mask"].sum()) * parts, tokens / rows)
+    """Input tokens of a batch, of all its parts, and the model's operations on it where they are wanted.
+
+    Rows of general text count with the others; what the base model predicts there is no work of this model.
+    """
+    tokens, work = 0.0, 0.0
+    of_tasks, text = split_text(batch)
+    for given in (of_tasks, text) if text else (of_tasks,):
+        inputs = float(given["attention_mask"].sum()) * parts
+        tokens += inputs
+        if count_work:
+            full = given["row_index"] >= 0 if "row_index" in given else given["attention_mask"].any(axis=-1)
+            rows = max(float(full.sum()) * parts, 1.0)
+            work += model.flops(inputs, float(given["label_mask"].sum()) * parts, inputs / rows)
+    return tokens, work

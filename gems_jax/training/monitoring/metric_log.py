@@ -151,9 +151,11 @@ class MetricLogger:
         self._in_a_row += 1
         for task in bad:
             self._refused[task] += 1
-        rows = {task: np.concatenate([r[self._tasks.index(task)] for r in done.rows]).tolist() for task in bad}
+        # General text, behind the tasks that have tables, is a stream without numbered rows.
+        numbered = [task for task in bad if self._tasks.index(task) < len(done.rows[0])]
+        rows = {task: np.concatenate([r[self._tasks.index(task)] for r in done.rows]).tolist() for task in numbered}
         line = {f"refused/{task}": self._refused[task] for task in bad}
-        self._log.write({"step": done.step, **line, **{f"refused_rows/{task}": rows[task] for task in bad}})
+        self._log.write({"step": done.step, **line, **{f"refused_rows/{task}": rows[task] for task in numbered}})
         if self._in_a_row >= self._config.max_non_finite:
             raise ValueError(
                 f"loss or gradient of task {', '.join(bad)} was not finite in {self._in_a_row} updates in a row, the "

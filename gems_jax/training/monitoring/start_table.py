@@ -10,12 +10,19 @@ from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.null_space.space import NullSpace
 from gems_jax.training.task_gradients import projects
+from gems_jax.training.text_task import TextRows
 from gems_jax.transform.reports import state_bytes
 from gems_jax.types import PyTree
 
 
 def start_table(
-    config: Config, tx: Any, params: PyTree, frozen: PyTree, encoded: Mapping[str, EncodedTable], ns: NullSpace | None
+    config: Config,
+    tx: Any,
+    params: PyTree,
+    frozen: PyTree,
+    encoded: Mapping[str, EncodedTable],
+    ns: NullSpace | None,
+    text: TextRows | None = None,
 ) -> str:
     """Parameters, kernels in subspaces with ranks and bytes, optimiser memory beside AdamW's, null space, tokens.
 
@@ -26,6 +33,7 @@ def start_table(
       frozen: what does not.
       encoded: training tables as tokens, by task.
       ns: the null space that updates are kept in, or ``None``.
+      text: rows of general text, where it is a task.
 
     Returns:
       Lines to print.
@@ -47,4 +55,6 @@ def start_table(
         lines.append(
             f"{task}: {len(one):,} rows, {inputs:,} input and {answers:,} label tokens an epoch, {epochs:.1f} epochs"
         )
+    if text is not None:
+        lines.append(text.summary(train))
     return "\n".join(lines)
