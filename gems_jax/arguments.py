@@ -316,7 +316,7 @@ def _explained(text: str, known: Mapping[str, Any], command: str = "", commands:
     unknown = re.search(r"unrecognized arguments: --([\w.-]+)|does not accept option '([\w.]+)'", text)
     if unknown:
         name = unknown.group(1) or unknown.group(2)
-        near = difflib.get_close_matches(name, _dotted(known), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, [*_dotted(known), "config"], n=1, cutoff=0.6)
         text += f"; did you mean {near[0]!r}?" if near else "; --help lists the fields"
     if command == "search" and text.startswith("unrecognized arguments: -"):
         text += "; a query that begins with - stands at the end, behind --"

@@ -28,6 +28,8 @@ from gems_jax.null_space.space import NullSpace
     [
         (["prepare", "--train.stepz", "3"], "did you mean 'train.steps'?"),
         (["prepare", "--trian.steps=3"], "did you mean 'train.steps'?"),
+        (["prepare", "--confg", "c.yaml"], "did you mean 'config'?"),
+        (["doctor", "--workdir", "w"], "unrecognized arguments: --workdir w; --help lists the fields"),
         (["prepare", "--train.steps", "many"], "many"),
         (["prepare", "--gems.side", "left"], "left"),
         (["train", "--workdir", "w", "--train.schedule", "cosin"], "did you mean 'cosine'?"),

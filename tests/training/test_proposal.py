@@ -83,6 +83,23 @@ def test_columns_that_names_do_not_tell_are_asked_for_and_then_taken(model, tmp_
     assert "--text and --heldout go together" in fails(capsys, *words[:-1], tmp_path / "d.yaml", "--text", "a.txt")
 
 
+def test_columns_of_a_catalogue_are_taken_as_they_are_named_too(tmp_path):
+    (tmp_path / "orders.csv").write_text("Customer E-Mail,SKU\n" + "".join(f"u,s{n}\n" for n in range(5)))
+    catalogue = tmp_path / "Products Export.csv"
+    catalogue.write_text("Product SKU,Product Name (localized)\n" + "".join(f"s{n},Gießkanne {n}\n" for n in range(5)))
+    with pytest.raises(ValueError, match="like its title; name them as --columns"):
+        find_data(str(tmp_path / "orders.csv"), str(catalogue), {})
+    with pytest.raises(ValueError, match="no catalogue has the columns Name of --columns"):
+        find_data(str(tmp_path / "orders.csv"), None, {"title": "Name"})
+    for named in (str(catalogue), None):
+        found = find_data(str(tmp_path), named, {"title": "Product Name (localized)"})
+        assert found.fields["files"]["columns"] == {"user_id": "Customer E-Mail", "target": "SKU"}
+        assert found.fields["files"]["item_columns"] == {
+            "item_id": "Product SKU", "title": "Product Name (localized)",
+        }  # fmt: skip
+        assert found.titles[0] == "Gießkanne 0"
+
+
 def test_logs_without_queries_and_catalogue_make_a_run_of_recommendation(tmp_path):
     (tmp_path / "plays.csv").write_text("user_id,song_id,ts\n" + "".join(f"u,s{n},{n}\n" for n in range(5)))
     found = find_data(str(tmp_path / "plays.csv"), None, {})

@@ -10,17 +10,20 @@ from gems_jax.data.raw.raw_table import read_batches
 
 _ITEM = (
     "itemid", "item", "productid", "product", "parentasin", "asin", "sku", "articleid", "article", "movieid", "songid",
-    "trackid", "videoid", "bookid", "noteid", "docid", "offerid", "goodsid",
+    "trackid", "videoid", "bookid", "noteid", "docid", "offerid", "goodsid", "productsku", "itemsku", "productcode",
 )  # fmt: skip
 # Role to names, the likeliest first; letters and digits alone, in lower case.
 INTERACTIONS: Mapping[str, tuple[str, ...]] = {
     "user_id": (
         "userid", "user", "uid", "customerid", "customer", "visitorid", "visitor", "memberid", "accountid",
-        "reviewerid", "sessionid", "session",
+        "reviewerid", "sessionid", "session", "email",
+        "useremail", "customeremail",
     ),
     "target": ("target", "targetitem", "targetid", *_ITEM, "clicked", "purchased"),
-    "timestamp": ("timestamp", "time", "ts", "datetime", "date", "at", "createdat", "eventtime", "unixreviewtime"),
-    "query": ("query", "searchquery", "searchterm", "searchtext", "search", "keywords", "keyword", "typed", "q"),
+    "timestamp": ("timestamp", "time", "ts", "datetime", "date", "at", "createdat", "eventtime", "orderdate",
+        "unixreviewtime"),
+    "query": ("query", "searchquery", "searchterm", "searchtext", "search", "keywords", "keyword", "typed", "q",
+        "searchphrase"),
     "task": ("task",),
     "history": ("history", "historyitemid"),
     "split": ("split",),

@@ -103,7 +103,7 @@ class Quarantine:
             raise Unusable(
                 f"{path}: {len(bad):,} of {total:,} rows of kind {kind!r} cannot be used, more than the allowed share "
                 f"of {self.max_bad_fraction:g}: {reasons}\nThe first are\n{first}\n"
-                "Repair the file, set what is named above, or raise max_bad_fraction.",
+                "Repair the file, set what is named above, or raise data.max_bad_fraction.",
                 self.rows,
             )
 

@@ -49,9 +49,10 @@ HINTS = {
     NO_TITLE: "files.item_columns names the column of titles; " + _WORDS,
     SECOND_ITEM: "only exact copies of a line are left out without being counted here",
     UNKNOWN_ITEM: "files.items: null takes the items that occur; files.separators says where a cell has several ids",
-    IN_HISTORY: "preprocessing.repeats: true keeps them",
+    IN_HISTORY: "data.preprocessing.repeats: true keeps them",
     REPEATED: (
-        "preprocessing.repeats: true keeps them where rows have times; without times copies of a log count as such, too"
+        "data.preprocessing.repeats: true keeps them where rows have times; without times copies of a log count as "
+        "such, too"
     ),
 }
 HINTS |= {unreadable(role): _LISTS for role in ("target", "history", "negatives")}

@@ -41,7 +41,7 @@ def find_data(data: str, items: str | None, columns: Mapping[str, str]) -> Found
     Args:
       data: a file of interactions, or a folder: of a known source's raw files, or with one such file and a catalogue.
       items: a catalogue; ``None``: the one beside the interactions, if there is one.
-      columns: role to column where a name says nothing.
+      columns: role to column where a name says nothing, of the interactions and of the catalogue.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -54,9 +54,11 @@ def find_data(data: str, items: str | None, columns: Mapping[str, str]) -> Found
         fields = {"name": source, "path": str(path.resolve())}
         return FoundData(fields, (f"data: {path} has the files of the source {source!r}",), None)
     tables = {table: column_names(table) for table in (find_files(path, "*") if path.is_dir() else [path])}
-    chosen, roles = _interactions(path, tables, columns)
-    catalogue = Path(items).expanduser() if items else _catalogue(chosen, tables)
-    return _table(chosen, tables[chosen], roles, catalogue)
+    of_items = {role: name for role, name in columns.items() if role in CATALOGUE}
+    of_rows = {role: name for role, name in columns.items() if role not in CATALOGUE}
+    chosen, roles = _interactions(path, tables, of_rows)
+    catalogue = Path(items).expanduser() if items else _catalogue(chosen, tables, of_items)
+    return _table(chosen, tables[chosen], roles, catalogue, of_items)
 
 
 def _known_source(folder: Path) -> str | None:
@@ -95,7 +97,15 @@ def _interactions(
     return next(iter(found.items()))
 
 
-def _catalogue(interactions: Path, tables: Mapping[Path, tuple[str, ...]]) -> Path | None:
+def _item_roles(names: tuple[str, ...], named: Mapping[str, str]) -> dict[str, str]:
+    """The columns of a catalogue's roles: those that are named, if they are all there, and guesses for the others."""
+    if not set(named.values()) <= set(names):
+        return {}
+    guessed = guess_columns([name for name in names if name not in named.values()], CATALOGUE)
+    return {role: name for role, name in guessed.items() if role not in named} | dict(named)
+
+
+def _catalogue(interactions: Path, tables: Mapping[Path, tuple[str, ...]], named: Mapping[str, str]) -> Path | None:
     """The table beside the interactions that has items with titles."""
     beside = dict(tables)
     if len(tables) == 1:  # a file was named
@@ -103,14 +113,16 @@ def _catalogue(interactions: Path, tables: Mapping[Path, tuple[str, ...]]) -> Pa
     fitting = [
         table
         for table, names in beside.items()
-        if table != interactions and {"item_id", "title"} <= set(guess_columns(names, CATALOGUE))
+        if table != interactions and {"item_id", "title"} <= set(_item_roles(names, named))
     ]
     if len(fitting) > 1:
         raise ValueError(f"{', '.join(table.name for table in fitting)} have items with titles: name one as --items")
     return fitting[0] if fitting else None
 
 
-def _table(path: Path, names: tuple[str, ...], roles: dict[str, str], catalogue: Path | None) -> FoundData:
+def _table(
+    path: Path, names: tuple[str, ...], roles: dict[str, str], catalogue: Path | None, named: Mapping[str, str]
+) -> FoundData:
     notes = [f"{path.name}: {', '.join(f'{role} is {name!r}' for role, name in roles.items())}"]
     unused = [name for name in names if name not in roles.values()]
     if unused:
@@ -123,15 +135,19 @@ def _table(path: Path, names: tuple[str, ...], roles: dict[str, str], catalogue:
         "columns": {role: name for role, name in roles.items() if role != name},
     }
     found: list[Any] = []
+    if catalogue is None and named:
+        raise ValueError(
+            f"no catalogue has the columns {', '.join(named.values())} of --columns: name its file as --items"
+        )
     if catalogue is None:
         notes.append("no catalogue: items are those that occur, and an item's title is its id; name one as --items")
     else:
         item_names = column_names(catalogue)
-        item_roles = guess_columns(item_names, CATALOGUE)
+        item_roles = _item_roles(item_names, named)
         if not {"item_id", "title"} <= set(item_roles):
             raise ValueError(
                 f"{catalogue} has {', '.join(item_names)}: no column is called like an item's id and one "
-                "like its title; rename two to item_id and title"
+                'like its title; name them as --columns \'{"item_id": "...", "title": "..."}\''
             )
         files["items"] = str(catalogue.resolve())
         files["item_columns"] = {role: name for role, name in item_roles.items() if role != name}
