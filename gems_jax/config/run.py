@@ -228,7 +228,7 @@ class GemsConfig:
       side: side of the kernel that bases span; ``auto``: the null space's, without one the smaller side.
       refresh_every: steps between new bases.
       decomposition: how bases are computed; ``auto``: ``subspace`` on TPU and for projected gradients, ``eigh``
-        elsewhere.
+        elsewhere. ``random``: drawn anew inside the null space, whatever the gradients are.
       signs: ``canonical``, or ``align``: rotate a new basis onto the old one within its span.
       moments: whether Adam's moments are kept (``keep``) or zeroed (``reset``) when bases are made anew.
       complementary: whether the tasks' bases are orthogonal to the shared one.
@@ -245,7 +245,7 @@ class GemsConfig:
     task_rank: int | float | None = None
     side: Literal["auto", "in", "out"] = "auto"
     refresh_every: int = 200
-    decomposition: Literal["auto", "svd", "eigh", "subspace"] = "auto"
+    decomposition: Literal["auto", "svd", "eigh", "subspace", "random"] = "auto"
     signs: Literal["canonical", "align"] = "canonical"
     moments: Literal["keep", "reset"] = "keep"
     complementary: bool = False

@@ -17,8 +17,9 @@ from gems_jax.transform.diagnostics import GradientDiagnostics, diagnose_gradien
 from gems_jax.transform.group_gradients import group_gradients
 from gems_jax.transform.low_rank_gradient import LowRankGradient
 from gems_jax.transform.plan import Group
+from gems_jax.transform.random_bases import draw_bases, member_ids
 from gems_jax.transform.refresh import Bases as GroupBases
-from gems_jax.transform.refresh import refresh_at, room
+from gems_jax.transform.refresh import NewBases, Refresh, refresh_at, room
 from gems_jax.transform.refresh_request import column_masks, projector_of, usable_branches
 from gems_jax.transform.state import gather, scatter
 from gems_jax.transform.state_rows import StateRows
@@ -206,11 +207,22 @@ def _refreshed(
 
     def refresh(products: list[GroupProducts]) -> Any:
         how = refresh_at(model.served.state.count, model.served.settings)
-        chosen, done, after = iterate(branches, products, passes, how)
+        if how.method == "random":
+            given = zip(branches, groups, strict=True)
+            drawn = [_drawn(branch, member_ids(group.kernels), how) for branch, group in given]
+            chosen, done = [(shared, task) for shared, task, _ in drawn], [which for *_, which in drawn]
+            after = passes.direct(chosen)
+        else:
+            chosen, done, after = iterate(branches, products, passes, how)
         return chosen, done, [_kept(*x) for x in zip(done, after, products, strict=True)]
 
     is_asked = jnp.any(jnp.stack([jnp.any(b.asked) for b in branches]))
     return jax.lax.cond(is_asked, refresh, lambda products: (bases, nothing, products), products)
+
+
+def _drawn(branches: Branches, ids: tuple[int, ...], how: Refresh) -> NewBases:
+    numbers = jnp.asarray(ids, jnp.uint32)
+    return draw_bases(branches.bases, numbers, branches.asked, branches.projector, branches.masks, how)
 
 
 def _kept(done: jax.Array, new: GroupProducts, old: GroupProducts) -> GroupProducts:

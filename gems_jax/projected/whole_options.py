@@ -15,7 +15,7 @@ def option_for_whole(
       >>> option_for_whole("auto", "update", False, True, True), option_for_whole("auto", "update", False, True, False)
       ('gate', None)
     """
-    if decomposition not in ("auto", "subspace"):
+    if decomposition not in ("auto", "subspace", "random"):
         return "decomposition"
     if constraint == "gradient":
         return "constraint"

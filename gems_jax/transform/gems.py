@@ -37,7 +37,7 @@ def gems(
     task_rank: int | float | None = None,
     side: Literal["auto", "in", "out"] = "auto",
     refresh_every: int | Callable[[jax.Array], Any] = 200,
-    decomposition: Literal["auto", "svd", "eigh", "subspace"] = "auto",
+    decomposition: Literal["auto", "svd", "eigh", "subspace", "random"] = "auto",
     signs: Literal["canonical", "align"] = "canonical",
     moments: Literal["keep", "reset"] = "keep",
     complementary: bool = False,
@@ -74,7 +74,8 @@ def gems(
         otherwise the smaller one.
       refresh_every: steps between new bases, counted from 0, or a callable ``count -> bool``.
       decomposition: ``"svd"``, ``"eigh"``, ``"subspace"`` (matrix products, warm-started) or ``"auto"``:
-        ``"subspace"`` on TPU and for projected gradients, ``"eigh"`` elsewhere.
+        ``"subspace"`` on TPU and for projected gradients, ``"eigh"`` elsewhere; or ``"random"``: drawn anew inside the
+        null space at each refresh, whatever the gradients are.
       signs: ``"canonical"``, or ``"align"``: rotate a new basis onto the old one within its span.
       moments: ``"keep"`` or ``"reset"`` the inner state at a refresh.
       complementary: task subspaces orthogonal to the shared one.

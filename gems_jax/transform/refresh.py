@@ -1,7 +1,7 @@
 """A refresh of bases: when it is due, what it is made from, and the decomposition of a group of kernels."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ class Refresh(NamedTuple):
 
     Attributes:
       settings: of the transform.
-      method: of decomposition, ``"auto"`` resolved.
+      method: of decomposition, ``"auto"`` resolved; or ``"random"``, see `gems_jax.transform.random_bases`.
       stagger_every: steps over which the refreshes of all kernels are spread, ``None``: all at once.
       step: ``[]`` int32.
       due: ``[]`` bool, whether a refresh is scheduled in this step (with ``stagger``: of everything).
@@ -27,7 +27,7 @@ class Refresh(NamedTuple):
     """
 
     settings: Settings
-    method: Decomposition
+    method: Decomposition | Literal["random"]
     stagger_every: int | None
     step: jax.Array
     due: jax.Array
@@ -73,6 +73,7 @@ def compute_bases(
     old: Bases, gradients: Gradients, do: jax.Array, projector: Projector, masks: Masks, refresh: Refresh
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     """New bases of the branches in ``do: [1 + T, k]`` whose gradients yield one, and which those are."""
+    method: Any = refresh.method
 
     def one(varying: Any, shared: Any) -> tuple[jax.Array, jax.Array]:
         gradient, previous = varying
@@ -81,7 +82,7 @@ def compute_bases(
             gradient,
             previous.shape[-1],
             Projector(factor, projector.complement),
-            method=refresh.method,
+            method=method,
             signs=refresh.settings.signs,
             previous=previous,
             has_previous=has_basis(previous),
@@ -120,6 +121,7 @@ class Request(NamedTuple):
       masks: of the columns there is room for.
       turns: of each of the ``k``, the step of an interval in which it is refreshed where refreshes are staggered,
         in order: see `gems_jax.transform.plan.Plan.turns`.
+      ids: uint32 ``[k]``, what random bases are drawn by.
     """
 
     old: Bases
@@ -130,6 +132,7 @@ class Request(NamedTuple):
     projector: Projector
     masks: Masks
     turns: tuple[int, ...]
+    ids: jax.Array
 
 
 class Refreshed(NamedTuple):

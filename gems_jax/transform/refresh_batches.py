@@ -9,7 +9,8 @@ import numpy as np
 
 from gems_jax.linalg.projection import Projector
 from gems_jax.linalg.stacks import mesh_of_devices
-from gems_jax.transform.refresh import NewBases, Refresh, Request, compute_bases
+from gems_jax.transform.random_bases import draw_bases
+from gems_jax.transform.refresh import Bases, Gradients, Masks, NewBases, Refresh, Request, compute_bases
 from gems_jax.types import PyTree
 
 # Of the gradients of a batch, which are copied to lie in one array while they are decomposed.
@@ -72,7 +73,7 @@ def compute_batch(requests: Sequence[Request], refresh: Refresh, do: jax.Array) 
     """
     if len(requests) == 1:
         (r,) = requests
-        return [compute_bases(r.old, r.gradients, do, r.projector, r.masks, refresh)]
+        return [new_bases(r.old, r.gradients, r.ids, do, r.projector, r.masks, refresh)]
     counts = [r.old[0].shape[0] for r in requests]
     old, gradients, factor = jax.tree.map(join, *((r.old, r.gradients, r.projector.factor) for r in requests))
     masks = (
@@ -80,9 +81,25 @@ def compute_batch(requests: Sequence[Request], refresh: Refresh, do: jax.Array) 
         join_masks([r.masks[1] for r in requests], counts, old[1]),
     )
     projector = requests[0].projector._replace(factor=factor)
-    shared, task, done = compute_bases(old, gradients, do, projector, masks, refresh)
+    ids = jnp.concatenate([r.ids for r in requests])
+    shared, task, done = new_bases(old, gradients, ids, do, projector, masks, refresh)
     tasks = [None] * len(counts) if task is None else split(task, counts, 1)
     return list(zip(split(shared, counts), tasks, split(done, counts, 1), strict=True))
+
+
+def new_bases(
+    old: Bases,
+    gradients: Gradients,
+    ids: jax.Array,
+    do: jax.Array,
+    projector: Projector,
+    masks: Masks,
+    refresh: Refresh,
+) -> NewBases:
+    """`compute_bases` of the gradients, or `draw_bases` by the ids."""
+    if refresh.method == "random":
+        return draw_bases(old, ids, do, projector, masks, refresh)
+    return compute_bases(old, gradients, do, projector, masks, refresh)
 
 
 def split(x: jax.Array, counts: Sequence[int], axis: int = 0) -> list[jax.Array]:

@@ -13,11 +13,10 @@ from gems_jax.transform.refresh import (
     Refresh,
     Refreshed,
     Request,
-    compute_bases,
     members_due,
     room,
 )
-from gems_jax.transform.refresh_batches import batches_of, compute_batch, split
+from gems_jax.transform.refresh_batches import batches_of, compute_batch, new_bases, split
 
 
 def refresh_groups(requests: Sequence[Request], refresh: Refresh) -> list[Refreshed]:
@@ -113,9 +112,10 @@ def _few(request: Request, refresh: Refresh, do: jax.Array) -> list[NewBases]:
         return jax.lax.dynamic_update_slice_in_dim(x, part, start, axis)
 
     old, gradients, masks = request.old, request.gradients, request.masks
-    shared, task, done = compute_bases(
+    shared, task, done = new_bases(
         (cut(old[0], 0), maybe_cut(old[1], 1)),
         (cut(gradients[0], 0), maybe_cut(gradients[1], 1)),
+        cut(request.ids, 0),
         cut(do, 1),
         request.projector._replace(factor=maybe_cut(request.projector.factor, 0)),
         (maybe_cut(masks[0], 0), maybe_cut(masks[1], 0)),

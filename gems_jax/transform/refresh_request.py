@@ -12,6 +12,7 @@ from gems_jax.transform.active_null_space import ActiveNullSpace
 from gems_jax.transform.branches import BranchState, TaskMask
 from gems_jax.transform.group_gradients import GroupGradients
 from gems_jax.transform.plan import Group, KernelPlan
+from gems_jax.transform.random_bases import member_ids
 from gems_jax.transform.refresh import Bases, Masks, Refresh, Request
 
 
@@ -57,6 +58,7 @@ def request_refresh(
         projector=projector_of(active, group, len(state.shared_basis)),
         masks=column_masks(group, refresh.settings.complementary),
         turns=tuple(turn for k in group for turn in turns[k.index]),
+        ids=jnp.asarray(member_ids(group), jnp.uint32),
     )
 
 

@@ -36,7 +36,7 @@ class Settings:
     task_rank: int | float | None = None
     side: Literal["auto", "in", "out"] = "auto"
     refresh_every: int | Callable[[jax.Array], Any] = 200
-    decomposition: Literal["auto", "svd", "eigh", "subspace"] = "auto"
+    decomposition: Literal["auto", "svd", "eigh", "subspace", "random"] = "auto"
     signs: Literal["canonical", "align"] = "canonical"
     moments: Literal["keep", "reset"] = "keep"
     complementary: bool = False
@@ -70,7 +70,7 @@ class Settings:
             if value is not None:
                 _check_rank(name, value, least)
         for name, choices in (
-            ("decomposition", ("auto", *get_args(Decomposition))),
+            ("decomposition", ("auto", *get_args(Decomposition), "random")),
             ("signs", ("canonical", "align")),
             ("moments", ("keep", "reset")),
         ):

@@ -94,7 +94,17 @@ def test_a_batch_of_groups_holds_no_more_than_its_share_of_gradients(monkeypatch
         old = (array(kernels, 8, rank), None)
         gradients = (array(kernels, 8, 4), None)
         projector = Projector(array(kernels, 8, columns), complement)
-        return Request(old, gradients, (None, None), array(1, kernels), None, projector, (None, None), (0,) * kernels)
+        return Request(
+            old,
+            gradients,
+            (None, None),
+            array(1, kernels),
+            None,
+            projector,
+            (None, None),
+            (0,) * kernels,
+            array(kernels),
+        )
 
     monkeypatch.setattr(refresh_batches, "MOST_BYTES", 4 * 8 * 4 * 4)
     requests = [request(1), request(2), request(1, rank=3), request(1, columns=5), request(9), request(1)]
