@@ -400,6 +400,9 @@ class EvaluateConfig:
 
     Attributes:
       split: rows to measure: ``test`` or ``valid``.
+      candidates: what each row's target is ranked among: ``sampled``: the row's negatives (``data.num_negatives``);
+        ``all``: the whole catalogue; ``both``, apart; ``auto``: ``both`` for catalogues of fewer than 100,000 items,
+        else ``sampled``.
       checkpoint: ``last``, or ``best`` by ``train.metric``; ``gems-jax export`` takes it, too.
       beams: width of the beam search, at least 20.
       batch_size: rows that are ranked at once.
@@ -410,6 +413,7 @@ class EvaluateConfig:
     """
 
     split: Literal["test", "valid"] = "test"
+    candidates: Literal["auto", "sampled", "all", "both"] = "auto"
     checkpoint: Literal["last", "best"] = "last"
     beams: int = 20
     batch_size: int = 128

@@ -64,7 +64,8 @@ def rank_table(
     scores = np.empty((len(table), k), np.float32)
     config = model.config
     batch_size = min(batch_size, len(table))
-    with tqdm(total=len(table), desc=f"ranking {table.task}", unit="row", disable=not progress) as bar:
+    what = f"ranking {table.task}" + (", all items" if candidates is None else "")
+    with tqdm(total=len(table), desc=what, unit="row", disable=not progress) as bar:
         for rows, length in _rows_by_length(encoded.lengths(), batch_size):
             real = rows >= 0
             input_ids, attention_mask = gather_inputs(encoded, rows, length, config.pad_token_id)
@@ -108,6 +109,7 @@ def evaluate_ranking(
     samples: int = 1000,
     seed: int = 0,
     save_to: str | os.PathLike[str] | None = None,
+    new: Mapping[str, np.ndarray] | None = None,
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Ranks and measures every task.
@@ -126,10 +128,12 @@ def evaluate_ranking(
       save_to: folder for what was found in each row, ``ranking_<task>.npz`` with ``user_ids``, ``target``,
         ``items`` ``[R, k]``, ``scores`` ``[R, k]`` and ``rank`` (from 1, 0 where not among the first k). Two such
         folders are compared with `gems_jax.evaluation.compare_runs.compare_runs`.
+      new: task to the rows that are measured apart as well, bool ``[R]``, see ``summarise``.
       progress: shows rows done, rate and time left.
 
     Returns:
-      Task to its metrics, as made by ``summarise``.
+      Task to its metrics, as made by ``summarise``, with the width of the search, ``"beams"``, and the share of rows
+      whose target was not among the items that it ended with, ``"off_beam"``: no cut-off could find those.
 
     Raises:
       ValueError: if a task has a table and no tokens, or the other way round.
@@ -139,13 +143,18 @@ def evaluate_ranking(
     results = {}
     for task, table in tables.items():
         ids, scores = rank_table(
-            model, items, table, encoded[task], k=k, beams=beams, vocabulary=vocabulary,
+            model, items, table, encoded[task], k=max(k, beams), beams=beams, vocabulary=vocabulary,
             batch_size=batch_size, seed=seed, progress=progress,
         )  # fmt: skip
+        off_beam = float(1 - (ids == table.target[:, None]).any(axis=1).mean())
+        ids, scores = ids[:, :k], scores[:, :k]
         if save_to is not None:
             save_rankings(Path(save_to) / f"ranking_{task}.npz", table, ids, scores)
         candidates = items.num_items if table.negatives is None else None
-        results[task] = summarise(table, ids, samples=samples, seed=seed, candidates=candidates)
+        results[task] = summarise(
+            table, ids, samples=samples, seed=seed, candidates=candidates, new=(new or {}).get(task)
+        )
+        results[task] |= {"beams": beams, "off_beam": off_beam}
     return results
 
 

@@ -32,7 +32,13 @@ def shuffled_candidates(table: Table, seed: int) -> np.ndarray:
 
 
 def summarise(
-    table: Table, ranked: np.ndarray, *, samples: int = 1000, seed: int = 0, candidates: int | None = None
+    table: Table,
+    ranked: np.ndarray,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    candidates: int | None = None,
+    new: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Metrics of rankings, with 95 % confidence intervals over users.
 
@@ -43,11 +49,13 @@ def summarise(
       samples: bootstrap resamples; 0 leaves the intervals out.
       seed: of the resamples.
       candidates: how many items each row's target was ranked among, itself included; ``None``: it and its negatives.
+      new: bool ``[R]``, rows that are measured apart as well, see `gems_jax.evaluation.transitions.new_transitions`.
 
     Returns:
       ``"hit@5"``, ``"ndcg@5"``, ``"mrr@5"``, ``"map@5"`` and the same at 10 and 20, each with ``"..._ci"`` as
       ``[low, high]``; ``"released_hit@5"`` and so on, the released code's variants, which differ where a row has
-      several right items; the numbers of ``"rows"``, ``"users"`` and, where it is known, ``"candidates"``.
+      several right items; the numbers of ``"rows"``, ``"users"`` and, where it is known, ``"candidates"``; with
+      ``new``, ``"new_transition"``: hit, ndcg and the numbers of those rows alone.
 
     Raises:
       ValueError: if there is not one ranking a row, or less than 5 results were kept of each.
@@ -84,11 +92,29 @@ def summarise(
     if candidates is None and table.negatives is not None:
         candidates = 1 + table.negatives.shape[1]
     sizes = {"rows": len(table), "users": len(np.unique(users))}
-    return summary | sizes | ({} if candidates is None else {"candidates": candidates})
+    summary |= sizes | ({} if candidates is None else {"candidates": candidates})
+    if new is not None:
+        summary["new_transition"] = _apart(table, ranked, new, samples, seed)
+    return summary
+
+
+def _apart(table: Table, ranked: np.ndarray, new: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
+    """Hit and ndcg of some rows alone, and how many these are."""
+    rows = np.flatnonzero(new)
+    if not len(rows):
+        return {"rows": 0, "users": 0}
+    found = summarise(table.take(rows), ranked[rows], samples=samples, seed=seed)
+    return {key: value for key, value in found.items() if key.startswith(("hit@", "ndcg@", "rows", "users"))}
 
 
 def evaluate_scores(
-    table: Table, scores: np.ndarray, *, samples: int = 1000, seed: int = 0, k: int = 20
+    table: Table,
+    scores: np.ndarray,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    k: int = 20,
+    new: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Metrics of a ranker that scores every candidate, such as popularity or BM25.
 
@@ -98,6 +124,7 @@ def evaluate_scores(
       samples: bootstrap resamples; 0 leaves the intervals out.
       seed: of the order among equal scores, and of the resamples.
       k: length of the rankings, at least 5.
+      new: as of ``summarise``.
 
     Returns:
       As ``summarise``.
@@ -127,11 +154,18 @@ def evaluate_scores(
     ranked = np.take_along_axis(candidates, best, axis=1)
     # Where there are fewer candidates than k, nothing stands behind them.
     ranked = np.pad(ranked, ((0, 0), (0, k - ranked.shape[1])), constant_values=-1)
-    return summarise(table, ranked, samples=samples, seed=seed)
+    return summarise(table, ranked, samples=samples, seed=seed, new=new)
 
 
 def evaluate_scorer(
-    table: Table, scorer: Scorer, num_items: int, *, samples: int = 1000, seed: int = 0, k: int = 20
+    table: Table,
+    scorer: Scorer,
+    num_items: int,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    k: int = 20,
+    new: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Metrics of a ranker without a model: among each row's candidates, or the whole catalogue where it has none.
 
@@ -142,6 +176,7 @@ def evaluate_scorer(
       samples: bootstrap resamples; 0 leaves the intervals out.
       seed: of the order among equal scores, and of the resamples.
       k: length of the rankings, at least 5.
+      new: as of ``summarise``.
 
     Returns:
       As ``summarise``.
@@ -160,7 +195,7 @@ def evaluate_scorer(
     if table.negatives is not None:
         candidates = table.candidates()
         parts = [scorer(block, candidates[block]) for block in score_blocks(rows, candidates.shape[1])]
-        return evaluate_scores(table, np.concatenate(parts), samples=samples, seed=seed, k=k)
+        return evaluate_scores(table, np.concatenate(parts), samples=samples, seed=seed, k=k, new=new)
     rng = np.random.default_rng([seed, zlib.crc32(table.task.encode())])
     ranked = np.full((rows, k), -1, np.int32)
     for block in score_blocks(rows, num_items):
@@ -171,7 +206,7 @@ def evaluate_scorer(
         for row, of_items in zip(block.tolist(), scores, strict=True):
             best = _best(of_items, k, rng)
             ranked[row, : len(best)] = best
-    return summarise(table, ranked, samples=samples, seed=seed, candidates=num_items)
+    return summarise(table, ranked, samples=samples, seed=seed, candidates=num_items, new=new)
 
 
 def _best(scores: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:

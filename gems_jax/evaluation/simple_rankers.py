@@ -12,6 +12,7 @@ from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.evaluation import non_neural
 from gems_jax.evaluation.non_neural import Scorer
 from gems_jax.evaluation.ranking_summary import evaluate_scorer
+from gems_jax.evaluation.transitions import new_by_task
 
 # The key of the reason in the entry of a ranker that could not be measured.
 MISSING = "missing"
@@ -97,9 +98,13 @@ def simple_rankers(dataset: Dataset, tables: Mapping[str, Table], samples: int) 
     Returns:
       Ranker to task to its metrics, as of ``summarise``, or ``{"missing": why}``.
     """
-    log = _Log(dataset)
+    log, new = _Log(dataset), new_by_task(dataset, tables)
     return {
-        name: {task: _measured(ranker, log, table, samples) for task, table in tables.items() if ranker.suits(table)}
+        name: {
+            task: _measured(ranker, log, table, samples, new.get(task))
+            for task, table in tables.items()
+            if ranker.suits(table)
+        }
         for name, ranker in _RANKERS.items()
     }
 
@@ -131,10 +136,10 @@ def missing_lines(rankers: Mapping[str, Mapping[str, Any]], label: Callable[[str
     ]
 
 
-def _measured(ranker: _Ranker, log: _Log, table: Table, samples: int) -> dict[str, Any]:
+def _measured(ranker: _Ranker, log: _Log, table: Table, samples: int, new: np.ndarray | None) -> dict[str, Any]:
     # Anything: whatever a ranker beside the model cannot do must not cost the model's results.
     try:
-        return evaluate_scorer(table, ranker.make(log, table), log.num_items, samples=samples)
+        return evaluate_scorer(table, ranker.make(log, table), log.num_items, samples=samples, new=new)
     except MemoryError as error:
         return {MISSING: f"there is not enough memory for it ({error})" if str(error) else "there is not enough memory"}
     except Exception as error:

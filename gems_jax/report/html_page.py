@@ -5,6 +5,7 @@ from typing import Any
 
 from gems_jax.report import charts, run_pictures
 from gems_jax.report.ability_table import ability_table, continuation_cards
+from gems_jax.report.catalogue_tables import among, beam_notes, catalogue_section
 from gems_jax.report.general_table import general_table
 from gems_jax.report.metric_tables import metrics_table, paired_table
 from gems_jax.report.records import RunRecords
@@ -78,7 +79,8 @@ def _tiles(records: RunRecords, rows: list[ResultRow], tasks: list[str]) -> str:
 
 
 def _hit_note(own: ResultRow, rows: list[ResultRow], task: str) -> str:
-    note = "of the right items stand among the first ten"
+    size = own.value(task, "candidates")
+    note = "of the right items stand among the first ten" + (f" of {int(size):,}" if size else "")
     rivals = [
         (value, row.name) for row in rows if row.kind == "baseline" and (value := row.value(task, "hit@10")) is not None
     ]
@@ -116,11 +118,24 @@ def _results(records: RunRecords, rows: list[ResultRow], tasks: list[str]) -> st
     details = "".join(metrics_table(own, task) for task in shown) if own else ""
     if details:
         details = f'<div class="grid">{details}</div><p class="footnote">{_DEFINITIONS}</p>'
-    remarks = "".join(f'<p class="footnote">{escape(note)}.</p>' for note in notes(records))
+    said = [*beam_notes(records.evaluation, shown), *notes(records)]
+    remarks = "".join(f'<p class="footnote">{escape(note)}.</p>' for note in said)
+    what = among(records.evaluation, shown)
+    lead = f'<p class="lead">{escape(f"The right item ranked among {what}.")}</p>' if what else ""
     return (
-        f'<h2>Results</h2>{results_table(rows, shown)}<p class="footnote">{footnote}</p>{remarks}'
+        f'<h2>Results</h2>{lead}{results_table(rows, shown)}<p class="footnote">{footnote}</p>{remarks}'
         f'{paired_table(records.evaluation.get("paired", {}))}<div class="grid">{cards}</div>{details}'
+        f"{_catalogue(records)}"
     )
+
+
+def _catalogue(records: RunRecords) -> str:
+    whole = records.of_catalogue()
+    if whole is None:
+        return ""
+    rows, tasks = methods(whole), whole.tasks()
+    remarks = "".join(f'<p class="footnote">{escape(note)}.</p>' for note in notes(whole))
+    return catalogue_section(whole, rows, tasks) + remarks + paired_table(whole.evaluation.get("paired", {}))
 
 
 def _drift(records: RunRecords, rows: list[ResultRow]) -> str:

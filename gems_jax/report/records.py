@@ -1,5 +1,7 @@
 """The records of a work directory: ``metrics.jsonl`` and ``eval.json``."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 from gems_jax.config.text_task import TEXT_TASK
 
 # A task's key in eval.json is its name; these are the keys of everything else.
-_NOT_TASKS = ("general", "baselines", "comparison", "paired", "examples", "name")
+_NOT_TASKS = ("general", "baselines", "comparison", "paired", "examples", "name", "continuations", "catalogue")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,14 @@ class RunRecords:
         # General text as a task is trained on and not ranked.
         trained = [task for task in trained if task != TEXT_TASK] if evaluated else trained
         return list(dict.fromkeys(evaluated + trained))
+
+    def of_catalogue(self) -> RunRecords | None:
+        """The evaluation among the whole catalogue, where there is one beside that among sampled items."""
+        part = self.evaluation.get("catalogue")
+        if not part:
+            return None
+        same = {key: self.evaluation[key] for key in ("name", "catalogue_size") if key in self.evaluation}
+        return RunRecords([], same | part)
 
 
 def read_records(workdir: Path) -> RunRecords:

@@ -85,7 +85,7 @@ def notes(records: RunRecords) -> list[str]:
     """Remarks on what the table does not show: rows of few candidates, baselines that could not be measured and why."""
     few = few_candidates({task: records.evaluation.get(task) for task in records.tasks()}, task_label)
     baselines = {_BASELINE_LABELS.get(name, name): tasks for name, tasks in _baselines(records).items()}
-    return [*few, *missing_lines(baselines, task_label)]
+    return [*few, *missing_lines(baselines, task_label), *records.evaluation.get("not_compared", ())]
 
 
 def _baselines(records: RunRecords) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def results_table(rows: list[ResultRow], tasks: list[str]) -> str:
     groups = "".join(f'<th class="group" colspan="{span}">{escape(task_label(task))}</th>' for task in tasks)
     heads = "".join(f"<th>{metric}</th>" for _ in tasks for metric in _METRICS)
     with_choices = any(row.value("general", "top1_agreement") is not None for row in rows)
-    columns = [_column(rows, task, metric) for task in tasks for metric in _METRICS]
+    columns = [marked_column(rows, task, metric) for task in tasks for metric in _METRICS]
     if with_drift or with_choices:
         groups += f'<th class="group" colspan="{with_drift + with_choices}">General text</th>'
     if with_drift:
@@ -130,7 +130,8 @@ def results_table(rows: list[ResultRow], tasks: list[str]) -> str:
     )
 
 
-def _column(rows: list[ResultRow], task: str, metric: str) -> list[str]:
+def marked_column(rows: list[ResultRow], task: str, metric: str) -> list[str]:
+    """A metric's cells, a row each, with intervals; the best is marked."""
     values = [row.value(task, metric) for row in rows]
     best = max((value for value in values if value is not None), default=None)
     cells = []

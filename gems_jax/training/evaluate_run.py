@@ -1,6 +1,8 @@
 """Measuring a tuned model: both tasks, general-domain drift, simple rankers beside it, the report."""
 
+import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,14 @@ import numpy as np
 from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.preparation.few_candidates import few_candidates
-from gems_jax.evaluation.compare_runs import compare_with_each
+from gems_jax.evaluation.beside import put_beside
+from gems_jax.evaluation.candidate_sets import CATALOGUE, candidate_sets
 from gems_jax.evaluation.continuations import continuations
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
 from gems_jax.evaluation.ranked_examples import readable_examples
 from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, simple_rankers
+from gems_jax.evaluation.transitions import new_by_task
 from gems_jax.report import write_report
 from gems_jax.staging import write_json
 from gems_jax.training.pretrain import heldout_text
@@ -47,44 +51,49 @@ def evaluate_run(config: Config, assets: Assets, base: Any, tuned: Any, workdir:
     Raises:
       FileNotFoundError: a run to compare with has not been evaluated.
     """
-    options = config.evaluate
-    compared = {name: read_evaluation(Path(folder)) for name, folder in options.compare.items()}
-    tables = evaluation_tables(config, assets.dataset)
+    options, size = config.evaluate, len(assets.dataset.items)
+    others = {name: read_evaluation(Path(folder)) for name, folder in options.compare.items()}
+    rows = evaluation_tables(config, assets.dataset)
+    tables, whole = candidate_sets(rows, options.candidates, size)
     encoded = {task: assets.encode(config, table) for task, table in tables.items()}
     # Before the ranking, which takes long.
     text = heldout_text(assets.tokenizer, config, base.layout)
-    results: dict[str, Any] = {"name": config.name, "method": config.train.method, "steps": config.train.steps}
-    results |= evaluate_ranking(
+    ranked = functools.partial(
+        evaluate_ranking,
         tuned,
         assets.items,
-        tables,
-        encoded,
+        encoded=encoded,
         beams=options.beams,
         vocabulary=config.train.loss_vocabulary,
         batch_size=options.batch_size,
         samples=options.samples,
-        save_to=workdir,
+        new=new_by_task(assets.dataset, rows),
         progress=True,
     )
+    results: dict[str, Any] = {"name": config.name, "method": config.train.method, "steps": config.train.steps}
+    results |= {"catalogue_size": size} | ranked(tables=tables, save_to=workdir)
+    # Rankings of an earlier evaluation would be compared with those of this one.
+    shutil.rmtree(workdir / CATALOGUE, ignore_errors=True)
+    if whole is not None:
+        results[CATALOGUE] = ranked(tables=whole, save_to=workdir / CATALOGUE)
+    elif options.candidates == "auto" and any(table.negatives is not None for table in tables.values()):
+        print(f"evaluate: {size:,} items are many: rows are ranked among their negatives alone (evaluate.candidates)")
     results["general"] = general_drift(base, tuned, text, progress=True)
     if options.continuations:
         results["continuations"] = _continued(config, assets, base, tuned, text[0])
-    results["comparison"] = {
-        name: {
-            key: value for key, value in evaluation.items() if key in tables or key in ("general", "steps", "method")
-        }
-        for name, evaluation in compared.items()
-    }
-    if options.samples:
-        results["paired"] = compare_with_each(workdir, options.compare, samples=options.samples)
+    put_beside(results, others, options.compare, workdir, options.samples)
     results["examples"] = []
     for task, table in tables.items():
         rankings = load_rankings(workdir / f"ranking_{task}.npz")
         titles = assets.dataset.titles()
         results["examples"] += readable_examples(table, rankings["items"], rankings["scores"], titles)
     # Rankers that exhaust the memory of the machine end the process: what was measured of the model is on file then.
-    _write(workdir, results | {"baselines": not_measured(tables)})
-    results["baselines"] = simple_rankers(assets.dataset, tables, options.samples)
+    places = [(results, tables)] + ([] if whole is None else [(results[CATALOGUE], whole)])
+    for place, of_place in places:
+        place["baselines"] = not_measured(of_place)
+    _write(workdir, results)
+    for place, of_place in places:
+        place["baselines"] = simple_rankers(assets.dataset, of_place, options.samples)
     _write(workdir, results)
     return results
 
@@ -123,8 +132,22 @@ def read_evaluation(workdir: Path) -> dict[str, Any]:
 
 def table_of(results: dict[str, Any]) -> str:
     """The results as a few lines of text, and below them what is missing or says little."""
-    tasks = [k for k, v in results.items() if isinstance(v, dict) and "hit@10" in v]
-    rows = [("", *(f"{t} hit@10" for t in tasks), *(f"{t} ndcg@10" for t in tasks), "general loss")]
+    parts = [_lines_of(results, results)]
+    if CATALOGUE in results:
+        parts += ["", f"among all {results['catalogue_size']:,} items:", _lines_of(results, results[CATALOGUE])]
+    return "\n".join([*parts, *results.get("not_compared", ())])
+
+
+def _lines_of(results: dict[str, Any], place: dict[str, Any]) -> str:
+    """The table of one set of candidates.
+
+    Args:
+      results: of the run.
+      place: these, or their part of the whole catalogue.
+    """
+    tasks = [k for k, v in place.items() if isinstance(v, dict) and "hit@10" in v]
+    heads = ("general loss",) if place is results else ()
+    rows = [("", *(f"{t} hit@10" for t in tasks), *(f"{t} ndcg@10" for t in tasks), *heads)]
 
     def row(name: str, measured: dict[str, Any]) -> tuple[str, ...]:
         metric = lambda task, m: f"{measured[task][m]:.3f}" if m in measured.get(task, {}) else "-"  # noqa: E731
@@ -132,11 +155,12 @@ def table_of(results: dict[str, Any]) -> str:
         drift = "-"
         if general and {"loss_full", "base_loss"} <= set(general):  # of a run beside this one there may be less
             drift = f"{general['loss_full']:.3f} ({general['loss_full'] - general['base_loss']:+.3f})"
-        return (name, *(metric(t, "hit@10") for t in tasks), *(metric(t, "ndcg@10") for t in tasks), drift)
+        cells = (name, *(metric(t, "hit@10") for t in tasks), *(metric(t, "ndcg@10") for t in tasks), drift)
+        return cells[: len(rows[0])]
 
-    rows.append(row(f"{results['name']} (this run)", results))
-    rows += [row(name, measured) for name, measured in results["comparison"].items()]
-    rows += [row(name, measured) for name, measured in results["baselines"].items()]
+    rows.append(row(f"{results['name']} (this run)", place))
+    rows += [row(name, measured) for name, measured in place["comparison"].items()]
+    rows += [row(name, measured) for name, measured in place["baselines"].items()]
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    return "\n".join([*lines, *missing_lines(results["baselines"]), *few_candidates(results)])
+    return "\n".join([*lines, *missing_lines(place["baselines"]), *few_candidates(place)])

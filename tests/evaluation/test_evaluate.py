@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows_to_rank import N, V, make_encoded, make_table
 
 from gems_jax.config.run import Config, EvaluateConfig
-from gems_jax.data.batching.prompts import EncodedTable
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.evaluation import non_neural
 from gems_jax.evaluation.bootstrap import bootstrap_interval
@@ -25,8 +25,6 @@ from gems_jax.models import T5, T5Config
 from gems_jax.models.params import params_of
 from gems_jax.training import evaluate_run
 from gems_jax.training.evaluate_run import read_evaluation
-
-V, N = 20, 30
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +45,6 @@ def model() -> T5:
 @pytest.fixture(scope="module")
 def items() -> ItemIndex:
     return ItemIndex(V + np.arange(N, dtype=np.int32)[:, None])
-
-
-def make_table(rows: int = 11, negatives: bool = True, task: str = "rec") -> Table:
-    rng = np.random.default_rng(0)
-    made = []
-    for row in range(rows):
-        order = rng.permutation(N).tolist()
-        made.append(Row(f"user {row // 2}", order[:3], order[3], negatives=order[4:16] if negatives else None))
-    return Table.from_rows(task, made)
-
-
-def make_encoded(table: Table) -> EncodedTable:
-    inputs = [[V + int(item) for item in table.history_of(row)] + [1] for row in range(len(table))]
-    return EncodedTable(
-        task=table.task,
-        tokens=np.asarray([token for tokens in inputs for token in tokens], np.int32),
-        offsets=np.cumsum([0, *map(len, inputs)]),
-        target_tokens=(V + table.target).astype(np.int32),
-    )
 
 
 def test_rankings_hold_each_rows_candidates_and_do_not_depend_on_the_batch_size(model: T5, items: ItemIndex) -> None:
@@ -189,7 +168,7 @@ def test_examples_are_readable_and_repeatable() -> None:
 
 @pytest.fixture
 def measured_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, Any]]:
-    """``evaluate`` of a run whose model has been ranked already, against so many negatives."""
+    """``evaluate`` of a run whose model has been ranked already, against so many negatives alone."""
 
     def run(negatives: int) -> dict[str, Any]:
         tables = {task: make_table(6, task=task) for task in ("rec", "src")}
@@ -207,7 +186,7 @@ def measured_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[i
         for name, value in (("evaluate_ranking", found), ("general_drift", general), ("heldout_text", [])):
             monkeypatch.setattr(evaluate_run, name, lambda *args, value=value, **options: value)
         assets = SimpleNamespace(dataset=whole, items=None, tokenizer=None, model=None, encode=lambda *args: None)
-        config = Config(evaluate=EvaluateConfig(samples=0, continuations=0))
+        config = Config(evaluate=EvaluateConfig(candidates="sampled", samples=0, continuations=0))
         return evaluate_run.evaluate_run(config, assets, SimpleNamespace(layout="decoder"), None, tmp_path)
 
     return run
