@@ -22,6 +22,7 @@ FLOORS = (
     ("gems_jax.items",),
     ("gems_jax.data",),
     ("gems_jax.ranking", "gems_jax.config", "gems_jax.identifiers"),
+    ("gems_jax.neural_rankers",),
     ("gems_jax.evaluation",),
     ("gems_jax.report",),
     ("gems_jax.training",),

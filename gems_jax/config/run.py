@@ -8,6 +8,7 @@ from gems_jax.config.gradients import why_whole
 from gems_jax.config.methods import METHODS
 from gems_jax.config.metric_names import check_metric
 from gems_jax.config.ranges import refuse, wrong_fields
+from gems_jax.config.rankers import Baseline, SasrecConfig
 from gems_jax.config.text_task import text_task_contradictions
 from gems_jax.data.batching.prompts import parse_template
 from gems_jax.data.preparation.options import Preprocessing
@@ -406,6 +407,9 @@ class EvaluateConfig:
       checkpoint: ``last``, or ``best`` by ``train.metric``; ``gems-jax export`` takes it, too.
       beams: width of the beam search, at least 20.
       batch_size: rows that are ranked at once.
+      baselines: rankers that the run is measured beside, some of: ``popularity``, ``cooccurrence``, ``bm25``, and
+        ``sasrec``, which is trained for it.
+      sasrec: how SASRec is trained.
       rows: rows of each task; ``null``: all.
       samples: bootstrap resamples of the confidence intervals.
       continuations: inputs of general text that the model goes on with before and after tuning; 0: none.
@@ -417,6 +421,8 @@ class EvaluateConfig:
     checkpoint: Literal["last", "best"] = "last"
     beams: int = 20
     batch_size: int = 128
+    baselines: tuple[Baseline, ...] = ("popularity", "cooccurrence", "bm25")
+    sasrec: SasrecConfig = SasrecConfig()
     rows: int | None = None
     samples: int = 1000
     continuations: int = 8
@@ -515,6 +521,9 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "null_space.rank 1.0 is all directions, so that no kernel could move; 1 is one direction, 0.5 are half"
     if train.profile is not None and train.profile[0] > train.profile[1]:
         yield f"train.profile is the first and the last step to profile; got {list(train.profile)}"
+    sasrec = config.evaluate.sasrec
+    if sasrec.width % sasrec.heads:
+        yield f"evaluate.sasrec.width {sasrec.width} must be divisible by evaluate.sasrec.heads {sasrec.heads}"
     if config.evaluate.checkpoint == "best" and train.metric is None:
         yield "evaluate.checkpoint best needs train.metric, by which the best checkpoint is kept"
     try:

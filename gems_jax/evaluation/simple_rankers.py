@@ -45,18 +45,28 @@ class _Log:
         return non_neural.bm25(documents, table, stem=True)
 
 
-class _Ranker(NamedTuple):
-    """A ranker: which tables it can rank, and how it is made for one."""
+class Ranker(NamedTuple):
+    """A ranker: which tables it can rank, and how it is made for one.
+
+    Attributes:
+      suits: whether it can rank a table.
+      make: a table's scorer, from what training knows.
+      group: its name in ``evaluate.baselines``.
+      settings: of a ranker that was trained, by the table; JSON values, asked for when the table has been ranked.
+    """
 
     suits: Callable[[Table], bool]
     make: Callable[[_Log, Table], Scorer]
+    group: str
+    settings: Callable[[Table], Mapping[str, Any]] | None = None
 
 
 def _any(table: Table) -> bool:
     return True
 
 
-def _searches(table: Table) -> bool:
+def searches(table: Table) -> bool:
+    """Whether a table's rows have queries."""
     return any(table.queries)
 
 
@@ -65,25 +75,30 @@ def _popular_among_matches(log: _Log, table: Table) -> Scorer:
     return non_neural.with_popularity(log.titles_and_queries(table), counts)
 
 
-_RANKERS: dict[str, _Ranker] = {
-    "popularity": _Ranker(_any, lambda log, _: non_neural.same_for_all(log.counts)),
-    "popularity, same task": _Ranker(
-        _any, lambda log, table: non_neural.same_for_all(non_neural.target_counts(log.of_task(table), log.num_items))
+RANKERS: Mapping[str, Ranker] = {
+    "popularity": Ranker(_any, lambda log, _: non_neural.same_for_all(log.counts), "popularity"),
+    "popularity, same task": Ranker(
+        _any,
+        lambda log, table: non_neural.same_for_all(non_neural.target_counts(log.of_task(table), log.num_items)),
+        "popularity",
     ),
-    "co-occurrence": _Ranker(
-        lambda table: not _searches(table),
+    "co-occurrence": Ranker(
+        lambda table: not searches(table),
         lambda log, table: non_neural.co_occurrence(log.training, table, log.num_items),
+        "cooccurrence",
     ),
-    "BM25": _Ranker(_searches, lambda log, table: non_neural.bm25(non_neural.titles(log.items), table)),
-    "BM25, stemmed": _Ranker(
-        _searches, lambda log, table: non_neural.bm25(non_neural.titles(log.items), table, stem=True)
+    "BM25": Ranker(searches, lambda log, table: non_neural.bm25(non_neural.titles(log.items), table), "bm25"),
+    "BM25, stemmed": Ranker(
+        searches, lambda log, table: non_neural.bm25(non_neural.titles(log.items), table, stem=True), "bm25"
     ),
-    "BM25, titles and queries": _Ranker(_searches, _Log.titles_and_queries),
-    "BM25, titles and queries, popularity": _Ranker(_searches, _popular_among_matches),
+    "BM25, titles and queries": Ranker(searches, _Log.titles_and_queries, "bm25"),
+    "BM25, titles and queries, popularity": Ranker(searches, _popular_among_matches, "bm25"),
 }
 
 
-def simple_rankers(dataset: Dataset, tables: Mapping[str, Table], samples: int) -> dict[str, dict[str, Any]]:
+def simple_rankers(
+    dataset: Dataset, tables: Mapping[str, Table], samples: int, rankers: Mapping[str, Ranker] = RANKERS
+) -> dict[str, dict[str, Any]]:
     """Measures each ranker on each task that it suits, apart: what one cannot do is said in its place.
 
     Popularity (of all tasks, and of the task's targets), co-occurrence of items (from the history; tasks without
@@ -94,9 +109,11 @@ def simple_rankers(dataset: Dataset, tables: Mapping[str, Table], samples: int) 
       dataset: whose training rows they know.
       tables: task to the rows that are measured, against their negatives or, without any, the whole catalogue.
       samples: bootstrap resamples of the confidence intervals.
+      rankers: by name.
 
     Returns:
-      Ranker to task to its metrics, as of ``summarise``, or ``{"missing": why}``.
+      Ranker to task to its metrics, as of ``summarise``, or ``{"missing": why}``; of a ranker that was trained with its
+      ``"settings"``.
     """
     log, new = _Log(dataset), new_by_task(dataset, tables)
     return {
@@ -105,15 +122,15 @@ def simple_rankers(dataset: Dataset, tables: Mapping[str, Table], samples: int) 
             for task, table in tables.items()
             if ranker.suits(table)
         }
-        for name, ranker in _RANKERS.items()
+        for name, ranker in rankers.items()
     }
 
 
-def not_measured(tables: Mapping[str, Table]) -> dict[str, dict[str, Any]]:
+def not_measured(tables: Mapping[str, Table], rankers: Mapping[str, Ranker] = RANKERS) -> dict[str, dict[str, Any]]:
     """The result of `simple_rankers` of the same tables before it has measured anything."""
     return {
         name: {task: {MISSING: _NOT_YET} for task, table in tables.items() if ranker.suits(table)}
-        for name, ranker in _RANKERS.items()
+        for name, ranker in rankers.items()
     }
 
 
@@ -136,10 +153,35 @@ def missing_lines(rankers: Mapping[str, Mapping[str, Any]], label: Callable[[str
     ]
 
 
-def _measured(ranker: _Ranker, log: _Log, table: Table, samples: int, new: np.ndarray | None) -> dict[str, Any]:
+def settings_lines(rankers: Mapping[str, Mapping[str, Any]], label: Callable[[str], str] = str) -> list[str]:
+    """A line for each ranker and task that was trained for the evaluation, with its settings and how it went.
+
+    Args:
+      rankers: as of `simple_rankers`.
+      label: names a task.
+
+    Example:
+      >>> settings_lines({"SASRec": {"rec": {"hit@10": 0.5, "settings": {"width": 64, "best_epoch": 7, "rate": 1e-3}}}})
+      ['SASRec, rec: width 64, best epoch 7, rate 0.001']
+    """
+
+    def shown(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+    return [
+        f"{name}, {label(task)}: "
+        + ", ".join(f"{key.replace('_', ' ')} {shown(value)}" for key, value in entry["settings"].items())
+        for name, tasks in rankers.items()
+        for task, entry in tasks.items()
+        if isinstance(entry, Mapping) and "settings" in entry
+    ]
+
+
+def _measured(ranker: Ranker, log: _Log, table: Table, samples: int, new: np.ndarray | None) -> dict[str, Any]:
     # Anything: whatever a ranker beside the model cannot do must not cost the model's results.
     try:
-        return evaluate_scorer(table, ranker.make(log, table), log.num_items, samples=samples, new=new)
+        found = evaluate_scorer(table, ranker.make(log, table), log.num_items, samples=samples, new=new)
+        return found if ranker.settings is None else found | {"settings": dict(ranker.settings(table))}
     except MemoryError as error:
         return {MISSING: f"there is not enough memory for it ({error})" if str(error) else "there is not enough memory"}
     except Exception as error:

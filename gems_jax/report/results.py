@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gems_jax.data.preparation.few_candidates import few_candidates
-from gems_jax.evaluation.simple_rankers import missing_lines
+from gems_jax.evaluation.simple_rankers import missing_lines, settings_lines
 from gems_jax.report.records import RunRecords
 
 TASK_LABELS = {"rec": "Recommendation", "src": "Search"}
@@ -85,7 +85,8 @@ def notes(records: RunRecords) -> list[str]:
     """Remarks on what the table does not show: rows of few candidates, baselines that could not be measured and why."""
     few = few_candidates({task: records.evaluation.get(task) for task in records.tasks()}, task_label)
     baselines = {_BASELINE_LABELS.get(name, name): tasks for name, tasks in _baselines(records).items()}
-    return [*few, *missing_lines(baselines, task_label), *records.evaluation.get("not_compared", ())]
+    said = [*missing_lines(baselines, task_label), *settings_lines(baselines, task_label)]
+    return [*few, *said, *records.evaluation.get("not_compared", ())]
 
 
 def _baselines(records: RunRecords) -> dict[str, Any]:

@@ -11,13 +11,14 @@ import numpy as np
 from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.preparation.few_candidates import few_candidates
+from gems_jax.evaluation.baselines import baselines
 from gems_jax.evaluation.beside import put_beside
 from gems_jax.evaluation.candidate_sets import CATALOGUE, candidate_sets
 from gems_jax.evaluation.continuations import continuations
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
 from gems_jax.evaluation.ranked_examples import readable_examples
-from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, simple_rankers
+from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, settings_lines, simple_rankers
 from gems_jax.evaluation.transitions import new_by_task
 from gems_jax.report import write_report
 from gems_jax.staging import write_json
@@ -89,11 +90,12 @@ def evaluate_run(config: Config, assets: Assets, base: Any, tuned: Any, workdir:
         results["examples"] += readable_examples(table, rankings["items"], rankings["scores"], titles)
     # Rankers that exhaust the memory of the machine end the process: what was measured of the model is on file then.
     places = [(results, tables)] + ([] if whole is None else [(results[CATALOGUE], whole)])
+    rankers = baselines(options.baselines, assets.dataset, options.sasrec)
     for place, of_place in places:
-        place["baselines"] = not_measured(of_place)
+        place["baselines"] = not_measured(of_place, rankers)
     _write(workdir, results)
     for place, of_place in places:
-        place["baselines"] = simple_rankers(assets.dataset, of_place, options.samples)
+        place["baselines"] = simple_rankers(assets.dataset, of_place, options.samples, rankers)
     _write(workdir, results)
     return results
 
@@ -135,7 +137,7 @@ def table_of(results: dict[str, Any]) -> str:
     parts = [_lines_of(results, results)]
     if CATALOGUE in results:
         parts += ["", f"among all {results['catalogue_size']:,} items:", _lines_of(results, results[CATALOGUE])]
-    return "\n".join([*parts, *results.get("not_compared", ())])
+    return "\n".join([*parts, *settings_lines(results["baselines"]), *results.get("not_compared", ())])
 
 
 def _lines_of(results: dict[str, Any], place: dict[str, Any]) -> str:
