@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Baseline = Literal["popularity", "cooccurrence", "bm25", "sasrec"]
+Baseline = Literal["popularity", "cooccurrence", "bm25", "sasrec", "two-tower", "two-tower-trained"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,28 @@ class SasrecConfig:
     dropout: float = 0.4
     max_length: int = 50
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     epochs: int = 50
     patience: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TwoTowerConfig:
+    """Projections of the base model's vectors of texts, for ``two-tower-trained`` of ``evaluate.baselines``.
+
+    Attributes:
+      temperature: cosines are divided by it before the softmax over the items of a batch.
+      batch_size: pairs of a query and an item of an update.
+      learning_rate: learning rate of Adam.
+      epochs: most passes over the pairs of training.
+      patience: end after this many epochs without a better ndcg@10 of validation rows.
+      seed: seed of the order.
+    """
+
+    temperature: float = 0.05
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    epochs: int = 30
+    patience: int = 3
     seed: int = 0

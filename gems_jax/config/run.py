@@ -8,7 +8,7 @@ from gems_jax.config.gradients import why_whole
 from gems_jax.config.methods import METHODS
 from gems_jax.config.metric_names import check_metric
 from gems_jax.config.ranges import refuse, wrong_fields
-from gems_jax.config.rankers import Baseline, SasrecConfig
+from gems_jax.config.rankers import Baseline, SasrecConfig, TwoTowerConfig
 from gems_jax.config.text_task import text_task_contradictions
 from gems_jax.data.batching.prompts import parse_template
 from gems_jax.data.preparation.options import Preprocessing
@@ -407,9 +407,11 @@ class EvaluateConfig:
       checkpoint: ``last``, or ``best`` by ``train.metric``; ``gems-jax export`` takes it, too.
       beams: width of the beam search, at least 20.
       batch_size: rows that are ranked at once.
-      baselines: rankers that the run is measured beside, some of: ``popularity``, ``cooccurrence``, ``bm25``, and
-        ``sasrec``, which is trained for it.
+      baselines: rankers that the run is measured beside, some of: ``popularity``, ``cooccurrence``, ``bm25``,
+        ``sasrec``, which is trained for it, ``two-tower``, the base model's vectors of queries and items, and
+        ``two-tower-trained``.
       sasrec: how SASRec is trained.
+      two_tower: how the two towers are trained.
       rows: rows of each task; ``null``: all.
       samples: bootstrap resamples of the confidence intervals.
       continuations: inputs of general text that the model goes on with before and after tuning; 0: none.
@@ -423,6 +425,7 @@ class EvaluateConfig:
     batch_size: int = 128
     baselines: tuple[Baseline, ...] = ("popularity", "cooccurrence", "bm25")
     sasrec: SasrecConfig = SasrecConfig()
+    two_tower: TwoTowerConfig = TwoTowerConfig()
     rows: int | None = None
     samples: int = 1000
     continuations: int = 8

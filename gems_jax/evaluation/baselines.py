@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from typing import Any
 
-from gems_jax.config.rankers import SasrecConfig
+from gems_jax.config.rankers import SasrecConfig, TwoTowerConfig
+from gems_jax.config.run import EvaluateConfig
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.evaluation.non_neural import Scorer
 from gems_jax.evaluation.simple_rankers import RANKERS, Ranker, searches
+from gems_jax.neural_rankers.sasrec_training import Trained, sasrec_scorer, train_sasrec
+from gems_jax.neural_rankers.two_tower import TextTowers, train_two_tower, two_tower_scorer
 
 
-def baselines(names: Sequence[str], dataset: Dataset, sasrec: SasrecConfig) -> dict[str, Ranker]:
-    """Rankers by name, in a fixed order.
+def baselines(options: EvaluateConfig, dataset: Dataset, model: Any = None, tokenizer: Any = None) -> dict[str, Ranker]:
+    """The rankers that ``evaluate.baselines`` asks for, by name, in a fixed order.
 
     Args:
-      names: of ``evaluate.baselines``.
+      options: of the evaluation.
       dataset: whose training and validation rows they know.
-      sasrec: settings of SASRec.
+      model: the base model, which two towers read texts with.
+      tokenizer: of the model.
 
     Example:
-      >>> list(baselines(["bm25", "popularity"], Dataset("shop", [], {}), SasrecConfig()))[:3]
+      >>> options = EvaluateConfig(baselines=("bm25", "popularity"))
+      >>> list(baselines(options, Dataset("shop", [], {})))[:3]
       ['popularity', 'popularity, same task', 'BM25']
     """
-    neural = {"SASRec": _Sasrec(dataset, sasrec).ranker()}
-    return {name: ranker for name, ranker in {**RANKERS, **neural}.items() if ranker.group in names}
+    towers = _TwoTower(dataset, options.two_tower, model, tokenizer)
+    neural = {
+        "SASRec": _Sasrec(dataset, options.sasrec).ranker(),
+        "two-tower, base model": Ranker(searches, lambda _, table: towers.as_read(table), "two-tower"),
+        "two-tower, trained": Ranker(
+            searches, lambda _, table: towers.trained(table), "two-tower-trained", towers.settings
+        ),
+    }
+    return {name: ranker for name, ranker in {**RANKERS, **neural}.items() if ranker.group in options.baselines}
 
 
 class _Sasrec:
@@ -32,15 +45,12 @@ class _Sasrec:
 
     def __init__(self, dataset: Dataset, options: SasrecConfig):
         self._dataset, self._options = dataset, options
-        self._trained: dict[str, Any] = {}
+        self._trained: dict[str, Trained] = {}
 
     def ranker(self) -> Ranker:
         return Ranker(lambda table: not searches(table), lambda _, table: self._scorer(table), "sasrec", self._settings)
 
     def _scorer(self, table: Table) -> Scorer:
-        # Flax takes a second to load, which no other ranker needs.
-        from gems_jax.neural_rankers.sasrec_training import sasrec_scorer, train_sasrec
-
         if table.task not in self._trained:
             rows = (self._dataset.table(split, table.task) for split in ("train", "valid"))
             self._trained[table.task] = train_sasrec(*rows, len(self._dataset.items), self._options, progress=True)
@@ -48,3 +58,30 @@ class _Sasrec:
 
     def _settings(self, table: Table) -> Mapping[str, Any]:
         return dict(self._trained[table.task].facts)
+
+
+class _TwoTower:
+    """Two towers of the base model: its vectors are made once, a task's projections trained once for all its tables."""
+
+    def __init__(self, dataset: Dataset, options: TwoTowerConfig, model: Any, tokenizer: Any):
+        self._dataset, self._options, self._model, self._tokenizer = dataset, options, model, tokenizer
+        self._trained: dict[str, Any] = {}
+
+    @functools.cached_property
+    def _towers(self) -> TextTowers:
+        if self._model is None:
+            raise ValueError("two towers read texts with the base model: give it")
+        return TextTowers(self._model, self._tokenizer, self._dataset.items, progress=True)
+
+    def as_read(self, table: Table) -> Scorer:
+        return two_tower_scorer(self._towers.queries(table), self._towers.items)
+
+    def trained(self, table: Table) -> Scorer:
+        if table.task not in self._trained:
+            rows = (self._dataset.table(split, table.task) for split in ("train", "valid"))
+            self._trained[table.task] = train_two_tower(self._towers, *rows, self._options, progress=True)
+        of_queries, of_items = self._trained[table.task][0]
+        return two_tower_scorer(self._towers.queries(table) @ of_queries, self._towers.items @ of_items)
+
+    def settings(self, table: Table) -> Mapping[str, Any]:
+        return dict(self._trained[table.task][1])

@@ -59,23 +59,18 @@ def train_sasrec(
     rngs = nnx.Rngs(options.seed)
     model = SasRec(num_items, options.width, options.layers, options.heads, options.max_length, rngs)
     graphdef, params = nnx.split(model)
-    tx = optax.adam(options.learning_rate, b2=0.98)
-    opt_state, key, step = tx.init(params), jax.random.key(options.seed), 0
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params: Any, opt_state: Any, inputs: jax.Array, targets: jax.Array, key: jax.Array) -> Any:
-        loss_of = lambda p: cross_entropy(nnx.merge(graphdef, p), inputs, targets, options.dropout, key)  # noqa: E731
-        loss, grads = jax.value_and_grad(loss_of)(params)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
+    opt_state, key, step = _adam(options).init(params), jax.random.key(options.seed), 0
 
     rng = np.random.default_rng(options.seed)
+
+    program = dataclasses.replace(options, seed=0)  # what the program of an update depends on
 
     def epoch(params: Any) -> tuple[Any, float]:
         nonlocal opt_state, step
         losses = []
         for of_batch in _batches(inputs, targets, options.batch_size, rng):
-            params, opt_state, loss = update(params, opt_state, *of_batch, jax.random.fold_in(key, step))
+            its_key = jax.random.fold_in(key, step)
+            params, opt_state, loss = _update(graphdef, program, params, opt_state, *of_batch, its_key)
             losses.append(loss)
             step += 1
         return params, float(jnp.mean(jnp.stack(losses)))
@@ -120,7 +115,27 @@ def sasrec_scorer(model: SasRec, table: Table, max_length: int) -> Scores:
     return score
 
 
-# Compiled once for all epochs.
+def _adam(options: SasrecConfig) -> optax.GradientTransformation:
+    return optax.adam(options.learning_rate, b2=0.98)
+
+
+# Compiled once for all epochs, and for all seeds.
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+def _update(
+    graphdef: Any,
+    options: SasrecConfig,
+    params: Any,
+    opt_state: Any,
+    inputs: jax.Array,
+    targets: jax.Array,
+    key: jax.Array,
+) -> Any:
+    loss_of = lambda p: cross_entropy(nnx.merge(graphdef, p), inputs, targets, options.dropout, key)  # noqa: E731
+    loss, grads = jax.value_and_grad(loss_of)(params)
+    updates, opt_state = _adam(options).update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, loss
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _last(graphdef: Any, params: Any, sequences: jax.Array) -> jax.Array:
     """States behind the last item, ``[r, d]``."""

@@ -90,7 +90,7 @@ def evaluate_run(config: Config, assets: Assets, base: Any, tuned: Any, workdir:
         results["examples"] += readable_examples(table, rankings["items"], rankings["scores"], titles)
     # Rankers that exhaust the memory of the machine end the process: what was measured of the model is on file then.
     places = [(results, tables)] + ([] if whole is None else [(results[CATALOGUE], whole)])
-    rankers = baselines(options.baselines, assets.dataset, options.sasrec)
+    rankers = baselines(options, assets.dataset, base, assets.tokenizer)
     for place, of_place in places:
         place["baselines"] = not_measured(of_place, rankers)
     _write(workdir, results)

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from gems_jax.config.rankers import SasrecConfig
+from gems_jax.config.run import EvaluateConfig
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.evaluation.baselines import baselines
 from gems_jax.evaluation.simple_rankers import simple_rankers
@@ -23,6 +24,8 @@ N = 24
 SMALL = SasrecConfig(
     width=16, layers=1, heads=2, dropout=0.1, max_length=6, batch_size=32, learning_rate=1e-2, epochs=25
 )
+
+OPTIONS = EvaluateConfig(baselines=("popularity", "sasrec"), sasrec=SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,7 @@ def test_a_transition_of_a_user_is_learnt_from_once_with_all_that_stands_before_
 def test_a_fixed_rule_is_learnt_where_popularity_finds_nothing() -> None:
     dataset = shop()
     tables = {"rec": dataset.table("test", "rec")}
-    found = simple_rankers(dataset, tables, 0, baselines(["popularity", "sasrec"], dataset, SMALL))
+    found = simple_rankers(dataset, tables, 0, baselines(OPTIONS, dataset))
     assert found["SASRec"]["rec"]["mrr@5"] > 0.97
     assert found["popularity"]["rec"]["hit@5"] < 0.5
     settings = found["SASRec"]["rec"]["settings"]
@@ -161,6 +164,6 @@ def test_what_it_cannot_be_trained_on_is_named() -> None:
     # In an evaluation the other rankers stay.
     without = Dataset("shop", dataset.items, {key: table for key, table in dataset.tables.items() if key[0] != "valid"})
     tables = {"rec": dataset.table("test", "rec")}
-    found = simple_rankers(without, tables, 0, baselines(["popularity", "sasrec"], without, SMALL))
+    found = simple_rankers(without, tables, 0, baselines(OPTIONS, without))
     assert "has no table valid/rec" in found["SASRec"]["rec"]["missing"]
     assert "hit@10" in found["popularity"]["rec"]
