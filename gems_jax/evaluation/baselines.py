@@ -52,8 +52,10 @@ class _Sasrec:
 
     def _scorer(self, table: Table) -> Scorer:
         if table.task not in self._trained:
-            rows = (self._dataset.table(split, table.task) for split in ("train", "valid"))
-            self._trained[table.task] = train_sasrec(*rows, len(self._dataset.items), self._options, progress=True)
+            train, valid = (self._dataset.table(split, table.task) for split in ("train", "valid"))
+            self._trained[table.task] = train_sasrec(
+                train, valid, len(self._dataset.items), self._options, progress=True
+            )
         return sasrec_scorer(self._trained[table.task].model, table, self._options.max_length)
 
     def _settings(self, table: Table) -> Mapping[str, Any]:
@@ -78,8 +80,8 @@ class _TwoTower:
 
     def trained(self, table: Table) -> Scorer:
         if table.task not in self._trained:
-            rows = (self._dataset.table(split, table.task) for split in ("train", "valid"))
-            self._trained[table.task] = train_two_tower(self._towers, *rows, self._options, progress=True)
+            train, valid = (self._dataset.table(split, table.task) for split in ("train", "valid"))
+            self._trained[table.task] = train_two_tower(self._towers, train, valid, self._options, progress=True)
         of_queries, of_items = self._trained[table.task][0]
         return two_tower_scorer(self._towers.queries(table) @ of_queries, self._towers.items @ of_items)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,11 @@ from gems_jax.data.dataset.tables import Table
 # Rows that are scored at once.
 ROWS = 256
 
-# Scores of some rows' candidates, or of all items: `gems_jax.evaluation.non_neural.Scorer`.
-Scores = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+
+class Scores(Protocol):
+    """Scores of some rows' candidates, or of all items: a `gems_jax.evaluation.non_neural.Scorer`."""
+
+    def __call__(self, rows: np.ndarray, candidates: np.ndarray | None) -> np.ndarray: ...
 
 
 def train_epochs(

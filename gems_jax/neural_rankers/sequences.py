@@ -50,7 +50,7 @@ def training_sequences(table: Table, length: int, num_items: int) -> tuple[np.nd
     targets = np.concatenate([inputs[:, 1:], table.target[:, None].astype(np.int32)], axis=1)
     targets = np.where(inputs >= 0, targets, -1)
     _, user = np.unique(np.asarray(table.user_ids, np.str_), return_inverse=True)
-    before = np.cumsum(inputs >= 0, axis=1)
+    before = np.cumsum((inputs >= 0).astype(np.int64), axis=1)
     row, place = np.nonzero(targets >= 0)
     pair = inputs[row, place].astype(np.int64) * num_items + targets[row, place]
     # Of equal pairs the first stays: of the longest context, and of these the one in the longest row, which others
