@@ -6,7 +6,7 @@ And what stands outside the package calls things in it by the names that they ha
 import sys
 
 import pytest
-from house import DOCS, MODULES, performance, results, rooms
+from house import DOCS, MODULES, leaderboard, performance, results, rooms
 from named_code import ROOT, absent_words, missing, named, named_in_prose, named_in_strings, pages, programs
 
 import gems_jax as gj
@@ -86,6 +86,10 @@ def test_the_drawing_shows_the_imports_as_they_are():
 
 def test_the_page_of_what_a_step_costs_has_the_results_as_they_are():
     assert (DOCS / "performance.md").read_text() == performance.page(), "run: python docs/performance.py"
+
+
+def test_the_page_of_what_has_to_be_beaten_has_the_results_as_they_are():
+    assert (DOCS / "leaderboard.md").read_text() == leaderboard.page(), "run: python docs/leaderboard.py"
 
 
 def test_the_picture_of_the_results_is_of_the_results_as_they_are():

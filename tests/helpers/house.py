@@ -13,5 +13,5 @@ def _loaded(name):
     return module
 
 
-rooms, performance, results = _loaded("rooms"), _loaded("performance"), _loaded("results")
+rooms, performance, results, leaderboard = map(_loaded, ("rooms", "performance", "results", "leaderboard"))
 MODULES = rooms.modules()
