@@ -18,7 +18,7 @@ from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser.chain import is_constrained, make_optimiser, null_space_side
 from gems_jax.training.optimiser.rates import GROUPS
 from gems_jax.training.step import Control, make_step
-from gems_jax.training.task_gradients import projects
+from gems_jax.training.task_gradients import batches_an_update, projects
 from gems_jax.training.trainable import split_model
 from gems_jax.types import PyTree
 
@@ -85,15 +85,15 @@ def abstract_step(
 
     params, frozen = (sharded_params(tree, mesh) for tree in jax.eval_shape(parts))
     loss = task_loss(graph, train.loss_vocabulary, ANSWER, train.loss_chunk)
-    shape = (len(tasks), train.batch_size // train.accumulate, config.items.max_length)
-    batch = _batch(model_config, shape, mesh)
+    projected = projects(config, params)
+    batch = _batch(model_config, config, len(tasks), batches_an_update(train, projected), mesh)
     null_space = None
     if is_constrained(config):
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[-2:], x.dtype), batch)
         null_space = abstract_null_space(loss, params, frozen, one, protected, null_space_side(config))
-    tx = make_optimiser(config, len(tasks), null_space)
+    tx = make_optimiser(config, len(tasks), null_space, projected)
     sharding = jax.tree.map(lambda x: x.sharding, params)
-    step = make_step(loss, train, tx, tasks, null_space, task_axis(mesh), sharding, projects(config, params))
+    step = make_step(loss, train, tx, tasks, null_space, task_axis(mesh), sharding, projected)
     with for_platform(platform):
         where = optimiser_sharding(tx, params)
         state = jax.tree.map(sharded, jax.eval_shape(tx.init, params), where)
@@ -108,13 +108,16 @@ def for_platform(platform: str) -> Iterator[None]:
         yield
 
 
-def _batch(model_config: Any, shape: tuple[int, int, int], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of `gems_jax.data.batching.batches.make_batch`, tasks stacked: ``[tasks, rows, tokens]``."""
-    *lead, inputs = shape
-    where = batch_sharding(mesh)
+def _batch(
+    model_config: Any, config: Config, tasks: int, an_update: int, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of `gems_jax.data.batching.batches.make_batch`, tasks stacked: ``[tasks, rows, tokens]``, or in parts."""
+    train = config.train
+    parts = () if an_update == train.accumulate else (train.accumulate,)
+    where = batch_sharding(mesh, bool(parts))
     return {
-        name: jax.ShapeDtypeStruct((*lead, n), jnp.int32, sharding=where)
-        for name, n in batch_lengths(model_config, inputs).items()
+        name: jax.ShapeDtypeStruct((tasks, *parts, train.batch_size // train.accumulate, n), jnp.int32, sharding=where)
+        for name, n in batch_lengths(model_config, config.items.max_length).items()
     }
 
 

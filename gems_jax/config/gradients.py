@@ -18,13 +18,11 @@ def why_whole(train: Any, gems: Any) -> str | None:
 
     Example:
       >>> from gems_jax.config.run import GemsConfig, TrainConfig
-      >>> why_whole(TrainConfig(), GemsConfig()), why_whole(TrainConfig(accumulate=2), GemsConfig())
-      (None, 'train.accumulate 2 adds up whole gradients')
+      >>> why_whole(TrainConfig(), GemsConfig()), why_whole(TrainConfig(method="adamw"), GemsConfig())
+      (None, 'train.method adamw takes whole gradients')
     """
     if not METHODS[train.method].low_rank:
         return f"train.method {train.method} takes whole gradients"
-    if train.accumulate > 1:
-        return f"train.accumulate {train.accumulate} adds up whole gradients"
     if train.text_task != "none":
         return f"train.text_task {train.text_task} takes whole gradients"
     has_task_bases = train.method != "galore" and gems.task_rank != 0

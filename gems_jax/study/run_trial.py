@@ -26,6 +26,7 @@ from gems_jax.study.trials import Trial, write_result
 from gems_jax.training.build import token_roles
 from gems_jax.training.optimiser.chain import make_optimiser
 from gems_jax.training.stages import Assets
+from gems_jax.training.task_gradients import projects
 from gems_jax.training.trainable import split_model
 from gems_jax.training.tune import tune
 from gems_jax.training.workdir.files import Log, as_json
@@ -118,7 +119,8 @@ def measured(config: Config, shared: Shared, tuned: Any, folder: Path) -> dict[s
 def optimiser_bytes(config: Config, assets: Assets, null_space: Any) -> int:
     """Memory of the optimiser's state, null space included, from shapes alone."""
     _, params, _ = split_model(assets.model, config)
-    tx = make_optimiser(config, len(trained_tasks(config.train, assets.dataset.tasks)), null_space)
+    tasks = trained_tasks(config.train, assets.dataset.tasks)
+    tx = make_optimiser(config, len(tasks), null_space, projects(config, params))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(tx.init, params)))
 
 

@@ -26,6 +26,7 @@ from gems_jax.training.monitoring.flops import peak_flops, work_of_batch
 from gems_jax.training.optimiser.rates import peak_rates
 from gems_jax.training.stages import Assets
 from gems_jax.training.step import Control
+from gems_jax.training.task_gradients import batches_an_update, projects
 from gems_jax.training.text_task import TextRows
 from gems_jax.types import PyTree
 
@@ -44,6 +45,7 @@ class TrainingRun:
       null_space: that updates are kept in, or ``None``.
       params, opt_state, frozen: what trains, the optimiser's state, what does not train; on the mesh.
       batches: of this process, on their way to the devices.
+      batches_an_update: how many of them an update takes, a step each.
       work: of a batch of this process: tokens, and the model's operations where the devices' peak is known; those of
         the other processes' rows are counted with it.
       step: ``(params, opt_state, frozen, batch, control) -> (params, opt_state, metrics)``, compiled.
@@ -61,6 +63,7 @@ class TrainingRun:
     opt_state: PyTree
     frozen: PyTree
     batches: DeviceBatches
+    batches_an_update: int
     work: Callable[[dict[str, np.ndarray]], tuple[float, float]]
     step: Callable[..., tuple[PyTree, PyTree, dict[str, jax.Array]]]
     rates: jax.Array
@@ -143,6 +146,7 @@ def batches_of(
     index: int = 0,
     parts: int = 1,
     text: TextRows | None = None,
+    an_update: int | None = None,
 ) -> BatchIterator:
     """The batches of a run, or of part ``index`` of the ``parts`` that processes share its rows by.
 
@@ -151,11 +155,12 @@ def batches_of(
       encoded: training tables as tokens, by task.
       model: whose tokens they are; its shapes are enough.
       text: rows of general text, where it is a task.
+      an_update: batches that an update takes, ``None``: ``train.accumulate``.
     """
     train = config.train
     return task_batches(
         encoded,
-        train.batch_size // train.accumulate,
+        train.batch_size // (an_update or train.accumulate),
         config.items.max_length,
         train.seed,
         process_index=index,
@@ -198,14 +203,17 @@ def build(
     model = training_model(assets.model, config)
     made = compile_step(mesh, model, config, tasks, null_space, answer_length, programs)
     text = None if train.text_task == "none" else TextRows(config, assets.tokenizer, assets.model.layout)
-    batches = batches_of(config, encoded, assets.model, row_index, row_parts, text)
+    an_update = batches_an_update(train, projects(config, made.params))
+    parts = train.accumulate // an_update
+    batches = batches_of(config, encoded, assets.model, row_index, row_parts, text, an_update)
     return TrainingRun(
         **made._asdict(),
         tasks=tasks,
         trained=trained_tasks(train, tasks),
         encoded=encoded,
         text=text,
-        batches=DeviceBatches(batches, batch_sharding(mesh)),
+        batches=DeviceBatches(batches, batch_sharding(mesh, parts > 1), parts=parts),
+        batches_an_update=an_update,
         work=functools.partial(work_of_batch, assets.model, parts=row_parts, count_work=peak_flops() is not None),
         rates=on_every_device(peak_rates(train), mesh),
         seed=on_every_device(np.uint32(train.seed), mesh),

@@ -103,7 +103,7 @@ def compile_step(
     )
     known = programs.get(key) if programs is not None else None
     trained = trained_tasks(train, tasks)
-    tx = known[0] if known else make_optimiser(config, len(trained), null_space)
+    tx = known[0] if known else make_optimiser(config, len(trained), null_space, projects(config, params))
     state_sharding = optimiser_sharding(tx, params)
     if known:
         jitted = known[1]

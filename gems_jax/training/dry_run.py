@@ -22,6 +22,7 @@ from gems_jax.training.identify import is_missing
 from gems_jax.training.monitoring.start_table import start_table
 from gems_jax.training.optimiser.chain import make_optimiser, needs_null_space
 from gems_jax.training.stages import ensure_data, index_items
+from gems_jax.training.task_gradients import batches_an_update, projects
 from gems_jax.training.text_task import TextRows
 from gems_jax.training.tokens import encode
 from gems_jax.training.trainable import split_model
@@ -61,12 +62,13 @@ def dry_run(config: Config, workdir: Path) -> str:
     encoded = {task: encode(config, t, tokenizer, items, model.layout, titles) for task, t in tables.items()}
     graph, params, frozen = split_model(model, config)
     text = None if config.train.text_task == "none" else TextRows(config, tokenizer, model.layout)
-    batches = batches_of(config, encoded, model, text=text)
+    an_update = batches_an_update(config.train, projects(config, params))
+    batches = batches_of(config, encoded, model, text=text, an_update=an_update)
     batch = next(batches)
     batches.close()
     null_space = _null_space(config)
     assumed = null_space or assumed_null_space(config, model.config, graph, params, frozen)
-    tx = make_optimiser(config, len(trained_tasks(config.train, tuple(tables))), assumed)
+    tx = make_optimiser(config, len(trained_tasks(config.train, tuple(tables))), assumed, projects(config, params))
     return "\n".join(
         [
             yaml.safe_dump(as_json(config), sort_keys=False),

@@ -71,7 +71,8 @@ def make_step(
       task_axis: mesh axis over which tasks are split, or ``None``.
       param_sharding: ``NamedSharding`` of each parameter; gradients are kept there, whatever is done with them.
         ``None``: the compiler chooses.
-      projected: whether gradients are those of `gems_jax.projected_task_grads`.
+      projected: whether gradients are those of `gems_jax.projected_task_grads`; a batch is then the whole of an update,
+        with ``train.accumulate`` in parts, ``[T, A, B, ...]``.
       text_loss: of `gems_jax.training.text_task.text_loss`; the batch then has rows of
         `gems_jax.data.batching.with_text.TextBesideTasks`. ``None``: general text is no task.
 
@@ -95,14 +96,16 @@ def make_step(
         batch, text = split_text(batch)
         micro_batch = control.number * config.accumulate + control.part
         if config.dropout:
-            keys = jax.random.split(jax.random.fold_in(dropout_key, micro_batch), len(tasks))
+            in_parts = () if not projected or config.accumulate == 1 else (config.accumulate,)
+            keys = jax.random.split(jax.random.fold_in(dropout_key, micro_batch), (len(tasks), *in_parts))
             batch = batch | {"dropout_key": keys[: len(tasks) - (text_loss is not None)]}
             text = text | {"dropout_key": keys[-1:]}
-        counts = jnp.sum(batch["label_mask"], axis=(1, 2)).astype(jnp.float32)
+        counts = jnp.sum(batch["label_mask"], axis=(-2, -1)).astype(jnp.float32)
         loss = lambda p, b: loss_fn(p, frozen, b)  # noqa: E731
         if projected:
-            fn = projected_task_grads(loss, tx, spmd_axis_name=task_axis)
+            fn = projected_task_grads(loss, tx, spmd_axis_name=task_axis, accumulate=config.accumulate)
             losses, grads = fn(params, state, batch, task_counts=counts)
+            counts = counts if config.accumulate == 1 else jnp.sum(counts, axis=1)
         else:
             losses, grads = task_value_and_grad(loss, spmd_axis_name=task_axis)(params, batch)
         weights = jnp.ones_like(losses)

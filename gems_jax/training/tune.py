@@ -179,12 +179,12 @@ def update(
     number = state.step + 1
     params, opt_state = state.params, state.opt_state
     in_flight = StepInFlight(number, [], [], [], number % train.log_every == 0 or number == train.steps)
-    for part in range(train.accumulate):
+    for part in range(run.batches_an_update):
         watchdog.phase("waiting for data", number)
         batch = next(run.batches)
         host = run.batches.host_batch
         watchdog.phase("being sent to the devices", number)
-        measure = in_flight.logged and part + 1 == train.accumulate
+        measure = in_flight.logged and part + 1 == run.batches_an_update
         control = run.control(number - 1, part, measure, signals.code)
         params, opt_state, metrics = run.step(params, opt_state, run.frozen, batch, control)
         in_flight.metrics.append(metrics)

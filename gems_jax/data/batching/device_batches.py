@@ -22,13 +22,20 @@ class DeviceBatches(Iterator[Mapping[str, Any]]):
         axis ``NamedSharding(mesh, PartitionSpec(None, "data"))``), or a device.
       ahead: batches on the devices beside the one in use; 0: none.
       drop: arrays that stay here.
+      parts: that rows are cut into, as many in each process: arrays on the devices are ``[T, parts, B / parts, ...]``,
+        and ``sharding`` is theirs. 1: they are ``[T, B, ...]``.
 
     Raises:
       ValueError: ``ahead`` is negative, or there is no array that is to be dropped.
     """
 
     def __init__(
-        self, batches: BatchIterator, sharding: Any, ahead: int = 1, drop: tuple[str, ...] = ("row_index",)
+        self,
+        batches: BatchIterator,
+        sharding: Any,
+        ahead: int = 1,
+        drop: tuple[str, ...] = ("row_index",),
+        parts: int = 1,
     ) -> None:
         if ahead < 0:
             raise ValueError(f"ahead must be at least 0, got {ahead}")
@@ -36,6 +43,7 @@ class DeviceBatches(Iterator[Mapping[str, Any]]):
         self._put = _putter(sharding)
         self._ahead = ahead
         self._drop = drop
+        self._parts = parts
         self._queue: deque[tuple[Mapping[str, Any], Batch, dict[str, Any]]] = deque()
         self._state = batches.get_state()
         self._host: Batch | None = None
@@ -51,8 +59,13 @@ class DeviceBatches(Iterator[Mapping[str, Any]]):
         missing = [name for name in self._drop if name not in batch]
         if missing:
             raise ValueError(f"there is no array {missing[0]!r} to drop; a batch has {', '.join(batch)}")
-        placed = {name: self._put(array) for name, array in batch.items() if name not in self._drop}
+        placed = {name: self._put(self._cut(array)) for name, array in batch.items() if name not in self._drop}
         return placed, batch, self._batches.get_state()
+
+    def _cut(self, array: np.ndarray) -> np.ndarray:
+        if self._parts == 1:
+            return array
+        return array.reshape(len(array), self._parts, -1, *array.shape[2:])
 
     @property
     def host_batch(self) -> Batch:

@@ -102,9 +102,13 @@ def param_sharding(params: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of arrays ``[T, B, ...]``: rows over `ROW_AXES`, tasks over their axis where the mesh has it."""
-    return NamedSharding(mesh, PartitionSpec(task_axis(mesh), ROW_AXES))
+def batch_sharding(mesh: Mesh, in_parts: bool = False) -> NamedSharding:
+    """Sharding of arrays ``[T, B, ...]``: rows over `ROW_AXES`, tasks over their axis where the mesh has it.
+
+    ``in_parts``: of ``[T, A, B, ...]``, whose parts no axis splits.
+    """
+    parts = (None,) if in_parts else ()
+    return NamedSharding(mesh, PartitionSpec(task_axis(mesh), *parts, ROW_AXES))
 
 
 def row_part(mesh: Mesh, process: int | None = None) -> tuple[int, int]:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
-from gems_jax.config.gradients import is_projected
 from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config
 from gems_jax.config.text_task import trained_tasks
@@ -30,6 +29,7 @@ from gems_jax.training.estimate.abstract import (
 )
 from gems_jax.training.losses import task_loss
 from gems_jax.training.optimiser.chain import make_optimiser, needs_null_space, null_space_side
+from gems_jax.training.task_gradients import projects
 from gems_jax.training.trainable import split_model
 from gems_jax.transform.init_plans import init_shapes
 from gems_jax.transform.sharding import state_sharding
@@ -125,7 +125,7 @@ def by_batch_size(
     params, fixed = sharded_params(trained, mesh), sharded_params(frozen, mesh)
     null_space = assumed_null_space(config, model_config, graph, params, fixed, protected)
     trained = len(trained_tasks(config.train, ("",) * tasks))
-    tx = make_optimiser(config, trained, null_space)
+    tx = make_optimiser(config, trained, null_space, projects(config, params))
     state = jax.tree.map(sharded, jax.eval_shape(tx.init, params), state_sharding(tx, params, task_axis(mesh)))
     moved, held = device_bytes(params), device_bytes(state)
 
@@ -186,9 +186,7 @@ def _peak(config: Config, tx: Any, params: Any, fixed: Any, tasks: int, activati
     """Bytes of a step at its peak, beside its arguments."""
     method, moved = METHODS[config.train.method], device_bytes(params)
     per_device = -(-tasks // config.mesh.task)
-    kernels = {path: leaf.size for path, leaf in named_leaves(params) if path.endswith("kernel")}
-    devices = config.mesh.fsdp * config.mesh.tensor * config.mesh.task
-    if is_projected(config.train, config.gems, sum(kernels.values()), devices):
+    if projects(config, params):
         return activations + moved + _PRODUCTS * _products(tx, params, tasks)
     backward = activations + per_device * moved
     if method.adapters:  # a kernel with its adapter in it is made, and has a gradient

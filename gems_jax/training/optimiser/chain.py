@@ -42,11 +42,12 @@ def is_constrained(config: Config) -> bool:
 
 
 def make_optimiser(
-    config: Config, num_tasks: int, null_space: NullSpace | None
+    config: Config, num_tasks: int, null_space: NullSpace | None, projected: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """The whole optimiser of a run: accumulation, refusal of what is not finite, clipping and the method.
 
-    Args and errors as of `make_method`, whose call it has.
+    Args and errors as of `make_method`, whose call it has. ``projected``: whether gradients are those of
+    `gems_jax.projected_task_grads`, which accumulates them itself.
     """
     train = config.train
     tx = make_method(config, num_tasks, null_space)
@@ -55,7 +56,7 @@ def make_optimiser(
     tx = refuse_not_finite(tx, num_tasks)
     if train.accumulate < 1:
         raise ValueError(f"train.accumulate must be at least 1, got {train.accumulate}")
-    return tx if train.accumulate == 1 else accumulate(tx, train.accumulate, num_tasks)
+    return tx if projected or train.accumulate == 1 else accumulate(tx, train.accumulate, num_tasks)
 
 
 def make_method(config: Config, num_tasks: int, null_space: NullSpace | None) -> optax.GradientTransformationExtraArgs:
