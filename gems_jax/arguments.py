@@ -18,9 +18,11 @@ from gems_jax.config.renamed import current_name, current_node, old_names, say_r
 from gems_jax.config.run import Config, check
 
 # They work on a finished run, and without --config with its own.
-ON_A_RUN = ("evaluate", "export", "recommend", "search", "predict", "serve")
+ON_A_RUN = ("evaluate", "export", "recommend", "search", "predict", "serve", "items")
 # They make or need no configuration.
 WITHOUT_CONFIG = ("init",)
+# Words that commands need, and what they are.
+_A_WORD = {"query": "a query", "action": "an action: add FILE, remove IDS, undo or list", "shell": "a shell"}
 _ABOUT = "Gradient multi-subspace tuning for search and recommendation."
 
 
@@ -54,7 +56,7 @@ def parse_options(argv: list[str], commands: Mapping[str, str]) -> tuple[str, An
     except RecursionError:
         raise ValueError("a value on the command line is nested too deeply") from None
     made.given = argv
-    for name in ("workdir", "out", "requests", "token_file", "page", "results"):
+    for name in ("workdir", "out", "requests", "token_file", "page", "results", "identifiers", "ids"):
         if made.get(name):
             made[name] = beside(made[name], "")
     return parsed.command, made
@@ -178,6 +180,13 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
     if name == "predict":
         add("--requests", str, "file of requests: .jsonl, .csv or .parquet", required=True)
         add("--out", str, "file of answers to write: .jsonl or .parquet", required=True)
+    if name == "items":
+        sub.add_argument("action", type=str, help="add FILE, remove IDS, undo or list")
+        sub.add_argument("names", type=str, nargs="*", help="a catalogue file to add, or ids of items to remove")
+        add("--ids", str, "file of ids to remove, one a line", default=None)
+        add("--identifiers", str, "file of the new items' identifiers, where the run's came from a file", default=None)
+        add("--columns", dict[str, str], "role to column of the file, where its name does not tell", default=None)
+        add("--max_bad_fraction", float, "most rows that may be left out; default: data.max_bad_fraction", default=None)
     if name == "serve":
         add("--host", str, "address of this machine to listen at", default="127.0.0.1")
         add("--port", int, "port to listen at; 0: one that is free", default=8080)
@@ -305,7 +314,7 @@ def _explained(text: str, known: Mapping[str, Any], command: str = "", commands:
     needed = re.search(r"arguments are required: (\w+)\.(\w+)", text)
     if needed:
         command, name = needed.groups()
-        return f"{command} needs a {name}" if name == "query" else f"{command} needs --{name}"
+        return f"{command} needs {_A_WORD[name]}" if name in _A_WORD else f"{command} needs --{name}"
     words = re.fullmatch(r"unrecognized arguments: ((?!-).*)", text, re.DOTALL)
     if words and command == "search":
         return f"the query must be one word to the shell: put it in quotation marks ({words.group(1)!r} is left over)"

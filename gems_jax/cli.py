@@ -22,6 +22,7 @@ COMMANDS = {
     "identify": "make identifiers of several tokens for the items, from their texts",
     "train": "tune on all tasks; first make missing inputs; resume a run that was stopped",
     "evaluate": "rank both tasks, measure forgetting, write eval.json and report.html",
+    "items": "add items to a tuned run's catalogue, remove some, undo that, list what was done; no training",
     "export": "write the tuned model as a Hugging Face folder",
     "recommend": "list the items that a tuned model recommends to a user",
     "search": "list the items that a tuned model finds for a user's query",
@@ -161,6 +162,7 @@ def _train(options: Any) -> int:
     from gems_jax.staging import as_path, check_workdir, check_writable, is_remote
     from gems_jax.training.run_assets import run_assets
     from gems_jax.training.tune import Stopped, tune
+    from gems_jax.training.workdir.edits import read_edits
     from gems_jax.training.workdir.files import check_config, check_processes
 
     config, workdir = _config(options), as_path(options.workdir)
@@ -171,6 +173,8 @@ def _train(options: Any) -> int:
         if not is_remote(workdir):
             check_writable(workdir, "--workdir")
     _, assets, null_space = run_assets(config, workdir)
+    if (kept := read_edits(workdir)) is not None:
+        print(f"train: {kept.notice()}, of which training sees nothing; they stay")
     try:
         tune(config, assets, null_space, workdir)
     except Stopped as stop:
@@ -207,14 +211,13 @@ def _evaluate(options: Any) -> int:
     _quiet()
     from gems_jax.staging import check_writable
     from gems_jax.training.evaluate_run import evaluate_run, table_of
-    from gems_jax.training.run_assets import run_assets
-    from gems_jax.training.tuned import load_tuned
+    from gems_jax.training.tuned import load_run
     from gems_jax.training.workdir.files import check_config, keep_config
 
     config, workdir = _tuned_run(options, check_config)
     check_writable(workdir, "--workdir")  # before the ranking
-    base, assets, _ = run_assets(config, workdir, tuned=True)
-    results = evaluate_run(config, assets, base, load_tuned(config, assets, workdir), workdir)
+    base, assets, tuned, edits = load_run(config, workdir)
+    results = evaluate_run(config, assets, base, tuned, workdir, edits)
     # An evaluation that was refused leaves no trace: the next one takes the run's own options again.
     keep_config(config, workdir)
     print(table_of(results))
@@ -226,20 +229,49 @@ def _export(options: Any) -> int:
     _quiet()
     from gems_jax.training.export import export
     from gems_jax.training.export_folder import check_folder
-    from gems_jax.training.run_assets import run_assets
-    from gems_jax.training.tuned import load_tuned
+    from gems_jax.training.tuned import load_run
     from gems_jax.training.workdir.files import check_config
 
     config, workdir = _tuned_run(options, check_config)
     inputs = {"the dataset (data.dir)": config.data.dir, "the null space (null_space.path)": config.null_space.path}
     inputs |= {"the identifiers (items.path)": config.items.path}
     check_folder(options.out, workdir, config.model.path, inputs)
-    assets = run_assets(config, workdir, tuned=True).assets
-    agreement = export(config, assets, load_tuned(config, assets, workdir), options.out, workdir, options.dtype)
+    run = load_run(config, workdir)
+    agreement = export(config, run.assets, run.model, options.out, workdir, options.dtype, run.edits.notice())
     print(f"export: {agreement.alike} of {agreement.tried} prompts tried have the tokens of training in transformers")
     if agreement.other:
         print(f"export: otherwise, for example: {agreement.other}")
     print(f"export: {options.out}")
+    return 0
+
+
+def _items(options: Any) -> int:
+    _quiet()
+    from gems_jax.training.edit_items import add_items, edit_lines, ids_of, lines_of, remove_items, undo_edit
+    from gems_jax.training.tuned import edits_of
+    from gems_jax.training.workdir.files import check_config
+
+    action, names = options.action, options.names
+    if action not in ("add", "remove", "undo", "list"):
+        raise ValueError(f"items does {action!r}? It has add FILE, remove IDS, undo and list")
+    if (action == "add") != (len(names) == 1) and action != "remove":
+        raise ValueError("items add needs one FILE" if action == "add" else f"items {action} takes no {names[0]!r}")
+    of_add = {name: options[name] for name in ("identifiers", "columns", "max_bad_fraction")}
+    wrong = [name for name in of_add if of_add[name] is not None and action != "add"]
+    wrong += ["ids"] if options.ids is not None and action != "remove" else []
+    if wrong:
+        raise ValueError(f"items {action} takes no --{wrong[0]}")
+    config, workdir = _tuned_run(options, check_config)
+    if action == "list":
+        print("\n".join(lines_of(edits_of(workdir), workdir)))
+        return 0
+    if action == "add":
+        done = add_items(config, workdir, names[0], **of_add)
+    elif action == "remove":
+        done = remove_items(workdir, ids_of(names, options.ids))
+    else:
+        done = undo_edit(workdir)
+    print("\n".join(edit_lines(done, undone=action == "undo")))
     return 0
 
 
@@ -378,6 +410,7 @@ _RUN: dict[str, Callable[[Any], int]] = {
     "identify": _identify,
     "train": _train,
     "evaluate": _evaluate,
+    "items": _items,
     "export": _export,
     "recommend": _find,
     "search": _find,

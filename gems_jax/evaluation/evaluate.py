@@ -150,7 +150,7 @@ def evaluate_ranking(
         ids, scores = ids[:, :k], scores[:, :k]
         if save_to is not None:
             save_rankings(Path(save_to) / f"ranking_{task}.npz", table, ids, scores)
-        candidates = items.num_items if table.negatives is None else None
+        candidates = items.num_items - len(items.removed) if table.negatives is None else None
         results[task] = summarise(
             table, ids, samples=samples, seed=seed, candidates=candidates, new=(new or {}).get(task)
         )

@@ -1,6 +1,7 @@
 """From rankings of a table's rows to the numbers that are reported."""
 
 import zlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,7 @@ def evaluate_scorer(
     seed: int = 0,
     k: int = 20,
     new: np.ndarray | None = None,
+    removed: Collection[int] = (),
 ) -> dict[str, Any]:
     """Metrics of a ranker without a model: among each row's candidates, or the whole catalogue where it has none.
 
@@ -177,6 +179,7 @@ def evaluate_scorer(
       seed: of the order among equal scores, and of the resamples.
       k: length of the rankings, at least 5.
       new: as of ``summarise``.
+      removed: items that are left out of the whole catalogue.
 
     Returns:
       As ``summarise``.
@@ -198,15 +201,16 @@ def evaluate_scorer(
         return evaluate_scores(table, np.concatenate(parts), samples=samples, seed=seed, k=k, new=new)
     rng = np.random.default_rng([seed, zlib.crc32(table.task.encode())])
     ranked = np.full((rows, k), -1, np.int32)
+    offered = np.setdiff1d(np.arange(num_items), list(removed))
     for block in score_blocks(rows, num_items):
         scores = scorer(block, None)
         if np.isnan(scores).any():
             row = int(block[np.argwhere(np.isnan(scores))[0][0]])
             raise ValueError(f"task {table.task!r}: row {row} has a score that is nan")
         for row, of_items in zip(block.tolist(), scores, strict=True):
-            best = _best(of_items, k, rng)
+            best = offered[_best(of_items[offered], k, rng)]
             ranked[row, : len(best)] = best
-    return summarise(table, ranked, samples=samples, seed=seed, candidates=num_items, new=new)
+    return summarise(table, ranked, samples=samples, seed=seed, candidates=len(offered), new=new)
 
 
 def _best(scores: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:

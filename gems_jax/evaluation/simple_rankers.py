@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,7 +97,11 @@ RANKERS: Mapping[str, Ranker] = {
 
 
 def simple_rankers(
-    dataset: Dataset, tables: Mapping[str, Table], samples: int, rankers: Mapping[str, Ranker] = RANKERS
+    dataset: Dataset,
+    tables: Mapping[str, Table],
+    samples: int,
+    rankers: Mapping[str, Ranker] = RANKERS,
+    removed: Collection[int] = (),
 ) -> dict[str, dict[str, Any]]:
     """Measures each ranker on each task that it suits, apart: what one cannot do is said in its place.
 
@@ -110,6 +114,7 @@ def simple_rankers(
       tables: task to the rows that are measured, against their negatives or, without any, the whole catalogue.
       samples: bootstrap resamples of the confidence intervals.
       rankers: by name.
+      removed: items that are left out of the whole catalogue.
 
     Returns:
       Ranker to task to its metrics, as of ``summarise``, or ``{"missing": why}``; of a ranker that was trained with its
@@ -118,7 +123,7 @@ def simple_rankers(
     log, new = _Log(dataset), new_by_task(dataset, tables)
     return {
         name: {
-            task: _measured(ranker, log, table, samples, new.get(task))
+            task: _measured(ranker, log, table, samples, new.get(task), removed)
             for task, table in tables.items()
             if ranker.suits(table)
         }
@@ -177,10 +182,13 @@ def settings_lines(rankers: Mapping[str, Mapping[str, Any]], label: Callable[[st
     ]
 
 
-def _measured(ranker: Ranker, log: _Log, table: Table, samples: int, new: np.ndarray | None) -> dict[str, Any]:
+def _measured(
+    ranker: Ranker, log: _Log, table: Table, samples: int, new: np.ndarray | None, removed: Collection[int]
+) -> dict[str, Any]:
     # Anything: whatever a ranker beside the model cannot do must not cost the model's results.
     try:
-        found = evaluate_scorer(table, ranker.make(log, table), log.num_items, samples=samples, new=new)
+        scorer = ranker.make(log, table)
+        found = evaluate_scorer(table, scorer, log.num_items, samples=samples, new=new, removed=removed)
         return found if ranker.settings is None else found | {"settings": dict(ranker.settings(table))}
     except MemoryError as error:
         return {MISSING: f"there is not enough memory for it ({error})" if str(error) else "there is not enough memory"}

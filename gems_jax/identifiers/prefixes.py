@@ -1,14 +1,16 @@
 """The first codes of identifiers that stand for vectors near a given one."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
-def nearest_prefixes(vector: np.ndarray, codebooks: np.ndarray, count: int) -> np.ndarray:
+def nearest_prefixes(vector: np.ndarray, codebooks: Sequence[np.ndarray] | np.ndarray, count: int) -> np.ndarray:
     """Rows of codes whose sums lie nearest to a vector, found level by level with ``count`` of them kept.
 
     Args:
       vector: ``[d]``.
-      codebooks: ``[L, K, d]``; of no level there is one empty row.
+      codebooks: of each level ``[K, d]``; of no level there is one empty row.
       count: how many are wanted; as many as ``K^L`` are all there are, each once.
 
     Returns:

@@ -1,6 +1,6 @@
 """Items that share all codes are separated: other last codes, at the least cost."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +70,7 @@ def reassign(codes: np.ndarray, embeddings: np.ndarray, codebooks: np.ndarray) -
         if len(members) > size:
             full.append(members)
             continue
-        costs = _costs(rows[members], after[members[0], None, :-1], books)
+        costs = costs_under(rows[members], after[members[0], None, :-1], books)
         after[members, -1] = linear_sum_assignment(costs)[1]
     _spill(after, full, rows, books)
     changed = after != before
@@ -105,8 +105,11 @@ def colliding_groups(codes: np.ndarray) -> Iterator[np.ndarray]:
         yield np.sort(order[begins[group] : ends[group]])
 
 
-def _costs(rows: np.ndarray, prefixes: np.ndarray, books: np.ndarray) -> np.ndarray:
-    """Squared distances of rows ``[n, d]`` from all codes under prefixes ``[P, L - 1]``, float64 ``[n, P * K]``."""
+def costs_under(rows: np.ndarray, prefixes: np.ndarray, books: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Squared distances of rows ``[n, d]`` from all codes under prefixes ``[P, L - 1]``, float64 ``[n, P * K]``.
+
+    Codebooks may have different sizes; ``K`` is that of the last.
+    """
     last = books[-1].astype(np.float64)
     blocks = []
     for prefix in prefixes:
@@ -136,8 +139,8 @@ def _spill(codes: np.ndarray, full: list[np.ndarray], rows: np.ndarray, books: n
         waiting.discard(tuple(codes[members[0], :-1].tolist()))
         for start in range(0, len(members), _TOGETHER):
             part = members[start : start + _TOGETHER]
-            prefixes, free = _free_near(rows[part], len(part), codes[part[0], :-1], books, taken, waiting)
-            costs = np.where(free.ravel(), _costs(rows[part], prefixes, books), np.inf)
+            prefixes, free = free_near(rows[part], len(part), codes[part[0], :-1], books, taken, waiting)
+            costs = np.where(free.ravel(), costs_under(rows[part], prefixes, books), np.inf)
             columns = np.flatnonzero(free.ravel())
             chosen = columns[linear_sum_assignment(costs[:, columns])[1]]
             codes[part, :-1], codes[part, -1] = prefixes[chosen // size], chosen % size
@@ -145,19 +148,19 @@ def _spill(codes: np.ndarray, full: list[np.ndarray], rows: np.ndarray, books: n
                 taken.setdefault(tuple(prefix), set()).add(last)
 
 
-def _free_near(
+def free_near(
     rows: np.ndarray,
     needed: int,
     own: np.ndarray,
-    books: np.ndarray,
-    taken: dict[tuple[int, ...], set[int]],
-    waiting: set[tuple[int, ...]],
+    books: Sequence[np.ndarray] | np.ndarray,
+    taken: Mapping[tuple[int, ...], set[int]],
+    waiting: Collection[tuple[int, ...]] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Prefixes ``[P, L - 1]`` nearest to the mean of rows, their own first, and which of their codes are free.
 
-    There are at least ``needed`` free ones, bool ``[P, K]``.
+    There are at least ``needed`` free ones, bool ``[P, K]``: so many must be there.
     """
-    size, count = books.shape[1], 8
+    size, count = len(books[-1]), 8
     mean = rows.mean(0, dtype=np.float64)
     while True:
         found = nearest_prefixes(mean, books[:-1], count)

@@ -33,9 +33,12 @@ class ItemIndex:
     Args:
       token_ids: int ``[N, L]``, row ``i`` the tokens of item ``i``, shorter ones padded with -1 at the end. Columns at
         the end that no item uses are dropped.
+      removed: items that are known, so that they may stand in histories, and are ranked no more unless they are named
+        as candidates.
 
     Raises:
-      ValueError: if the shape or type is wrong, a token id is negative, an item is empty or occurs twice.
+      ValueError: if the shape or type is wrong, a token id is negative, an item is empty or occurs twice, or no item is
+        left to be ranked.
 
     Example:
       >>> import numpy as np
@@ -44,6 +47,7 @@ class ItemIndex:
     """
 
     token_ids: np.ndarray
+    removed: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         ids = np.asarray(self.token_ids)
@@ -65,6 +69,8 @@ class ItemIndex:
             index = int(np.argmax(twice))
             first, second = sorted(order[index : index + 2].tolist())
             raise ValueError(f"token_ids: items {first} and {second} have the same tokens {ids[first].tolist()}")
+        if not all(0 <= item < len(ids) for item in self.removed) or len(self.removed) == len(ids):
+            raise ValueError(f"removed has {len(self.removed)} items: they must be some of the {len(ids)}, and not all")
         ids.flags.writeable = False
         object.__setattr__(self, "token_ids", ids)
 

@@ -124,7 +124,7 @@ class Trie:
 
 
 def build_trie(items: ItemIndex) -> Trie:
-    """The trie of all items, made by sorting: a node is an interval of the sorted identifiers.
+    """The trie of all items but those removed, made by sorting: a node is an interval of the sorted identifiers.
 
     Args:
       items: identifiers ``[N, L]``.
@@ -136,8 +136,11 @@ def build_trie(items: ItemIndex) -> Trie:
     """
     ids = items.token_ids
     order = np.lexsort(ids.T[::-1]).astype(np.int32)
+    if items.removed:
+        order = order[~np.isin(order, list(items.removed))]
+        ids = ids[:, (ids[order] >= 0).any(0)]
     columns = [np.ascontiguousarray(column[order]) for column in ids.T]
-    new = np.zeros(len(ids), bool)
+    new = np.zeros(len(order), bool)
     new[0] = True
     token, item = [np.zeros(1, np.int32)], [np.full(1, -1, np.int32)]
     first_child, degrees = [], []

@@ -12,7 +12,17 @@ import numpy as np
 from gems_jax.config.text_task import TEXT_TASK
 
 # A task's key in eval.json is its name; these are the keys of everything else.
-_NOT_TASKS = ("general", "baselines", "comparison", "paired", "examples", "name", "continuations", "catalogue")
+_NOT_TASKS = (
+    "general",
+    "baselines",
+    "comparison",
+    "paired",
+    "examples",
+    "name",
+    "continuations",
+    "catalogue",
+    "edited",
+)
 
 
 @dataclasses.dataclass(frozen=True)

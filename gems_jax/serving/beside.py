@@ -17,7 +17,7 @@ class Beside:
     """
 
     def __init__(self, catalogue: Catalogue):
-        self._dataset = catalogue.dataset
+        self._dataset, self._removed = catalogue.dataset, sorted(catalogue.removed)
 
     def rank(self, ranking: Ranking) -> dict[str, list[dict[str, Any]]]:
         """Name of a ranker to its items, best first, JSON values; BM25 only where there is a query, and items it finds.
@@ -26,6 +26,7 @@ class Beside:
         """
         allowed = np.full(len(self._dataset.items), not ranking.keeps)
         allowed[ranking.listed] = ranking.keeps
+        allowed[self._removed] = False
         found = {"popularity": self._popularity}
         if ranking.query:
             found["BM25"] = self._bm25(ranking.query)

@@ -1,6 +1,6 @@
 """Requests in item numbers: what they name is looked up, and what they name wrongly is said."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,18 +59,26 @@ class Catalogue:
     Args:
       dataset: that the run was tuned on.
       templates: task to the template of its prompts.
+      removed: numbers of items that may stand in histories and are ranked no more.
+      edited: how the catalogue was edited since training, in a few words.
 
     Attributes:
       longest: most events that a user of the dataset can have.
+      removed, edited: as given.
     """
 
-    def __init__(self, dataset: Dataset, templates: Mapping[str, str]):
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, templates: Mapping[str, str], removed: Collection[int] = (), edited: str = ""):
+        self.dataset, self.removed, self.edited = dataset, frozenset(removed), edited
         self._numbers = {item.item_id: number for number, item in enumerate(dataset.items)}
         self._users = UserHistories(dataset)
         self._shown = longest_input(dataset)
         self._has_query = {task: ("query",) in parse_template(template) for task, template in templates.items()}
         self.longest = self._users.longest
+
+    @property
+    def ranked(self) -> int:
+        """Number of items that are ranked."""
+        return len(self.dataset.items) - len(self.removed)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -88,7 +96,8 @@ class Catalogue:
         search for what they know.
 
         Raises:
-          RequestError: no such task, user or item, or a query where the task has none, or none where it needs one.
+          RequestError: no such task, user or item, a removed item to choose from, or a query where the task has none,
+            or none where it needs one.
         """
         check_task(self.dataset, request.task)
         if request.task not in self._has_query:
@@ -102,7 +111,7 @@ class Catalogue:
         known = frozenset(events)
         left_out = set(self._numbers_of("deny", request.deny or ())) | (set() if takes_query else known)
         keeps = request.allow is not None
-        listed = set(self._numbers_of("allow", request.allow or ())) - left_out if keeps else left_out
+        listed = set(self._allowed(request.allow or ())) - left_out if keeps else left_out - self.removed
         return Ranking(
             request.task,
             request.query or "",
@@ -129,9 +138,10 @@ class Catalogue:
         return self._users.like(part)
 
     def items_like(self, part: str) -> Iterator[Item]:
-        """Items of whose title or id a text is a part, whatever its case."""
+        """Items of whose title or id a text is a part, whatever its case; none that was removed."""
         sought = part.casefold()
-        return (item for item in self.dataset.items if sought in item.title.casefold() or part == item.item_id)
+        offered = (item for number, item in enumerate(self.dataset.items) if number not in self.removed)
+        return (item for item in offered if sought in item.title.casefold() or part == item.item_id)
 
     def number_of(self, item_id: str) -> int | None:
         """The number of an item, ``None`` where there is no such item."""
@@ -143,6 +153,13 @@ class Catalogue:
         if request.history is None and not takes_query:
             raise RequestError("user", "give a user of the dataset, or the history of someone else")
         return self._numbers_of("history", request.history or ())
+
+    def _allowed(self, item_ids: Sequence[str]) -> list[int]:
+        numbers = self._numbers_of("allow", item_ids)
+        gone = [item_id for item_id, number in zip(item_ids, numbers, strict=True) if number in self.removed]
+        if gone:
+            raise RequestError("allow", f"item {gone[0]!r} was removed from the catalogue: leave it out")
+        return numbers
 
     def _numbers_of(self, field: str, item_ids: Sequence[str]) -> list[int]:
         unknown = [item_id for item_id in dict.fromkeys(item_ids) if item_id not in self._numbers]

@@ -45,6 +45,7 @@ class Engine:
       vocabulary: what probabilities are normalised over, see `rank_items`.
       batch_size: requests that are ranked at once.
       listed: items that a request may allow or deny without a program of its own.
+      edited: how the catalogue was edited since training, in a few words.
 
     Attributes:
       catalogue: the items, users and tasks that may be asked for.
@@ -66,11 +67,12 @@ class Engine:
         vocabulary: Vocabulary = "full",
         batch_size: int = 16,
         listed: int = 0,
+        edited: str = "",
     ):
         check_options(model.config, 1, beams, vocabulary)
         trie, tokens = catalogue_of(items)
         check_tokens(model.config, tokens, vocabulary)
-        self.catalogue = Catalogue(dataset, templates)
+        self.catalogue = Catalogue(dataset, templates, items.removed, edited)
         self._model, self._vocabulary, self._templates = model, vocabulary, dict(templates)
         self._filter = TrieFilter(trie)
         self._prompts = PromptMaker(tokenizer, dataset, items, max_length, model.layout)
@@ -138,7 +140,7 @@ class Engine:
 
     def _width(self, ranking: Ranking) -> int:
         """Beams of a request's search: there are no more results than items."""
-        return self._shapes.width(min(ranking.k, len(self.catalogue.dataset.items)))
+        return self._shapes.width(min(ranking.k, self.catalogue.ranked))
 
     def _run(self, shape: Shape, prompts: list[np.ndarray], rankings: list[Ranking]) -> tuple[jax.Array, jax.Array]:
         """Rows of the batch that are left over rank the catalogue for an empty prompt."""

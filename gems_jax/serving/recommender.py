@@ -11,8 +11,7 @@ from gems_jax.serving.answers import Answer
 from gems_jax.serving.engine import Engine
 from gems_jax.serving.requests import Request
 from gems_jax.training.path_checks import check_run_paths, check_tuned
-from gems_jax.training.run_assets import run_assets
-from gems_jax.training.tuned import load_tuned
+from gems_jax.training.tuned import load_run
 
 
 def load_engine(
@@ -28,11 +27,11 @@ def load_engine(
       listed: see `Engine`.
 
     Raises:
-      FileNotFoundError, ValueError: as `load_tuned`.
+      FileNotFoundError, ValueError: as `gems_jax.training.tuned.load_run`.
     """
-    assets = run_assets(config, workdir, tuned=True).assets
+    _, assets, model, edits = load_run(config, workdir)
     return Engine(
-        load_tuned(config, assets, workdir),
+        model,
         assets.tokenizer,
         assets.dataset,
         assets.items,
@@ -42,6 +41,7 @@ def load_engine(
         vocabulary=config.train.loss_vocabulary,
         batch_size=batch_size or config.evaluate.batch_size,
         listed=listed,
+        edited=edits.notice(),
     )
 
 
@@ -82,6 +82,11 @@ class Recommender:
 
     def __init__(self, workdir: str | os.PathLike[str], *, batch_size: int | None = None, beams: int | None = None):
         self._engine = load_engine(config_of_run(workdir), Path(workdir), batch_size=batch_size, beams=beams)
+
+    @property
+    def edited(self) -> str:
+        """How the catalogue was edited since training, in a few words; empty where it was not."""
+        return self._engine.catalogue.edited
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from gems_jax.evaluation.beside import put_beside
 from gems_jax.evaluation.candidate_sets import CATALOGUE, candidate_sets
 from gems_jax.evaluation.continuations import continuations
 from gems_jax.evaluation.drift import general_drift
+from gems_jax.evaluation.edited_catalogue import edited_catalogue, edited_lines
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
 from gems_jax.evaluation.ranked_examples import readable_examples
 from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, settings_lines, simple_rankers
@@ -24,6 +25,7 @@ from gems_jax.report import write_report
 from gems_jax.staging import write_json
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.stages import Assets
+from gems_jax.training.workdir.edits import CatalogueEdits
 
 
 def evaluation_tables(config: Config, dataset: Dataset) -> dict[str, Table]:
@@ -36,7 +38,9 @@ def evaluation_tables(config: Config, dataset: Dataset) -> dict[str, Table]:
     return {task: table.take(np.sort(rng.permutation(len(table))[:rows])) for task, table in tables.items()}
 
 
-def evaluate_run(config: Config, assets: Assets, base: Any, tuned: Any, workdir: Path) -> dict[str, Any]:
+def evaluate_run(
+    config: Config, assets: Assets, base: Any, tuned: Any, workdir: Path, edits: CatalogueEdits | None = None
+) -> dict[str, Any]:
     """Writes ``eval.json`` and ``report.html``: for the model first, then once more with the rankers without a model.
 
     Args:
@@ -45,6 +49,7 @@ def evaluate_run(config: Config, assets: Assets, base: Any, tuned: Any, workdir:
       base: the base model, before items were added.
       tuned: the tuned one.
       workdir: of the run.
+      edits: of the catalogue since tuning, which ``assets`` has.
 
     Returns:
       The content of ``eval.json``.
@@ -52,7 +57,9 @@ def evaluate_run(config: Config, assets: Assets, base: Any, tuned: Any, workdir:
     Raises:
       FileNotFoundError: a run to compare with has not been evaluated.
     """
-    options, size = config.evaluate, len(assets.dataset.items)
+    options = config.evaluate
+    removed = assets.items.removed if edits is not None else frozenset()
+    size = len(assets.dataset.items) - len(removed)
     others = {name: read_evaluation(Path(folder)) for name, folder in options.compare.items()}
     rows = evaluation_tables(config, assets.dataset)
     tables, whole = candidate_sets(rows, options.candidates, size)
@@ -73,6 +80,8 @@ def evaluate_run(config: Config, assets: Assets, base: Any, tuned: Any, workdir:
     )
     results: dict[str, Any] = {"name": config.name, "method": config.train.method, "steps": config.train.steps}
     results |= {"catalogue_size": size} | ranked(tables=tables, save_to=workdir)
+    if edits is not None and edits.edits:
+        results["edited"] = edited_catalogue(edits.counts(), removed, (tables, whole))
     # Rankings of an earlier evaluation would be compared with those of this one.
     shutil.rmtree(workdir / CATALOGUE, ignore_errors=True)
     if whole is not None:
@@ -95,7 +104,7 @@ def evaluate_run(config: Config, assets: Assets, base: Any, tuned: Any, workdir:
         place["baselines"] = not_measured(of_place, rankers)
     _write(workdir, results)
     for place, of_place in places:
-        place["baselines"] = simple_rankers(assets.dataset, of_place, options.samples, rankers)
+        place["baselines"] = simple_rankers(assets.dataset, of_place, options.samples, rankers, removed)
     _write(workdir, results)
     return results
 
@@ -137,7 +146,9 @@ def table_of(results: dict[str, Any]) -> str:
     parts = [_lines_of(results, results)]
     if CATALOGUE in results:
         parts += ["", f"among all {results['catalogue_size']:,} items:", _lines_of(results, results[CATALOGUE])]
-    return "\n".join([*parts, *settings_lines(results["baselines"]), *results.get("not_compared", ())])
+    return "\n".join(
+        [*parts, *settings_lines(results["baselines"]), *edited_lines(results), *results.get("not_compared", ())]
+    )
 
 
 def _lines_of(results: dict[str, Any], place: dict[str, Any]) -> str:

@@ -49,6 +49,7 @@ def export(
     folder: str | os.PathLike[str],
     workdir: Path | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
+    edited: str = "",
 ) -> Agreement:
     """Writes a tuned model, its tokenizer and how to ask it.
 
@@ -65,6 +66,7 @@ def export(
       folder: where to write, see `gems_jax.models.save`.
       workdir: of the run; the folder is marked as its export, and only such a one is replaced.
       dtype: of the weights that are written; ``None``: as they are.
+      edited: how the catalogue was edited since training, in a few words.
 
     Returns:
       How many of the dataset's prompts are tokenised by the folder as in training.
@@ -83,7 +85,7 @@ def export(
     answer_length = assets.items.token_ids.shape[1] + 1
     generation = generation_for_items(read_generation(Path(config.model.path)), model.config, answer_length)
     files: dict[str, str | bytes] = {
-        "README.md": readme(config, templates, model.layout, tried - agreement.alike, tried, other),
+        "README.md": readme(config, templates, model.layout, tried - agreement.alike, tried, other, edited),
         "prompts.json": json.dumps(
             _prompts(config, templates, model.config, model.layout), indent=2, ensure_ascii=False
         )
@@ -219,9 +221,10 @@ def _trie(items: ItemIndex) -> bytes:
 
 def _item_lines(dataset: Dataset, items: ItemIndex, tokenizer: Any) -> list[str]:
     lines = []
-    for item, ids in zip(dataset.items, items.token_ids, strict=True):
+    for number, (item, ids) in enumerate(zip(dataset.items, items.token_ids, strict=True)):
         tokens = ids[ids >= 0].tolist()
         names = tokenizer.convert_ids_to_tokens(tokens)
         line = {"item_id": item.item_id, "title": item.title, "tokens": names, "token_ids": tokens}
+        line |= {"removed": True} if number in items.removed else {}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     return lines

@@ -9,12 +9,12 @@ from gems_jax.models.family import Layout
 _TEXT = """\
 # A model for recommendation and search
 
-Tuned with `gems-jax`; a Hugging Face folder of {family} weights.
+Tuned with `gems-jax`; a Hugging Face folder of {family} weights.{edited}
 
 | file | content |
 |---|---|
 | `prompts.json` | a template a task, and what the numbers below are |
-| `items.jsonl` | a line an item: its id, title, tokens and their ids |
+| `items.jsonl` | a line an item: its id, title, tokens and their ids; `removed` where it may stand in histories only |
 | `identifiers.json` | where items share tokens: item id to its tokens, as `items.identifiers` reads them |
 | `trie.npz` | the items' tokens as a trie in compressed rows, see below |
 | `config.json`, `model.safetensors`, `tokenizer.json`, ... | as transformers reads them |
@@ -93,8 +93,9 @@ def rank(folder, task, history, query="", k=10):
     \"\"\"The ids of the k best items, best first.\"\"\"
     model, tokenizer, prompts, items = ask(folder)
     text = fitting(tokenizer, prompts, items, task, history, query)
-    best = scores(model, tokenizer, prompts, items, text).topk(min(k, len(items)))
-    return [items[place]["item_id"] for place in best.indices.tolist()]
+    ranked = [item for item in items if not item.get("removed")]
+    best = scores(model, tokenizer, prompts, ranked, text).topk(min(k, len(ranked)))
+    return [ranked[place]["item_id"] for place in best.indices.tolist()]
 ```
 
 ## Generating with transformers
@@ -236,7 +237,13 @@ _VOCABULARY = {"items": "the end token and the tokens of items", "full": "all to
 
 
 def readme(
-    config: Config, templates: Mapping[str, str], layout: Layout, unlike: int, tried: int, dtype: str | None = None
+    config: Config,
+    templates: Mapping[str, str],
+    layout: Layout,
+    unlike: int,
+    tried: int,
+    dtype: str | None = None,
+    edited: str = "",
 ) -> str:
     """The text of a folder's README.md.
 
@@ -246,6 +253,7 @@ def readme(
       layout: of the model.
       unlike, tried: prompts that are tokenised otherwise than in training, and all that were compared.
       dtype: that the weights were rounded to, if they were.
+      edited: how the catalogue was edited since training, in a few words.
 
     Example:
       >>> "search: {query} history: {history} found:" in readme(Config(), Config().items.prompts, "decoder", 0, 10)
@@ -255,6 +263,7 @@ def readme(
     agreement = f"In {tried - unlike} of {tried} prompts of the dataset this was compared and is so"
     agreement += f"; in {unlike} it is not." if unlike else "."
     return _TEXT.format(
+        edited=f" Its {edited}." if edited else "",
         templates="\n".join(lines),
         max_length=config.items.max_length,
         agreement=agreement,

@@ -183,7 +183,8 @@ def test_a_new_model_takes_over_without_a_lost_request_and_one_that_cannot_be_lo
         assert client("POST", "/v1/reload", {})[0] == 409
         assert client("POST", "/v1/search", {"query": "lamp"})[2]["items"][0]["title"] == "old lamp"
         go.set()
-        assert reload.result(60)[0] == 200
+        status, _, said = reload.result(60)
+        assert (status, said) == (200, {"reloaded": True, "items": 12, "edited": ""})
         assert client("POST", "/v1/search", {"query": "lamp"})[2]["items"][0]["title"] == "new lamp"
         status, _, found = client("POST", "/v1/reload", {})
         assert (status, found["detail"]) == (500, "checkpoint 9 is damaged")

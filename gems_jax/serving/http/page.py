@@ -83,6 +83,8 @@ class Page:
         item = engine.catalogue.number_of(item_id)
         if item is None:
             return wrong(["item_id"], f"the catalogue has no item {item_id!r}")
+        if item in engine.catalogue.removed:
+            return wrong(["item_id"], f"item {item_id!r} was removed from the catalogue")
         try:
             question = ask(engine.catalogue.look_up(request_of(body, None)), item)
         except RequestError as error:

@@ -75,7 +75,8 @@ class Routes:
 
     async def _reload(self, call: Call) -> Response:
         await self._service.reload()
-        return JSONResponse({"reloaded": True})
+        catalogue = self._service.engine.catalogue
+        return JSONResponse({"reloaded": True, "items": catalogue.ranked, "edited": catalogue.edited})
 
     async def _item(self, call: Call) -> Response:
         catalogue = self._service.engine.catalogue
@@ -84,7 +85,8 @@ class Routes:
         if number is None:
             return said(404, f"the catalogue has no item {name!r}")
         item = catalogue.dataset.items[number]
-        return JSONResponse({"item_id": item.item_id, "title": item.title, "text": item.text})
+        known = {"item_id": item.item_id, "title": item.title, "text": item.text}
+        return JSONResponse(known | ({"removed": True} if number in catalogue.removed else {}))
 
     async def _healthz(self, call: Call) -> Response:
         return JSONResponse({"alive": True})

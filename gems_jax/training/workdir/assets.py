@@ -18,7 +18,7 @@ from gems_jax.config.run import Config
 from gems_jax.data.batching.prompts import parse_template
 from gems_jax.data.batching.wording import spaces_matter
 from gems_jax.data.dataset.remote import local_path
-from gems_jax.data.dataset.tables import Dataset, Table
+from gems_jax.data.dataset.tables import Dataset, Item, Table
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import is_remote, write_text
 from gems_jax.training.stages import Assets
@@ -255,8 +255,13 @@ def _digest(parts: Iterable[str | bytes]) -> str:
     return digest.hexdigest()
 
 
+def item_digest(item: Item) -> str:
+    """What `AssetRecord.items` keeps of an item's title and text."""
+    return _digest([json.dumps([item.title, item.text])])[:16]
+
+
 def _catalogue(dataset: Dataset) -> dict[str, str]:
-    return {item.item_id: _digest([json.dumps([item.title, item.text])])[:16] for item in dataset.items}
+    return {item.item_id: item_digest(item) for item in dataset.items}
 
 
 def _rows(table: Table) -> str:
