@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import warnings
+from html.parser import HTMLParser
 from importlib import resources
 
 import pytest
@@ -66,10 +67,75 @@ def test_the_page_asks_nobody_else_and_takes_titles_as_text():
     assert not re.search("innerHTML|outerHTML|insertAdjacent|document.write|eval", script)
     assert 'name="viewport"' in page
     assert 'lang="en"' in page
-    # Every field has a label, and what changes is told to those who do not see it.
-    assert set(re.findall(r'<input id="([\w-]+)"', page)) == set(re.findall(r'<label for="([\w-]+)"', page))
-    assert 'role="status" aria-live="polite"' in page
     assert set(re.findall(r'byId\("([\w-]+)"\)', script)) <= set(re.findall(r'id="([\w-]+)"', page))
+
+
+class Elements(HTMLParser):
+    """The elements of a page in the order in which they are read and, by the tab key, reached.
+
+    Attributes:
+      found: of each its name, attributes, text and the names of those around it.
+    """
+
+    EMPTY = ("input", "meta", "link")
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self._open = [], []
+        self.feed(page)
+        assert not self._open, f"not closed: {self._open}"
+
+    def handle_starttag(self, name, attributes):
+        around = [one["name"] for one in self._open]
+        self.found.append({"name": name, "of": dict(attributes), "text": "", "around": around})
+        if name not in self.EMPTY:
+            self._open.append(self.found[-1])
+
+    def handle_endtag(self, name):
+        assert self._open.pop()["name"] == name
+
+    def handle_data(self, data):
+        for one in self._open:
+            one["text"] += data
+
+    def named(self, *names):
+        return [one for one in self.found if one["name"] in names]
+
+
+def test_all_of_the_page_is_reached_by_keys_and_has_a_name_for_those_who_listen_to_it():
+    page, script = (FOLDER.joinpath(name).read_text() for name in ("index.html", "page.js"))
+    elements = Elements(page)
+    by_id = {one["of"]["id"]: one for one in elements.found if "id" in one["of"]}
+    assert len(by_id) == sum("id" in one["of"] for one in elements.found)
+    # In the order of reading, which no number changes; headings are reached by the script alone.
+    tabbed = [one for one in elements.found if one["name"] in ("input", "button") or one["of"].get("tabindex") == "0"]
+    reached = [one["of"].get("id") or one["text"] for one in tabbed]
+    assert reached == ["token", "user", "show-user", "item", "add-item", "history", "query", "Ask"]
+    assert {one["of"].get("tabindex", "0") for one in elements.found} == {"0", "-1"}
+    assert [one["name"] for one in elements.found if one["of"].get("tabindex") == "-1"] == ["h2"]
+    # Whatever is used or is a part of the page has a name, and what names it is there.
+    labels = {one["of"]["for"]: one["text"] for one in elements.named("label")}
+    assert all(labels[one["of"]["id"]].strip() for one in elements.named("input"))
+    assert all(one["text"].strip() for one in elements.named("button", "legend", "summary", "th", "title"))
+    assert len(elements.named("legend")) == len(elements.named("fieldset"))
+    for one in [*elements.named("section", "form"), by_id["history"], by_id["notes"]]:
+        label = one["of"].get("aria-label") or by_id[one["of"]["aria-labelledby"]]
+        assert label
+    assert {one["of"].get("scope") for one in elements.named("th")} == {"col"}
+    assert [one["name"] for one in elements.named("main", "header")] == ["header", "main"]
+    assert [one["name"] for one in elements.named("h1", "h2", "h3")] == ["h1", "h2"]
+    # What comes of a press is told: in a line of its own, which is there from the beginning.
+    assert by_id["status"]["of"]["role"] == "status"
+    assert by_id["status"]["of"]["aria-live"] == "polite"
+    assert 'say(answer.items.length + " items, best first.")' in script
+    # Presses are those of buttons, which have keys; the name of one begins with what is written on it.
+    pressed = re.findall(r'(\S+)\.addEventListener\("click"', script)
+    buttons = set(re.findall(r'const (\w+) = make\("button"', script))
+    ids = {f'byId("{one["of"]["id"]}")' for one in elements.named("button") if "id" in one["of"]}
+    assert set(pressed) == buttons | ids
+    for written, name in re.findall(r'make\("button", "([^"]+)", .*"aria-label": "([^"]+)"', script):
+        assert name.strip() == written
+    assert set(re.findall(r'onEnter\("(\w+)"', script)) == {"user", "item"}
 
 
 def chromium():

@@ -49,7 +49,8 @@ function showHistory() {
     remove.addEventListener("click", () => {
       history.splice(place, 1);
       showHistory();
-      byId("item").focus();
+      byId("item").focus(); // the button that was pressed is gone
+      say("Removed " + item.title + ".");
     });
   });
 }
@@ -57,6 +58,13 @@ function showHistory() {
 function fill(list, values) {
   list.replaceChildren();
   for (const [value, text] of values) make("option", text, list, { value });
+}
+
+// Enter in a field does what the button behind it does, not what the form's last button does.
+function onEnter(field, action) {
+  byId(field).addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.isComposing) doing(action)(event);
+  });
 }
 
 // The last of some calls in a row alone: people type.
@@ -108,7 +116,7 @@ function column(name, items, asked) {
     const row = make("li", item.title + " ", list);
     make("span", item.score.toFixed(3) + (item.known ? ", in the history " : " "), row, { class: "score" });
     if (asked) {
-      const why = make("button", "Why?", row, { type: "button", "aria-label": "Why " + item.title + "?" });
+      const why = make("button", "Why?", row, { type: "button", "aria-label": "Why? " + item.title });
       why.addEventListener("click", doing(() => explain(asked, item)));
     }
   }
@@ -116,7 +124,15 @@ function column(name, items, asked) {
 
 async function ask() {
   say("Asking…");
-  const asked = request();
+  byId("answers").setAttribute("aria-busy", "true");
+  try {
+    await show(request());
+  } finally {
+    byId("answers").removeAttribute("aria-busy");
+  }
+}
+
+async function show(asked) {
   const [answer, beside] = await Promise.all([call("POST", "v1/rank", asked), call("POST", "v1/beside", asked)]);
   byId("answers").replaceChildren();
   byId("notes").replaceChildren();
@@ -145,6 +161,8 @@ async function explain(asked, item) {
 byId("ask").addEventListener("submit", doing(ask));
 byId("show-user").addEventListener("click", doing(takeHistory));
 byId("add-item").addEventListener("click", doing(addItem));
+onEnter("user", takeHistory);
+onEnter("item", addItem);
 byId("user").addEventListener("input", later(suggestUsers));
 byId("item").addEventListener("input", later(suggestItems));
 // An address such as /#user=ann&query=lamp asks at once.
