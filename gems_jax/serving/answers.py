@@ -38,7 +38,8 @@ class Answer:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
-        return {"items": [item._asdict() for item in self.items], "notes": list(self.notes)}
+        names = RankedItem._fields
+        return {"items": [dict(zip(names, item, strict=True)) for item in self.items], "notes": list(self.notes)}
 
 
 def as_lines(ranked: Sequence[RankedItem]) -> str:

@@ -104,9 +104,14 @@ class Engine:
         ]
         answers: dict[int, Answer] = {}
         for rows, items, scores in sent:
-            numbers, values = np.asarray(items), np.asarray(scores)
-            for place, row in enumerate(rows):
-                answers[row] = self._answer(rankings[row], numbers[place], values[place], notes[row])
+            values = np.asarray(scores)[: len(rows)]
+            if np.isnan(values).any():
+                raise ValueError(
+                    "the model gives scores that are not numbers; its weights hold nan or inf: go back to an earlier "
+                    "checkpoint"
+                )
+            for row, numbers, of_row in zip(rows, np.asarray(items).tolist(), values.tolist(), strict=False):
+                answers[row] = self._answer(rankings[row], numbers, of_row, notes[row])
         return [answers[row] for row in range(len(rankings))]
 
     def warm_up(self) -> int:
@@ -156,16 +161,11 @@ class Engine:
             self._model, inputs, constraint, k=shape.beams, beams=shape.beams, vocabulary=self._vocabulary
         )
 
-    def _answer(self, ranking: Ranking, items: np.ndarray, scores: np.ndarray, notes: tuple[str, ...]) -> Answer:
-        if np.isnan(scores).any():
-            raise ValueError(
-                "the model gives scores that are not numbers; its weights hold nan or inf: go back to an earlier "
-                "checkpoint"
-            )
+    def _answer(self, ranking: Ranking, items: list[int], scores: list[float], notes: tuple[str, ...]) -> Answer:
         known = self.catalogue.dataset.items
         ranked = [
-            RankedItem(known[item].item_id, known[item].title, float(score), item in ranking.known)
-            for item, score in zip(items.tolist(), scores, strict=True)
+            RankedItem(known[item].item_id, known[item].title, score, item in ranking.known)
+            for item, score in zip(items[: ranking.k], scores[: ranking.k], strict=True)
             if item >= 0
         ]
-        return Answer(tuple(ranked[: ranking.k]), notes)
+        return Answer(tuple(ranked), notes)

@@ -7,6 +7,7 @@ import numpy as np
 
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.batching.prompts import encode_table
+from gems_jax.data.batching.wording import named_tokens
 from gems_jax.data.dataset.tables import Dataset, Row, Table
 from gems_jax.data.raw.blank import is_blank
 from gems_jax.data.text.plain_text import plain_reader
@@ -29,7 +30,7 @@ class PromptMaker:
     def __init__(self, tokenizer: Any, dataset: Dataset, items: ItemIndex, max_length: int, layout: Layout):
         self._tokenizer, self._dataset, self._items = tokenizer, dataset, items
         self._max_length, self._layout = max_length, layout
-        self._plain = plain_reader(tokenizer)
+        self._plain, self._named = plain_reader(tokenizer), named_tokens(tokenizer)
         # Room for the answer is that of the longest identifier, and how items are split off is told by the first.
         self._always = (0, int((items.token_ids >= 0).sum(axis=1).argmax()))
 
@@ -55,6 +56,7 @@ class PromptMaker:
             self._max_length,
             self._layout,
             titles=[self._dataset.items[item].title for item in named],
+            named=self._named,
         )
 
     def notes(self, template: str, request: Ranking, may_be_cut: bool) -> list[str]:

@@ -180,3 +180,12 @@ def test_a_task_without_training_rows_is_named():
     check_task(shop.dataset(), "rec")
     with pytest.raises(RequestError, match=r"never tuned for task 'sum'.* training rows of 'rec', 'src' alone"):
         check_task(shop.dataset(), "sum")
+
+
+def test_a_batch_does_not_go_through_the_names_of_all_items(t5_shop, monkeypatch):
+    asked = [Request.of({"user": "ann", "query": "red </s>"}), Request.of({"user": "bob"})]
+    before = [as_pairs(answer) for answer in t5_shop.engine.rank(asked)]
+    monkeypatch.setattr(
+        type(t5_shop.tokenizer), "added_tokens_decoder", property(lambda _: pytest.fail("all names were read"))
+    )
+    assert [as_pairs(answer) for answer in t5_shop.engine.rank(asked)] == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.batching.titled_rows import TitledRows
-from gems_jax.data.batching.wording import HISTORY, TITLES, Pieces, words_around
+from gems_jax.data.batching.wording import HISTORY, TITLES, Pieces, named_tokens, words_around
 from gems_jax.data.dataset.tables import Table
 from gems_jax.data.raw.ragged import Ragged
 
@@ -98,6 +98,7 @@ def encode_table(
     layout: Layout = "encoder_decoder",
     allocate: Allocate | None = None,
     titles: Sequence[str] | None = None,
+    named: Set[int] | None = None,
 ) -> EncodedTable:
     """Inputs of all rows: the template with history as item tokens, titles or both, and query as words.
 
@@ -119,6 +120,8 @@ def encode_table(
       layout: of the model, such as `T5.layout`.
       allocate: makes the int32 array that the tokens are written to from their number; by default in memory.
       titles: the title of each item number, for ``{history_titles}``.
+      named: `gems_jax.data.batching.wording.named_tokens` of the tokenizer, from callers that come often: to list them
+        takes the longer, the more items there are.
 
     Raises:
       ValueError: the template does not fit the table or the length, an item has no token, or a query is no Unicode
@@ -142,13 +145,14 @@ def encode_table(
     around = LAYOUTS[layout].around(tokenizer)
     answer = items.shape[1] + 1 if LAYOUTS[layout].answer_follows else 0
     length = max_length - sum(map(len, around)) - answer
+    named = named_tokens(tokenizer) if named is None else named
     rows: _PromptRows | TitledRows
     if TITLES in pieces:
         if titles is None or len(titles) < len(items):
             raise ValueError(f"template {template!r} names {{history_titles}}: give a title for each of the items")
-        rows = TitledRows(table, tokenizer, items, pieces, length, titles)
+        rows = TitledRows(table, tokenizer, items, pieces, length, titles, named)
     else:
-        rows = _PromptRows(table, tokenizer, items, pieces, length)
+        rows = _PromptRows(table, tokenizer, items, pieces, length, named)
     if rows.room < items.shape[1]:
         raise ValueError(
             f"template {template!r} alone fills max_length {max_length} (one item must fit, too); raise it or shorten "
@@ -181,14 +185,16 @@ class _PromptRows:
       dropped, clipped: items left out, queries cut.
     """
 
-    def __init__(self, table: Table, tokenizer: Any, items: np.ndarray, pieces: Pieces, length: int) -> None:
+    def __init__(
+        self, table: Table, tokenizer: Any, items: np.ndarray, pieces: Pieces, length: int, named: Set[int]
+    ) -> None:
         self._table = table
         first, self._last = table.offsets[:-1], table.offsets[1:]
         some = (self._last > first) if HISTORY in pieces else np.zeros(len(table), bool)
         numbers: dict[tuple[bool, str], int] = {(HISTORY in pieces, ""): 0}
         pairs = zip(some.tolist(), table.queries, strict=True)
         self._words_of = np.fromiter((numbers.setdefault(pair, len(numbers)) for pair in pairs), np.int64)
-        self._words = words_around(pieces, list(numbers), tokenizer, int(items[0, 0]) if len(items) else 0)
+        self._words = words_around(pieces, list(numbers), tokenizer, int(items[0, 0]) if len(items) else 0, named)
 
         spots = self._words.query
         queries = spots[:, 2] - spots[:, 1]

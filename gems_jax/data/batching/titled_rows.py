@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from gems_jax.data.batching.wording import (
     Pieces,
     count_named,
     joined_titles,
-    named_tokens,
     prompt_text,
     spelled,
     tokenise,
@@ -44,7 +43,14 @@ class TitledRows:
     """
 
     def __init__(
-        self, table: Table, tokenizer: Any, items: np.ndarray, pieces: Pieces, length: int, titles: Sequence[str]
+        self,
+        table: Table,
+        tokenizer: Any,
+        items: np.ndarray,
+        pieces: Pieces,
+        length: int,
+        titles: Sequence[str],
+        named: Set[int],
     ) -> None:
         for title in titles:
             check_unicode(title, "the title")
@@ -55,7 +61,7 @@ class TitledRows:
         self._queries = [query.strip() for query in table.queries]
         self._ids = [row[row >= 0].tolist() for row in items] if HISTORY in pieces else []
         self._names = [tokenizer.convert_ids_to_tokens(ids) for ids in self._ids]
-        self._named = named_tokens(tokenizer)
+        self._named = named
         (bare,) = tokenise([("", prompt_text(pieces, "", ""), "")], tokenizer)
         self._named_words = count_named(bare, self._named)
         self.room = length - len(bare)

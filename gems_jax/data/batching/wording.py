@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +60,9 @@ def joined_titles(titles: Iterable[str]) -> str:
     return "; ".join(filter(None, (" ".join(title.split()) for title in titles)))
 
 
-def words_around(pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: Any, item: int) -> Words:
+def words_around(
+    pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: Any, item: int, named: Set[int]
+) -> Words:
     """The tokens of `prompt_text` but for the history's, which the tokenizer splits off first.
 
     Where a query spells the name of a token, its letters' tokens stand between those of the words around it.
@@ -70,6 +72,7 @@ def words_around(pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: A
       texts: of each of ``K`` texts whether it has a history, and its query.
       tokenizer: a Hugging Face tokenizer.
       item: one of the tokens that histories consist of.
+      named: `named_tokens` of the tokenizer.
 
     Raises:
       ValueError: a query is no Unicode text.
@@ -79,7 +82,6 @@ def words_around(pieces: Pieces, texts: Sequence[tuple[bool, str]], tokenizer: A
     numbers = {has: [number for number, text in enumerate(texts) if text[0] == has] for has in (True, False)}
     tokens: list[list[list[int]]] = [[[]] * len(texts), [[]] * len(texts)]
     spots = np.zeros((len(texts), 3), np.int64)
-    named = named_tokens(tokenizer)
     for has_history, chosen in numbers.items():
         if not chosen:
             continue
@@ -170,7 +172,7 @@ def _ends(pieces: Pieces, tokenizer: Any, around: tuple[str, str]) -> tuple[list
     return before, behind_word[len(word) :]
 
 
-def count_named(ids: Sequence[int], named: set[int]) -> int:
+def count_named(ids: Sequence[int], named: Set[int]) -> int:
     """How many of some tokens are named ones."""
     return sum(token in named for token in ids)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -74,7 +75,7 @@ class UserHistories:
                 f"{near or sorted(itertools.islice(self._rows, 3))}"
             )
         events = [self._event(*place) for place in self._rows[user]]
-        if np.isfinite([event.time for event in events]).all():
+        if all(math.isfinite(event.time) for event in events):
             return _in_order(sorted(events, key=lambda event: event.time))
         last = max(event.split for event in events)
         rows = [event for event in events if event.split == last]
@@ -114,14 +115,17 @@ def _in_order(events: Iterable[_Event]) -> list[int]:
     counted: Counter[int] = Counter()
     seen: dict[tuple[float, tuple[int, ...], int], str] = {}
     for event in events:
-        missing = Counter(event.history) - counted
-        for item in event.history:
-            if missing[item]:
-                missing[item] -= 1
-                counted[item] += 1
-                items.append(item)
+        # Most rows know what came just before: there is nothing to count.
+        if tuple(items[max(0, len(items) - len(event.history)) :]) != event.history:
+            missing = {item: count - counted[item] for item, count in Counter(event.history).items()}
+            for item in event.history:
+                if missing[item] > 0:
+                    missing[item] -= 1
+                    counted[item] += 1
+                    items.append(item)
         # One event may be a row of several tasks.
-        if seen.setdefault((np.nan_to_num(event.time), event.history, event.target), event.task) == event.task:
+        time = 0.0 if math.isnan(event.time) else event.time
+        if seen.setdefault((time, event.history, event.target), event.task) == event.task:
             counted[event.target] += 1
             items.append(event.target)
     return items
