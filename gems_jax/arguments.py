@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
+from gems_jax.config.checks import check
 from gems_jax.config.files import checked_node, compose, read_config, section_of, wrong_leaf
 from gems_jax.config.paths import PATHS, beside, is_path
 from gems_jax.config.ranges import CHOICES, hints_of, refuse, wrong_value
 from gems_jax.config.renamed import current_name, current_node, old_names, say_renamed
-from gems_jax.config.run import Config, check
+from gems_jax.config.run import Config
 
 # They work on a finished run, and without --config with its own.
 ON_A_RUN = ("evaluate", "export", "recommend", "search", "predict", "serve", "items")

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gems_jax.config.checks import check
 from gems_jax.config.metric_names import check_metric
-from gems_jax.config.run import Config, check
+from gems_jax.config.run import Config
 from gems_jax.config.text_task import trained_tasks
 from gems_jax.data.batching.device_batches import DeviceBatches
 from gems_jax.data.batching.encoded_table import EncodedTable

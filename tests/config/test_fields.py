@@ -8,8 +8,9 @@ import pytest
 from jsonargparse import ArgumentParser
 from tiny import everything_in, fails
 
+from gems_jax.config.checks import check
 from gems_jax.config.ranges import RANGES, hints_of
-from gems_jax.config.run import Config, check
+from gems_jax.config.run import Config
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.evaluation.ranking_summary import CUTOFFS
 from gems_jax.study.config import StudyConfig

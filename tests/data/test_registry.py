@@ -7,7 +7,8 @@ from house import MODULES, rooms
 from raw_tables import rows_of
 
 from gems_jax.arguments import config_of, parse_options
-from gems_jax.config.run import Config, DataConfig, check
+from gems_jax.config.checks import check
+from gems_jax.config.run import Config, DataConfig
 from gems_jax.data.dataset.tables import Item
 from gems_jax.data.prepare import prepare
 from gems_jax.data.raw.examples import Examples, Names

@@ -47,7 +47,7 @@ class NegativeSampler:
             raise ValueError(
                 f"{key}: {count} negatives are needed, but only {len(left)} of {len(self._by_id)} items are left to "
                 f"draw from: {len(self._by_id) - len(left)} are the user's or answer the query; use fewer negatives "
-                "(num_negatives) or a larger catalogue"
+                "(data.num_negatives) or a larger catalogue"
             )
         rng = np.random.default_rng([self._seed, zlib.crc32(key.encode())])
         return self._by_id[rng.choice(left, count, replace=False)]

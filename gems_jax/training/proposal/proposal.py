@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import yaml
 
-from gems_jax.config.run import Config, check
+from gems_jax.config.checks import check
+from gems_jax.config.run import Config
 from gems_jax.data.preparation.few_candidates import CUTOFFS
 from gems_jax.models.hf.tokenizer import load_tokenizer
 from gems_jax.models.t5.hf import FAMILY as T5
