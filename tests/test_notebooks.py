@@ -57,7 +57,8 @@ def test_the_quickstart_runs_and_recommends_items_by_title(monkeypatch):
 
 
 def test_the_transform_in_a_loop_of_one_s_own_takes_few_lines_and_keeps_its_bound(monkeypatch):
-    """Its cells check the bound, forgetting beside AdamW and projected updates beside whole ones."""
+    """Its cells check the bound, forgetting beside AdamW and projected updates beside whole ones; a minute, since the
+    notebook is what people run first and nothing else runs it."""
     said, pictures = run("your_own_loop.ipynb", monkeypatch)
     assert pictures == 2
     new, gone = map(int, re.search(r"(\d+) lines are new, (\d+) go", said).groups())

@@ -46,7 +46,7 @@ def test_a_run_learns_as_on_whole_gradients_and_goes_on_after_a_stop(prepared, t
 
 @pytest.mark.slow
 def test_an_update_in_parts_is_that_of_accumulated_whole_gradients(prepared, two_kernels, tmp_path):
-    """Losses, rows and moves of both, step by step; and a stop in between changes nothing."""
+    """Losses step by step, and a stop in between changes nothing: three runs, since a run is what is resumed."""
     whole, projected, resumed = (tmp_path / name for name in ("whole", "projected", "resumed"))
     assert train(prepared, whole, train__gradients="full", train__accumulate=2) == 0
     assert train(prepared, projected, train__gradients="projected", train__accumulate=2) == 0

@@ -212,6 +212,7 @@ def test_a_run_of_gems_names_the_text_wherever_it_lists_tasks_and_goes_on_to_the
 
 
 def test_with_distillation_a_run_forgets_less(prepared, tmp_path):
+    """Two runs and their evaluations, half a minute: what the option is for, by the command that users call."""
     forgotten = {}
     for kind in ("none", "distill"):
         changed = {"train__method": "adamw", "train__text_task": kind, "train__text_task_weight": 4.0}
