@@ -45,5 +45,7 @@ def is_projected(train: Any, gems: Any, parameters: int, devices: int) -> bool:
       devices: of the mesh.
     """
     if train.gradients == "auto":
-        return devices == 1 and parameters >= LEAST_PARAMETERS and why_whole(train, gems) is None
+        # An update in parts is there to save memory, of which a refresh of projected gradients takes more.
+        small = parameters < LEAST_PARAMETERS or train.accumulate > 1
+        return devices == 1 and not small and why_whole(train, gems) is None
     return bool(train.gradients == "projected")

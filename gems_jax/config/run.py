@@ -303,7 +303,7 @@ class TrainConfig:
       accumulate: parts into which an update's rows are cut, computed one after the other; more parts need less memory.
       gradients: ``full``: whole gradients; ``projected``: products of gradients with the bases, straight from the
         model's program, and refreshes by ``subspace``; ``auto``: ``projected`` on one device for at least 4 million
-        parameters in kernels, where no option needs whole gradients.
+        parameters in kernels, where no option needs whole gradients and ``accumulate`` is 1.
       sampling: how many rows each task has in a step: ``equal``, in ``ratio`` to the tables' sizes, or by
         ``temperature``; see `gems_jax.data.batching.pipeline.task_batches`.
       temperature: temperature of that sampling, from 1 (``ratio``) upwards (towards ``equal``).

@@ -208,6 +208,8 @@ def test_every_method_gives_an_update_of_its_own(first_updates):
     # With one step behind them these have nothing to align to, nor gates that have learned.
     same_at_first = {"gems-aligned", "gems-learned-gates", "gems-constant-gates"}
     same_at_first |= {"gems-energy-alone"}  # differs in how the null space is made, which is given here
+    # These are another method with one more task, which is not in the gradients here.
+    same_at_first |= {name for name, method in study_methods().items() if "train.text_task" in method.changes}
     names = [name for name in kernels if name not in same_at_first]
     for place, name in enumerate(names):
         for other in names[place + 1 :]:
