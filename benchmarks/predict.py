@@ -23,12 +23,11 @@ from typing import Any
 import jax
 import numpy as np
 from result_file import circumstances, write
-from serve import made, requests_of
+from serve import engine_of, made, requests_of
 
 from gems_jax.config.run import Config
 from gems_jax.ranking.rank_items import rank_items
 from gems_jax.serving.catalogue import Ranking
-from gems_jax.serving.engine import Engine
 from gems_jax.serving.predict import PART, predict
 from gems_jax.serving.prompts import PromptMaker, padded
 from gems_jax.serving.recommender import config_of_run
@@ -37,20 +36,6 @@ from gems_jax.serving.shapes import Shapes
 from gems_jax.training.run_assets import run_assets
 from gems_jax.training.stages import Assets
 from gems_jax.training.tuned import load_tuned
-
-
-def engine_of(config: Config, assets: Assets) -> Engine:
-    return Engine(
-        assets.model,
-        assets.tokenizer,
-        assets.dataset,
-        assets.items,
-        assets.templates(config),
-        config.items.max_length,
-        beams=config.evaluate.beams,
-        vocabulary=config.train.loss_vocabulary,
-        batch_size=config.evaluate.batch_size,
-    )
 
 
 def batches(config: Config, assets: Assets, rankings: list[Ranking]) -> Iterator[dict[str, np.ndarray]]:
@@ -88,7 +73,7 @@ def main() -> None:
         config = config_of_run(args.workdir)
         assets = run_assets(config, args.workdir, tuned=True).assets
         assets = dataclasses.replace(assets, model=load_tuned(config, assets, args.workdir))
-    model, engine = assets.model, engine_of(config, assets)
+    model, engine = assets.model, engine_of(config, assets, config.evaluate.batch_size, config.evaluate.beams)
     requests = requests_of(assets, args.requests)
     inputs = list(batches(config, assets, [engine.catalogue.look_up(Request.of(one)) for one in requests]))
     beams, options = config.evaluate.beams, {"vocabulary": config.train.loss_vocabulary}

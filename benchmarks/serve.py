@@ -55,7 +55,7 @@ def made(root: Path, width: int, layers: int) -> tuple[Config, Assets]:
     return config, assemble(config, dataset, (model, tokenizer), tuned=True)
 
 
-def engine_of(config: Config, assets: Assets, batch_size: int) -> Engine:
+def engine_of(config: Config, assets: Assets, batch_size: int, beams: int = BEAMS) -> Engine:
     return Engine(
         assets.model,
         assets.tokenizer,
@@ -63,7 +63,7 @@ def engine_of(config: Config, assets: Assets, batch_size: int) -> Engine:
         assets.items,
         assets.templates(config),
         config.items.max_length,
-        beams=BEAMS,
+        beams=beams,
         vocabulary=config.train.loss_vocabulary,
         batch_size=batch_size,
     )

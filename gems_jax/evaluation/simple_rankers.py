@@ -102,6 +102,7 @@ def simple_rankers(
     samples: int,
     rankers: Mapping[str, Ranker] = RANKERS,
     removed: Collection[int] = (),
+    new: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Measures each ranker on each task that it suits, apart: what one cannot do is said in its place.
 
@@ -115,12 +116,14 @@ def simple_rankers(
       samples: bootstrap resamples of the confidence intervals.
       rankers: by name.
       removed: items that are left out of the whole catalogue.
+      new: `new_by_task` of the same tables, from callers that have it.
 
     Returns:
       Ranker to task to its metrics, as of ``summarise``, or ``{"missing": why}``; of a ranker that was trained with its
       ``"settings"``.
     """
-    log, new = _Log(dataset), new_by_task(dataset, tables)
+    log = _Log(dataset)
+    new = new_by_task(dataset, tables) if new is None else new
     return {
         name: {
             task: _measured(ranker, log, table, samples, new.get(task), removed)

@@ -117,9 +117,9 @@ def mean_over_parts(run: Callable[[PyTree], Passed], parts: PyTree, weights: jax
         batch, weight = part
         passed = run(batch)
 
-        def added(sum: jax.Array, x: jax.Array) -> jax.Array:
-            w = weight.astype(sum.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-            return sum + jnp.where(w > 0, w * x.astype(sum.dtype), 0)
+        def added(mean: jax.Array, x: jax.Array) -> jax.Array:
+            w = weight.astype(mean.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+            return mean + jnp.where(w > 0, w * x.astype(mean.dtype), 0)
 
         return jax.tree.map(added, total, passed._replace(aux=None)), passed.aux
 

@@ -113,6 +113,6 @@ def _counted(
     if accumulate == 1:
         return task_counts, None
     counts = jnp.ones(expected) if task_counts is None else jnp.asarray(task_counts)
-    counts = counts.astype(work_dtype(counts.dtype) if jnp.issubdtype(counts.dtype, jnp.floating) else jnp.float32)
+    counts = counts.astype(work_dtype(counts.dtype))
     total = jnp.sum(counts, axis=1)
     return None if task_counts is None else total, counts / jnp.where(total > 0, total, 1)[:, None]

@@ -38,8 +38,7 @@ class Answer:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
-        names = RankedItem._fields
-        return {"items": [dict(zip(names, item, strict=True)) for item in self.items], "notes": list(self.notes)}
+        return {"items": [item._asdict() for item in self.items], "notes": list(self.notes)}
 
 
 def as_lines(ranked: Sequence[RankedItem]) -> str:

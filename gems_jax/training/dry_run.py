@@ -62,13 +62,14 @@ def dry_run(config: Config, workdir: Path) -> str:
     encoded = {task: encode(config, t, tokenizer, items, model.layout, titles) for task, t in tables.items()}
     graph, params, frozen = split_model(model, config)
     text = None if config.train.text_task == "none" else TextRows(config, tokenizer, model.layout)
-    an_update = batches_an_update(config.train, projects(config, params))
+    projected = projects(config, params)
+    an_update = batches_an_update(config.train, projected)
     batches = batches_of(config, encoded, model, text=text, an_update=an_update)
     batch = next(batches)
     batches.close()
     null_space = _null_space(config)
     assumed = null_space or assumed_null_space(config, model.config, graph, params, frozen)
-    tx = make_optimiser(config, len(trained_tasks(config.train, tuple(tables))), assumed, projects(config, params))
+    tx = make_optimiser(config, len(trained_tasks(config.train, tuple(tables))), assumed, projected)
     return "\n".join(
         [
             yaml.safe_dump(as_json(config), sort_keys=False),

@@ -64,6 +64,7 @@ def evaluate_run(
     rows = evaluation_tables(config, assets.dataset)
     tables, whole = candidate_sets(rows, options.candidates, size)
     encoded = {task: assets.encode(config, table) for task, table in tables.items()}
+    new = new_by_task(assets.dataset, rows)
     # Before the ranking, which takes long.
     text = heldout_text(assets.tokenizer, config, base.layout)
     ranked = functools.partial(
@@ -75,7 +76,7 @@ def evaluate_run(
         vocabulary=config.train.loss_vocabulary,
         batch_size=options.batch_size,
         samples=options.samples,
-        new=new_by_task(assets.dataset, rows),
+        new=new,
         progress=True,
     )
     results: dict[str, Any] = {"name": config.name, "method": config.train.method, "steps": config.train.steps}
@@ -104,7 +105,7 @@ def evaluate_run(
         place["baselines"] = not_measured(of_place, rankers)
     _write(workdir, results)
     for place, of_place in places:
-        place["baselines"] = simple_rankers(assets.dataset, of_place, options.samples, rankers, removed)
+        place["baselines"] = simple_rankers(assets.dataset, of_place, options.samples, rankers, removed, new)
     _write(workdir, results)
     return results
 

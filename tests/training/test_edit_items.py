@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from identified import RUN, identified_options
 from tiny import Made, documented_program, everything_in, fails, gems_jax, options, read, say
 
 import gems_jax as gj
@@ -25,8 +26,6 @@ from gems_jax.training.workdir.assets import read_record
 from gems_jax.training.workdir.edits import NAME, CatalogueEdits, Edit, NewItem, read_edits, write_edits
 from gems_jax.training.workdir.lock import WorkdirLock
 
-SMALL = {"items__identifiers": "rkmeans", "items__levels": 2, "items__codebook_size": 24, "items__max_length": 48}
-RUN = {"train__method": "adamw", "train__steps": 2, "train__checkpoint_every": 1, "evaluate__rows": 8}
 NEW = [
     {"item_id": "new1", "title": "red copper lamp", "text": "for a desk"},
     {"item_id": "new2", "title": "red copper lamp", "text": "for a desk"},
@@ -38,8 +37,7 @@ NEW = [
 def tuned(prepared, tmp_path_factory):
     """A run of two steps whose items share tokens."""
     root, said = tmp_path_factory.mktemp("edited"), {}
-    places = {"model__path": prepared.root / "base", "data__dir": prepared.root / "data"}
-    argv = options(root, **places, **SMALL, **RUN, items__path=root / "identifiers")
+    argv = identified_options(prepared, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENBLAS_NUM_THREADS", "1")
         say(said, "train", *argv, "--workdir", root / "run")

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from identified import identified_options
 from tiny import Made, documented_program, fails, gems_jax, metrics, options, read, say
 
 import gems_jax as gj
@@ -17,16 +18,12 @@ from gems_jax.models import load
 from gems_jax.training.identify import item_tokens_of
 from gems_jax.training.stages import ensure_data
 
-SMALL = {"items__identifiers": "rkmeans", "items__levels": 2, "items__codebook_size": 24, "items__max_length": 48}
-RUN = {"train__method": "adamw", "train__steps": 2, "train__checkpoint_every": 1, "evaluate__rows": 8}
-
 
 @pytest.fixture(scope="module")
 def tuned(prepared, tmp_path_factory):
     """Identifiers, a run of two steps, its evaluation and export, each by its command."""
     root, said = tmp_path_factory.mktemp("identified"), {}
-    places = {"model__path": prepared.root / "base", "data__dir": prepared.root / "data"}
-    argv = options(root, **places, **SMALL, **RUN, items__path=root / "identifiers")
+    argv = identified_options(prepared, root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENBLAS_NUM_THREADS", "1")
         say(said, "identify", *argv)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gems_jax.staging import as_path, files_in, fresh_folder
+from gems_jax.staging import as_path, files_in, whole_folder
 
 # It comes last and goes first: a folder without it is not whole.
 CARD = "card.json"
@@ -38,20 +37,15 @@ def bring(url: str | Path, local: Path, say: Callable[[str], None]) -> None:
     if not exists(url) or _card(remote_folder) == _card(local):
         return
     say(f"data: copying {url} to {local}")
-    local.parent.mkdir(parents=True, exist_ok=True)
-    temporary = fresh_folder(local)
     try:
-        for name, file in files_in(remote_folder):
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / name).write_bytes(file.read_bytes())
-        shutil.rmtree(local, ignore_errors=True)
-        os.replace(temporary, local)
+        with whole_folder(local) as temporary:
+            for name, file in files_in(remote_folder):
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).write_bytes(file.read_bytes())
     except OSError:
         # Another process of this machine was first.
         if _card(remote_folder) != _card(local):
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def send(local: Path, url: str | Path, say: Callable[[str], None]) -> None:

@@ -13,15 +13,16 @@ import jax
 import numpy as np
 
 from gems_jax.checksums import NAME as SUMS
-from gems_jax.checksums import sums_of, unique
+from gems_jax.checksums import sums_of
 from gems_jax.config.run import Config
 from gems_jax.data.batching.prompts import parse_template
 from gems_jax.data.batching.wording import spaces_matter
 from gems_jax.data.dataset.remote import local_path
 from gems_jax.data.dataset.tables import Dataset, Item, Table
 from gems_jax.null_space.space import NullSpace
-from gems_jax.staging import is_remote, write_text
+from gems_jax.staging import is_remote
 from gems_jax.training.stages import Assets
+from gems_jax.training.workdir.sealed import read_sealed, write_sealed
 
 NAME = "assets.json"
 FORMAT_VERSION = 2
@@ -111,10 +112,7 @@ def read_record(workdir: Path) -> AssetRecord | None:
     if not path.is_file():
         return None
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-        assets = kept["assets"]
-        if set(kept) != {"sha256", "assets"} or kept["sha256"] != _digest([json.dumps(assets)]):
-            raise ValueError("its content is not what was written")
+        assets = read_sealed(path, "assets")
         version = assets.pop("format_version")
         if version == 1:
             assets["spaces"] = False
@@ -130,8 +128,7 @@ def read_record(workdir: Path) -> AssetRecord | None:
 
 def write_record(record: AssetRecord, workdir: Path) -> None:
     """Keeps what a run is tuned on in its work directory."""
-    assets = {"format_version": FORMAT_VERSION, **dataclasses.asdict(record)}
-    write_text(workdir / NAME, json.dumps({"sha256": _digest([json.dumps(assets)]), "assets": assets}) + "\n")
+    write_sealed(workdir / NAME, "assets", {"format_version": FORMAT_VERSION, **dataclasses.asdict(record)})
 
 
 def check_record(record: AssetRecord, workdir: Path, training: bool = False) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gems_jax.checksums import unique
 from gems_jax.data.dataset.tables import Item
-from gems_jax.staging import write_text
+from gems_jax.training.workdir.sealed import read_sealed, write_sealed
 
 NAME = "catalogue_edits.json"
 FORMAT_VERSION = 1
@@ -136,10 +135,7 @@ def read_edits(workdir: Path) -> CatalogueEdits | None:
     if not path.is_file():
         return None
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-        content = kept["catalogue"]
-        if set(kept) != {"sha256", "catalogue"} or kept["sha256"] != _digest(content):
-            raise ValueError("its content is not what was written")
+        content = read_sealed(path, "catalogue")
         if content["format_version"] != FORMAT_VERSION:
             raise ValueError(
                 f"it is of format version {content['format_version']}, this version reads {FORMAT_VERSION}"
@@ -158,10 +154,7 @@ def write_edits(edits: CatalogueEdits, workdir: Path) -> None:
         (workdir / NAME).unlink(missing_ok=True)
         return
     content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(edits)}
-    # As they are read again, tuples as lists: the digest is of that.
-    content = json.loads(json.dumps(content))
-    text = json.dumps({"sha256": _digest(content), "catalogue": content}, indent=1)
-    write_text(workdir / NAME, text + "\n")
+    write_sealed(workdir / NAME, "catalogue", content, indent=1)
 
 
 def _edit(kept: Mapping[str, Any]) -> Edit:
