@@ -254,8 +254,10 @@ def _items(options: Any) -> int:
     action, names = options.action, options.names
     if action not in ("add", "remove", "undo", "list"):
         raise ValueError(f"items does {action!r}? It has add FILE, remove IDS, undo and list")
-    if (action == "add") != (len(names) == 1) and action != "remove":
-        raise ValueError("items add needs one FILE" if action == "add" else f"items {action} takes no {names[0]!r}")
+    if action == "add" and len(names) != 1:
+        raise ValueError("items add needs one FILE")
+    if action in ("undo", "list") and names:
+        raise ValueError(f"items {action} takes no {names[0]!r}")
     of_add = {name: options[name] for name in ("identifiers", "columns", "max_bad_fraction")}
     wrong = [name for name in of_add if of_add[name] is not None and action != "add"]
     wrong += ["ids"] if options.ids is not None and action != "remove" else []

@@ -172,6 +172,7 @@ def test_an_edit_that_fails_or_is_refused_leaves_what_was(run, tmp_path, capsys,
     assert "items does 'change'?" in fails(capsys, "items", "change", "--workdir", run)
     assert "needs one FILE" in fails(capsys, "items", "add", "--workdir", run)
     assert "items undo takes no 'x'" in fails(capsys, "items", "undo", "x", "--workdir", run)
+    assert "items undo takes no 'x'" in fails(capsys, "items", "undo", "x", "y", "--workdir", run)
     assert "items remove needs ids" in fails(capsys, "items", "remove", "--workdir", run)
     assert "items undo takes no --ids" in fails(capsys, "items", "undo", "--ids", "x", "--workdir", run)
     assert contents(run) == before
