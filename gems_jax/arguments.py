@@ -197,6 +197,7 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
         add("--max_queue", int, "requests that wait; more are told to come again", default=1024)
         add("--timeout", float, "seconds until a call is given up", default=30.0)
         add("--max_k", int, "most results, and width of the search; default: evaluate.beams", default=None)
+        flag("--base_model", "also ask the untuned base model, for the page: the weights are in memory twice")
     if name == "prepare":
         flag("--all", "also make a missing base model and null space")
     if name == "train":

@@ -338,7 +338,14 @@ def _serve(options: Any) -> int:
     def load() -> Any:
         # Of the history of someone unknown, and what is denied.
         listed = 2 * limits.max_items
-        return load_engine(config, workdir, batch_size=limits.batch_size, beams=limits.max_k, listed=listed)
+        return load_engine(
+            config,
+            workdir,
+            batch_size=limits.batch_size,
+            beams=limits.max_k,
+            listed=listed,
+            base=options.base_model,
+        )
 
     stopped: list[int] = []
     # What uses signals in between leaves this one behind: an end that was asked for has an exit code of its own.

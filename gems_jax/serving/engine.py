@@ -1,5 +1,6 @@
 """A model that answers requests: loaded once, in batches of a few shapes, so that its programs are kept."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,9 +47,11 @@ class Engine:
       batch_size: requests that are ranked at once.
       listed: items that a request may allow or deny without a program of its own.
       edited: how the catalogue was edited since training, in a few words.
+      base: the model before its first step, to be asked the same; ``None``: it is not kept.
 
     Attributes:
       catalogue: the items, users and tasks that may be asked for.
+      base: an engine over that model, with the same prompts, trie and programs; ``None`` without one.
 
     Raises:
       ValueError: the items have tokens that the model has not.
@@ -68,6 +71,7 @@ class Engine:
         batch_size: int = 16,
         listed: int = 0,
         edited: str = "",
+        base: Any | None = None,
     ):
         check_options(model.config, 1, beams, vocabulary)
         trie, tokens = catalogue_of(items)
@@ -77,6 +81,11 @@ class Engine:
         self._filter = TrieFilter(trie)
         self._prompts = PromptMaker(tokenizer, dataset, items, max_length, model.layout)
         self._shapes = Shapes(batch_size, max_length, beams, min(listed + self.catalogue.longest, len(dataset.items)))
+        self.base: Engine | None = None
+        if base is not None:
+            untuned = copy.copy(self)
+            untuned._model = base
+            self.base = untuned
 
     @property
     def beams(self) -> int:

@@ -1,6 +1,7 @@
 """A tuned run that answers from Python: loaded once, asked often."""
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,18 @@ from gems_jax.serving.answers import Answer
 from gems_jax.serving.engine import Engine
 from gems_jax.serving.requests import Request
 from gems_jax.training.path_checks import check_run_paths, check_tuned
+from gems_jax.training.stages import Assets, untuned_model
 from gems_jax.training.tuned import load_run
 
 
 def load_engine(
-    config: Config, workdir: Path, *, batch_size: int | None = None, beams: int | None = None, listed: int = 0
+    config: Config,
+    workdir: Path,
+    *,
+    batch_size: int | None = None,
+    beams: int | None = None,
+    listed: int = 0,
+    base: bool = False,
 ) -> Engine:
     """The engine of a tuned run.
 
@@ -25,6 +33,8 @@ def load_engine(
       batch_size: requests that are ranked at once; ``None``: ``evaluate.batch_size``.
       beams: width of the search; ``None``: ``evaluate.beams``.
       listed: see `Engine`.
+      base: whether the model before its first step is kept, too; where it cannot be made again this is said, and it is
+        left out.
 
     Raises:
       FileNotFoundError, ValueError: as `gems_jax.training.tuned.load_run`.
@@ -42,7 +52,16 @@ def load_engine(
         batch_size=batch_size or config.evaluate.batch_size,
         listed=listed,
         edited=edits.notice(),
+        base=_untuned(config, assets) if base else None,
     )
+
+
+def _untuned(config: Config, assets: Assets) -> Any | None:
+    try:
+        return untuned_model(config, assets)
+    except (OSError, ValueError) as error:
+        print(f"serve: answers come without the base model beside them, which cannot be made: {error}", file=sys.stderr)
+        return None
 
 
 def config_of_run(workdir: str | os.PathLike[str]) -> Config:

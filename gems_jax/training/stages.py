@@ -1,7 +1,7 @@
 """The steps before tuning: data, base model, null space; each made once and found again."""
 
 import functools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +190,23 @@ def assemble(config: Config, dataset: Dataset, base: tuple[Any, Any], tuned: boo
         _check_titles(dataset, titles)
     items = index_items(config, dataset, tokenizer, model.config.vocab_size, model)
     model = grow(model, titles, config.items.init, key=jax.random.key(config.train.seed), identifiers=items)
-    if config.items.added_loss is not None and not tuned:
-        model = _lowered(config, model, tokenizer, config.items.added_loss)
-    return Assets(model, tokenizer, dataset, items)
+    assets = Assets(model, tokenizer, dataset, items)
+    return assets if tuned else replace(assets, model=untuned_model(config, assets))
+
+
+def untuned_model(config: Config, assets: Assets) -> Any:
+    """The model as the first step finds it.
+
+    Args:
+      config: of the run.
+      assets: of a ``tuned`` run, whose rows are not lowered yet, see `assemble`.
+
+    Raises:
+      FileNotFoundError, ValueError: the general text that items are lowered on is gone, or cannot be read.
+    """
+    if config.items.added_loss is None:
+        return assets.model
+    return _lowered(config, assets.model, assets.tokenizer, config.items.added_loss)
 
 
 def index_items(

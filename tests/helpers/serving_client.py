@@ -20,12 +20,15 @@ class Echo:
     Args:
       name: the only item's title.
       seconds: that a batch takes.
+
+    Attributes:
+      base: as of an `Engine`.
     """
 
     def __init__(self, name="first", seconds=0.0):
         self.catalogue = Catalogue(shop.dataset(), shop.TEMPLATES)
         self.name, self.seconds = name, seconds
-        self.gate, self.batches = threading.Event(), []
+        self.gate, self.batches, self.base = threading.Event(), [], None
         self.gate.set()
 
     def warm_up(self):

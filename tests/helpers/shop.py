@@ -66,11 +66,10 @@ class Shop:
         self.model = make(len(self.tokenizer) - len(WORDS))
         self.engine = self.again(**options)
 
-    def again(self, beams: int = 4, batch_size: int = 3) -> Engine:
+    def again(self, beams: int = 4, batch_size: int = 3, base: Any = None) -> Engine:
         """Another engine over the same model."""
-        return Engine(
-            self.model, self.tokenizer, dataset(), self.items, TEMPLATES, 20, beams=beams, batch_size=batch_size
-        )
+        options: dict[str, Any] = {"beams": beams, "batch_size": batch_size, "base": base}
+        return Engine(self.model, self.tokenizer, dataset(), self.items, TEMPLATES, 20, **options)
 
     def prompt(self, words: list[int], history: list[int], end: bool) -> np.ndarray:
         """A prompt by hand: words, and the tokens of items."""

@@ -54,6 +54,30 @@ def test_rankers_without_a_model_stand_beside_it_and_histories_can_be_chosen():
         assert client("GET", "/v1/items?like=thing%2011")[2] == {"items": [{"item_id": "B11", "title": "thing 11"}]}
 
 
+def test_the_base_model_stands_beside_it_with_the_same_prompts_and_trie_where_it_is_kept():
+    made = shop.Shop(shop.decoder)
+    untuned = shop.Shop(shop.decoder)
+    untuned.model.token_embedding.embedding[...] *= -1
+    engine, alone = made.again(base=untuned.model), untuned.again()
+    asked = {"task": "src", "user": "ann", "query": "red", "k": 4, "deny": ["B3"]}
+    (wanted,) = alone.rank([Request.of(asked)])
+    (other,) = engine.rank([Request.of(asked)])
+    assert [item.item_id for item in wanted.items] != [item.item_id for item in other.items]
+    with serving(lambda: engine) as client:
+        before = client.metric("gems_jax_compilations_total")
+        status, _, found = client("POST", "/v1/beside", asked)
+        assert (status, list(found)) == (200, ["base model", "popularity", "BM25"])
+        assert found["base model"] == [
+            item._asdict() | {"score": pytest.approx(item.score, abs=1e-5)} for item in wanted.items
+        ]
+        # Neither takes the other's place: the tuned model answers as before.
+        answer = client("POST", "/v1/rank", asked)[2]
+        assert [item["item_id"] for item in answer["items"]] == [item.item_id for item in other.items]
+        assert client.metric("gems_jax_compilations_total") == before
+    with serving(lambda: made.engine) as client:
+        assert list(client("POST", "/v1/beside", asked)[2]) == ["popularity", "BM25"]
+
+
 def test_the_page_asks_nobody_else_and_takes_titles_as_text():
     with serving(Echo, token="secret") as client:
         for path, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")):
@@ -155,7 +179,7 @@ def test_a_browser_shows_answers_and_titles_with_markup_as_they_are_written(tmp_
     items = [Item(f"B{number}", MARKUP) for number in range(9)]
     tables = {("train", task): Table.from_rows(task, [Row("ann", [4], 1, "lamp")]) for task in ("rec", "src")}
     engine.catalogue = Catalogue(Dataset("shop", items, tables), shop.TEMPLATES)
-    engine.name = MARKUP
+    engine.name, engine.base = MARKUP, Echo("untuned")
     with serving(lambda: engine, max_k=10) as client:
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=360,800", "--dump-dom"]
         command += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000"]
@@ -166,3 +190,5 @@ def test_a_browser_shows_answers_and_titles_with_markup_as_they_are_written(tmp_
     assert "&lt;img src=x onerror=alert(1)&gt; &amp; &lt;b&gt;lamp&lt;/b&gt;" in done.stdout
     assert "<img" not in done.stdout
     assert "<h2>BM25</h2>" in done.stdout
+    assert "<h2>base model</h2>" in done.stdout
+    assert "untuned lamp" in done.stdout

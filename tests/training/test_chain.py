@@ -23,7 +23,11 @@ import gems_jax as gj
 from gems_jax import cli
 from gems_jax.data.dataset import storage
 from gems_jax.data.dataset.tables import Item
+from gems_jax.serving.engine import Engine
 from gems_jax.serving.http import server
+from gems_jax.serving.recommender import config_of_run, load_engine
+from gems_jax.serving.requests import Request
+from gems_jax.training.run_assets import run_assets
 from gems_jax.training.stages import assemble, ensure_data
 from gems_jax.training.tuned import load_tuned
 from gems_jax.training.workdir.files import Log
@@ -351,21 +355,45 @@ def test_a_tuned_run_is_served_until_sigterm(trained, monkeypatch, tmp_path, cap
             try:
                 client.until(lambda: client("GET", "/readyz")[0] == 200, seconds=600)
                 answers.append(client("POST", "/v1/recommend", {"user": "user0003", "k": 3})[2])
+                answers.append(client("POST", "/v1/beside", {"task": "rec", "user": "user0003", "k": 3})[2])
             finally:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(server, "Server", Asked)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        code = gems_jax("serve", "--workdir", trained.root / "run", "--port", 0, "--batch_size", 1)
+        code = gems_jax("serve", "--workdir", trained.root / "run", "--port", 0, "--batch_size", 1, "--base_model")
     finally:
         signal.signal(signal.SIGTERM, before)
     assert code == cli.EXIT_STOPPED
     assert re.search(r"^serve: http://127\.0\.0\.1:\d+$", capsys.readouterr().out, re.MULTILINE)
-    (answer,) = answers
+    answer, beside = answers
     assert [item["item_id"] for item in answer["items"]] == [item.item_id for item in wanted]
+    assert list(beside) == ["base model", "popularity"]
+    config = config_of_run(trained.root / "run")
+    _, assets, _ = run_assets(config, trained.root / "run")
+    untuned = Engine(
+        assets.model, assets.tokenizer, assets.dataset, assets.items, assets.templates(config), config.items.max_length,
+        vocabulary=config.train.loss_vocabulary, beams=config.evaluate.beams,
+    )  # fmt: skip
+    (wanted,) = untuned.rank([Request("rec", user="user0003", k=3)])
+    for item, other in zip(beside["base model"], wanted.items, strict=True):
+        assert (item["item_id"], item["score"]) == (other.item_id, pytest.approx(other.score, abs=1e-5))
     missing = ["serve", "--workdir", trained.root / "run", "--token_file", tmp_path / "token"]
     assert f"--token_file {tmp_path / 'token'} does not exist" in fails(capsys, *missing)
+
+
+def test_a_run_is_served_without_its_base_model_where_that_cannot_be_made_and_says_so(trained, tmp_path, capsys):
+    config = config_of_run(trained.root / "run")
+    gone = dataclasses.replace(config, text=dataclasses.replace(config.text, train=str(tmp_path / "gone.txt")))
+    engine = load_engine(gone, trained.root / "run", base=True)
+    assert engine.base is None
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("serve: ")]
+    assert "without the base model beside them, which cannot be made" in said
+    assert str(tmp_path / "gone.txt") in said
+    # Without the base model's folder, which has the run's tokenizer, there is no tuned model, either.
+    served = ["serve", "--workdir", trained.root / "run", "--base_model", "--model.path", tmp_path / "base"]
+    assert f"was tuned with model.path {tmp_path / 'base'}, where there is nothing now" in fails(capsys, *served)
 
 
 def test_comparing_with_a_run_that_is_not_evaluated_is_refused(trained, tmp_path, capsys):

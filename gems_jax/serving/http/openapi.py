@@ -51,7 +51,9 @@ def openapi(bodies: Bodies, limits: Limits) -> dict[str, Any]:
     paths["/v1/explain"] = {
         "post": _operation("what each item of the history does to the score of an item", ["Explain"])
     }
-    paths["/v1/beside"] = {"post": _operation("what popularity and BM25 answer", ["Rank"])}
+    paths["/v1/beside"] = {
+        "post": _operation("what popularity, BM25 and the base model, if it is kept, answer", ["Rank"])
+    }
     paths["/v1/users"] = {"get": _operation("some users, ?like= by a part of their name")}
     paths["/v1/users/{user}"] = {"get": _operation("the history of a user") | _in_path("user")}
     paths["/v1/items"] = {"get": _operation("some items, ?like= by a part of their title")}

@@ -93,7 +93,7 @@ class Page:
         return JSONResponse(explained(question, answers, engine.catalogue))
 
     async def _beside(self, call: Call) -> Response:
-        """What popularity and BM25 answer to a request."""
+        """What the base model, where it is kept, popularity and BM25 answer to a request."""
         engine = self._service.engine
         body = self._bodies.rank.model_validate(await json_of(call))
         try:
@@ -102,7 +102,11 @@ class Page:
             return wrong([error.field], error.why)
         if self._beside_of is None or self._beside_of[0] is not engine:
             self._beside_of = engine, Beside(engine.catalogue)
-        return JSONResponse(await asyncio.to_thread(self._beside_of[1].rank, ranking))
+        found = await asyncio.to_thread(self._beside_of[1].rank, ranking)
+        if engine.base is not None:
+            (answer,) = await self._service.answer(engine.base, [ranking])
+            found = {"base model": answer.as_json()["items"]} | found
+        return JSONResponse(found)
 
 
 def _item(item: Item) -> dict[str, str]:
