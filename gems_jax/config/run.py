@@ -172,8 +172,8 @@ class ItemsConfig:
       identifiers: ``tokens`` or ``null``: each item has a token of its own; ``rkmeans`` or ``rqvae``: several that
         items share, made of their texts by the base model, see `gems_jax.identifiers`; or a JSON file of such, see
         `gems_jax.items.load_item_identifiers`.
-      collisions: ``reassign``: items of a file that share all tokens get others; ``null``: such a file is refused. No
-        two items share identifiers that are made here.
+      collisions: ``reassign``: items of a file that share all tokens get others; ``group``: they are ranked alike;
+        ``null``: such a file is refused. No two items share identifiers that are made here.
       levels: tokens of an identifier that is made here.
       codebook_size: tokens of each level.
       path: folder of the identifiers that are made, with embeddings, codebooks and a card; it is made where it is
@@ -190,7 +190,7 @@ class ItemsConfig:
     init: Literal["title", "random"] = "title"
     added_loss: float | None = 1e-4
     identifiers: str | None = None
-    collisions: Literal["reassign"] | None = None
+    collisions: Literal["reassign", "group"] | None = None
     levels: int = 3
     codebook_size: int = 256
     path: str = "runs/demo/identifiers"

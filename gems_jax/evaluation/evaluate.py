@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -13,10 +13,21 @@ from gems_jax.data.batching.prompts import EncodedTable
 from gems_jax.data.dataset.tables import Table
 from gems_jax.evaluation.ranking_summary import shuffled_candidates, summarise
 from gems_jax.items.tokens import ItemIndex
+from gems_jax.ranking.groups import groups_of
 from gems_jax.ranking.rank_items import rank_items
+from gems_jax.ranking.ties import Ties, ties_of
 
 # Items of each row that are kept: the deepest cut-off of the metrics.
 RANKED = 20
+
+
+class _Ranked(NamedTuple):
+    """What a search found: item numbers ``[R, k]``, their scores, rows whose target is among its results, ties."""
+
+    ids: np.ndarray
+    scores: np.ndarray
+    found: np.ndarray
+    ties: Ties | None
 
 
 def rank_table(
@@ -52,6 +63,24 @@ def rank_table(
     Raises:
       ValueError: if the table and its tokens have different numbers of rows, or the model gives nan.
     """
+    ranked = _ranked(model, items, table, encoded, k, k, beams, vocabulary, batch_size, seed, progress)
+    return ranked.ids, ranked.scores
+
+
+def _ranked(
+    model: Any,
+    items: ItemIndex,
+    table: Table,
+    encoded: EncodedTable,
+    k: int,
+    results: int,
+    beams: int,
+    vocabulary: Literal["full", "items"],
+    batch_size: int,
+    seed: int,
+    progress: bool,
+) -> _Ranked:
+    """`rank_table` by a search for ``results`` items, or identifiers where several items share one: k are kept."""
     if len(table) != len(encoded):
         raise ValueError(
             f"task {table.task!r}: the table has {len(table)} rows and its tokens {len(encoded)}: "
@@ -60,8 +89,12 @@ def rank_table(
     candidates = None
     if table.negatives is not None:
         candidates = np.take_along_axis(table.candidates(), shuffled_candidates(table, seed), axis=1)
-    ids = np.empty((len(table), k), np.int32)
-    scores = np.empty((len(table), k), np.float32)
+    groups = groups_of(items) if items.shared else None
+    of, among = items, candidates
+    if groups is not None:
+        of, among = groups.index, None if candidates is None else groups.among(candidates)
+    ids = np.empty((len(table), results), np.int32)
+    scores = np.empty((len(table), results), np.float32)
     config = model.config
     batch_size = min(batch_size, len(table))
     what = f"ranking {table.task}" + (", all items" if candidates is None else "")
@@ -71,8 +104,8 @@ def rank_table(
             input_ids, attention_mask = gather_inputs(encoded, rows, length, config.pad_token_id)
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
             # Rows that fill the last batch rank the candidates of row 0 and are thrown away.
-            allowed = None if candidates is None else candidates[np.maximum(rows, 0)]
-            ranked, values = rank_items(model, inputs, items, allowed, k, beams, vocabulary=vocabulary)
+            allowed = None if among is None else among[np.maximum(rows, 0)]
+            ranked, values = rank_items(model, inputs, of, allowed, results, beams, vocabulary=vocabulary)
             ids[rows[real]], scores[rows[real]] = np.asarray(ranked)[real], np.asarray(values)[real]
             bar.update(int(real.sum()))
     if np.isnan(scores).any():
@@ -80,7 +113,10 @@ def rank_table(
             f"task {table.task!r}: the model gives scores that are not numbers; its weights hold nan or inf: "
             "go back to an earlier checkpoint"
         )
-    return ids, scores
+    if groups is None:
+        return _Ranked(ids[:, :k], scores[:, :k], (ids == table.target[:, None]).any(axis=1), None)
+    ties = ties_of(ids, table.target, groups, candidates)
+    return _Ranked(*groups.listed(ids, scores, candidates, k), ties.ahead >= 0, ties)
 
 
 def _rows_by_length(lengths: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -126,14 +162,16 @@ def evaluate_ranking(
       samples: bootstrap resamples for the intervals; 0 leaves them out.
       seed: of the order of the candidates and of the resamples.
       save_to: folder for what was found in each row, ``ranking_<task>.npz`` with ``user_ids``, ``target``,
-        ``items`` ``[R, k]``, ``scores`` ``[R, k]`` and ``rank`` (from 1, 0 where not among the first k). Two such
-        folders are compared with `gems_jax.evaluation.compare_runs.compare_runs`.
+        ``items`` ``[R, k]``, ``scores`` ``[R, k]`` and ``rank`` (from 1, 0 where not among the first k); where items
+        share identifiers ``ahead`` and ``tied``, see `gems_jax.ranking.ties.Ties`. Two such folders are compared with
+        `gems_jax.evaluation.compare_runs.compare_runs`.
       new: task to the rows that are measured apart as well, bool ``[R]``, see ``summarise``.
       progress: shows rows done, rate and time left.
 
     Returns:
       Task to its metrics, as made by ``summarise``, with the width of the search, ``"beams"``, and the share of rows
-      whose target was not among the items that it ended with, ``"off_beam"``: no cut-off could find those.
+      whose target was not among the items that it ended with, ``"off_beam"``: no cut-off could find those. Where items
+      share identifiers a search ends with ``beams`` identifiers.
 
     Raises:
       ValueError: if a task has a table and no tokens, or the other way round.
@@ -142,19 +180,16 @@ def evaluate_ranking(
         raise ValueError(f"tables are given for {sorted(tables)}, tokens for {sorted(encoded)}: both must agree")
     results = {}
     for task, table in tables.items():
-        ids, scores = rank_table(
-            model, items, table, encoded[task], k=max(k, beams), beams=beams, vocabulary=vocabulary,
-            batch_size=batch_size, seed=seed, progress=progress,
-        )  # fmt: skip
-        off_beam = float(1 - (ids == table.target[:, None]).any(axis=1).mean())
-        ids, scores = ids[:, :k], scores[:, :k]
+        ids, scores, found, ties = _ranked(
+            model, items, table, encoded[task], k, max(k, beams), beams, vocabulary, batch_size, seed, progress
+        )
         if save_to is not None:
-            save_rankings(Path(save_to) / f"ranking_{task}.npz", table, ids, scores)
+            save_rankings(Path(save_to) / f"ranking_{task}.npz", table, ids, scores, ties)
         candidates = items.num_items - len(items.removed) if table.negatives is None else None
         results[task] = summarise(
-            table, ids, samples=samples, seed=seed, candidates=candidates, new=(new or {}).get(task)
+            table, ids, samples=samples, seed=seed, candidates=candidates, new=(new or {}).get(task), ties=ties
         )
-        results[task] |= {"beams": beams, "off_beam": off_beam}
+        results[task] |= {"beams": beams, "off_beam": float(1 - found.mean())}
     return results
 
 
@@ -165,7 +200,8 @@ def load_rankings(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       path: a ``ranking_<task>.npz``.
 
     Returns:
-      ``user_ids``, ``target``, ``items``, ``scores`` and ``rank``, a row each.
+      ``user_ids``, ``target``, ``items``, ``scores`` and ``rank``, a row each, and where items share identifiers
+      ``ahead`` and ``tied``.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -176,7 +212,7 @@ def load_rankings(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def save_rankings(path: Path, table: Table, ids: np.ndarray, scores: np.ndarray) -> None:
+def save_rankings(path: Path, table: Table, ids: np.ndarray, scores: np.ndarray, ties: Ties | None = None) -> None:
     """Writes what was found in each row, whole or not at all; ``np.load`` reads it without pickles.
 
     Args:
@@ -184,6 +220,7 @@ def save_rankings(path: Path, table: Table, ids: np.ndarray, scores: np.ndarray)
       table: R rows.
       ids: item numbers ``[R, k]``, best first.
       scores: their scores ``[R, k]``.
+      ties: of items that share identifiers; they are kept, too, as ``ahead`` and ``tied``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     hits = ids == table.target[:, None]
@@ -196,6 +233,7 @@ def save_rankings(path: Path, table: Table, ids: np.ndarray, scores: np.ndarray)
             items=ids,
             scores=scores,
             rank=np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0).astype(np.int32),
+            **({} if ties is None else ties._asdict()),
         )
         os.replace(unfinished, path)
     finally:

@@ -7,6 +7,7 @@ import numpy as np
 
 from gems_jax.evaluation.bootstrap import bootstrap_interval
 from gems_jax.ranking import metrics
+from gems_jax.ranking.ties import expected
 
 # Sign flips drawn at once.
 _BLOCK = 256
@@ -81,7 +82,8 @@ def metric_of_rows(rankings: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """A metric of each row of saved rankings.
 
     Args:
-      rankings: of `gems_jax.evaluation.evaluate.load_rankings`: ``items`` ``[R, k]`` and ``target`` ``[R]`` are used.
+      rankings: of `gems_jax.evaluation.evaluate.load_rankings`: ``items`` ``[R, k]`` and ``target`` ``[R]`` are used,
+        and where items share identifiers ``ahead`` and ``tied``.
       name: metric and cut-off, such as ``"ndcg@10"``.
 
     Returns:
@@ -100,6 +102,8 @@ def metric_of_rows(rankings: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     items, target = rankings["items"], rankings["target"]
     if items.shape[1] < int(cut):
         raise ValueError(f"{name} needs {cut} results a row, {items.shape[1]} were kept: evaluate with k={cut}")
+    if "tied" in rankings:
+        return expected(metric, rankings["ahead"], rankings["tied"], int(cut))
     relevance = metrics.relevance(items, target[:, None])
     values: np.ndarray = getattr(metrics, metric)(relevance, np.ones(len(target), np.int64), int(cut))
     return values

@@ -11,6 +11,7 @@ from gems_jax.data.preparation.few_candidates import CUTOFFS
 from gems_jax.evaluation.bootstrap import bootstrap_intervals
 from gems_jax.evaluation.non_neural import Scorer, score_blocks
 from gems_jax.ranking import metrics
+from gems_jax.ranking.ties import Ties, expected
 
 METRICS = ("hit", "ndcg", "mrr", "map")
 # The released code's metrics of the same names; see `gems_jax.ranking.metrics`.
@@ -40,6 +41,7 @@ def summarise(
     seed: int = 0,
     candidates: int | None = None,
     new: np.ndarray | None = None,
+    ties: Ties | None = None,
 ) -> dict[str, Any]:
     """Metrics of rankings, with 95 % confidence intervals over users.
 
@@ -51,12 +53,15 @@ def summarise(
       seed: of the resamples.
       candidates: how many items each row's target was ranked among, itself included; ``None``: it and its negatives.
       new: bool ``[R]``, rows that are measured apart as well, see `gems_jax.evaluation.transitions.new_transitions`.
+      ties: of rankings in which items share identifiers: metrics are then means over all orders of items that tie, see
+        `gems_jax.ranking.ties.expected`.
 
     Returns:
       ``"hit@5"``, ``"ndcg@5"``, ``"mrr@5"``, ``"map@5"`` and the same at 10 and 20, each with ``"..._ci"`` as
       ``[low, high]``; ``"released_hit@5"`` and so on, the released code's variants, which differ where a row has
       several right items; the numbers of ``"rows"``, ``"users"`` and, where it is known, ``"candidates"``; with
-      ``new``, ``"new_transition"``: hit, ndcg and the numbers of those rows alone.
+      ``new``, ``"new_transition"``: hit, ndcg and the numbers of those rows alone; with ``ties``, ``"tied"``: the mean
+      number of items that tie with a row's target, itself included.
 
     Raises:
       ValueError: if there is not one ranking a row, or less than 5 results were kept of each.
@@ -80,7 +85,10 @@ def summarise(
     ones = np.ones(len(table), np.int64)
     users = np.asarray(table.user_ids)
     cutoffs = [k for k in CUTOFFS if k <= ranked.shape[1]]
-    values = {f"{name}@{k}": getattr(metrics, name)(relevance, ones, k) for k in cutoffs for name in METRICS}
+    if ties is None:
+        values = {f"{name}@{k}": getattr(metrics, name)(relevance, ones, k) for k in cutoffs for name in METRICS}
+    else:
+        values = {f"{name}@{k}": expected(name, ties.ahead, ties.tied, k) for k in cutoffs for name in METRICS}
     summary: dict[str, Any] = {}
     if samples:
         intervals = bootstrap_intervals(np.stack(list(values.values()), axis=1), users, samples=samples, seed=seed)
@@ -89,22 +97,31 @@ def summarise(
         if samples:
             summary[f"{name}_ci"] = intervals[column].tolist()
     for k in cutoffs:
+        if ties is not None:  # one item is right: both kinds of metrics are the same
+            summary |= {f"released_{name}@{k}": summary[f"{name}@{k}"] for name in METRICS}
+            continue
         summary |= {f"{name}@{k}": float(getattr(metrics, name)(relevance, k).mean()) for name in RELEASED_METRICS}
     if candidates is None and table.negatives is not None:
         candidates = 1 + table.negatives.shape[1]
     sizes = {"rows": len(table), "users": len(np.unique(users))}
     summary |= sizes | ({} if candidates is None else {"candidates": candidates})
+    if ties is not None:
+        summary["tied"] = float(ties.tied.mean())
     if new is not None:
-        summary["new_transition"] = _apart(table, ranked, new, samples, seed)
+        summary["new_transition"] = _apart(table, ranked, new, samples, seed, ties)
     return summary
 
 
-def _apart(table: Table, ranked: np.ndarray, new: np.ndarray, samples: int, seed: int) -> dict[str, Any]:
+def _apart(
+    table: Table, ranked: np.ndarray, new: np.ndarray, samples: int, seed: int, ties: Ties | None
+) -> dict[str, Any]:
     """Hit and ndcg of some rows alone, and how many these are."""
     rows = np.flatnonzero(new)
     if not len(rows):
         return {"rows": 0, "users": 0}
-    found = summarise(table.take(rows), ranked[rows], samples=samples, seed=seed)
+    if ties is not None:
+        ties = Ties(ties.ahead[rows], ties.tied[rows])
+    found = summarise(table.take(rows), ranked[rows], samples=samples, seed=seed, ties=ties)
     return {key: value for key, value in found.items() if key.startswith(("hit@", "ndcg@", "rows", "users"))}
 
 

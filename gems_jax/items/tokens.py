@@ -35,10 +35,11 @@ class ItemIndex:
         the end that no item uses are dropped.
       removed: items that are known, so that they may stand in histories, and are ranked no more unless they are named
         as candidates.
+      shared: whether several items may have the same tokens, and then the same score.
 
     Raises:
-      ValueError: if the shape or type is wrong, a token id is negative, an item is empty or occurs twice, or no item is
-        left to be ranked.
+      ValueError: if the shape or type is wrong, a token id is negative, an item is empty, two items have the same
+        tokens and may not, or no item is left to be ranked.
 
     Example:
       >>> import numpy as np
@@ -48,6 +49,7 @@ class ItemIndex:
 
     token_ids: np.ndarray
     removed: frozenset[int] = frozenset()
+    shared: bool = False
 
     def __post_init__(self) -> None:
         ids = np.asarray(self.token_ids)
@@ -65,10 +67,13 @@ class ItemIndex:
         ids = np.ascontiguousarray(ids[:, (ids >= 0).any(0)])
         order = np.lexsort(ids.T[::-1])
         twice = (ids[order][1:] == ids[order][:-1]).all(1)
-        if twice.any():
+        if twice.any() and not self.shared:
             index = int(np.argmax(twice))
             first, second = sorted(order[index : index + 2].tolist())
-            raise ValueError(f"token_ids: items {first} and {second} have the same tokens {ids[first].tolist()}")
+            raise ValueError(
+                f"token_ids: items {first} and {second} have the same tokens {ids[first].tolist()}: give them others, "
+                "or shared=True to rank them alike"
+            )
         if not all(0 <= item < len(ids) for item in self.removed) or len(self.removed) == len(ids):
             raise ValueError(f"removed has {len(self.removed)} items: they must be some of the {len(ids)}, and not all")
         ids.flags.writeable = False
@@ -150,13 +155,16 @@ def _add_tokens(tokenizer: Any, tokens: Sequence[str], vocab_size: int | None) -
     return list(ids)
 
 
-def load_item_identifiers(path: str | os.PathLike[str], item_ids: Sequence[str]) -> list[tuple[str, ...]]:
+def load_item_identifiers(
+    path: str | os.PathLike[str], item_ids: Sequence[str], shared: bool = False
+) -> list[tuple[str, ...]]:
     """Reads identifiers of several tokens an item, such as the four levels of a semantic id (arXiv 2305.05065).
 
     Args:
       path: JSON file, an object of item id to its tokens: ``["<a_12>", "<b_7>"]`` or in one string
         ``"<a_12><b_7>"``. An identifier may be the beginning of another's: the end token tells them apart.
       item_ids: the N items, in the order of their numbers.
+      shared: whether several items may have one identifier.
 
     Returns:
       The tokens of each item.
@@ -179,13 +187,13 @@ def load_item_identifiers(path: str | os.PathLike[str], item_ids: Sequence[str])
         if item_id not in known:
             raise ValueError(f"{path}: item {item_id!r} is not one of the {len(known)} items of the catalogue")
         owners.setdefault(tokens, []).append(item_id)
-    shared = [items for items in owners.values() if len(items) > 1]
-    if shared:
-        first, second = shared[0][:2]
+    together = [items for items in owners.values() if len(items) > 1]
+    if together and not shared:
+        first, second = together[0][:2]
         raise ValueError(
-            f"{path}: {sum(map(len, shared)):,} items share their identifier with another: items {first!r} and "
+            f"{path}: {sum(map(len, together)):,} items share their identifier with another: items {first!r} and "
             f"{second!r} have the same identifier {tokens_of[first]}; set items.collisions to reassign to give them "
-            "others, or take a file without collisions"
+            "others, or to group to rank them alike, or take a file without collisions"
         )
     missing = [item_id for item_id in item_ids if item_id not in tokens_of]
     if missing:
@@ -231,7 +239,7 @@ def _identifier(written: Any, where: str) -> tuple[str, ...]:
 
 
 def add_identifier_tokens(
-    tokenizer: Any, identifiers: Sequence[Sequence[str]], vocab_size: int | None = None
+    tokenizer: Any, identifiers: Sequence[Sequence[str]], vocab_size: int | None = None, shared: bool = False
 ) -> ItemIndex:
     """Adds the tokens that identifiers consist of to a tokenizer, in place, each once, in the order of their text.
 
@@ -241,6 +249,7 @@ def add_identifier_tokens(
       tokenizer: a Hugging Face tokenizer.
       identifiers: the tokens of each of the N items, from `load_item_identifiers`.
       vocab_size: rows of the model's embedding, see `add_item_tokens`.
+      shared: whether several items may have one identifier.
 
     Returns:
       The items' token ids.
@@ -253,15 +262,16 @@ def add_identifier_tokens(
     if not tokens:
         raise ValueError("identifiers is empty: give the tokens of each item")
     _add_tokens(tokenizer, tokens, vocab_size)
-    return index_identifiers(tokenizer, identifiers)
+    return index_identifiers(tokenizer, identifiers, shared)
 
 
-def index_identifiers(tokenizer: Any, identifiers: Sequence[Sequence[str]]) -> ItemIndex:
+def index_identifiers(tokenizer: Any, identifiers: Sequence[Sequence[str]], shared: bool = False) -> ItemIndex:
     """The items' token ids for a tokenizer that has their tokens, such as one that was loaded with its model.
 
     Args:
       tokenizer: a Hugging Face tokenizer.
       identifiers: the tokens of each of the N items.
+      shared: whether several items may have one identifier.
 
     Raises:
       ValueError: if the tokenizer lacks one of the tokens, or an item's identifier is empty or another's, too.
@@ -273,4 +283,4 @@ def index_identifiers(tokenizer: Any, identifiers: Sequence[Sequence[str]]) -> I
             if token not in vocabulary:
                 raise ValueError(f"the tokenizer lacks {token}, a token of item {item}: add_identifier_tokens adds it")
             ids[item, column] = vocabulary[token]
-    return ItemIndex(ids)
+    return ItemIndex(ids, shared=shared)

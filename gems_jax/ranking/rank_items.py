@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.ranking.beam_search import beam_search
 from gems_jax.ranking.candidate_tries import CandidateTries, build_candidate_tries
+from gems_jax.ranking.groups import groups_of
 from gems_jax.ranking.trie import Trie, catalogue_of
 
 VOCABULARIES = ("full", "items")
@@ -35,6 +37,9 @@ def rank_items(
     candidates are told apart before their last tokens, or nearly, what is left of them is read in one pass.
 
     On CPUs a model made by `gems_jax.models.unstacked` ranks faster.
+
+    Items that share an identifier (``shared`` of the `ItemIndex`) have its score and stand together, by their numbers;
+    the search is one for identifiers.
 
     Without candidates the identifiers' trie is made at the first call with these items, and kept with them.
 
@@ -73,6 +78,8 @@ def rank_items(
     config = model.config
     check_options(config, k, beams, vocabulary)
     arrays = _checked_inputs(inputs)
+    if items.shared:
+        return _rank_shared(model, arrays, items, candidates, k, beams, vocabulary)
     if candidates is None:
         catalogue = catalogue_of(items)
         check_tokens(config, catalogue.tokens, vocabulary)
@@ -82,6 +89,24 @@ def rank_items(
         check_tokens(config, items.token_ids[numbers[numbers >= 0]], vocabulary)
         constraint = build_candidate_tries(items, numbers, beams)
     return beam_search(model, arrays, constraint, k=k, beams=beams, vocabulary=vocabulary)
+
+
+def _rank_shared(
+    model: Any,
+    arrays: Mapping[str, Any],
+    items: ItemIndex,
+    candidates: Any,
+    k: int,
+    beams: int,
+    vocabulary: Literal["full", "items"],
+) -> tuple[jax.Array, jax.Array]:
+    """`rank_items` where several items may have one identifier: identifiers are ranked, and their items listed."""
+    groups = groups_of(items)
+    numbers = None if candidates is None else _checked_candidates(candidates, len(arrays["input_ids"]), items)
+    among = None if numbers is None else groups.among(numbers)
+    found, scores = rank_items(model, arrays, groups.index, among, k, beams, vocabulary=vocabulary)
+    ids, values = groups.listed(np.asarray(found), np.asarray(scores), numbers, k)
+    return jnp.asarray(ids), jnp.asarray(values)
 
 
 def check_tokens(config: Any, tokens: np.ndarray, vocabulary: str) -> None:

@@ -95,8 +95,8 @@ def beam_notes(evaluation: Mapping[str, Any], tasks: list[str]) -> list[str]:
       ['Recommendation: the search kept 20 items a row, and the right one was not among them in 75.0% of the rows']
     """
     return [
-        f"{task_label(task)}: the search kept {entry['beams']} items a row, and the right one was not among them in "
-        f"{entry['off_beam']:.1%} of the rows"
+        f"{task_label(task)}: the search kept {entry['beams']} {'identifiers' if 'tied' in entry else 'items'} a row, "
+        f"and the right one was not among them in {entry['off_beam']:.1%} of the rows"
         for task in tasks
         if "off_beam" in (entry := evaluation.get(task, {}))
     ]

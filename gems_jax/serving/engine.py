@@ -19,6 +19,7 @@ from gems_jax.serving.catalogue import Catalogue, Ranking
 from gems_jax.serving.prompts import PromptMaker, padded
 from gems_jax.serving.requests import Request
 from gems_jax.serving.shapes import Shape, Shapes
+from gems_jax.serving.together import Together
 
 
 class _Searched(NamedTuple):
@@ -33,7 +34,9 @@ class Engine:
     """Ranks the items of a catalogue for requests.
 
     The answer to a request has the items and scores that `gems_jax.ranking.rank_items.rank_items` gives of the same
-    prompt and width if there were only the items that the request allows.
+    prompt and width if there were only the items that the request allows. Items that share an identifier have one score
+    and stand side by side in the order of the catalogue; where the last of an answer leaves some of them out, a note
+    says how many.
 
     Args:
       model: a `gems_jax.models.family.LanguageModel`, tuned.
@@ -74,7 +77,8 @@ class Engine:
         base: Any | None = None,
     ):
         check_options(model.config, 1, beams, vocabulary)
-        trie, tokens = catalogue_of(items)
+        self._together = Together(items) if items.shared else None
+        trie, tokens = catalogue_of(items if self._together is None else self._together.index)
         check_tokens(model.config, tokens, vocabulary)
         self.catalogue = Catalogue(dataset, templates, items.removed, edited)
         self._model, self._vocabulary, self._templates = model, vocabulary, dict(templates)
@@ -161,7 +165,7 @@ class Engine:
         left = shape.rows - len(prompts)
         nothing = [np.zeros(0, np.int32)] * left
         constraint = self._filter.filtered(
-            [*(one.listed for one in rankings), *nothing],
+            [*(one.listed if self._together is None else self._together.listed(one) for one in rankings), *nothing],
             [*(one.keeps for one in rankings), *[False] * left],
             shape.listed,
         )
@@ -172,6 +176,9 @@ class Engine:
 
     def _answer(self, ranking: Ranking, items: list[int], scores: list[float], notes: tuple[str, ...]) -> Answer:
         known = self.catalogue.dataset.items
+        if self._together is not None:
+            items, scores, said = self._together.items_of(ranking, items, scores)
+            notes += said
         ranked = [
             RankedItem(known[item].item_id, known[item].title, score, item in ranking.known)
             for item, score in zip(items[: ranking.k], scores[: ranking.k], strict=True)

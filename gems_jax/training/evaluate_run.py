@@ -19,6 +19,7 @@ from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.edited_catalogue import edited_catalogue, edited_lines
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
 from gems_jax.evaluation.ranked_examples import readable_examples
+from gems_jax.evaluation.shared_identifiers import shared_identifiers, shared_lines
 from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, settings_lines, simple_rankers
 from gems_jax.evaluation.transitions import new_by_task
 from gems_jax.report import write_report
@@ -81,6 +82,8 @@ def evaluate_run(
     )
     results: dict[str, Any] = {"name": config.name, "method": config.train.method, "steps": config.train.steps}
     results |= {"catalogue_size": size} | ranked(tables=tables, save_to=workdir)
+    if config.items.collisions == "group":
+        results["shared"] = shared_identifiers(assets.items)
     if edits is not None and edits.edits:
         results["edited"] = edited_catalogue(edits.counts(), removed, (tables, whole))
     # Rankings of an earlier evaluation would be compared with those of this one.
@@ -147,9 +150,8 @@ def table_of(results: dict[str, Any]) -> str:
     parts = [_lines_of(results, results)]
     if CATALOGUE in results:
         parts += ["", f"among all {results['catalogue_size']:,} items:", _lines_of(results, results[CATALOGUE])]
-    return "\n".join(
-        [*parts, *settings_lines(results["baselines"]), *edited_lines(results), *results.get("not_compared", ())]
-    )
+    said = [*shared_lines(results), *settings_lines(results["baselines"]), *edited_lines(results)]
+    return "\n".join([*parts, *said, *results.get("not_compared", ())])
 
 
 def _lines_of(results: dict[str, Any], place: dict[str, Any]) -> str:

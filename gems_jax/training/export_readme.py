@@ -73,8 +73,9 @@ def scores(model, tokenizer, prompts, items, text, batch=256):
     \"\"\"The score of each item, float [N].\"\"\"
     end, found = prompts["end_token_id"], []
     width = 1 + max(len(item["token_ids"]) for item in items)
-    answers = [item["token_ids"] + [end] for item in items]
-    answers = torch.tensor([answer + [-1] * (width - len(answer)) for answer in answers])
+    names = [tuple(item["token_ids"]) for item in items]
+    places = {{name: place for place, name in enumerate(dict.fromkeys(names))}}
+    answers = torch.tensor([[*name, end] + [-1] * (width - len(name) - 1) for name in places])
     asked = tokenizer(text, return_tensors="pt")["input_ids"]
     for answer in answers.split(batch):
         rows = asked.expand(len(answer), -1)
@@ -86,7 +87,7 @@ def scores(model, tokenizer, prompts, items, text, batch=256):
         chosen = logits.log_softmax(-1).gather(-1, answer.clamp(min=0)[..., None])[..., 0]
         real = answer >= 0
         found.append(chosen.masked_fill(~real, 0).sum(-1) / real.sum(-1))
-    return torch.cat(found)
+    return torch.cat(found)[[places[name] for name in names]]
 
 
 def rank(folder, task, history, query="", k=10):
@@ -94,8 +95,8 @@ def rank(folder, task, history, query="", k=10):
     model, tokenizer, prompts, items = ask(folder)
     text = fitting(tokenizer, prompts, items, task, history, query)
     ranked = [item for item in items if not item.get("removed")]
-    best = scores(model, tokenizer, prompts, ranked, text).topk(min(k, len(ranked)))
-    return [ranked[place]["item_id"] for place in best.indices.tolist()]
+    best = scores(model, tokenizer, prompts, ranked, text).argsort(descending=True, stable=True)[:k]
+    return [ranked[place]["item_id"] for place in best.tolist()]
 ```
 
 ## Generating with transformers
@@ -176,9 +177,10 @@ def generate(model, tokenizer, prompts, trie, text, k=10, beams=20):
 A decoder that may only write items follows `trie.npz`, which `numpy.load` reads. State 0 is the beginning. In state `s`
 the steps from `row_offsets[s]` up to `row_offsets[s + 1]` are allowed: `token` says which token a step writes,
 `next_state` where it leads. Where `item[s]` is not -1, the end token is allowed, too: it ends the item of that number,
-which counts the lines of `items.jsonl` from 0. This program needs numpy alone. `log_probs` gives the log-probabilities
-of the next token, float `[n, tokens]`, after the prompt and each of `n` beginnings of an answer, int `[n, t]`; they are
-over the tokens that a score is over, see above.
+which counts the lines of `items.jsonl` from 0.{shared}
+This program needs numpy alone. `log_probs` gives the log-probabilities of the next token, float `[n, tokens]`, after
+the prompt and each of `n` beginnings of an answer, int `[n, t]`; they are over the tokens that a score is over, see
+above.
 
 ```python
 import numpy as np
@@ -207,6 +209,9 @@ def decode(trie, log_probs, end, k, beams):
     return sorted(done, reverse=True)[:k]
 ```
 """
+_SHARED = """
+Items share identifiers here: `item` is the first of those with the same tokens that is not `removed`. The others have
+the same score, and the run lists them behind it in the order of their lines."""
 # What the text says of a layout.
 _BY_LAYOUT: dict[Layout, dict[str, str]] = {
     "encoder_decoder": {
@@ -269,5 +274,6 @@ def readme(
         agreement=agreement,
         vocabulary=_VOCABULARY[config.train.loss_vocabulary],
         rounded="" if dtype is None else _ROUNDED.format(dtype=dtype),
+        shared=_SHARED if config.items.collisions == "group" else "",
         **_BY_LAYOUT[layout],
     )

@@ -72,7 +72,7 @@ def item_tokens_of(config: Config, dataset: Dataset, model: Any | None, tokenize
     options = config.items
     assert options.identifiers is not None
     if not is_made(config):
-        return load_item_identifiers(options.identifiers, dataset.item_ids())
+        return load_item_identifiers(options.identifiers, dataset.item_ids(), options.collisions == "group")
     folder = Path(options.path)
     if is_missing(config) and model is None:
         raise FileNotFoundError(f"items.path {folder} holds no identifiers yet: make them by gems-jax identify")

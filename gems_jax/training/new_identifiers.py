@@ -37,7 +37,7 @@ def identifiers_of(
     """
     if not is_made(config):
         assert brought is not None
-        return _brought(assets, new, brought), 0
+        return _brought(assets, new, brought, alone=not assets.items.shared), 0
     ids = load(config.items.path)
     embeddings = text_embeddings(base, assets.tokenizer, [item.search_text for item in new], progress=True)
     taken = _codes([_tokens(row, assets.tokenizer) for row in assets.items.token_ids], ids)

@@ -225,7 +225,7 @@ def index_items(
         tokens = add_item_tokens(tokenizer, dataset.item_ids(), vocab_size)
         return ItemIndex(np.asarray(tokens, np.int32)[:, None])
     identifiers = item_tokens_of(config, dataset, model, tokenizer)
-    return add_identifier_tokens(tokenizer, identifiers, vocab_size)
+    return add_identifier_tokens(tokenizer, identifiers, vocab_size, config.items.collisions == "group")
 
 
 def _lowered(config: Config, model: Any, tokenizer: Any, most: float) -> Any:

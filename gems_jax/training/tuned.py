@@ -109,4 +109,4 @@ def edited(assets: Assets, edits: CatalogueEdits) -> Assets:
     gone = edits.removed()
     removed = frozenset(number for number, item in enumerate(items) if item.item_id in gone)
     dataset = dataclasses.replace(assets.dataset, items=items)
-    return dataclasses.replace(assets, dataset=dataset, items=ItemIndex(rows, removed))
+    return dataclasses.replace(assets, dataset=dataset, items=ItemIndex(rows, removed, assets.items.shared))

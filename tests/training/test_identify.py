@@ -167,6 +167,7 @@ def test_a_file_with_collisions_is_refused_with_their_number_or_separated(tuned,
     tokens = tokens_with("--items.collisions", "reassign", "--items.path", tmp_path / "apart")
     assert len(set(tokens)) == count
     assert {token[:3] for item in tokens for token in item} == {"<a_", "<b_"}
+    assert tokens_with("--items.collisions", "group") == [tuple(tokens) for tokens in rows.values()]
     path.write_text(json.dumps(dict(list(rows.items())[1:])))
     with pytest.raises(ValueError, match="which has none"):
         tokens_with("--items.collisions", "reassign", "--items.path", tmp_path / "fewer")
