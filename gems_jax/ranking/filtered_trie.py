@@ -111,13 +111,22 @@ class TrieFilter:
         longest = max(map(len, lists), default=0)
         if longest > size:
             raise ValueError(f"a row lists {longest} items, and there is room for {size}: make the room larger")
+        stays = np.asarray(keeps, bool)
+        rows = np.repeat(np.arange(len(lists)), [len(listed) for listed in lists])
+        listed = np.concatenate([np.zeros(0, np.int64), *lists])
         items = np.full((len(lists), size), -1, np.int32)
+        items[rows, _places(rows)] = listed
+        # Of all rows at once: a node of a row is one number.
+        passed = self._paths[listed]
+        found, count = np.unique((rows[:, None] * self._nodes + passed)[passed > 0], return_counts=True)
+        rows, found = np.divmod(found, self._nodes)
+        whole = stays[rows] | (count == self._items_below[found])
+        rows, found = rows[whole], found[whole]
         nodes = np.full((len(lists), size * self._trie.depth), self._nodes, np.int32)
-        for row, (listed, stay) in enumerate(zip(lists, keeps, strict=True)):
-            items[row, : len(listed)] = listed
-            passed = self._paths[listed]
-            found, count = np.unique(passed[passed > 0], return_counts=True)
-            if not stay:
-                found = found[count == self._items_below[found]]
-            nodes[row, : len(found)] = found
-        return FilteredTrie(self._trie, nodes, items, np.asarray(keeps, bool))
+        nodes[rows, _places(rows)] = found
+        return FilteredTrie(self._trie, nodes, items, stays)
+
+
+def _places(rows: np.ndarray) -> np.ndarray:
+    """Of sorted row numbers, how many there are of the same before each."""
+    return np.arange(len(rows)) - np.searchsorted(rows, rows)

@@ -1,5 +1,6 @@
 """Requests in item numbers: what they name is looked up, and what they name wrongly is said."""
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from gems_jax.serving.requests import Request, RequestError
 
 # Ids that an error names.
 _NAMED = 5
+# Users whose histories are kept as rankings need them: many ask more than once.
+_REMEMBERED = 8192
+_NOTHING = np.zeros(0, np.int32)
 
 
 class Ranking(NamedTuple):
@@ -34,6 +38,14 @@ class Ranking(NamedTuple):
     known: frozenset[int]
     listed: np.ndarray
     keeps: bool
+
+
+class _History(NamedTuple):
+    """A history as rankings need it: `Ranking.shown`, `Ranking.known`, and of these the items that are ranked."""
+
+    shown: tuple[int, ...]
+    known: frozenset[int]
+    ranked: np.ndarray
 
 
 def check_task(dataset: Dataset, task: str) -> None:
@@ -64,21 +76,21 @@ class Catalogue:
 
     Attributes:
       longest: most events that a user of the dataset can have.
+      ranked: number of items that are ranked.
       removed, edited: as given.
     """
 
     def __init__(self, dataset: Dataset, templates: Mapping[str, str], removed: Collection[int] = (), edited: str = ""):
         self.dataset, self.removed, self.edited = dataset, frozenset(removed), edited
+        self.ranked = len(dataset.items) - len(self.removed)
         self._numbers = {item.item_id: number for number, item in enumerate(dataset.items)}
         self._users = UserHistories(dataset)
         self._shown = longest_input(dataset)
         self._has_query = {task: ("query",) in parse_template(template) for task, template in templates.items()}
         self.longest = self._users.longest
-
-    @property
-    def ranked(self) -> int:
-        """Number of items that are ranked."""
-        return len(self.dataset.items) - len(self.removed)
+        self._of_user = functools.lru_cache(_REMEMBERED)(
+            functools.partial(_history_of, self._users, self._shown, self.removed)
+        )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -107,20 +119,15 @@ class Catalogue:
             raise RequestError("query", f"task {request.task!r} needs a query: write what to search for")
         if not takes_query and request.query is not None:
             raise RequestError("query", f"task {request.task!r} has no query: leave it out, or ask for another task")
-        events = self._events(request, takes_query)
-        known = frozenset(events)
-        left_out = set(self._numbers_of("deny", request.deny or ())) | (set() if takes_query else known)
+        history = self._history(request, takes_query)
         keeps = request.allow is not None
-        listed = set(self._allowed(request.allow or ())) - left_out if keeps else left_out - self.removed
-        return Ranking(
-            request.task,
-            request.query or "",
-            request.k,
-            tuple(events[-self._shown :]),
-            known,
-            np.asarray(sorted(listed), np.int32),
-            keeps,
-        )
+        if keeps or request.deny:
+            left_out = set(self._numbers_of("deny", request.deny or ())) | (set() if takes_query else history.known)
+            chosen = set(self._allowed(request.allow or ())) - left_out if keeps else left_out - self.removed
+            listed = np.asarray(sorted(chosen), np.int32)
+        else:
+            listed = _NOTHING if takes_query else history.ranked
+        return Ranking(request.task, request.query or "", request.k, history.shown, history.known, listed, keeps)
 
     def history_of(self, user: str) -> list[int]:
         """Item numbers of all that the dataset knows of a user, oldest first.
@@ -128,10 +135,7 @@ class Catalogue:
         Raises:
           RequestError: there is no such user.
         """
-        try:
-            return self._users.of(user)
-        except ValueError as error:
-            raise RequestError("user", str(error)) from None
+        return _events_of(self._users, user)
 
     def users_like(self, part: str) -> Iterator[str]:
         """Users of whose name a text is a part."""
@@ -147,12 +151,12 @@ class Catalogue:
         """The number of an item, ``None`` where there is no such item."""
         return self._numbers.get(item_id)
 
-    def _events(self, request: Request, takes_query: bool) -> list[int]:
+    def _history(self, request: Request, takes_query: bool) -> _History:
         if request.user is not None:
-            return self.history_of(request.user)
+            return self._of_user(request.user)
         if request.history is None and not takes_query:
             raise RequestError("user", "give a user of the dataset, or the history of someone else")
-        return self._numbers_of("history", request.history or ())
+        return _history(self._numbers_of("history", request.history or ()), self._shown, self.removed)
 
     def _allowed(self, item_ids: Sequence[str]) -> list[int]:
         numbers = self._numbers_of("allow", item_ids)
@@ -171,3 +175,19 @@ class Catalogue:
                 f"{len(self._numbers):,}, such as {self.dataset.items[0].item_id!r}",
             )
         return [self._numbers[item_id] for item_id in item_ids]
+
+
+def _history(events: Sequence[int], shown: int, removed: frozenset[int]) -> _History:
+    known = frozenset(events)
+    return _History(tuple(events[-shown:]), known, np.asarray(sorted(known - removed), np.int32))
+
+
+def _events_of(users: UserHistories, user: str) -> list[int]:
+    try:
+        return users.of(user)
+    except ValueError as error:
+        raise RequestError("user", str(error)) from None
+
+
+def _history_of(users: UserHistories, shown: int, removed: frozenset[int], user: str) -> _History:
+    return _history(_events_of(users, user), shown, removed)

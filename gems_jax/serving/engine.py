@@ -141,9 +141,9 @@ class Engine:
             rows = [row for row, one in enumerate(rankings) if one.task == task]
             template = self._templates[task]
             encoded = self._prompts.encode(template, [rankings[row] for row in rows])
-            for place, row in enumerate(rows):
-                prompts[row] = encoded.tokens_of(place)
-                notes[row] = tuple(self._prompts.notes(template, rankings[row], encoded.clipped_queries > 0))
+            prompts |= {row: encoded.tokens_of(place) for place, row in enumerate(rows)}
+            said = self._prompts.notes(template, [rankings[row] for row in rows], encoded.clipped_queries > 0)
+            notes |= zip(rows, said, strict=True)
         every = range(len(rankings))
         return [prompts[row] for row in every], [notes[row] for row in every]
 

@@ -1,8 +1,10 @@
 """A file of requests answered in the order of its rows, in constant memory; a killed run goes on where it was."""
 
+import functools
 import hashlib
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,8 +95,8 @@ def predict(
     return Predicted(counts.answered, counts.left_out)
 
 
-def _part(engine: Engine, rows: Sequence[RequestRow]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Lines of answers, and of what cannot be answered."""
+def _part(engine: Engine, rows: Sequence[RequestRow]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Lines of answers, and what cannot be answered."""
     rankings: list[Ranking] = []
     heads: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
@@ -114,7 +116,24 @@ def _part(engine: Engine, rows: Sequence[RequestRow]) -> tuple[list[dict[str, An
             continue
         heads.append({"row": row.number} | ({} if name is None else {"id": name}))
     answers: list[Answer] = engine.answer(rankings)
-    return [head | answer.as_json() for head, answer in zip(heads, answers, strict=True)], left_out
+    return [_line(head, answer) for head, answer in zip(heads, answers, strict=True)], left_out
+
+
+def _line(head: dict[str, Any], answer: Answer) -> str:
+    """``json.dumps(head | answer.as_json())`` in a third of its time: an item's id and title are written out once."""
+    if not all(math.isfinite(item.score) for item in answer.items):
+        return json.dumps(head | answer.as_json())
+    items = [
+        f'{_named(item_id, title)}, "score": {score!r}, "known": {"true" if known else "false"}}}'
+        for item_id, title, score, known in answer.items
+    ]
+    notes = json.dumps(answer.notes) if answer.notes else "[]"
+    return f'{json.dumps(head)[:-1]}, "items": [{", ".join(items)}], "notes": {notes}}}'
+
+
+@functools.lru_cache(1 << 16)
+def _named(item_id: str, title: str) -> str:
+    return json.dumps({"item_id": item_id, "title": title})[:-1]
 
 
 def _digest(path: Path) -> str:

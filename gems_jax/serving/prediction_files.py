@@ -72,18 +72,18 @@ class PredictionFiles:
         for file in self._files:
             file.close()
 
-    def add(self, rows: int, answered: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, Any]]) -> None:
+    def add(self, rows: int, answered: Sequence[str], left_out: Sequence[Mapping[str, Any]]) -> None:
         """Writes a part, and then that it is there.
 
         Args:
           rows: number of rows of it.
           answered: lines of answers.
-          left_out: lines of the quarantine; what they have under ``"what"`` is counted.
+          left_out: lines of the quarantine, JSON values; what they have under ``"what"`` is counted.
         """
         self.done.left_out.update(str(line["what"]) for line in left_out)
-        kept = [{name: value for name, value in line.items() if name != "what"} for line in left_out]
+        kept = [json.dumps({name: value for name, value in line.items() if name != "what"}) for line in left_out]
         for file, lines in zip(self._files, (answered, kept), strict=True):
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            file.write("".join(line + "\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
         self.done.rows += rows

@@ -1,6 +1,7 @@
 """Prompts of a few requests: the work goes by what they name, not by the size of the catalogue."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ class PromptMaker:
         self._tokenizer, self._dataset, self._items = tokenizer, dataset, items
         self._max_length, self._layout = max_length, layout
         self._plain, self._named = plain_reader(tokenizer), named_tokens(tokenizer)
+        self._unknown = tokenizer.unk_token_id
+        self._says = functools.cache(functools.partial(_says_something, tokenizer))
         # Room for the answer is that of the longest identifier, and how items are split off is told by the first.
         self._always = (0, int((items.token_ids >= 0).sum(axis=1).argmax()))
 
@@ -59,31 +62,44 @@ class PromptMaker:
             named=self._named,
         )
 
-    def notes(self, template: str, request: Ranking, may_be_cut: bool) -> list[str]:
-        """What of a request's query the model does not get to read, in sentences.
+    def notes(self, template: str, requests: Sequence[Ranking], may_be_cut: bool) -> list[tuple[str, ...]]:
+        """What of each request's query the model does not get to read, in sentences.
 
         Args:
           template: of the task.
-          request: one of those that were encoded.
+          requests: those that were encoded.
           may_be_cut: whether the query of any of these was cut.
         """
-        said = []
-        if request.query and not self._is_read(request.query):
-            said.append(
+        unread = self._unread({one.query for one in requests if one.query})
+        if not unread and not may_be_cut:
+            return [()] * len(requests)
+        return [tuple(self._notes(template, one, one.query in unread, may_be_cut)) for one in requests]
+
+    def _notes(self, template: str, request: Ranking, unread: bool, may_be_cut: bool) -> Iterator[str]:
+        if unread:
+            yield (
                 f"the model's tokenizer knows none of the characters of {request.query!r}: all such queries are one "
                 "to it"
             )
         if may_be_cut and self.encode(template, [request]).clipped_queries:
-            said.append(
+            yield (
                 f"the query is too long for items.max_length {self._max_length}: its end is cut off and not searched "
                 "for"
             )
-        return said
 
-    def _is_read(self, text: str) -> bool:
-        """Whether the tokenizer knows anything of a text."""
-        known = [token for token in self._plain([text])[0] if token != self._tokenizer.unk_token_id]
-        return not is_blank(self._tokenizer.decode(known))
+    def _unread(self, texts: Collection[str]) -> set[str]:
+        """Texts of which the tokenizer knows nothing."""
+        tokens = self._plain(list(texts)) if texts else []
+        return {text for text, ids in zip(texts, tokens, strict=True) if not self._is_read(ids)}
+
+    def _is_read(self, tokens: Sequence[int]) -> bool:
+        known = [token for token in tokens if token != self._unknown]
+        # Most tokens say something by themselves; parts of a character do together.
+        return any(map(self._says, known)) or not is_blank(self._tokenizer.decode(known))
+
+
+def _says_something(tokenizer: Any, token: int) -> bool:
+    return not is_blank(tokenizer.decode([token]))
 
 
 def padded(prompts: Sequence[np.ndarray], rows: int, length: int, pad: int) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """A request to rank items: whose, what for, and which of them."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from gems_jax.data.raw.blank import is_blank
@@ -96,7 +96,7 @@ class Request:
           >>> Request.of({"user": "ann", "query": "kettle", "k": None}).task
           'src'
         """
-        names = [field.name for field in fields(cls)]
+        names = cls.__dataclass_fields__  # by name
         for name in values:
             if name not in names:
                 raise RequestError(str(name), f"a request has no such field; it has {', '.join(names)}")

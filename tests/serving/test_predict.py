@@ -98,6 +98,25 @@ def test_csv_and_parquet_hold_the_same_requests_as_json_lines(tmp_path):
     assert [row["id"] for row in found] == ["first", None, "7"]
 
 
+def test_lines_are_those_of_json_dumps_whatever_titles_notes_and_scores_hold(tmp_path):
+    titles = ('a "red"\nlamp\\ {x}', "\u706f \U0001f642", "")
+    scores = (-1.1920928955078125e-07, float("-inf"), -12.0)
+    items = [
+        RankedItem(f"B{n}", title, score, n == 1) for n, (title, score) in enumerate(zip(titles, scores, strict=True))
+    ]
+    of_rows = [Answer(tuple(items[:1])), Answer(tuple(items), ('"cut"',)), Answer(())]
+    engine = Echo()
+    engine.answer = lambda rankings: of_rows
+    heads = [{"id": 'x"'}, {}, {"id": 7}]
+    requests = write_lines(tmp_path / "r.jsonl", [{"user": "ann"} | head for head in heads])
+    predict(engine, requests, tmp_path / "out.jsonl")
+    wanted = [
+        json.dumps({"row": row} | head | answer.as_json())
+        for row, (head, answer) in enumerate(zip(heads, of_rows, strict=True), 1)
+    ]
+    assert (tmp_path / "out.jsonl").read_text().splitlines() == wanted
+
+
 KILLED = """
 import sys
 from pathlib import Path

@@ -96,9 +96,10 @@ def words_around(
                 words = [text.rstrip() for text in words]
             tokenised = tokenise([(around[0], text, around[1]) for text in words], tokenizer)
             ends = _ends(part, tokenizer, around) if QUERY in part else None
+            named_by_template = 0 if ends is None else count_named([*ends[0], *ends[1]], named)
             for number, query, ids in zip(chosen, queries, tokenised, strict=True):
                 if ends is not None:
-                    if count_named(ids, named) != count_named([*ends[0], *ends[1]], named):
+                    if count_named(ids, named) != named_by_template:
                         filled = [piece for piece in part if piece != HISTORY]
                         ids = spelled(filled, {QUERY: query.strip()}, tokenizer, around)
                     start = _common(ids, ends[0])
@@ -174,7 +175,7 @@ def _ends(pieces: Pieces, tokenizer: Any, around: tuple[str, str]) -> tuple[list
 
 def count_named(ids: Sequence[int], named: Set[int]) -> int:
     """How many of some tokens are named ones."""
-    return sum(token in named for token in ids)
+    return sum(map(named.__contains__, ids))
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -112,20 +112,31 @@ def longest_input(dataset: Dataset) -> int:
 def _in_order(events: Iterable[_Event]) -> list[int]:
     """Items of rows that follow one another: of each what its history adds, and its target."""
     items: list[int] = []
-    counted: Counter[int] = Counter()
+    counted: dict[int, int] = {}
     seen: dict[tuple[float, tuple[int, ...], int], str] = {}
     for event in events:
         # Most rows know what came just before: there is nothing to count.
-        if tuple(items[max(0, len(items) - len(event.history)) :]) != event.history:
-            missing = {item: count - counted[item] for item, count in Counter(event.history).items()}
-            for item in event.history:
-                if missing[item] > 0:
-                    missing[item] -= 1
-                    counted[item] += 1
-                    items.append(item)
+        history = event.history
+        if history and tuple(items[-len(history) :]) != history:
+            for item in _missing(history, counted):
+                counted[item] = counted.get(item, 0) + 1
+                items.append(item)
         # One event may be a row of several tasks.
-        time = 0.0 if math.isnan(event.time) else event.time
-        if seen.setdefault((time, event.history, event.target), event.task) == event.task:
-            counted[event.target] += 1
-            items.append(event.target)
+        time, target = 0.0 if math.isnan(event.time) else event.time, event.target
+        if seen.setdefault((time, history, target), event.task) == event.task:
+            counted[target] = counted.get(target, 0) + 1
+            items.append(target)
     return items
+
+
+def _missing(history: tuple[int, ...], counted: dict[int, int]) -> list[int]:
+    """Items of a history that were not counted yet, each as often as it is missing."""
+    if len(set(history)) == len(history):  # as most are: nothing is counted
+        return [item for item in history if item not in counted]
+    left = {item: count - counted.get(item, 0) for item, count in Counter(history).items()}
+    missing = []
+    for item in history:
+        if left[item] > 0:
+            left[item] -= 1
+            missing.append(item)
+    return missing
