@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
@@ -45,7 +44,9 @@ def parse_options(argv: list[str], commands: Mapping[str, str]) -> tuple[str, An
         options = parsed[parsed.command]
         if parsed.command in ON_A_RUN and not options.config:
             # Without a configuration, the one the run was made with; overrides come after it.
-            kept = Path(options.workdir) / "config.yaml"
+            from gems_jax.training.workdir.copies import config_file
+
+            kept = config_file(options.workdir)
             if kept.is_file():
                 from gems_jax.training.workdir.files import read_kept_config
 

@@ -197,11 +197,16 @@ def _dry_run(options: Any) -> int:
 
 
 def _tuned_run(options: Any, check: Callable[[Any, Path], None]) -> tuple[Any, Path]:
-    """Configuration and work directory of a run that has been tuned; ``check`` sees whether they belong together."""
+    """Configuration and work directory of a run that has been tuned; ``check`` sees whether they belong together.
+
+    The work directory is a folder on this machine: of one on an object store a copy.
+    """
     from gems_jax.training.path_checks import check_run_paths, check_tuned
+    from gems_jax.training.workdir.copies import opened
 
     check_tuned(options.workdir)
-    config, workdir = _config(options), Path(options.workdir)
+    config = _config(options)
+    workdir = opened(options.workdir, config.evaluate.checkpoint)
     check(config, workdir)
     check_run_paths(config, workdir)
     return config, workdir
@@ -209,19 +214,22 @@ def _tuned_run(options: Any, check: Callable[[Any, Path], None]) -> tuple[Any, P
 
 def _evaluate(options: Any) -> int:
     _quiet()
-    from gems_jax.staging import check_writable
+    from gems_jax.staging import as_path, check_writable
     from gems_jax.training.evaluate_run import evaluate_run, table_of
     from gems_jax.training.tuned import load_run
+    from gems_jax.training.workdir.copies import send_evaluation
     from gems_jax.training.workdir.files import check_config, keep_config
 
     config, workdir = _tuned_run(options, check_config)
-    check_writable(workdir, "--workdir")  # before the ranking
+    check_writable(options.workdir, "--workdir", stores=True)  # before the ranking
     base, assets, tuned, edits = load_run(config, workdir)
     results = evaluate_run(config, assets, base, tuned, workdir, edits)
     # An evaluation that was refused leaves no trace: the next one takes the run's own options again.
     keep_config(config, workdir)
+    send_evaluation(workdir, options.workdir)
     print(table_of(results))
-    print(f"evaluate: {workdir / 'eval.json'}\nevaluate: {workdir / 'report.html'}")
+    folder = as_path(options.workdir)
+    print(f"evaluate: {folder / 'eval.json'}\nevaluate: {folder / 'report.html'}")
     return 0
 
 
@@ -235,9 +243,9 @@ def _export(options: Any) -> int:
     config, workdir = _tuned_run(options, check_config)
     inputs = {"the dataset (data.dir)": config.data.dir, "the null space (null_space.path)": config.null_space.path}
     inputs |= {"the identifiers (items.path)": config.items.path}
-    check_folder(options.out, workdir, config.model.path, inputs)
+    check_folder(options.out, options.workdir, config.model.path, inputs)
     run = load_run(config, workdir)
-    agreement = export(config, run.assets, run.model, options.out, workdir, options.dtype, run.edits.notice())
+    agreement = export(config, run.assets, run.model, options.out, options.workdir, options.dtype, run.edits.notice())
     print(f"export: {agreement.alike} of {agreement.tried} prompts tried have the tokens of training in transformers")
     if agreement.other:
         print(f"export: otherwise, for example: {agreement.other}")

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gems_jax.object_store import StorePath
+
 
 def is_remote(path: Any) -> bool:
     """Whether a path is on an object store.
@@ -22,7 +24,10 @@ def is_remote(path: Any) -> bool:
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A path on this machine as a ``Path``, one on an object store (``gs://``, ``s3://``) as etils' likeness of one.
+    """A path on this machine as a ``Path``, an address on an object store (``gs://``, ``s3://``) as a `StorePath`.
+
+    Raises:
+      ValueError: an address of another kind.
 
     Example:
       >>> as_path("runs/demo"), str(as_path("gs://bucket") / "run")
@@ -30,9 +35,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     """
     if not is_remote(path):
         return Path(path)
-    from etils import epath
-
-    remote_path: Any = epath.Path(path)
+    remote_path: Any = StorePath(str(path))
     return remote_path
 
 
@@ -93,15 +96,16 @@ def check_workdir(path: str | os.PathLike[str], what: str) -> None:
         )
 
 
-def check_writable(path: str | os.PathLike[str], what: str) -> None:
-    """Checks, before any work, that a folder can be made or written in on this machine.
+def check_writable(path: str | os.PathLike[str] | StorePath, what: str, stores: bool = False) -> None:
+    """Checks, before any work, that a folder can be made or written in.
 
     Args:
       path: of the folder, which may not exist.
       what: the option that it is of, for the message.
+      stores: whether it may be on an object store.
 
     Raises:
-      ValueError: it is on an object store.
+      ValueError: it is on an object store, and may not be.
       OSError: there is a file in its way, or nothing may be written there.
 
     Example:
@@ -110,9 +114,14 @@ def check_writable(path: str | os.PathLike[str], what: str) -> None:
       ...
       OSError: --workdir /dev/null/run cannot be written (/dev/null: Not a directory): choose another folder
     """
+    if is_remote(path) and stores:
+        probe = StorePath(str(path)) / f".try.{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink(missing_ok=True)
+        return
     if is_remote(path):
         raise ValueError(f"{what} {path} is on an object store: give a folder on this machine, and copy it from there")
-    base = Path(os.path.realpath(path))
+    base = Path(os.path.realpath(str(path)))
     while not os.path.lexists(base):
         base = base.parent
     try:
@@ -123,6 +132,9 @@ def check_writable(path: str | os.PathLike[str], what: str) -> None:
 
 def files_in(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
     """All files of a folder and those within it: names relative to it, and paths. In order of their names."""
+    if isinstance(folder, StorePath):
+        yield from ((prefix + name, folder / name) for name in folder.names())
+        return
     for entry in sorted(folder.iterdir(), key=lambda entry: str(entry.name)):
         if entry.is_dir():
             yield from files_in(entry, f"{prefix}{entry.name}/")

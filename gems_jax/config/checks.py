@@ -45,7 +45,6 @@ def _contradictions(config: Config) -> Iterator[str]:
     items = config.items
     local |= {"pretrain.tokenizer": config.pretrain.tokenizer, "items.identifiers": items.identifiers}
     local |= {"items.path": items.path}
-    local |= {f"evaluate.compare.{name}": path for name, path in config.evaluate.compare.items()}
     for field_name, path in local.items():
         if path is not None and is_remote(path):
             yield f"{field_name} {path} is no path on this machine: name a copy here"

@@ -14,6 +14,7 @@ from gems_jax.serving.requests import Request
 from gems_jax.training.path_checks import check_run_paths, check_tuned
 from gems_jax.training.stages import Assets, untuned_model
 from gems_jax.training.tuned import load_run
+from gems_jax.training.workdir.copies import config_file, opened
 
 
 def load_engine(
@@ -71,7 +72,7 @@ def config_of_run(workdir: str | os.PathLike[str]) -> Config:
       FileNotFoundError, ValueError: the folder holds no tuned run, or what it was tuned with is gone.
     """
     check_tuned(workdir)
-    config = parse_config(["--config", str(Path(workdir) / "config.yaml")])
+    config = parse_config(["--config", str(config_file(workdir))])
     check_run_paths(config, Path(workdir))
     return config
 
@@ -83,7 +84,7 @@ class Recommender:
     batch first has it; `warm_up` compiles them before.
 
     Args:
-      workdir: of the run, as ``gems-jax train`` made it.
+      workdir: of the run, as ``gems-jax train`` made it; here or on an object store.
       batch_size: requests that are ranked at once; ``None``: ``evaluate.batch_size`` of the run.
       beams: width of the search; ``None``: ``evaluate.beams`` of the run. Where a request asks for more results, it is
         the next power of two.
@@ -100,7 +101,9 @@ class Recommender:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, batch_size: int | None = None, beams: int | None = None):
-        self._engine = load_engine(config_of_run(workdir), Path(workdir), batch_size=batch_size, beams=beams)
+        config = config_of_run(workdir)
+        folder = opened(workdir, config.evaluate.checkpoint)
+        self._engine = load_engine(config, folder, batch_size=batch_size, beams=beams)
 
     @property
     def edited(self) -> str:

@@ -26,6 +26,7 @@ from gems_jax.report import write_report
 from gems_jax.staging import write_json
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.stages import Assets
+from gems_jax.training.workdir.copies import evaluated
 from gems_jax.training.workdir.edits import CatalogueEdits
 
 
@@ -61,7 +62,8 @@ def evaluate_run(
     options = config.evaluate
     removed = assets.items.removed if edits is not None else frozenset()
     size = len(assets.dataset.items) - len(removed)
-    others = {name: read_evaluation(Path(folder)) for name, folder in options.compare.items()}
+    folders = {name: str(evaluated(folder)) for name, folder in options.compare.items()}
+    others = {name: read_evaluation(Path(folder)) for name, folder in folders.items()}
     rows = evaluation_tables(config, assets.dataset)
     tables, whole = candidate_sets(rows, options.candidates, size)
     encoded = {task: assets.encode(config, table) for task, table in tables.items()}
@@ -95,7 +97,7 @@ def evaluate_run(
     results["general"] = general_drift(base, tuned, text, progress=True)
     if options.continuations:
         results["continuations"] = _continued(config, assets, base, tuned, text[0])
-    put_beside(results, others, options.compare, workdir, options.samples)
+    put_beside(results, others, folders, workdir, options.samples)
     results["examples"] = []
     for task, table in tables.items():
         rankings = load_rankings(workdir / f"ranking_{task}.npz")

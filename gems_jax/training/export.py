@@ -19,8 +19,9 @@ from gems_jax.models import save
 from gems_jax.models.family import Layout
 from gems_jax.models.hf.generation import NAME, generation_for_items, read_generation
 from gems_jax.models.params import with_dtype
+from gems_jax.object_store import StorePath
 from gems_jax.ranking.trie import as_csr, build_trie
-from gems_jax.training.export_folder import MARK, check_folder, mark_of
+from gems_jax.training.export_folder import MARK, check_folder, exported, mark_of
 from gems_jax.training.export_readme import readme
 from gems_jax.training.stages import Assets
 from gems_jax.training.tokens import prompt_templates
@@ -46,8 +47,8 @@ def export(
     config: Config,
     assets: Assets,
     model: Any,
-    folder: str | os.PathLike[str],
-    workdir: Path | None = None,
+    folder: str | os.PathLike[str] | StorePath,
+    workdir: str | os.PathLike[str] | StorePath | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
     edited: str = "",
 ) -> Agreement:
@@ -63,8 +64,9 @@ def export(
       config: of the run.
       assets: of the run.
       model: tuned.
-      folder: where to write, see `gems_jax.models.save`.
-      workdir: of the run; the folder is marked as its export, and only such a one is replaced.
+      folder: where to write, here or on an object store, see `gems_jax.models.save`.
+      workdir: of the run, here or on an object store; the folder is marked as its export, and only such a one is
+        replaced.
       dtype: of the weights that are written; ``None``: as they are.
       edited: how the catalogue was edited since training, in a few words.
 
@@ -98,7 +100,8 @@ def export(
         files["identifiers.json"] = _identifiers(assets.dataset, assets.items, tokenizer)
     if workdir is not None:
         files[MARK] = mark_of(workdir)
-    save(model, tokenizer, folder, files=files)
+    with exported(folder) as target:
+        save(model, tokenizer, target, files=files)
     return agreement
 
 

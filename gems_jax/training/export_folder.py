@@ -1,12 +1,15 @@
 """Where an export may be written: one that is new, empty, or an earlier export of the same run and nothing else."""
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from gems_jax.staging import check_writable
+from gems_jax.object_store import StorePath
+from gems_jax.staging import as_path, check_writable, is_remote
 
 MARK = "export.json"
 # What an export consists of.
@@ -18,22 +21,42 @@ _OWN = re.compile(
 )
 
 
-def mark_of(workdir: Path) -> str:
+def mark_of(workdir: str | os.PathLike[str] | StorePath) -> str:
     """The text of the file that tells whose export a folder is."""
-    return json.dumps({"run": os.path.realpath(workdir)}) + "\n"
+    return json.dumps({"run": _place(workdir)}) + "\n"
+
+
+@contextlib.contextmanager
+def exported(folder: str | os.PathLike[str] | StorePath) -> Iterator[Path]:
+    """The folder to write an export into; of one on an object store a temporary one, which is then copied there.
+
+    There the mark goes first and comes last: an export without it is not whole.
+    """
+    if not is_remote(folder):
+        yield Path(str(folder))
+        return
+    store = StorePath(str(folder))
+    with tempfile.TemporaryDirectory(prefix="export-") as temporary:
+        local = Path(temporary) / "model"
+        yield local
+        there, names = store.names(), sorted(path.name for path in local.iterdir())
+        (store / MARK).unlink(missing_ok=True)
+        store.remove([name for name in there if name not in names])
+        store.upload_all(local, [name for name in names if name != MARK])
+        store.upload_all(local, [name for name in names if name == MARK])
 
 
 def check_folder(
-    folder: str | os.PathLike[str],
-    workdir: Path,
+    folder: str | os.PathLike[str] | StorePath,
+    workdir: str | os.PathLike[str] | StorePath,
     base: str | os.PathLike[str],
     others: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> None:
     """Checks that an export can be written, and that nothing else than an earlier one of this run would be replaced.
 
     Args:
-      folder: to write.
-      workdir: of the run.
+      folder: to write, here or on an object store.
+      workdir: of the run, here or on an object store.
       base: the base model's folder, made or not.
       others: name to folder of what else a run reads whole: nothing may be put into it.
 
@@ -51,16 +74,16 @@ def check_folder(
       ...
       ValueError: --out ...base is the folder of the base model (model.path): give another folder
     """
-    target = Path(folder)
-    if os.path.realpath(target) == os.path.realpath(base):
+    target = as_path(str(folder))
+    if _place(target) == _place(base):
         raise ValueError(f"--out {folder} is the folder of the base model (model.path): give another folder")
-    inputs = {"the base model (model.path)": base, "the run's checkpoints": workdir / "checkpoints", **(others or {})}
+    inputs = {"the base model (model.path)": base, "the run's checkpoints": f"{workdir}/checkpoints", **(others or {})}
     for what, each in inputs.items():
-        if Path(os.path.realpath(each)) in Path(os.path.realpath(target)).parents:
+        if _place(target).startswith(_place(each) + "/"):
             raise ValueError(f"--out {folder} lies in the folder of {what}, {each}: give another folder")
-    if target.exists() and not target.is_dir():
+    if target.is_file() or (target.exists() and not target.is_dir()):
         raise ValueError(f"--out {folder} is a file: give the path of a folder")
-    check_writable(folder, "--out")
+    check_writable(target, "--out", stores=True)
     if not target.is_dir() or not any(target.iterdir()):
         return
     mark = target / MARK
@@ -75,3 +98,8 @@ def check_folder(
             f"--out {folder} holds what no export wrote, beside an export ({', '.join(foreign[:3])}): it would be "
             "lost; move it elsewhere, or give another folder"
         )
+
+
+def _place(folder: str | os.PathLike[str] | StorePath) -> str:
+    """What names a folder alone, whatever links lead to it."""
+    return str(StorePath(str(folder))) if is_remote(folder) else os.path.realpath(str(folder))

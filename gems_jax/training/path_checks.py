@@ -12,12 +12,14 @@ from gems_jax.staging import check_utf8, is_remote
 def check_tuned(workdir: str | os.PathLike[str]) -> None:
     """Checks, before anything is loaded or made, that a folder is the work directory of a run that has saved a model.
 
+    One on an object store is looked at when it is copied (`gems_jax.training.workdir.copies.opened`).
+
     Raises:
       FileNotFoundError: it is none, or holds no checkpoint.
-      ValueError: it is on an object store, or its name is no UTF-8.
+      ValueError: its name is no UTF-8.
     """
     if is_remote(workdir):
-        raise ValueError(f"--workdir {workdir} is on an object store: copy it here and name the copy")
+        return
     folder = Path(workdir)
     check_utf8(folder, "--workdir")
     if not (folder / "config.yaml").is_file():

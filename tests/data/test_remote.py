@@ -1,22 +1,29 @@
-"""Prepared datasets on an object store, played by a folder: copied whole, and only when they are new."""
+"""Prepared datasets on an object store: copied whole, and only when they are new."""
 
 import pytest
-from etils import epath
+from store_server import store_server
 
 from gems_jax.data import prepare as prepare_module
 from gems_jax.data.batching.token_cache import encode_once
 from gems_jax.data.dataset import remote
 from gems_jax.data.prepare import prepare
+from gems_jax.object_store import StorePath
 
-URL = "gs://bucket/data"
+URL = "s3://bucket/data"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with store_server() as served:
+        yield served[1]
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    """The folder that plays the store; this machine's cache is empty."""
-    monkeypatch.setattr(remote, "as_path", lambda url: epath.Path(str(url).replace("gs://", f"{tmp_path}/store/")))
+def store(server, tmp_path, monkeypatch):
+    """The place of the dataset, which is empty, and so is this machine's cache."""
+    (server / "data").rmtree()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first_machine"))
-    return tmp_path / "store" / "bucket" / "data"
+    return server / "data"
 
 
 def make(said=None, **options):
@@ -25,7 +32,9 @@ def make(said=None, **options):
 
 
 def content(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    if isinstance(folder, StorePath):
+        return {name: (folder / name).read_bytes() for name in folder.names()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_dataset_made_here_is_sent_there_and_read_by_other_machines(store, tmp_path, monkeypatch):
@@ -54,8 +63,8 @@ def test_another_dataset_there_is_neither_used_nor_replaced(store):
     assert content(store) == before
 
 
-def test_a_copy_that_was_interrupted_is_no_dataset_and_is_made_good(store, monkeypatch, tmp_path):
-    write = epath.Path(tmp_path / "x").write_bytes.__func__
+def test_a_copy_that_was_interrupted_is_no_dataset_and_is_made_good(store, monkeypatch):
+    write = StorePath.write_bytes
     count = []
 
     def failing(self, data):
@@ -65,7 +74,7 @@ def test_a_copy_that_was_interrupted_is_no_dataset_and_is_made_good(store, monke
         return write(self, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(epath.Path(tmp_path)), "write_bytes", failing)
+        patch.setattr(StorePath, "write_bytes", failing)
         with pytest.raises(OSError, match="the connection broke"):
             make()
     assert store.is_dir()
@@ -74,7 +83,7 @@ def test_a_copy_that_was_interrupted_is_no_dataset_and_is_made_good(store, monke
     assert content(store) == content(remote.local_path(URL))
 
 
-def test_raw_files_and_tokens_must_be_on_this_machine(store, tmp_path):
+def test_raw_files_and_tokens_must_be_on_this_machine(tmp_path):
     with pytest.raises(ValueError, match=r"data\.path gs://bucket/raw is not on this machine"):
         prepare("table", tmp_path / "out", path="gs://bucket/raw")
     with pytest.raises(ValueError, match="tokens cannot be mapped into memory from gs://bucket/tokens"):

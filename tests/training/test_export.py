@@ -248,7 +248,6 @@ def test_only_an_export_of_the_same_run_is_replaced(tmp_path):
         ("run/checkpoints/7", "lies in the folder of the run's checkpoints"),
         ("data/a/b", r"lies in the folder of the dataset"),
         ("file/new", r"cannot be written \(.*file: Not a directory\): choose another folder"),
-        ("gs://bucket/new", "is on an object store: give a folder on this machine"),
     ],
 )
 def test_an_export_is_put_nowhere_where_it_is_read_as_something_else_or_cannot_be(place, message, tmp_path):
@@ -256,9 +255,8 @@ def test_an_export_is_put_nowhere_where_it_is_read_as_something_else_or_cannot_b
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "base")
-    out = place if "://" in place else tmp_path / place
     with pytest.raises((ValueError, OSError), match=message):
-        check_folder(out, tmp_path / "run", tmp_path / "base", {"the dataset": tmp_path / "data"})
+        check_folder(tmp_path / place, tmp_path / "run", tmp_path / "base", {"the dataset": tmp_path / "data"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "data", "file", "link", "run"]
 
 

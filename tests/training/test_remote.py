@@ -1,13 +1,14 @@
-"""A work directory on an object store, played by files in memory without appending and renaming."""
+"""A work directory on an object store while a run writes there: its lines, its lock, its checkpoints' checksums."""
 
 import dataclasses
 import json
 import time
 
-import fsspec
 import pytest
+from etils import epath
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
+from store_server import store_server
 
 from gems_jax.checksums import damage, files_of, write_checksums
 from gems_jax.config.run import Config, ItemsConfig
@@ -18,52 +19,31 @@ from gems_jax.training.workdir.files import Log, check_config, keep_config
 from gems_jax.training.workdir.lock import WorkdirLock
 
 
-class Bucket(MemoryFileSystem):
-    """Objects are written whole or not at all, and have the names they were written under."""
-
-    protocol = ("gcs", "gs")
-    store: dict = {}  # noqa: RUF012, not that of all memory
-    pseudo_dirs = [""]  # noqa: RUF012
-
-    def __init__(self, finalize_on_close=True):
-        super().__init__()
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.removeprefix("gs://"))
-
-    def _open(self, path, mode="rb", **options):
-        assert mode in ("rb", "wb"), f"an object cannot be opened for {mode!r}"
-        return super()._open(path, mode, **options)
-
-    def mv(self, *args, **options):
-        raise AssertionError("renaming copies all there is")
-
-    rename = move = mv
+@pytest.fixture(scope="module")
+def server():
+    with store_server() as served:
+        yield served[1]
 
 
 @pytest.fixture
-def workdir(monkeypatch):
-    Bucket.store.clear()
-    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", lambda self, name: Bucket())
-    assert fsspec.filesystem("memory").protocol == "memory"
+def workdir(server, request, monkeypatch):
     monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.0)
-    return as_path("gs://bucket/runs/one")
+    return server / request.node.name
 
 
 def test_paths_here_and_there_are_told_apart(workdir, tmp_path):
     assert is_remote(workdir)
     assert is_remote(workdir / "config.yaml")
-    assert str(workdir / "config.yaml") == "gs://bucket/runs/one/config.yaml"
+    assert is_remote(str(workdir))
     assert not is_remote(as_path(tmp_path))
 
 
 def test_a_configuration_is_kept_and_compared(workdir):
     keep_config(Config(), workdir)
     check_config(Config(), workdir)
-    with pytest.raises(ValueError, match="gs://bucket/runs/one belongs to another configuration"):
+    with pytest.raises(ValueError, match=f"{workdir} belongs to another configuration"):
         check_config(dataclasses.replace(Config(), items=ItemsConfig(max_length=1)), workdir)
-    assert list(Bucket.store) == ["/bucket/runs/one/config.yaml"]
+    assert workdir.names() == ["config.yaml"]
 
 
 def test_lines_are_there_with_every_checkpoint_and_at_the_end_and_go_on(workdir):
@@ -93,7 +73,7 @@ def test_a_second_process_is_refused_until_the_first_one_has_ended_or_is_gone(wo
     monkeypatch.setattr(remote_lock, "RENEW_SECONDS", 0.01)
     with WorkdirLock(workdir):
         before = json.loads((workdir / "lock.json").read_text())["renewed"]
-        with pytest.raises(ValueError, match="gs://bucket/runs/one is in use by process"), WorkdirLock(workdir):
+        with pytest.raises(ValueError, match=f"{workdir} is in use by process"), WorkdirLock(workdir):
             pass
         with WorkdirLock(workdir, active=False):  # another process of the same run
             pass
@@ -103,11 +83,27 @@ def test_a_second_process_is_refused_until_the_first_one_has_ended_or_is_gone(wo
     assert not (workdir / "lock.json").exists()
     (workdir / "lock.json").write_text(json.dumps({"pid": 1, "host": "gone", "renewed": time.time() - 1000}))
     with WorkdirLock(workdir):
-        assert "taking over gs://bucket/runs/one from process 1 on gone" in capsys.readouterr().out
+        assert f"taking over {workdir} from process 1 on gone" in capsys.readouterr().out
 
 
-def test_damage_is_found_there_too(workdir):
-    folder = workdir / "checkpoints" / "5"
+class Bucket(MemoryFileSystem):
+    """Google's store as orbax sees it: objects have the names they were written under."""
+
+    protocol = ("gcs", "gs")
+    store: dict = {}  # noqa: RUF012, not that of all memory
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    def __init__(self, finalize_on_close=True):
+        super().__init__()
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("gs://"))
+
+
+def test_damage_is_found_there_too(monkeypatch):
+    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", lambda self, name: Bucket())
+    folder = epath.Path("gs://bucket/runs/one/checkpoints/5")
     (folder / "params").mkdir(parents=True)
     (folder / "params" / "a").write_bytes(b"12345")
     write_json(folder / "b.json", 1)
@@ -126,4 +122,4 @@ def test_a_profile_there_is_refused_before_anything_is_made(workdir):
     config = dataclasses.replace(Config(), train=dataclasses.replace(Config().train, profile=(2, 3)))
     with pytest.raises(ValueError, match="train.profile writes to this machine's disk alone"):
         tune(config, None, None, workdir)
-    assert not Bucket.store
+    assert not workdir.exists()

@@ -14,10 +14,10 @@ from gems_jax.staging import as_path, files_in, whole_folder
 CARD = "card.json"
 
 
-def local_path(url: str | Path) -> Path:
+def local_path(url: str | Path, name: str = "data") -> Path:
     """Where this machine keeps its copy: in ``XDG_CACHE_HOME`` (``~/.cache``), one folder for each address."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "gems_jax" / hashlib.sha256(str(url).rstrip("/").encode()).hexdigest()[:16] / "data"
+    return cache / "gems_jax" / hashlib.sha256(str(url).rstrip("/").encode()).hexdigest()[:16] / name
 
 
 def exists(url: str | Path) -> bool:

@@ -19,6 +19,14 @@ from gems_jax.training.distributed.cluster import is_lost
 from gems_jax.types import PyTree
 
 
+def _for_orbax(directory: Path) -> Path:
+    """A folder on a store as orbax writes it, by etils and the package of the store."""
+    from etils import epath
+
+    remote_path: Any = epath.Path(str(directory))
+    return remote_path
+
+
 def as_dict(tree: PyTree) -> dict[str, Any]:
     """A tree's leaves by path: plain containers, whatever the tree is made of."""
     return dict(named_leaves(tree))
@@ -64,7 +72,7 @@ class Checkpoints:
         on_saved: Callable[[int, Path], None] | None = None,
     ):
         self._remote = is_remote(directory)
-        self.directory = directory if self._remote else directory.resolve()
+        self.directory = _for_orbax(directory) if self._remote else directory.resolve()
         self.best_step: int | None = None
         self._keep, self._writes = keep, writes
         options = ocp.CheckpointManagerOptions(
