@@ -52,7 +52,7 @@ def prepare(
     Args:
       name: of a source, see `gems_jax.data.sources.registry`: ``marketplace`` (made from the seed), or from files under
         ``path``: ``amazon_scientific``, ``amazon`` (any category's reviews and metadata), ``qilin``, ``released`` (the
-        authors' six pickled tables), ``table`` (anyone's rows).
+        authors' six pickled tables), ``minionerec`` (its published splits), ``table`` (anyone's rows).
       out_dir: folder of the prepared dataset; on an object store (``gs://...``) a copy on this machine is worked with,
         see `gems_jax.data.dataset.remote`.
       path: folder of the raw files, on this machine (``file://`` is).
@@ -60,9 +60,9 @@ def prepare(
       num_negatives: per row of valid and test.
       num_users: of the marketplace.
       max_bad_fraction: largest share of raw rows of a kind that may be left out.
-      preprocessing: what is done to rows, for ``amazon``, ``qilin``, ``released`` and ``table``.
+      preprocessing: what is done to rows, for sources that do not make their own splits.
       files: where a table's files are and what their columns are called, for ``table``; for ``released`` its catalogue.
-      category: for ``amazon``, where the folder holds several.
+      category: for ``amazon`` and ``minionerec``, where the folder holds several.
       progress: takes each line a person should see; None for silence.
       steps: the old name of ``preprocessing``.
 
@@ -184,6 +184,8 @@ def _prepare_in_shards(
             return storage.load(out_dir)  # another process was first
         preprocessing = options.preprocessing.with_defaults(**entry.defaults)
         source = entry.read(options, quarantine, ReadCache(folder / "read", say))
+        if source.as_published:
+            preprocessing = dataclasses.replace(preprocessing, repeats=True, cold_items=True)
         ready = get_ready(source, preprocessing, quarantine, options.seed, options.num_negatives)
         del source
         card = ready.card

@@ -69,6 +69,7 @@ class Ready:
       clean: whether what leaks is left out.
       timed: whether the rows' times are kept.
       same_event: whether a row of each task may be one event.
+      own_split: whether rows may see events of their own split that came before them.
       tasks: the tasks that have rows, in order.
       card: of the dataset, as far as it is known.
     """
@@ -81,12 +82,13 @@ class Ready:
     clean: bool
     timed: bool
     same_event: bool
+    own_split: bool
     tasks: tuple[str, ...]
     card: dict[str, Any]
 
 
 class Shard(NamedTuple):
-    """Finished tables of some users, and what was left out of them."""
+    """Finished tables of some users, and what was left out of them or kept though it is odd."""
 
     tables: dict[tuple[str, str], Table]
     users: int
@@ -165,6 +167,7 @@ def get_ready(
         clean=clean,
         timed=timed or not recorded,
         same_event=source.query_of_item is not None,
+        own_split=source.as_published,
         tasks=tuple(rows_by_task(examples)),
         card={
             "name": source.name,
@@ -187,7 +190,7 @@ def finish(ready: Ready, rows: np.ndarray) -> Shard:
     """
     examples = ready.examples.take(rows)
     touched = items_touched(examples, len(ready.items))
-    examples, removed = _with_histories(examples, ready.preprocessing, ready.clean, ready.same_event)
+    examples, removed = _with_histories(examples, ready)
     negatives = ready.negatives.of(examples, touched)
     if not ready.timed:
         examples = examples.replace(time=np.full(len(examples), np.nan))
@@ -256,10 +259,9 @@ def _renumbered(examples: Examples, items: list[Item], used_only: bool) -> tuple
     return examples.replace(**{name: part.map(new_numbers) for name, part in lists.items()}), items, new_numbers
 
 
-def _with_histories(
-    examples: Examples, preprocessing: Preprocessing, clean: bool, same_event: bool
-) -> tuple[Examples, dict[str, int]]:
+def _with_histories(examples: Examples, ready: Ready) -> tuple[Examples, dict[str, int]]:
     """Made where missing, without what the split may not see, cut to their newest events; and what was left out."""
+    preprocessing, clean = ready.preprocessing, ready.clean
     removed: dict[str, int] = {}
     longest = preprocessing.max_history or 0
     # Events left out below make room for older ones: an item stands in a history once for each task at most, and
@@ -272,11 +274,11 @@ def _with_histories(
         examples = examples.take(keep)
     if examples.history is None:
         newest = 0 if preprocessing.history_tasks or not longest else longest + spare
-        examples = make_histories(examples, newest, same_event)
+        examples = make_histories(examples, newest, ready.same_event)
     examples = keep_tasks(examples, preprocessing.history_tasks)
     history = examples.history or Ragged.empty(len(examples))
     if clean:
-        leaks = leaking_history(_events(examples, preprocessing.repeats))
+        leaks = leaking_history(_events(examples, preprocessing.repeats), ready.own_split)
         removed["events of histories that are held out"] = int(leaks.sum())
         history = history.keep(~leaks)
     if not preprocessing.repeats:
@@ -287,9 +289,23 @@ def _with_histories(
     if longest:
         history = history.last(longest)
     examples = examples.replace(history=history, history_task=None)
+    if ready.own_split:
+        removed |= _odd_as_published(examples, preprocessing.repeats)
     if preprocessing.min_history:
         examples = examples.take(history.lengths >= preprocessing.min_history)
     return examples, {name: count for name, count in removed.items() if count}
+
+
+def _odd_as_published(examples: Examples, repeats: bool) -> dict[str, int]:
+    """Counts what stays because the rows were published so."""
+    events = _events(examples, repeats)
+    own_split = leaking_history(events) & ~leaking_history(events, own_split=True)
+    return {
+        "events of histories that the row's own split holds out, kept as published": int(own_split.sum()),
+        "targets in their rows' own histories, kept as published": int(
+            own_targets(events.target, events.history).sum()
+        ),
+    }
 
 
 def _events(examples: Examples, repeats: bool) -> Events:

@@ -73,10 +73,11 @@ def leaking_targets(events: Events) -> np.ndarray:
     return leaks
 
 
-def leaking_history(events: Events) -> np.ndarray:
+def leaking_history(events: Events, own_split: bool = False) -> np.ndarray:
     """bool, for every item of the histories: whether it may be an event held out for the same user.
 
-    A row may see events of the splits before its own, and training rows those of training. A history stands for
+    A row may see events of the splits before its own, and training rows those of training; with ``own_split`` rows of
+    valid and test may see those of their own split, too, as where splits are spans of time. A history stands for
     events before its row's time: an item there may be the held-out event only if that came before the row. Where
     times are unknown every occurrence of the item is taken for it.
     """
@@ -94,7 +95,7 @@ def leaking_history(events: Events) -> np.ndarray:
             if events.time is not None:
                 is_held &= first[position] < events.time[row]
             values = slice(events.history.offsets[rows.start], events.history.offsets[rows.stop])
-            leaks[values] |= is_held & (events.split[row] <= split)
+            leaks[values] |= is_held & (events.split[row] < split + (not own_split))
     return leaks
 
 

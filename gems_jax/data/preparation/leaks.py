@@ -58,13 +58,19 @@ def check_leaks(dataset: Dataset, repeats: bool = False, cold_items: bool = True
     return sets.card(dataset.name, dataset.items)
 
 
-def check_events(dataset: Dataset, repeats: bool = False, before: Mapping[tuple[str, str], int] | None = None) -> None:
+def check_events(
+    dataset: Dataset,
+    repeats: bool = False,
+    before: Mapping[tuple[str, str], int] | None = None,
+    own_split: bool = False,
+) -> None:
     """Checks events and negatives as `check_leaks` does; for each user they are a matter of their own.
 
     Args:
       dataset: its tables, or those rows of them that belong to some users.
       repeats: as there.
       before: rows of each table that were checked already, for messages.
+      own_split: whether rows may see events of their own split that came before them.
 
     Raises:
       ValueError: as there.
@@ -75,7 +81,7 @@ def check_events(dataset: Dataset, repeats: bool = False, before: Mapping[tuple[
     targets = leaking_targets(events)
     if targets.any():
         _fail(dataset, rows, np.flatnonzero(targets), events.target[targets], "as a target the held-out", before)
-    history = leaking_history(events)
+    history = leaking_history(events, own_split)
     if history.any():
         positions = np.flatnonzero(history)
         row, item = events.history.row_of[positions], events.history.values[positions]

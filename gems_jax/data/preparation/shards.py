@@ -139,7 +139,7 @@ def _write_shard(
     shard = finish(ready, rows)
     dataset = Dataset(ready.name, ready.items, shard.tables)
     if any(map(len, shard.tables.values())):
-        check_events(dataset, repeats, before)
+        check_events(dataset, repeats, before, ready.own_split)
     sets = ItemSets(len(ready.items), with_users=not cold_items)
     sets.add(shard.tables)
     temporary = fresh_folder(shard_folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +32,17 @@ def is_blank(text: str) -> bool:
       (True, False)
     """
     return not any(map(_is_visible, text))
+
+
+def unescaped_line(value: Any) -> str:
+    """One line of text without HTML's escapes (some files escape twice); anything but visible text counts as empty.
+
+    Example:
+      >>> unescaped_line("nuts &amp;amp;  bolts\\n"), unescaped_line(None), unescaped_line("\\u200b")
+      ('nuts & bolts', '', '')
+    """
+    text = " ".join(html.unescape(html.unescape(value)).split()) if isinstance(value, str) else ""
+    return "" if is_blank(text) else text
 
 
 def trimmed(text: str) -> str:

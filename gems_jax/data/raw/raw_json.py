@@ -35,7 +35,7 @@ def read_object(path: Path, kind: str, quarantine: Quarantine) -> dict[str, Any]
     text = read_text(path)
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return dict(_entries(text, path, kind, quarantine))
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold one JSON object, found {type(value).__name__}")

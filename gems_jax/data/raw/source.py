@@ -21,6 +21,9 @@ class Source:
       used_only: whether items that no row names leave the catalogue.
       per_task: whether the last row of each task is held out, rather than the last of all.
       query_of_item: item id to a query: every row of such an item then also is a search with it.
+      as_published: whether the rows are a published split that is kept row by row. Users may then take items again, a
+        row of valid or test may see events of its own split that came before it, and targets may be such that training
+        never shows; all of these are counted.
     """
 
     name: str
@@ -30,3 +33,4 @@ class Source:
     used_only: bool = True
     per_task: bool = True
     query_of_item: Mapping[str, str] | None = None
+    as_published: bool = False

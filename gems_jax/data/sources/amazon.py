@@ -13,7 +13,7 @@ from gems_jax.data.dataset.tables import Item
 from gems_jax.data.preparation.options import PrepareOptions
 from gems_jax.data.preparation.read_cache import ReadCache
 from gems_jax.data.raw import reasons
-from gems_jax.data.raw.blank import is_blank
+from gems_jax.data.raw.blank import unescaped_line
 from gems_jax.data.raw.catalogue_file import add_item
 from gems_jax.data.raw.columns import as_text, as_words
 from gems_jax.data.raw.examples import Examples, Names
@@ -149,8 +149,8 @@ def read_items(path: Path, wanted: set[str], quarantine: Quarantine) -> tuple[li
             if item_id not in wanted:
                 continue
             entry = {role: column[row] for role, column in batch.columns.items()}
-            text = f"{_clean(entry.get('brand'))} {_clean(features[row] if features else None)}".strip()
-            item = Item(item_id, _clean(entry["title"]), text)
+            text = f"{unescaped_line(entry.get('brand'))} {unescaped_line(features[row] if features else None)}".strip()
+            item = Item(item_id, unescaped_line(entry["title"]), text)
             where = f"{path.name}: row {batch.numbers[row]}"
             problem = "" if item.title else reasons.NO_TITLE
             if not (is_unicode(item.title) and is_unicode(text)):
@@ -228,12 +228,6 @@ def _first_of(columns: list[Any]) -> Any:
     if len(columns) == 1 or not isinstance(columns[0], list):
         return columns[0]
     return [first if first is not None else second for first, second in zip(*columns, strict=True)]
-
-
-def _clean(value: Any) -> str:
-    """Unescaped (some fields are escaped twice), with single spaces; anything but visible text counts as empty."""
-    text = " ".join(html.unescape(html.unescape(value)).split()) if isinstance(value, str) else ""
-    return "" if is_blank(text) else text
 
 
 SOURCE = SourceEntry(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from gems_jax.data.dataset.tables import Dataset, Item
 from gems_jax.data.preparation.negatives import NUM_NEGATIVES
 from gems_jax.data.preparation.splits import MIN_EVENTS, Event, leave_one_out
-from gems_jax.data.raw.blank import is_blank
+from gems_jax.data.raw.blank import unescaped_line
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.raw_json import read_object, read_text
 from gems_jax.data.sources.entry import SourceEntry
@@ -76,7 +75,7 @@ def read_items(path: Path, quarantine: Quarantine) -> list[Item]:
         if not isinstance(entry, dict):
             quarantine.add("item", item_id, "it is not an object", repr(entry))
             continue
-        title, brand = _clean(entry.get("title")), _clean(entry.get("brand"))
+        title, brand = unescaped_line(entry.get("title")), unescaped_line(entry.get("brand"))
         if not title:
             quarantine.add("item", item_id, "it has no title")
         elif not all(map(is_unicode, (item_id, title, brand))):
@@ -147,12 +146,6 @@ def read_events(
 
 def _item_id(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
-
-
-def _clean(value: Any) -> str:
-    """Unescaped (some fields are escaped twice), with single spaces; anything but visible text counts as empty."""
-    text = " ".join(html.unescape(html.unescape(value)).split()) if isinstance(value, str) else ""
-    return "" if is_blank(text) else text
 
 
 SOURCE = SourceEntry(
