@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from raw_tables import rows_of
+from shared import SHARED, needs_shared
 
 from gems_jax.data.preparation.holdout import Events, leaking_history
 from gems_jax.data.prepare import prepare
@@ -186,3 +187,72 @@ def test_a_published_catalogue_that_is_cut_off_or_too_deep_is_refused(tmp_path):
     path.write_text('{"0": ' + "[" * 200_000 + "]" * 200_000 + "}")
     with pytest.raises(ValueError, match=r"item\.json: 1 of 1 rows of kind 'item' cannot be used"):
         load("minionerec", folder)
+
+
+USERS = {"0": [0, 1, 2, 3, 4], "1": [5, "6", 5, 7], "2": [8, 9], "3": [10]}
+
+
+def write_collisiongenrec(folder, users=USERS, name="Beauty"):
+    write_objects(folder / f"{name}.item.json")
+    (folder / f"{name}.inter.json").write_text(json.dumps(users))
+    return folder
+
+
+def test_collisiongenrecs_last_items_are_test_and_those_before_valid(tmp_path):
+    dataset = load("collisiongenrec", write_collisiongenrec(tmp_path))
+    # As the authors' loader makes them: a row from the second item on, of user 2 the test row alone has a history.
+    assert found(dataset, "train") == published([("0", [0], 1), ("0", [0, 1], 2), ("1", [5], 6)])
+    assert found(dataset, "valid") == published([("0", [0, 1, 2], 3), ("1", [5, 6], 5)])
+    assert found(dataset, "test") == published([("0", [0, 1, 2, 3], 4), ("1", [5, 6, 5], 7), ("2", [8], 9)])
+    assert dataset.item_ids() == [str(n) for n in range(ITEMS)]
+    assert dataset.card["quarantined"] == {}
+    assert dataset.tasks == ("rec",)
+
+
+def test_collisiongenrecs_histories_keep_the_twenty_newest_items(tmp_path):
+    write_collisiongenrec(tmp_path, {"0": list(range(30))})
+    write_objects(tmp_path / "Beauty.item.json", 30)
+    assert found(load("collisiongenrec", tmp_path), "test") == published([("0", list(range(9, 29)), 29)])
+
+
+def test_collisiongenrecs_bad_users_and_events_are_named(tmp_path):
+    bad = {"8": {"0": 1}, "9": [], "7": [1, 99, None, 2, [3], 4]}
+    folder = write_collisiongenrec(tmp_path, USERS | bad)
+    with pytest.raises(ValueError, match=r"user 7, item 2 of the list': its item is not in the catalogue \(99\)"):
+        load("collisiongenrec", folder)
+    dataset = load("collisiongenrec", folder, max_bad_fraction=0.5)
+    assert dataset.card["quarantined"] == {
+        "user: it is not a list of items": 2,
+        "event: its item is not in the catalogue": 3,
+    }
+    assert [row for row in found(dataset, "test") if row[0] == "7"] == published([("7", [1, 2], 4)])
+
+
+def test_collisiongenrecs_datasets_are_named_by_their_folders(tmp_path):
+    for name in ("Beauty", "Yelp"):
+        write_collisiongenrec(tmp_path / name, name=name)
+    assert len(load("collisiongenrec", tmp_path, category="Yelp").items) == ITEMS
+    with pytest.raises(FileNotFoundError, match=r"holds no <name>\.item\.json; fetch data/<NAME>"):
+        prepare("collisiongenrec", tmp_path / "o", path=tmp_path, progress=None)
+    (tmp_path / "Yelp" / "Yelp.inter.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"Yelp\.inter\.json must hold one JSON object, found list"):
+        prepare("collisiongenrec", tmp_path / "o", path=tmp_path / "Yelp", progress=None)
+    (tmp_path / "Yelp" / "Yelp.inter.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no Yelp\.inter\.json; fetch"):
+        prepare("collisiongenrec", tmp_path / "o", path=tmp_path / "Yelp", progress=None)
+
+
+@needs_shared
+def test_the_published_scientific_dataset_has_the_authors_rows(tmp_path):
+    """Against a loop over the file as the authors' loader goes; costs 3 s, and is the one on real files."""
+    folder = SHARED / "data" / "amazon_scientific"
+    users = json.loads((folder / "Scientific.inter.json").read_text())
+    dataset = prepare("collisiongenrec", tmp_path / "o", path=folder, num_negatives=0, progress=None)
+    for split, cut in (("valid", 2), ("test", 1)):
+        rows = [(user, items[: len(items) - cut][-20:], items[-cut]) for user, items in users.items()]
+        assert found(dataset, split) == published(rows)
+    train = [
+        (user, items[max(0, n - 20) : n], items[n]) for user, items in users.items() for n in range(1, len(items) - 2)
+    ]
+    assert found(dataset, "train") == published(train)
+    assert len(train) == 33_541

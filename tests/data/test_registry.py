@@ -104,9 +104,7 @@ def test_options_without_effect_name_the_registered_sources_that_take_them(tmp_p
     registry.register("plays", PLAYS)
     with pytest.raises(ValueError, match="data.files has no effect on plays, only on released, table, described; "):
         prepare_plays(tmp_path, files={"items": None})
-    with pytest.raises(
-        ValueError, match="data.category has no effect on plays, only on amazon, minionerec, described; leave"
-    ):
+    with pytest.raises(ValueError, match="data.category has no effect on plays, only on amazon, .*described; leave"):
         prepare_plays(tmp_path, category="Books")
     with pytest.raises(ValueError, match="plays needs data.path"):
         prepare("plays", tmp_path / "x")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gems_jax.data.sources import amazon, amazon_scientific, minionerec, qilin, released, table
+from gems_jax.data.sources import amazon, amazon_scientific, collisiongenrec, minionerec, qilin, released, table
 from gems_jax.data.sources.entry import SourceEntry
 from gems_jax.data.sources.synthetic import marketplace
 
@@ -15,6 +15,7 @@ _ENTRIES: dict[str, SourceEntry] = {
     "qilin": qilin.SOURCE,
     "released": released.SOURCE,
     "table": table.SOURCE,
+    "collisiongenrec": collisiongenrec.SOURCE,
     "minionerec": minionerec.SOURCE,
 }
 
