@@ -11,6 +11,7 @@ import optax
 from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
+from gems_jax.task_batch import check_per_task, check_tasks, telling_leaves
 from gems_jax.types import PyTree
 
 
@@ -62,7 +63,8 @@ def task_value_and_grad(
       ``((losses, aux), grads)``, aux leaves ``[T, ...]``.
 
     Raises:
-      ValueError: batch leaves disagree on the number of tasks, or a leaf has no task axis (names the leaf).
+      ValueError: batch leaves disagree on the number of tasks, or a leaf has no task axis or no numbers (names the
+        leaf); ``loss_fn`` fails on one task's batch, of which a leaf is a scalar.
 
     Example:
       >>> import jax.numpy as jnp
@@ -77,32 +79,19 @@ def task_value_and_grad(
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
     def fn(params: PyTree, task_batch: PyTree) -> tuple[Any, PyTree]:
-        num_tasks = _num_tasks(task_batch)
-        if chunk_size is None or chunk_size >= num_tasks:
-            value, grads = jax.vmap(value_and_grad, in_axes=(None, 0), spmd_axis_name=spmd_axis_name)(
-                params, task_batch
-            )
-        else:
-            value, grads = jax.lax.map(lambda batch: value_and_grad(params, batch), task_batch, batch_size=chunk_size)
+        num_tasks = check_tasks(task_batch)
+        with telling_leaves(task_batch):
+            if chunk_size is None or chunk_size >= num_tasks:
+                mapped = jax.vmap(value_and_grad, in_axes=(None, 0), spmd_axis_name=spmd_axis_name)
+                value, grads = mapped(params, task_batch)
+            else:
+                one = functools.partial(value_and_grad, params)
+                value, grads = jax.lax.map(one, task_batch, batch_size=chunk_size)
         losses, aux = value if has_aux else (value, None)
         losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
         return ((losses, aux) if has_aux else losses), grads
 
     return fn
-
-
-def _num_tasks(task_batch: PyTree) -> int:
-    sizes: dict[int, str] = {}
-    for path, leaf in named_leaves(task_batch):
-        if jnp.ndim(leaf) < 1:
-            raise ValueError(f"batch leaf {path!r} is a scalar; every leaf needs a leading task axis [T, B, ...]")
-        sizes.setdefault(jnp.shape(leaf)[0], path)
-    if not sizes:
-        raise ValueError("the task batch has no leaves; expected arrays [T, B, ...]")
-    if len(sizes) > 1:
-        shown = ", ".join(f"{size} in {name!r}" for size, name in sizes.items())
-        raise ValueError(f"batch leaves disagree on the number of tasks: {shown}; the leading axis is the task")
-    return next(iter(sizes))
 
 
 def task_weights(counts: jax.Array | None, num_tasks: int, dtype: Any = jnp.float32) -> jax.Array:
@@ -118,6 +107,9 @@ def task_weights(counts: jax.Array | None, num_tasks: int, dtype: Any = jnp.floa
     Returns:
       ``[T]`` of this dtype (float64 for such counts), sum 1.
 
+    Raises:
+      ValueError: there are not as many counts as tasks; for one task, whose gradients may have been merged, any number.
+
     Example:
       >>> import jax.numpy as jnp
       >>> task_weights(jnp.array([3, 1]), 2).tolist()
@@ -127,6 +119,8 @@ def task_weights(counts: jax.Array | None, num_tasks: int, dtype: Any = jnp.floa
     if counts is None:
         return equal
     counts = jnp.asarray(counts)
+    if num_tasks > 1 or counts.ndim != 1:
+        check_per_task("task_counts", counts, num_tasks)
     counts = counts.astype(jnp.promote_types(counts.dtype, dtype))
     total = jnp.sum(counts)
     return jnp.where(total > 0, counts / jnp.where(total > 0, total, 1), equal)
@@ -201,7 +195,8 @@ def merge_tasks() -> optax.GradientTransformationExtraArgs:
       ``[1, *shape]``) and returns ``[*shape]`` in the gradients' dtype. Further extra arguments are ignored.
 
     Raises:
-      ValueError: a leaf has no task axis, by comparison with ``params`` where they are given.
+      ValueError: a leaf has no task axis, by comparison with ``params`` where they are given, or there are not as many
+        counts as tasks.
 
     Example:
       >>> import jax.numpy as jnp, optax

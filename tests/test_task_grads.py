@@ -93,15 +93,68 @@ def test_merging_makes_any_transform_take_stacked_gradients():
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ({"x": jnp.ones((2, 3)), "y": jnp.ones((3, 3))}, "disagree on the number of tasks: 2 in 'x', 3 in 'y'"),
-        ({"x": jnp.ones((2, 3)), "n": jnp.ones(())}, "batch leaf 'n' is a scalar"),
+        (
+            {"x": jnp.ones((2, 3)), "y": jnp.ones((3, 3))},
+            r"disagree on the number of tasks: 2 in 'x' of shape \[2, 3\], 3 in 'y' of shape \[3, 3\]; expected \[T, ",
+        ),
+        ({"x": jnp.ones((2, 3)), "n": jnp.ones(())}, r"batch leaf 'n' has shape \[\], expected \[T, ...\].*jnp.stack"),
+        ({"x": jnp.ones((2, 3)), "n": 1.0}, r"batch leaf 'n' has shape \[\], expected \[T, ...\]"),
+        ({"x": {"ids": jnp.ones((0, 3))}}, r"batch leaf 'x/ids' has shape \[0, 3\], expected \[T, ...\]"),
+        ({"x": jnp.ones((2, 3)), "n": ["a", "b"]}, "batch leaf 'n/0' is of type str, expected an array of numbers"),
+        ({"x": jnp.ones((2, 3)), "n": np.array(["a", "b"])}, "batch leaf 'n' is of type <U1, expected an array"),
         ({}, "no leaves"),
+        (None, "no leaves"),
+        ({"x": None}, "no leaves"),
     ],
-    ids=["disagree", "scalar", "empty"],
+    ids=["disagree", "scalar", "number", "no task", "text", "texts", "empty", "none", "none inside"],
 )
 def test_batches_without_one_task_axis_are_refused_by_name(batch, message):
+    params = {"w": jnp.ones((4, 3))}
+    tx = gj.gems(1e-2, num_tasks=2, rank=1)
     with pytest.raises(ValueError, match=message):
-        gj.task_value_and_grad(loss_fn)({}, batch)
+        gj.task_value_and_grad(loss_fn)(params, batch)
+    if "disagree" not in message and "has shape" not in message:  # how many tasks there are is known there
+        with pytest.raises(ValueError, match=message):
+            gj.projected_task_grads(loss_fn, tx)(params, tx.init(params), batch)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_a_leaf_whose_rows_are_missing_is_named_where_the_loss_fails_on_it(chunk_size):
+    params, batch = problem()
+    fn = gj.task_value_and_grad(loss_fn, chunk_size=chunk_size)
+    with pytest.raises(
+        ValueError, match=r"Batch leaf 'x' has shape \[3\], so .* expected \[T, B, ...\]: add"
+    ) as failed:
+        fn(params, batch | {"x": jnp.ones(3)})
+    assert str(failed.value.__cause__) in str(failed.value)
+    # Of other leaves the loss alone knows what they should be: its own error, and what it was given.
+    with pytest.raises(TypeError, match="incompatible shapes") as failed:
+        fn(params, batch | {"y": jnp.ones((3, 7, 2))})
+    notes = " ".join(failed.value.__notes__)  # JAX has some of its own
+    assert "one task, whose leaves are 'mask' [5], 'x' [5, 4], 'y' [7, 2]" in notes
+
+
+def test_a_leaf_that_is_none_is_no_leaf():
+    params, batch = problem()
+    wanted, _ = gj.task_value_and_grad(loss_fn)(params, batch)
+    losses, _ = gj.task_value_and_grad(loss_fn)(params, batch | {"extra": None})
+    assert losses.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("counts", [jnp.ones(3), jnp.ones((2, 1)), jnp.ones(1), 1.0], ids=["3", "2x1", "1", "scalar"])
+def test_counts_that_are_not_one_a_task_are_refused(counts):
+    params, grads = {"w": jnp.zeros(4)}, {"w": jnp.ones((2, 4))}
+    merging = optax.chain(gj.merge_tasks(), optax.sgd(1.0))
+    gathering = gj.accumulate(merging, 2, num_tasks=2)
+    for tx in (merging, gathering, gj.baselines.joint(optax.sgd(1.0))):
+        with pytest.raises(ValueError, match=r"task_counts has shape \[.*\], expected \[2\], one a task"):
+            tx.update(grads, tx.init(params), params, task_counts=counts)
+    with pytest.raises(ValueError, match=r"task_losses has shape \[.*\], expected \[2\], one a task"):
+        gathering.update(grads, gathering.init(params), params, task_losses=counts)
+    # Gradients that were merged before stand for any number of tasks.
+    tx = gj.merge_tasks()
+    merged, _ = tx.update({"w": jnp.ones((1, 4))}, tx.init(params), params, task_counts=jnp.ones(3))
+    assert merged["w"].tolist() == [1.0] * 4
 
 
 def test_bad_arguments_are_refused():

@@ -11,6 +11,7 @@ from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.scales import real_dtype, squares, task_peaks, to_one
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
+from gems_jax.task_batch import check_per_task
 from gems_jax.task_grads import check_task_axis, gramian, weighted_sum
 from gems_jax.types import PyTree
 
@@ -178,8 +179,7 @@ def _checked_num_tasks(grads: PyTree, params: PyTree | None, num_tasks: int | No
 def _per_task(name: str, value: jax.Array | None, num_tasks: int, dtype: Any) -> jax.Array | None:
     if value is None:
         return None
-    if jnp.shape(value) != (num_tasks,):
-        raise ValueError(f"{name} has shape {list(jnp.shape(value))}, expected [{num_tasks}], one a task")
+    check_per_task(name, value, num_tasks)
     return jnp.asarray(value, dtype)
 
 

@@ -12,6 +12,7 @@ from gems_jax.projected.kernel_notes import Notes
 from gems_jax.projected.kernel_view import KernelView, Part, first_view
 from gems_jax.projected.program import plain, run_program
 from gems_jax.projected.whole_options import option_for_whole
+from gems_jax.task_batch import check_tasks, telling_leaves
 from gems_jax.transform.init_plans import InitPlan, init_shapes
 from gems_jax.transform.plan import Group, KernelPlan
 from gems_jax.transform.settings import Settings
@@ -34,7 +35,8 @@ class LossProgram(NamedTuple):
 def loss_program(loss_fn: Callable[[PyTree, PyTree], Any], params: PyTree, task_batch: PyTree) -> LossProgram:
     """The program of ``loss_fn(params, batch)`` for one task of a batch ``[T, B, ...]``; nothing is computed."""
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes_of(task_batch))
-    jaxpr, result = jax.make_jaxpr(loss_fn, return_shape=True)(shapes_of(params), batch)
+    with telling_leaves(task_batch):
+        jaxpr, result = jax.make_jaxpr(loss_fn, return_shape=True)(shapes_of(params), batch)
     return LossProgram(jaxpr, jax.tree.structure(result))
 
 
@@ -106,7 +108,7 @@ def find_served(
     states = [entry.state] if opt_state is None else gems_states(opt_state)
     if [_form(state) for state in states] != [_form(entry.state)]:
         raise ValueError("opt_state is not what tx.init(params) makes: pass the state of this tx and these parameters")
-    _check_tasks(task_batch, entry.settings.num_tasks)
+    check_tasks(task_batch, entry.settings.num_tasks)
     params = shapes_of(params)
     number = _numbers(params, entry)
     program = loss_program(loss_fn, params, task_batch)
@@ -142,15 +144,6 @@ def _numbers(params: PyTree, entry: InitPlan) -> dict[str, int]:
 def _form(state: GemsState) -> tuple[Any, list[tuple[int, ...]]]:
     """Its structure, and its bases' shapes."""
     return jax.tree.structure(state), [x.shape for x in jax.tree.leaves((state.shared_basis, state.task_basis))]
-
-
-def _check_tasks(task_batch: PyTree, num_tasks: int) -> None:
-    for path, leaf in named_leaves(task_batch):
-        if jnp.shape(leaf)[:1] != (num_tasks,):
-            raise ValueError(
-                f"batch leaf {path!r} has shape {list(jnp.shape(leaf))}; its leading axis is the task, {num_tasks} of "
-                "them (num_tasks of gems)"
-            )
 
 
 def _wanted(entry: InitPlan, dtypes: Mapping[str, Any]) -> tuple[list[KernelPlan], dict[str, str]]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gems_jax.leaf_path import named_leaves
 from gems_jax.projected.served import find_served
 from gems_jax.projected.step_gradients import Model, gradients
+from gems_jax.task_batch import check_leaves
 from gems_jax.transform.state import work_dtype
 from gems_jax.types import PyTree
 from gems_jax.whole_number import is_whole
@@ -76,6 +77,7 @@ def projected_task_grads(
     def fn(
         params: PyTree, opt_state: PyTree, task_batch: PyTree, task_counts: jax.Array | None = None
     ) -> tuple[Any, PyTree]:
+        check_leaves(task_batch)
         params = jax.tree.map(jnp.asarray, params)
         task_batch = jax.tree.map(jnp.asarray, task_batch)
         if opt_state is None:
@@ -97,7 +99,8 @@ def _first_part(task_batch: PyTree, accumulate: int) -> PyTree:
         if x.ndim < 2 or x.shape[1] != accumulate:
             raise ValueError(
                 f"batch leaf {path!r} has shape {list(x.shape)}, expected [T, {accumulate}, ...]: an axis of "
-                f"tasks, then one of the {accumulate} parts (accumulate)"
+                f"tasks, then one of the {accumulate} parts (accumulate); cut the rows of each task into {accumulate} "
+                "parts, and repeat what these share"
             )
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype), task_batch)
 

@@ -13,6 +13,7 @@ from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixRule
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.null_space.space import NullSpace
+from gems_jax.task_batch import check_per_task
 from gems_jax.task_grads import check_task_axis
 from gems_jax.transform.gates import Gate
 from gems_jax.transform.init_plans import bearing_plan
@@ -165,8 +166,8 @@ def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
         for name, value in (("task_losses", task_losses), ("task_counts", task_counts)):
             if value is None and name in settings.gate.needs:
                 raise ValueError(f"the gate needs {name}: call update(..., {name}=array of [{num_tasks}])")
-            if value is not None and jnp.shape(value) != (num_tasks,):
-                raise ValueError(f"{name} has shape {list(jnp.shape(value))}, expected [{num_tasks}], one a task")
+            if value is not None:
+                check_per_task(name, value, num_tasks)
         shapes = whole_shapes(updates, params)
         check_task_axis(shapes, params, num_tasks)
         warn_of_stacked_leaves(shapes, "gems")

@@ -13,6 +13,7 @@ import optax
 from gems_jax.boxes import unboxed
 from gems_jax.extra_arguments import check_extras
 from gems_jax.linalg.scales import real_dtype
+from gems_jax.task_batch import check_per_task
 from gems_jax.task_grads import check_task_axis
 from gems_jax.transform.state import gems_states, work_dtype
 from gems_jax.types import PyTree
@@ -67,7 +68,8 @@ def accumulate(
       A transform with the call of `gems`; ``shared_grads`` cannot be accumulated.
 
     Raises:
-      ValueError: ``k`` below 1; an unknown number of tasks; a leaf without its task axis.
+      ValueError: ``k`` below 1; an unknown number of tasks; a leaf without its task axis; losses or counts of another
+        number of tasks.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -115,6 +117,9 @@ def accumulate(
             raise ValueError("shared_grads cannot be accumulated; leave it out, or accumulate it before the call")
         tasks, dtype = state.counts.shape[0], state.counts.dtype
         check_task_axis(updates, params, tasks)
+        for name, value in (("task_losses", task_losses), ("task_counts", task_counts)):
+            if value is not None:
+                check_per_task(name, value, tasks)
         counts = jnp.ones((tasks,), dtype) if task_counts is None else jnp.asarray(task_counts, dtype)
 
         def add(total: jax.Array, gradient: jax.Array) -> jax.Array:

@@ -240,8 +240,17 @@ def test_bad_input_is_one_clear_error():
     fn, state = gj.projected_task_grads(loss, tx), tx.init(params)
     with pytest.raises(ValueError, match=r"batch leaf '' has shape \[3, .*its leading axis is the task, 2 of them"):
         fn(params, state, jnp.concatenate([batch, batch[:1]]))
-    with pytest.raises(ValueError, match=r"batch leaf 'n' has shape \[\]; its leading axis is the task"):
+    with pytest.raises(ValueError, match=r"batch leaf 'n' has shape \[\], expected \[2, ...\]: its leading axis is"):
         gj.projection_plan(lambda p, b: loss(p, b["x"]), tx, params, {"x": batch, "n": 1.0})
+    for nothing in ({}, None, {"x": None}):
+        with pytest.raises(ValueError, match=r"the task batch has no leaves; expected arrays \[T, B, ...\]"):
+            fn(params, state, nothing)
+    with pytest.raises(ValueError, match="batch leaf 'n' is of type str, expected an array of numbers"):
+        fn(params, state, {"x": batch, "n": "a"})
+    with pytest.raises(
+        ValueError, match=r"fails on the batch of one task .*Batch leaf '' has shape \[2\], so .*scalar"
+    ):
+        gj.projected_task_grads(lambda p, b: loss(p, b[:, :]), tx)(params, state, jnp.ones(TASKS))
     for other in ({"task_rank": 0}, {"rank": 3}):
         with pytest.raises(ValueError, match="opt_state is not what tx.init"):
             fn(params, gj.gems(1e-2, num_tasks=TASKS, **{"rank": 2} | other).init(params), batch)
