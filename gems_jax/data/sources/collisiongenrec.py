@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from gems_jax.data.preparation.holdout import TEST, TRAIN, VALID
 from gems_jax.data.preparation.options import PrepareOptions
@@ -75,6 +74,8 @@ def read_events(path: Path, known: KnownIds, quarantine: Quarantine) -> Examples
 
     Items that are not in the catalogue are left out first, so that the split is of what is left.
     """
+    import pyarrow as pa
+
     raw = read_object(path, "user", quarantine)
     malformed = sum(row["kind"] == "user" for row in quarantine.rows)
     users: list[str] = []
@@ -101,13 +102,13 @@ def read_events(path: Path, known: KnownIds, quarantine: Quarantine) -> Examples
     if not len(targets):
         raise ValueError(f"{path} holds no event; {FETCH}")
     lengths = np.asarray([len(row) for row in events])
-    place = np.concatenate([np.arange(length) for length in lengths])
-    from_end = np.repeat(lengths, lengths) - place
+    places = np.concatenate([np.arange(length) for length in lengths])
+    from_end = np.repeat(lengths, lengths) - places
     count = len(targets)
     user = np.repeat(names.users.encode(pa.array(users, pa.string())), lengths)
     return Examples(
         names, user, np.full(count, names.tasks.get("rec"), np.int32), np.full(count, -1, np.int32),
-        place.astype(np.float64), np.select([from_end == 1, from_end == 2], [TEST, VALID], TRAIN).astype(np.int8),
+        places.astype(np.float64), np.select([from_end == 1, from_end == 2], [TEST, VALID], TRAIN).astype(np.int8),
         Ragged(targets, np.arange(count + 1)), np.full(count, names.files.add(path.name), np.int32),
         np.arange(1, count + 1),
     )  # fmt: skip

@@ -15,8 +15,8 @@ _ENTRIES: dict[str, SourceEntry] = {
     "qilin": qilin.SOURCE,
     "released": released.SOURCE,
     "table": table.SOURCE,
-    "collisiongenrec": collisiongenrec.SOURCE,
     "minionerec": minionerec.SOURCE,
+    "collisiongenrec": collisiongenrec.SOURCE,
 }
 
 
