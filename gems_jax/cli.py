@@ -196,17 +196,18 @@ def _dry_run(options: Any) -> int:
     return 0
 
 
-def _tuned_run(options: Any, check: Callable[[Any, Path], None]) -> tuple[Any, Path]:
+def _tuned_run(options: Any, check: Callable[[Any, Path], None], model: bool = True) -> tuple[Any, Path]:
     """Configuration and work directory of a run that has been tuned; ``check`` sees whether they belong together.
 
-    The work directory is a folder on this machine: of one on an object store a copy.
+    The work directory is a folder on this machine: of one on an object store a copy, with the ``model`` if that is
+    needed.
     """
     from gems_jax.training.path_checks import check_run_paths, check_tuned
     from gems_jax.training.workdir.copies import opened
 
     check_tuned(options.workdir)
     config = _config(options)
-    workdir = opened(options.workdir, config.evaluate.checkpoint)
+    workdir = opened(options.workdir, config.evaluate.checkpoint if model else None)
     check(config, workdir)
     check_run_paths(config, workdir)
     return config, workdir
@@ -255,6 +256,7 @@ def _export(options: Any) -> int:
 
 def _items(options: Any) -> int:
     _quiet()
+    from gems_jax.staging import as_path
     from gems_jax.training.edit_items import add_items, edit_lines, ids_of, lines_of, remove_items, undo_edit
     from gems_jax.training.tuned import edits_of
     from gems_jax.training.workdir.files import check_config
@@ -271,16 +273,16 @@ def _items(options: Any) -> int:
     wrong += ["ids"] if options.ids is not None and action != "remove" else []
     if wrong:
         raise ValueError(f"items {action} takes no --{wrong[0]}")
-    config, workdir = _tuned_run(options, check_config)
+    config, workdir = _tuned_run(options, check_config, model=False)
     if action == "list":
-        print("\n".join(lines_of(edits_of(workdir), workdir)))
+        print("\n".join(lines_of(edits_of(workdir), as_path(options.workdir))))
         return 0
     if action == "add":
-        done = add_items(config, workdir, names[0], **of_add)
+        done = add_items(config, options.workdir, names[0], **of_add)
     elif action == "remove":
-        done = remove_items(workdir, ids_of(names, options.ids))
+        done = remove_items(options.workdir, ids_of(names, options.ids))
     else:
-        done = undo_edit(workdir)
+        done = undo_edit(options.workdir)
     print("\n".join(edit_lines(done, undone=action == "undo")))
     return 0
 
@@ -309,10 +311,11 @@ def _predict(options: Any) -> int:
     _quiet()
     from gems_jax.serving.predict import check_paths, predict
     from gems_jax.serving.recommender import load_engine
+    from gems_jax.staging import as_path
     from gems_jax.training.workdir.files import check_config
     from gems_jax.training.workdir.fingerprint import model_fingerprint
 
-    requests, out = Path(options.requests), Path(options.out)
+    requests, out = as_path(options.requests), as_path(options.out)
     check_paths(requests, out)
     config, workdir = _tuned_run(options, check_config)
     engine = load_engine(config, workdir)
@@ -334,7 +337,7 @@ def _serve(options: Any) -> int:
     from gems_jax.training.workdir.files import check_config
 
     token = read_token(options.token_file)
-    config, workdir = _tuned_run(options, check_config)
+    config, _ = _tuned_run(options, check_config)
     limits = Limits(
         batch_size=options.batch_size,
         max_wait=options.max_wait,
@@ -348,7 +351,7 @@ def _serve(options: Any) -> int:
         listed = 2 * limits.max_items
         return load_engine(
             config,
-            workdir,
+            options.workdir,
             batch_size=limits.batch_size,
             beams=limits.max_k,
             listed=listed,

@@ -20,7 +20,7 @@ _STALLED = {
 }
 # Bytes that are asked for at once, and those that one object may have where it is written in one request.
 _PART = 64 * 2**20
-_LARGEST = 5 * 2**30
+LARGEST = 5 * 2**30
 # Objects that are copied at the same time.
 _THREADS = 4
 
@@ -133,10 +133,8 @@ class StorePath:
 
     def write_bytes(self, data: bytes) -> int:
         """Makes the object of these bytes; one that was there is replaced when all of them have come."""
-        if len(data) > _LARGEST:
-            raise OSError(
-                f"{self} would have {len(data):,} bytes; a store takes {_LARGEST:,} at once: make it of parts"
-            )
+        if len(data) > LARGEST:
+            raise OSError(f"{self} would have {len(data):,} bytes; a store takes {LARGEST:,} at once: make it of parts")
         self._tried("written", lambda store: store.write(self.key, data).result())
         return len(data)
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +129,27 @@ def check_writable(path: str | os.PathLike[str] | StorePath, what: str, stores: 
         fresh_folder(base / "try").rmdir()
     except OSError as error:
         raise OSError(f"{what} {path} cannot be written ({base}: {error.strerror}): choose another folder") from None
+
+
+@contextlib.contextmanager
+def brought(file: str | os.PathLike[str] | StorePath) -> Iterator[Path]:
+    """A file on this machine: itself, or of an object on a store a copy of the same name, for the time of the block.
+
+    Raises:
+      FileNotFoundError: there is no such object.
+
+    Example:
+      >>> with brought("requests.jsonl") as file:
+      ...     file
+      PosixPath('requests.jsonl')
+    """
+    if not is_remote(file):
+        yield Path(str(file))
+        return
+    there = StorePath(str(file))
+    with tempfile.TemporaryDirectory(prefix="brought-") as folder:
+        there.download(Path(folder) / there.name)
+        yield Path(folder) / there.name
 
 
 def files_in(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:

@@ -1,24 +1,29 @@
 """A file of requests answered in the order of its rows, in constant memory; a killed run goes on where it was."""
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import math
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from gems_jax.data.raw.quarantine import shorten
+from gems_jax.object_store import StorePath
 from gems_jax.serving.answers import Answer
 from gems_jax.serving.catalogue import Ranking
 from gems_jax.serving.engine import Engine
 from gems_jax.serving.prediction_files import PredictionFiles
 from gems_jax.serving.request_files import RequestRow, count_requests, read_requests
 from gems_jax.serving.requests import Request, RequestError
+from gems_jax.serving.stored_predictions import StoredPredictions
+from gems_jax.staging import brought, check_writable
 
 # Rows that are sorted by length and answered together; after each such part what was done is on file.
 PART = 1024
@@ -36,8 +41,8 @@ class Predicted(NamedTuple):
     left_out: Counter[str]
 
 
-def check_paths(requests: Path, out: Path) -> None:
-    """Checks, before a model is loaded, that requests are there and answers can be written.
+def check_paths(requests: Path | StorePath, out: Path | StorePath) -> None:
+    """Checks, before a model is loaded, that requests are there and answers can be written, here or on a store.
 
     Raises:
       FileNotFoundError: there are no requests.
@@ -49,12 +54,20 @@ def check_paths(requests: Path, out: Path) -> None:
         raise ValueError(f"--out {out} must end in .jsonl or .parquet")
     if out.exists():
         raise ValueError(f"--out {out} is there already: remove it, or choose another file")
-    if not out.parent.is_dir():
+    if isinstance(out, StorePath):
+        check_writable(out.parent, "--out", stores=True)
+    elif not out.parent.is_dir():
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}; make it first")
 
 
 def predict(
-    engine: Engine, requests: Path, out: Path, model: str = "", *, part: int = PART, progress: bool = False
+    engine: Engine,
+    requests: Path | StorePath,
+    out: Path | StorePath,
+    model: str = "",
+    *,
+    part: int = PART,
+    progress: bool = False,
 ) -> Predicted:
     """Answers a file of requests.
 
@@ -64,8 +77,9 @@ def predict(
 
     Args:
       engine: that answers.
-      requests: ``.jsonl``, ``.csv`` or ``.parquet``, see `gems_jax.serving.request_files.read_requests`.
-      out: file to write, ``.jsonl`` or ``.parquet``.
+      requests: ``.jsonl``, ``.csv`` or ``.parquet``, see `gems_jax.serving.request_files.read_requests`; here or on an
+        object store, of which a copy is read.
+      out: file to write, ``.jsonl`` or ``.parquet``; here or on an object store, see `StoredPredictions`.
       model: names the model that answers: what another one has begun is not gone on with.
       part: rows that are answered together; after each part what was done is on file.
       progress: shows requests done, rate and time left.
@@ -75,12 +89,14 @@ def predict(
       ValueError: no row can be answered, ``out`` is there already, or another model or other requests have begun it.
     """
     check_paths(requests, out)
-    files = PredictionFiles(out, {"requests": _digest(requests), "model": model, "part": part})
-    with files:
+    with contextlib.ExitStack() as stack:
+        here = stack.enter_context(brought(requests))
+        origin = {"requests": _digest(here), "model": model, "part": part}
+        files = stack.enter_context(_files(out, origin, stack))
         done = files.done
-        rows = itertools.islice(read_requests(requests), done.rows, None)
+        rows = itertools.islice(read_requests(here), done.rows, None)
         with tqdm(
-            total=count_requests(requests), initial=done.rows, desc="predict", unit="request", disable=not progress
+            total=count_requests(here), initial=done.rows, desc="predict", unit="request", disable=not progress
         ) as bar:
             while not files.ended and (some := list(itertools.islice(rows, part))):
                 answered, left_out = _part(engine, some)
@@ -93,6 +109,16 @@ def predict(
             f"{files.quarantine} has the reason for each"
         )
     return Predicted(counts.answered, counts.left_out)
+
+
+def _files(out: Path | StorePath, origin: Mapping[str, Any], stack: contextlib.ExitStack) -> PredictionFiles:
+    if isinstance(out, StorePath):
+        return StoredPredictions(out, origin, _folder(stack))
+    return PredictionFiles(out, origin)
+
+
+def _folder(stack: contextlib.ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="predict-")))
 
 
 def _part(engine: Engine, rows: Sequence[RequestRow]) -> tuple[list[str], list[dict[str, Any]]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from gems_jax.object_store import StorePath
 from gems_jax.staging import write_json
 
 # Answers of a row group of parquet.
@@ -40,6 +41,7 @@ class PredictionFiles:
     Args:
       out: the file of answers.
       origin: what they are answers to, and whose; JSON values.
+      shown: names of ``out`` and of the file beside it, for messages; ``None``: those.
 
     Attributes:
       done: how far an earlier run has come.
@@ -49,12 +51,13 @@ class PredictionFiles:
       ValueError: what is there was begun from another origin, or is damaged.
     """
 
-    def __init__(self, out: Path, origin: Mapping[str, Any]):
+    def __init__(self, out: Path, origin: Mapping[str, Any], shown: tuple[object, object] | None = None):
         self._out, self._origin = out, dict(origin)
-        self.quarantine = out.with_name(f"{out.name}.quarantine.jsonl")
-        self._targets = (out, self.quarantine)
+        self._targets = (out, out.with_name(f"{out.name}.quarantine.jsonl"))
+        self.quarantine: Path | StorePath = self._targets[1]
         self._parts = tuple(target.with_name(f".{target.name}.part") for target in self._targets)
         self._state = out.with_name(f".{out.name}.state.json")
+        self._shown_out, self._shown_state = shown or (out, self._state)
         self._files: tuple[BinaryIO, ...] = ()
         self.done = self._read()
 
@@ -98,7 +101,7 @@ class PredictionFiles:
             self._write()
         answers, left_out = self._parts
         if self.done.left_out and left_out.exists():
-            os.replace(left_out, self.quarantine)
+            os.replace(left_out, self._targets[1])
         if self.done.answered and answers.exists():
             if self._out.suffix == ".parquet":
                 _write_parquet(answers, self._out)
@@ -113,7 +116,9 @@ class PredictionFiles:
         there = file.seek(0, os.SEEK_END)
         if there < size:
             file.close()
-            raise ValueError(f"{path} has {there:,} bytes, fewer than were written: remove {self._state} to begin anew")
+            raise ValueError(
+                f"{path} has {there:,} bytes, fewer than were written: remove {self._shown_state} to begin anew"
+            )
         file.truncate(size)
         file.seek(size)
         return file
@@ -126,12 +131,12 @@ class PredictionFiles:
             origin, done = state["origin"], state["done"]
             done = Done(**done | {"left_out": Counter(done["left_out"]), "sizes": tuple(done["sizes"])})
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{self._state} is damaged ({error}): remove it to begin anew") from None
+            raise ValueError(f"{self._shown_state} is damaged ({error}): remove it to begin anew") from None
         other = [name for name in self._origin if origin.get(name) != self._origin[name]]
         if other:
             raise ValueError(
-                f"{self._out} was begun with another value of {', '.join(other)}: remove {self._state} to begin anew, "
-                "or choose another --out"
+                f"{self._shown_out} was begun with another value of {', '.join(other)}: remove {self._shown_state} to "
+                "begin anew, or choose another --out"
             )
         return done
 

@@ -19,7 +19,7 @@ from gems_jax.training.workdir.copies import config_file, opened
 
 def load_engine(
     config: Config,
-    workdir: Path,
+    workdir: str | os.PathLike[str],
     *,
     batch_size: int | None = None,
     beams: int | None = None,
@@ -30,7 +30,7 @@ def load_engine(
 
     Args:
       config: of the run.
-      workdir: of the run.
+      workdir: of the run, here or on an object store, of which a copy is made as it is there now.
       batch_size: requests that are ranked at once; ``None``: ``evaluate.batch_size``.
       beams: width of the search; ``None``: ``evaluate.beams``.
       listed: see `Engine`.
@@ -40,7 +40,7 @@ def load_engine(
     Raises:
       FileNotFoundError, ValueError: as `gems_jax.training.tuned.load_run`.
     """
-    _, assets, model, edits = load_run(config, workdir)
+    _, assets, model, edits = load_run(config, opened(workdir, config.evaluate.checkpoint))
     return Engine(
         model,
         assets.tokenizer,
@@ -101,9 +101,7 @@ class Recommender:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, batch_size: int | None = None, beams: int | None = None):
-        config = config_of_run(workdir)
-        folder = opened(workdir, config.evaluate.checkpoint)
-        self._engine = load_engine(config, folder, batch_size=batch_size, beams=beams)
+        self._engine = load_engine(config_of_run(workdir), workdir, batch_size=batch_size, beams=beams)
 
     @property
     def edited(self) -> str:

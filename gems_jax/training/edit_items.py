@@ -1,6 +1,7 @@
 """Items that come to a tuned run's catalogue and go from it, without training: each edit kept, and undone again."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,13 @@ from gems_jax.data.raw.catalogue_file import read_items
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.text.plain_text import plain_ids
-from gems_jax.staging import check_writable, escaped
+from gems_jax.staging import as_path, brought, check_writable, escaped
 from gems_jax.training.new_identifiers import identifiers_of
 from gems_jax.training.run_assets import run_assets
 from gems_jax.training.tuned import edited, edits_of
 from gems_jax.training.workdir.assets import AssetRecord, check_record, item_digest, read_record, record_of
+from gems_jax.training.workdir.copies import editing
 from gems_jax.training.workdir.edits import NAME, CatalogueEdits, Edit, NewItem, write_edits
-from gems_jax.training.workdir.lock import WorkdirLock
 
 # Ids that an error names.
 _NAMED = 5
@@ -40,7 +41,7 @@ class Edited(NamedTuple):
 
 def add_items(
     config: Config,
-    workdir: Path,
+    workdir: str | os.PathLike[str],
     file: str,
     *,
     identifiers: str | None = None,
@@ -54,7 +55,7 @@ def add_items(
 
     Args:
       config: of the run.
-      workdir: of the run.
+      workdir: of the run, here or on an object store.
       file: a catalogue as ``prepare`` reads it: CSV, JSON or parquet with ``item_id``, ``title`` and perhaps ``text``.
       identifiers: JSON file of the items' identifiers, where those of the run came from such a file.
       columns: role to column, where a column is not named as its role.
@@ -65,47 +66,47 @@ def add_items(
       ValueError: an item is known already, too many rows cannot be used, or the run's items have a token each.
     """
     _check_addable(config, identifiers)
-    check_writable(workdir, "--workdir")
-    with WorkdirLock(workdir):
-        record, edits = _known(workdir)
+    check_writable(workdir, "--workdir", stores=True)
+    with editing(workdir) as folder, brought(file) as here:
+        record, edits = _known(folder)
         quarantine = Quarantine(config.data.max_bad_fraction if max_bad_fraction is None else max_bad_fraction)
-        files = dataclasses.replace(config.data.files or TableFiles(), items=Path(file).name)
+        files = dataclasses.replace(config.data.files or TableFiles(), items=here.name)
         if columns:
             files = dataclasses.replace(files, item_columns=dict(columns))
-        items = read_items(Path(file).parent, files, quarantine)
+        items = read_items(here.parent, files, quarantine)
         returned = _returned(items, record, edits)
         new = [item for item in items if item.item_id not in returned]
         added, moved = [], 0
         if new:
-            base, assets, _ = run_assets(config, workdir, tuned=True)
-            check_record(record_of(config, assets, training=False), workdir)
+            base, assets, _ = run_assets(config, folder, tuned=True)
+            check_record(record_of(config, assets, training=False), folder)
             new = _readable(new, assets.tokenizer, quarantine, len(items), file)
             tokens, moved = identifiers_of(config, edited(assets, edits), base, new, identifiers)
             added = [NewItem.of(item, each) for item, each in zip(new, tokens, strict=True)]
-        edit = Edit(_now(), escaped(Path(file).name), tuple(added), tuple(returned), left_out=tuple(quarantine.rows))
+        edit = Edit(_now(), escaped(here.name), tuple(added), tuple(returned), left_out=tuple(quarantine.rows))
         edits = dataclasses.replace(edits, edits=(*edits.edits, edit))
         if added:
             edited(assets, edits)  # no identifier twice, and no token that is unknown
-        write_edits(edits, workdir)
+        write_edits(edits, folder)
     return Edited(edit, edits, moved)
 
 
-def remove_items(workdir: Path, item_ids: Sequence[str]) -> Edited:
+def remove_items(workdir: str | os.PathLike[str], item_ids: Sequence[str]) -> Edited:
     """Takes items out of the catalogue of a tuned run: they are ranked no more, and stay known in histories.
 
     Args:
-      workdir: of the run.
+      workdir: of the run, here or on an object store.
       item_ids: of items that are ranked.
 
     Raises:
       ValueError: an id is unknown or removed already, or no item would be left.
     """
-    check_writable(workdir, "--workdir")
+    check_writable(workdir, "--workdir", stores=True)
     item_ids = list(dict.fromkeys(item_ids))
     if not item_ids:
         raise ValueError("items remove needs ids of items, or --ids FILE")
-    with WorkdirLock(workdir):
-        record, edits = _known(workdir)
+    with editing(workdir) as folder:
+        record, edits = _known(folder)
         gone = edits.removed()
         there = {*record.items, *(one.item_id for one in edits.added())}
         _refuse([one for one in item_ids if one not in there], "the catalogue has no item {}")
@@ -114,24 +115,24 @@ def remove_items(workdir: Path, item_ids: Sequence[str]) -> Edited:
             raise ValueError(f"these are all {len(item_ids):,} items that are ranked: one at least must stay")
         edit = Edit(_now(), removed=tuple(item_ids))
         edits = dataclasses.replace(edits, edits=(*edits.edits, edit))
-        write_edits(edits, workdir)
+        write_edits(edits, folder)
     return Edited(edit, edits)
 
 
-def undo_edit(workdir: Path) -> Edited:
+def undo_edit(workdir: str | os.PathLike[str]) -> Edited:
     """Undoes the last edit of a tuned run's catalogue.
 
     Raises:
       ValueError: there is none.
     """
-    check_writable(workdir, "--workdir")
-    with WorkdirLock(workdir):
-        edits = edits_of(workdir)
+    check_writable(workdir, "--workdir", stores=True)
+    with editing(workdir) as folder:
+        edits = edits_of(folder)
         if not edits.edits:
             raise ValueError(f"the catalogue of {workdir} was not edited since training: there is nothing to undo")
         *before, last = edits.edits
         edits = dataclasses.replace(edits, edits=tuple(before))
-        write_edits(edits, workdir)
+        write_edits(edits, folder)
     return Edited(last, edits)
 
 
@@ -214,9 +215,9 @@ def ids_of(words: Iterable[str], file: str | None) -> list[str]:
     """
     lines: list[str] = []
     if file is not None:
-        if not Path(file).is_file():
+        if not as_path(file).is_file():
             raise FileNotFoundError(f"--ids {file} does not exist: write an id a line into it")
-        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in as_path(file).read_text(encoding="utf-8").splitlines()]
     return [*words, *(line for line in lines if line)]
 
 

@@ -11,6 +11,7 @@ import pytest
 import shop
 from pyarrow import parquet
 from shop import Shop
+from store_server import store_server
 
 from gems_jax.serving import prediction_files
 from gems_jax.serving.answers import Answer, RankedItem
@@ -18,6 +19,7 @@ from gems_jax.serving.catalogue import Catalogue
 from gems_jax.serving.predict import predict
 from gems_jax.serving.request_files import read_requests
 from gems_jax.serving.requests import Request
+from gems_jax.staging import as_path
 
 REQUESTS = [
     {"id": "first", "user": "ann", "k": 2},
@@ -119,15 +121,15 @@ def test_lines_are_those_of_json_dumps_whatever_titles_notes_and_scores_hold(tmp
 
 KILLED = """
 import sys
-from pathlib import Path
+from gems_jax.staging import as_path
 from test_predict import Echo, predict
-predict(Echo(kill_at=int(sys.argv[3])), Path(sys.argv[1]), Path(sys.argv[2]), part=2)
+predict(Echo(kill_at=int(sys.argv[3])), as_path(sys.argv[1]), as_path(sys.argv[2]), part=2)
 """
 
 
 def killed(requests, out, part):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
-    command = [sys.executable, "-c", KILLED, requests, out, str(part)]
+    command = [sys.executable, "-c", KILLED, str(requests), str(out), str(part)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -195,3 +197,80 @@ def test_files_that_cannot_be_are_named_before_any_work(tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
     with pytest.raises(ValueError, match="the column 'qeury', which no request has"):
         list(read_requests(write_lines(tmp_path / "typo.jsonl", [{"user": "ann", "qeury": "red"}])))
+
+
+@pytest.fixture(scope="module")
+def server():
+    with store_server() as served:
+        yield served
+
+
+@pytest.fixture
+def faults(server):
+    yield server[0]
+    server[0].next.clear()
+
+
+@pytest.fixture
+def store(server, request):
+    return server[1] / request.node.name.partition("[")[0]
+
+
+def test_a_killed_run_on_an_object_store_goes_on_to_the_bytes_of_one_here(tmp_path, store, faults):
+    requests = write_lines(tmp_path / "r.jsonl", REQUESTS)
+    (store / "r.jsonl").write_bytes(requests.read_bytes())
+    for name in ("out.jsonl", "out.parquet"):
+        predict(Echo(), requests, tmp_path / name, part=2)
+    out = store / "out.jsonl"
+    killed(store / "r.jsonl", out, 2)
+    assert store.names() == [".out.jsonl.parts/00000000.answers", ".out.jsonl.state.json", "r.jsonl"]
+    (store / ".out.jsonl.parts" / "00000001.answers").write_text('{"row": 99}\n')  # of a part that was cut short
+    engine = Echo()
+    faults.next += ["503 Slow Down", "cut"]
+    done = predict(engine, store / "r.jsonl", out, part=2)
+    assert engine.parts == 2
+    assert (done.answered, done.left_out.total()) == (4, 2)
+    predict(Echo(), store / "r.jsonl", store / "out.parquet", part=2)
+    names = [f"{name}{more}" for name in ("out.jsonl", "out.parquet") for more in ("", ".quarantine.jsonl")]
+    assert store.names() == sorted([*names, "r.jsonl"])
+    for name in names:
+        assert (store / name).read_bytes() == (tmp_path / name).read_bytes()
+    with pytest.raises(ValueError, match=f"--out {out} is there already: remove it"):
+        predict(engine, store / "r.jsonl", out)
+
+
+def test_answers_on_a_store_that_fails_are_gone_on_with_and_an_error_names_the_address(
+    tmp_path, store, faults, monkeypatch
+):
+    requests = write_lines(tmp_path / "r.jsonl", REQUESTS)
+    out = store / "out.jsonl"
+    with pytest.raises(FileNotFoundError, match=f"--requests {store}/none.jsonl does not exist"):
+        predict(Echo(), store / "none.jsonl", out)
+    with pytest.raises(OSError, match="s3://nowhere/out.jsonl cannot be listed .*NoSuchBucket"):
+        predict(Echo(), requests, as_path("s3://nowhere/out.jsonl"))
+
+    class Failing(Echo):
+        def answer(self, rankings):
+            faults.next += ["503 Slow Down"] * 100 if self.parts else []
+            return super().answer(rankings)
+
+    with pytest.raises(OSError, match=f"{store}/.out.jsonl.parts/00000001.answers cannot be written"):
+        predict(Failing(), requests, out, "step 9", part=2)
+    faults.next.clear()
+    assert not out.exists()
+    with pytest.raises(ValueError, match=f"{out} was begun with another value of model: remove {store}/.out.jsonl.st"):
+        predict(Echo(), requests, out, "step 8", part=2)
+    state = (store / ".out.jsonl.state.json").read_text()
+    (store / ".out.jsonl.state.json").write_text(state[:-9])
+    with pytest.raises(ValueError, match=rf"{store}/.out.jsonl.state.json is damaged"):
+        predict(Echo(), requests, out, "step 9", part=2)
+    (store / ".out.jsonl.state.json").write_text(state)
+    monkeypatch.setattr("gems_jax.serving.stored_predictions.LARGEST", 10)
+    with pytest.raises(ValueError, match=f"--out {out} would have more than 10 bytes, which a store takes at once"):
+        predict(Echo(), requests, out, "step 9", part=2)
+    monkeypatch.undo()
+    engine = Echo()
+    assert predict(engine, requests, out, "step 9", part=2).answered == 4
+    assert engine.parts == 2
+    predict(Echo(), requests, tmp_path / "out.jsonl", "step 9", part=2)
+    assert out.read_bytes() == (tmp_path / "out.jsonl").read_bytes()

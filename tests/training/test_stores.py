@@ -3,16 +3,22 @@
 One server and one run of two steps serve all tests.
 """
 
+import functools
 import json
 import shutil
+import time
 
 import pytest
 from identified import identified_options
+from serving_client import serving
 from store_server import put, store_server
 from tiny import everything_in, fails, gems_jax, say
 
 import gems_jax as gj
+from gems_jax.serving.recommender import config_of_run, load_engine
+from gems_jax.training.workdir.assets import read_record
 from gems_jax.training.workdir.copies import copy_of
+from gems_jax.training.workdir.edits import NAME, write_edits
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +145,92 @@ def test_an_evaluation_is_written_to_the_store_and_compared_with_from_there(stor
     assert {name: here[name] for name in ("rec", "src", "general")} == {
         name: there[name] for name in ("rec", "src", "general")
     }
+
+
+def test_requests_on_a_store_are_answered_there_as_they_are_here(store, tuned, tmp_path, capsys):
+    lines = [{"user": "user0003", "k": 3}, {"user": "nobody"}, {"user": "user0003", "query": "lamp", "k": 2}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "r.jsonl").write_text(text)
+    (store.parent / "r.jsonl").write_text(text)
+    said(capsys, "predict", "--workdir", tuned, "--requests", tmp_path / "r.jsonl", "--out", tmp_path / "out.jsonl")
+    out = store.parent / "out.jsonl"
+    shown = said(capsys, "predict", "--workdir", store, "--requests", store.parent / "r.jsonl", "--out", out)
+    assert f"predict: 2 requests answered in {out}" in shown
+    assert f"with reasons in {out}.quarantine.jsonl" in shown
+    for more in ("", ".quarantine.jsonl"):
+        assert (out.parent / f"{out.name}{more}").read_text() == (tmp_path / f"out.jsonl{more}").read_text()
+
+
+def test_items_are_added_removed_and_undone_on_the_store(store, tuned, tmp_path, capsys, faults, monkeypatch):
+    monkeypatch.setattr("gems_jax.training.workdir.remote_lock.SETTLE_SECONDS", 0.0)
+
+    def items(*argv):
+        return said(capsys, "items", *argv, "--workdir", store)
+
+    new = {"item_id": "new1", "title": "red copper lamp", "text": "for a desk"}
+    (store.parent / "new.jsonl").write_text(json.dumps(new) + "\n")
+    faults.next += ["503 Slow Down", "cut"]
+    assert "added 1 (new1)  from new.jsonl" in items("add", store.parent / "new.jsonl")
+    assert "catalogue edited: +1 -0 items since training" in items("list")
+    known = next(iter(read_record(tuned).items))
+    (store.parent / "ids.txt").write_text(f"{known}\n")
+    assert "catalogue edited: +1 -1 items since training" in items("remove", "--ids", store.parent / "ids.txt")
+    # Edits of the store are what a copy of it here has.
+    shutil.copytree(tuned, tmp_path / "run")
+    (tmp_path / "run" / NAME).write_bytes((store / NAME).read_bytes())
+    listed = said(capsys, "items", "list", "--workdir", tmp_path / "run")
+    assert items("list") == listed.replace(str(tmp_path / "run"), str(store))
+    assert [len(listed.splitlines()), known in listed, "new1" in listed] == [3, True, True]
+    items("undo")
+    assert "the catalogue is that of training again" in items("undo")
+    assert contents(store) == contents(tuned)
+    assert f"{store} was not edited since training: there is nothing to undo" in fails(
+        capsys, "items", "undo", "--workdir", store
+    )
+
+
+def test_an_edit_that_a_store_does_not_take_changes_nothing_and_a_held_lock_is_respected(
+    store, tuned, capsys, faults, monkeypatch
+):
+    monkeypatch.setattr("gems_jax.training.workdir.remote_lock.SETTLE_SECONDS", 0.0)
+    (store / "lock.json").write_text(json.dumps({"pid": 7, "host": "other", "renewed": time.time()}))
+    remove = ("items", "remove", next(iter(read_record(tuned).items)), "--workdir", store)
+    message = fails(capsys, *remove)
+    assert f"{store} is in use by process 7 on other" in message
+    (store / "lock.json").unlink()
+
+    def failing(edits, folder):
+        write_edits(edits, folder)
+        faults.next += ["503 Slow Down"] * 4
+
+    monkeypatch.setattr("gems_jax.training.edit_items.write_edits", failing)
+    message = fails(capsys, *remove)
+    assert f"{store}/{NAME} cannot be written" in message
+    assert contents(store) == contents(tuned)
+
+
+def test_a_service_answers_from_the_store_and_takes_over_what_has_changed_there(
+    store, tuned, capsys, faults, monkeypatch
+):
+    monkeypatch.setattr("gems_jax.training.workdir.remote_lock.SETTLE_SECONDS", 0.0)
+    config = config_of_run(str(store))
+    load = functools.partial(load_engine, config, str(store), batch_size=1, beams=4)
+    with serving(load, batch_size=1) as client:
+        ask = functools.partial(client, "POST", "/v1/search", {"query": "lamp", "k": 3})
+        here = gj.Recommender(tuned, beams=4).search("lamp", k=3)
+        first = ask()[2]["items"]
+        assert [item["item_id"] for item in first] == [item.item_id for item in here.items]
+        said(capsys, "items", "remove", first[0]["item_id"], "--workdir", store)
+        assert ask()[2]["items"] == first  # until it is asked to look
+        status, _, answer = client("POST", "/v1/reload")
+        assert (status, answer["edited"]) == (200, "catalogue edited: +0 -1 items since training")
+        second = ask()[2]["items"]
+        assert first[0] not in second
+        assert second[0] == first[1]
+        faults.next += ["503 Slow Down"] * 100
+        status, _, answer = client("POST", "/v1/reload")
+        faults.next.clear()
+        assert status == 500
+        assert f"{store}" in str(answer)
+        assert "start again when the store answers" in str(answer)
+        assert ask()[2]["items"] == second

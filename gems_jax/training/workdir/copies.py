@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ _EVALUATION = re.compile(r"eval\.json|report\.html|(catalogue/)?ranking_[^/]+\.n
 _MARK = "commit_success.txt"
 
 
-def opened(workdir: str | os.PathLike[str] | StorePath, which: str = "last") -> Path:
+def opened(workdir: str | os.PathLike[str] | StorePath, which: str | None = "last") -> Path:
     """The folder on this machine that a tuned run is read from: its own, or a copy of what is on the store now.
 
     A copy has the newest intact checkpoint, and the best one where it is asked for; what it has already is not
@@ -37,7 +38,7 @@ def opened(workdir: str | os.PathLike[str] | StorePath, which: str = "last") -> 
 
     Args:
       workdir: of the run, here or on a store.
-      which: ``"last"`` or ``"best"`` checkpoint.
+      which: ``"last"`` or ``"best"`` checkpoint; ``None``: there must be one, but it is not copied.
 
     Raises:
       FileNotFoundError: it is no work directory, or holds no checkpoint.
@@ -90,9 +91,9 @@ def editing(workdir: str | os.PathLike[str] | StorePath) -> Iterator[Path]:
         with WorkdirLock(Path(str(workdir))):
             yield Path(str(workdir))
         return
-    store, folder = StorePath(str(workdir)), copy_of(workdir)
-    lock: Any = store
-    with WorkdirLock(lock), _alone(folder):
+    store: Any = StorePath(str(workdir))
+    with WorkdirLock(store), tempfile.TemporaryDirectory(prefix="edited-") as temporary:
+        folder = Path(temporary) / store.name
         _bring_files(store, folder, store.names(), _FILES)
         yield folder
         if (folder / edits.NAME).is_file():
@@ -136,7 +137,7 @@ def _bring_files(store: StorePath, folder: Path, names: Iterable[str], wanted: I
             (folder / name).unlink(missing_ok=True)
 
 
-def _bring_checkpoints(store: StorePath, folder: Path, names: Iterable[str], which: str) -> None:
+def _bring_checkpoints(store: StorePath, folder: Path, names: Iterable[str], which: str | None) -> None:
     """Makes a folder hold the newest intact checkpoint of a store, and the best one if that is wanted."""
     files: dict[str, list[str]] = {}
     for name in names:
@@ -147,6 +148,8 @@ def _bring_checkpoints(store: StorePath, folder: Path, names: Iterable[str], whi
     steps = sorted((step for step in files if last <= {*files[step]}), key=int, reverse=True)
     if not steps:
         raise FileNotFoundError(f"{store.parent} holds no checkpoint yet; run gems-jax train until it has saved one")
+    if which is None:
+        return
     folder.mkdir(exist_ok=True)
     bad: dict[str, str] = {}
     for step in steps:
