@@ -17,8 +17,8 @@ class DataConfig:
 
     Attributes:
       name: the source: ``marketplace`` (generated), ``table`` (your own logs), ``amazon``, ``amazon_scientific``,
-        ``qilin``, ``released`` (the authors' six tables), ``minionerec``, ``collisiongenrec``, or one that was
-        registered; see docs/data.md.
+        ``qilin``, ``released`` (the authors' six tables), ``kuaisar``, ``minionerec``, ``collisiongenrec``, or one
+        that was registered; see docs/data.md.
       path: folder of the raw files, for sources that read files.
       dir: folder of the prepared dataset; it is made where it is missing.
       seed: seed of the negatives and of the generated marketplace.

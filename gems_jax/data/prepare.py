@@ -52,8 +52,8 @@ def prepare(
     Args:
       name: of a source, see `gems_jax.data.sources.registry`: ``marketplace`` (made from the seed), or from files under
         ``path``: ``amazon_scientific``, ``amazon`` (any category's reviews and metadata), ``qilin``, ``released`` (the
-        authors' six pickled tables), ``minionerec`` and ``collisiongenrec`` (their published
-        splits), ``table`` (anyone's rows).
+        authors' six pickled tables), ``kuaisar``, ``minionerec`` and ``collisiongenrec``
+        (their published splits), ``table`` (anyone's rows).
       out_dir: folder of the prepared dataset; on an object store (``gs://...``) a copy on this machine is worked with,
         see `gems_jax.data.dataset.remote`.
       path: folder of the raw files, on this machine (``file://`` is).

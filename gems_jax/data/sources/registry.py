@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import re
 
-from gems_jax.data.sources import amazon, amazon_scientific, collisiongenrec, minionerec, qilin, released, table
+from gems_jax.data.sources import (
+    amazon,
+    amazon_scientific,
+    collisiongenrec,
+    kuaisar,
+    minionerec,
+    qilin,
+    released,
+    table,
+)
 from gems_jax.data.sources.entry import SourceEntry
 from gems_jax.data.sources.synthetic import marketplace
 
@@ -15,6 +24,7 @@ _ENTRIES: dict[str, SourceEntry] = {
     "qilin": qilin.SOURCE,
     "released": released.SOURCE,
     "table": table.SOURCE,
+    "kuaisar": kuaisar.SOURCE,
     "minionerec": minionerec.SOURCE,
     "collisiongenrec": collisiongenrec.SOURCE,
 }
