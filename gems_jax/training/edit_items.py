@@ -13,6 +13,7 @@ from gems_jax.data.raw.catalogue_file import read_items
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.text.plain_text import plain_ids
+from gems_jax.items.tokens import read_identifiers
 from gems_jax.staging import as_path, brought, check_writable, escaped
 from gems_jax.training.new_identifiers import identifiers_of
 from gems_jax.training.run_assets import run_assets
@@ -31,12 +32,14 @@ class Edited(NamedTuple):
     Args:
       edit: what was done.
       edits: all of them.
-      moved: added items whose codes are not the nearest, since another item has those.
+      moved: added items whose codes are not the nearest, or those brought for them, since another item has these.
+      brought: whether codes of added items were brought.
     """
 
     edit: Edit
     edits: CatalogueEdits
     moved: int = 0
+    brought: bool = False
 
 
 def add_items(
@@ -50,8 +53,9 @@ def add_items(
 ) -> Edited:
     """Adds the items of a file to the catalogue of a tuned run.
 
-    They get identifiers of codes that the run was tuned with, none that another item has; items that were removed
-    before, with the same title and text, come back under their own.
+    They get identifiers of codes that the run was tuned with, none that another item has unless items may share them
+    (``items.collisions: group``); items that were removed before, with the same title and text, come back under their
+    own.
 
     Args:
       config: of the run.
@@ -63,9 +67,13 @@ def add_items(
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: an item is known already, too many rows cannot be used, or the run's items have a token each.
+      ValueError: an item is known already, too many rows cannot be used, identifiers are missing or cannot be used, or
+        an item is new and the run's items have a token each.
     """
-    _check_addable(config, identifiers)
+    made = config.items.identifiers in (None, *QUANTISERS)
+    if made and identifiers is not None:
+        kind = config.items.identifiers or "tokens"
+        raise ValueError(f"this run makes identifiers by {kind}, of new items, too: leave --identifiers out")
     check_writable(workdir, "--workdir", stores=True)
     with editing(workdir) as folder, brought(file) as here:
         record, edits = _known(folder)
@@ -76,8 +84,11 @@ def add_items(
         items = read_items(here.parent, files, quarantine)
         returned = _returned(items, record, edits)
         new = [item for item in items if item.item_id not in returned]
+        if identifiers is not None:
+            _check_own(identifiers, returned, record, edits)
         added, moved = [], 0
         if new:
+            _check_addable(config, identifiers)
             base, assets, _ = run_assets(config, folder, tuned=True)
             check_record(record_of(config, assets, training=False), folder)
             new = _readable(new, assets.tokenizer, quarantine, len(items), file)
@@ -88,7 +99,7 @@ def add_items(
         if added:
             edited(assets, edits)  # no identifier twice, and no token that is unknown
         write_edits(edits, folder)
-    return Edited(edit, edits, moved)
+    return Edited(edit, edits, moved, identifiers is not None)
 
 
 def remove_items(workdir: str | os.PathLike[str], item_ids: Sequence[str]) -> Edited:
@@ -137,6 +148,7 @@ def undo_edit(workdir: str | os.PathLike[str]) -> Edited:
 
 
 def _check_addable(config: Config, identifiers: str | None) -> None:
+    """Raises unless new items can have identifiers."""
     kind = config.items.identifiers
     if kind is None:
         raise ValueError(
@@ -144,8 +156,6 @@ def _check_addable(config: Config, identifiers: str | None) -> None:
             "never trained: nothing sound can be said of its rank. Tune a run whose items share tokens "
             "(items.identifiers: rkmeans), to which items can be added without training"
         )
-    if kind in QUANTISERS and identifiers is not None:
-        raise ValueError(f"this run makes identifiers by {kind}, of new items, too: leave --identifiers out")
     if kind not in QUANTISERS and identifiers is None:
         raise ValueError(
             f"identifiers of this run are from a file ({kind}), not made of texts: give those of the new items by "
@@ -180,6 +190,18 @@ def _returned(items: Sequence[Item], record: AssetRecord, edits: CatalogueEdits)
         "{} removed before, with another title or text: an item comes back as it was, or under another id",
     )
     return dict.fromkeys(item.item_id for item in back)
+
+
+def _check_own(path: str, returned: Iterable[str], record: AssetRecord, edits: CatalogueEdits) -> None:
+    """Raises where a file gives items that come back other identifiers than they have."""
+    given = read_identifiers(path)
+    own = record.identifiers | {one.item_id: "".join(one.tokens) for one in edits.added()}
+    for item_id in returned:
+        if item_id in given and "".join(given[item_id]) != own[item_id]:
+            raise ValueError(
+                f"{path}: item {item_id!r} comes back under its own identifier {own[item_id]}, and the file gives it "
+                f"{''.join(given[item_id])}: leave it out of the file"
+            )
 
 
 def _readable(items: Sequence[Item], tokenizer: object, quarantine: Quarantine, total: int, file: str) -> list[Item]:
@@ -231,7 +253,8 @@ def edit_lines(done: Edited, undone: bool = False) -> list[str]:
     edit = done.edit
     lines = [f"items: {'undone: ' if undone else ''}{edit.line()}"]
     if done.moved:
-        lines.append(f"items: {done.moved:,} have other codes than the nearest, which other items have")
+        what = "those in --identifiers" if done.brought else "the nearest"
+        lines.append(f"items: {done.moved:,} have other codes than {what}, which other items have")
     shown = edit.left_out[:_NAMED] if not undone else ()
     lines += [f"items: left out: {row['id']}: {row['reason']}" for row in shown]
     return [*lines, f"items: {done.edits.notice() or 'the catalogue is that of training again'}"]

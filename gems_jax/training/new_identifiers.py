@@ -32,19 +32,19 @@ def identifiers_of(
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file lacks an item, has a token that the run has not or an identifier of another item; there are
-        more items than identifiers.
+      ValueError: the file lacks an item, has a token that no item of the run has in this place, an identifier of a
+        length that none has or that of another item; there are more items than identifiers.
     """
     if not is_made(config):
         assert brought is not None
         return _brought(assets, new, brought, alone=not assets.items.shared), 0
     ids = load(config.items.path)
-    embeddings = text_embeddings(base, assets.tokenizer, [item.search_text for item in new], progress=True)
     taken = _codes([_tokens(row, assets.tokenizer) for row in assets.items.token_ids], ids)
     wanted = None
     if config.items.identifiers not in QUANTISERS:
         assert brought is not None
         wanted = _codes(_brought(assets, new, brought, alone=False), ids)
+    embeddings = text_embeddings(base, assets.tokenizer, [item.search_text for item in new], progress=True)
     assert ids.codebooks is not None
     placed = place(ids.vectors(embeddings), ids.codebooks, taken, wanted)
     return Identifiers(placed.codes, level_names=ids.level_names).tokens(), placed.moved
@@ -57,18 +57,25 @@ def _brought(assets: Assets, new: Sequence[Item], path: str, alone: bool = True)
     if missing:
         raise ValueError(f"{path}: no identifier for {len(missing):,} of the new items, such as {missing[0]!r}")
     rows = assets.items.token_ids
-    known = set(np.unique(rows[rows >= 0]).tolist())
+    # What the model has seen is a token in its place, and an end behind so many tokens.
+    known = [set(column[column >= 0].tolist()) for column in rows.T]
+    lengths = sorted(set((rows >= 0).sum(axis=1).tolist()))
     owners = {
         _tokens(row, assets.tokenizer): item.item_id for row, item in zip(rows, assets.dataset.items, strict=True)
     }
     for item in new:
         tokens = tokens_of[item.item_id]
-        strange = [token for token in tokens if vocabulary.get(token) not in known]
-        if strange:
+        if len(tokens) not in lengths:
             raise ValueError(
-                f"{path}: item {item.item_id!r} has token {strange[0]}, which no item of the run had in training, so "
-                "that the model knows nothing of it: use the run's own tokens"
+                f"{path}: item {item.item_id!r} has the identifier {''.join(tokens)} of {len(tokens)} tokens, and "
+                f"items of the run have {' or '.join(map(str, lengths))}: use the same form"
             )
+        for level, (token, there) in enumerate(zip(tokens, known, strict=False), 1):
+            if vocabulary.get(token) not in there:
+                raise ValueError(
+                    f"{path}: item {item.item_id!r} has token {token} in place {level}, where no item of the run had it"
+                    " and the model knows nothing of it: use the run's own tokens in their places"
+                )
         if alone and tokens in owners:
             raise ValueError(
                 f"{path}: item {item.item_id!r} has the identifier {''.join(tokens)} of item {owners[tokens]!r}: no "

@@ -22,7 +22,7 @@ from gems_jax.ranking.trie import build_trie
 from gems_jax.serving.recommender import config_of_run
 from gems_jax.training.edit_items import add_items, remove_items
 from gems_jax.training.tuned import load_run
-from gems_jax.training.workdir.assets import read_record
+from gems_jax.training.workdir.assets import AssetRecord, item_digest, read_record, write_record
 from gems_jax.training.workdir.edits import NAME, CatalogueEdits, Edit, NewItem, read_edits, write_edits
 from gems_jax.training.workdir.lock import WorkdirLock
 
@@ -215,11 +215,20 @@ def test_items_with_a_token_each_can_go_but_not_come(prepared, tmp_path, capsys)
     argv = options(
         prepared.root, **RUN, data__dir=prepared.root / "data", null_space__path=prepared.root / "null_space"
     )
-    config = read("train", *argv, "--workdir", "x")
-    with pytest.raises(ValueError, match="never trained.*items.identifiers: rkmeans"):
-        add_items(config, tmp_path, str(write(tmp_path / "n.jsonl", NEW)))
+    config, new = read("train", *argv, "--workdir", "x"), str(write(tmp_path / "n.jsonl", NEW))
     with pytest.raises(ValueError, match="has no assets.json"):
         remove_items(tmp_path, ["item0001"])
+    known = [Item("old1", "oak lamp"), Item("old2", "oak chair", "with arms")]
+    digests = {item.item_id: item_digest(item) for item in known}
+    write_record(AssetRecord(digests, {}, {}, "", {}, {}, None, spaces=True), tmp_path)
+    with pytest.raises(ValueError, match="never trained.*items.identifiers: rkmeans"):
+        add_items(config, tmp_path, new)
+    with pytest.raises(ValueError, match="by tokens, of new items, too: leave --identifiers out"):
+        add_items(config, tmp_path, new, identifiers=new)
+    # What the run was tuned with comes back.
+    remove_items(tmp_path, ["old2"])
+    back = str(write(tmp_path / "back.jsonl", [vars(known[1])]))
+    assert add_items(config, tmp_path, back).edits.counts() == (0, 0)
 
 
 def test_an_evaluation_and_an_export_have_the_edited_catalogue_and_say_so(run, tmp_path):
