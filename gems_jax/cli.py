@@ -100,11 +100,19 @@ def _quiet() -> None:
 
 
 def _prepare(options: Any) -> int:
+    from gems_jax.data.text.unknown_tokens import unknown_lines
     from gems_jax.training.run_assets import run_assets
     from gems_jax.training.stages import ensure_data
+    from gems_jax.training.unknown_text import unknown_text
 
     config = _config(options)
-    dataset = run_assets(config).assets.dataset if options.all else ensure_data(config)
+    if options.all:
+        assets = run_assets(config).assets
+        dataset = assets.dataset
+        for line in unknown_lines(unknown_text(config, dataset, assets.tokenizer)):
+            print(f"data: {line}")
+    else:
+        dataset = ensure_data(config)
     for split, counts in dataset.row_counts().items():
         print(f"  {split}: " + ", ".join(f"{task} {count:,}" for task, count in counts.items()))
     return 0

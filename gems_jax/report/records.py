@@ -22,6 +22,7 @@ _NOT_TASKS = (
     "continuations",
     "catalogue",
     "edited",
+    "unknown_tokens",
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gems_jax.data.preparation.few_candidates import few_candidates
+from gems_jax.data.text.unknown_tokens import unknown_lines
 from gems_jax.evaluation.edited_catalogue import edited_lines
 from gems_jax.evaluation.shared_identifiers import shared_lines
 from gems_jax.evaluation.simple_rankers import missing_lines, settings_lines
@@ -84,12 +85,20 @@ def methods(records: RunRecords) -> list[ResultRow]:
 
 
 def notes(records: RunRecords) -> list[str]:
-    """What the table does not show: an edited catalogue, items that tie, few candidates, baselines not measured."""
+    """What the table does not show: an edited catalogue, unknown text, ties, few candidates, baselines not measured."""
     few = few_candidates({task: records.evaluation.get(task) for task in records.tasks()}, task_label)
     baselines = {_BASELINE_LABELS.get(name, name): tasks for name, tasks in _baselines(records).items()}
     edited = edited_lines(records.evaluation, task_label)
     said = [*missing_lines(baselines, task_label), *settings_lines(baselines, task_label)]
-    return [*edited, *shared_lines(records.evaluation), *few, *said, *records.evaluation.get("not_compared", ())]
+    unknown = unknown_lines(records.evaluation.get("unknown_tokens", {}))
+    return [
+        *edited,
+        *unknown,
+        *shared_lines(records.evaluation),
+        *few,
+        *said,
+        *records.evaluation.get("not_compared", ()),
+    ]
 
 
 def _baselines(records: RunRecords) -> dict[str, Any]:

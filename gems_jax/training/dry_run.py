@@ -11,6 +11,7 @@ import yaml
 from gems_jax.config.run import Config
 from gems_jax.config.text_task import TEXT_TASK, trained_tasks
 from gems_jax.data.dataset import storage
+from gems_jax.data.text.unknown_tokens import unknown_lines
 from gems_jax.models.hf.tokenizer import load_tokenizer
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import is_remote
@@ -26,6 +27,7 @@ from gems_jax.training.task_gradients import batches_an_update, projects
 from gems_jax.training.text_task import TextRows
 from gems_jax.training.tokens import encode
 from gems_jax.training.trainable import split_model
+from gems_jax.training.unknown_text import unknown_text
 from gems_jax.training.workdir.assets import in_run_order
 from gems_jax.training.workdir.files import as_json
 from gems_jax.types import Batch
@@ -74,6 +76,7 @@ def dry_run(config: Config, workdir: Path) -> str:
         [
             yaml.safe_dump(as_json(config), sort_keys=False),
             start_table(config, tx, params, frozen, encoded, null_space, text),
+            *(f"data: {line}" for line in unknown_lines(unknown_text(config, dataset, tokenizer))),
             *_about(config, null_space),
             *fit(config, added, jax.devices()),
             "batch: " + ", ".join(f"{name} {list(x.shape)} {x.dtype}" for name, x in batch.items()),

@@ -11,6 +11,7 @@ import numpy as np
 from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.preparation.few_candidates import few_candidates
+from gems_jax.data.text.unknown_tokens import unknown_lines
 from gems_jax.evaluation.baselines import baselines
 from gems_jax.evaluation.beside import put_beside
 from gems_jax.evaluation.candidate_sets import CATALOGUE, candidate_sets
@@ -26,6 +27,7 @@ from gems_jax.report import write_report
 from gems_jax.staging import write_json
 from gems_jax.training.pretrain import heldout_text
 from gems_jax.training.stages import Assets
+from gems_jax.training.unknown_text import unknown_text
 from gems_jax.training.workdir.copies import evaluated
 from gems_jax.training.workdir.edits import CatalogueEdits
 
@@ -86,6 +88,7 @@ def evaluate_run(
     results |= {"catalogue_size": size} | ranked(tables=tables, save_to=workdir)
     if config.items.collisions == "group":
         results["shared"] = shared_identifiers(assets.items)
+    results["unknown_tokens"] = unknown_text(config, assets.dataset, assets.tokenizer, tables)
     if edits is not None and edits.edits:
         results["edited"] = edited_catalogue(edits.counts(), removed, (tables, whole))
     # Rankings of an earlier evaluation would be compared with those of this one.
@@ -153,6 +156,7 @@ def table_of(results: dict[str, Any]) -> str:
     if CATALOGUE in results:
         parts += ["", f"among all {results['catalogue_size']:,} items:", _lines_of(results, results[CATALOGUE])]
     said = [*shared_lines(results), *settings_lines(results["baselines"]), *edited_lines(results)]
+    said += unknown_lines(results.get("unknown_tokens", {}))
     return "\n".join([*parts, *said, *results.get("not_compared", ())])
 
 

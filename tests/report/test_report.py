@@ -302,6 +302,13 @@ def test_leak_above_the_bound_is_said_aloud(tmp_path: Path) -> None:
     assert "ABOVE what float32 rounding allows" in html
 
 
+def test_text_that_the_tokenizer_does_not_know_stands_below_the_results(tmp_path: Path) -> None:
+    content = {"rec": task_entry(0.3), "unknown_tokens": {"titles": 0.625, "queries": 0.01}}
+    html = write_report(make_workdir(tmp_path, None, content)).read_text(encoding="utf-8")
+    assert html.count("the tokenizer does not know 62 % of the tokens of titles: the model reads one and the same") == 1
+    assert "of queries" not in html
+
+
 def test_folder_without_records_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):
         write_report(tmp_path)

@@ -74,6 +74,9 @@ def test_each_command_leaves_what_it_promises(trained):
     assert (root / "null_space" / "null_space.json").is_file()
     kept = {"config.yaml", "metrics.jsonl", "checkpoints", "eval.json", "report.html"}
     assert kept <= {path.name for path in (root / "run").iterdir()}
+    unknown = json.loads((root / "run" / "eval.json").read_text())["unknown_tokens"]
+    assert unknown == {"titles": 0.0, "queries": 0.0}
+    assert not [name for name in trained.said if "does not know" in trained.said[name]]
     assert not [name for name in everything_in(root) if re.search(r"tmp|(^|/)\.", name)]
 
 

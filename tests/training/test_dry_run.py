@@ -9,6 +9,7 @@ import pytest
 from tiny import everything_in, fails, gems_jax, options, read
 
 from gems_jax.config.run import MeshConfig
+from gems_jax.data.dataset import storage
 from gems_jax.training import doctor
 from gems_jax.training.estimate.memory import HEADROOM, by_batch_size, estimate, largest_batch
 from gems_jax.training.estimate.shape import abstract_model
@@ -33,6 +34,30 @@ def test_a_dry_run_tells_configuration_shapes_memory_and_rows_and_writes_nothing
         answer = re.search(rf"^{task}, the answer: (.+)$", said, re.MULTILINE).group(1)
         assert re.fullmatch(r"<item[^>]*>\s*</s>", answer)
         assert ("earch" in shown) == (task == "src")
+
+
+def test_text_that_the_tokenizer_does_not_know_is_told_before_a_run_with_what_to_do(prepared, tmp_path, capsys):
+    dataset = storage.load(prepared.root / "data")
+    items = [
+        dataclasses.replace(item, title=f"\u7ea2\u8272\u706f \u53f7 {n % 7}") for n, item in enumerate(dataset.items)
+    ]
+    tables = dict(dataset.tables)
+    src = tables["train", "src"]
+    tables["train", "src"] = dataclasses.replace(src, queries=["\u706f"] * len(src))
+    storage.save(dataclasses.replace(dataset, items=items, tables=tables), tmp_path / "data")
+    few = {"train__method": "adamw", "train__steps": 1, "train__batch_size": 2}
+    argv = options(prepared.root, data__dir=tmp_path / "data", **few)
+    for command in (("prepare", "--all"), ("train", "--dry-run", "--workdir", tmp_path / "dry"),
+                    ("train", "--workdir", tmp_path / "run")):  # fmt: skip
+        assert gems_jax(*command, *argv) == 0
+        (said,) = [line for line in capsys.readouterr().out.splitlines() if "does not know" in line]
+        # Two words of three in a title, all of a query.
+        assert said.startswith(
+            "data: the tokenizer does not know 67 % of the tokens of titles and 100 % of the tokens of"
+        )
+        assert "take a base model whose tokenizer knows their language and script (model.path)" in said
+    assert gems_jax("prepare", "--all", *options(prepared.root)) == 0
+    assert "does not know" not in capsys.readouterr().out
 
 
 def test_a_dry_run_that_would_have_to_make_something_says_what(prepared, tmp_path, capsys):

@@ -16,6 +16,7 @@ from gems_jax.training.estimate.memory import by_batch_size
 from gems_jax.training.estimate.shape import abstract_model
 from gems_jax.training.proposal import fit
 from gems_jax.training.proposal.data import find_data
+from gems_jax.training.proposal.proposal import propose
 
 DECODER = {
     "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -98,6 +99,17 @@ def test_columns_of_a_catalogue_are_taken_as_they_are_named_too(tmp_path):
             "item_id": "Product SKU", "title": "Product Name (localized)",
         }  # fmt: skip
         assert found.titles[0] == "Gießkanne 0"
+
+
+def test_titles_that_the_tokenizer_does_not_know_are_told_with_the_proposal(model, tmp_path):
+    folder = shop(tmp_path / "shop")
+    known = propose(str(model), find_data(str(folder), None, {}), None, "runs").notes
+    assert not any("does not know" in note for note in known)
+    items = [f'{{"sku": "p{number}", "name": "\u706f \u53f7"}}' for number in range(40)]
+    (folder / "products.jsonl").write_text("\n".join(items) + "\n")
+    (said,) = [note for note in propose(str(model), find_data(str(folder), None, {}), None, "runs").notes
+               if "does not know" in note]  # fmt: skip
+    assert said.startswith("the tokenizer does not know 100 % of the tokens of titles: ")
 
 
 def test_logs_without_queries_and_catalogue_make_a_run_of_recommendation(tmp_path):
