@@ -17,8 +17,8 @@ class DataConfig:
 
     Attributes:
       name: the source: ``marketplace`` (generated), ``table`` (your own logs), ``amazon``, ``amazon_scientific``,
-        ``qilin``, ``released`` (the authors' six tables), ``kuaisar``, ``minionerec``, ``collisiongenrec``, or one
-        that was registered; see docs/data.md.
+        ``qilin``, ``released`` (the authors' six tables), ``kuaisar``, ``minionerec``, ``collisiongenrec``,
+        ``amazon_splits``, or one that was registered; see docs/data.md.
       path: folder of the raw files, for sources that read files.
       dir: folder of the prepared dataset; it is made where it is missing.
       seed: seed of the negatives and of the generated marketplace.
@@ -27,7 +27,7 @@ class DataConfig:
       max_bad_fraction: preparation stops if a larger share of the rows is bad.
       preprocessing: which users and items stay, how histories and splits are made.
       files: names and columns of a ``table``'s files.
-      category: category of an ``amazon``, ``minionerec`` or ``collisiongenrec`` dataset.
+      category: category of an ``amazon``, ``amazon_splits``, ``minionerec`` or ``collisiongenrec`` dataset.
       tokens: folder for encoded training tables: the first run encodes them, later runs map the files into memory; see
         `gems_jax.data.batching.token_cache.encode_once`. ``null``: every run encodes its tables in memory.
       prefetch: training batches that are made ahead; 0: each is made when it is needed.

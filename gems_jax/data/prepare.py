@@ -52,8 +52,8 @@ def prepare(
     Args:
       name: of a source, see `gems_jax.data.sources.registry`: ``marketplace`` (made from the seed), or from files under
         ``path``: ``amazon_scientific``, ``amazon`` (any category's reviews and metadata), ``qilin``, ``released`` (the
-        authors' six pickled tables), ``kuaisar``, ``minionerec`` and ``collisiongenrec``
-        (their published splits), ``table`` (anyone's rows).
+        authors' six pickled tables), ``kuaisar``, ``minionerec``,
+        ``collisiongenrec`` and ``amazon_splits`` (their published splits), ``table`` (anyone's rows).
       out_dir: folder of the prepared dataset; on an object store (``gs://...``) a copy on this machine is worked with,
         see `gems_jax.data.dataset.remote`.
       path: folder of the raw files, on this machine (``file://`` is).
@@ -63,7 +63,7 @@ def prepare(
       max_bad_fraction: largest share of raw rows of a kind that may be left out.
       preprocessing: what is done to rows, for sources that do not make their own splits.
       files: where a table's files are and what their columns are called, for ``table``; for ``released`` its catalogue.
-      category: for ``amazon``, ``minionerec`` and ``collisiongenrec``, where the folder holds several.
+      category: for ``amazon``, ``amazon_splits``, ``minionerec`` and ``collisiongenrec``, if the folder has several.
       progress: takes each line a person should see; None for silence.
       steps: the old name of ``preprocessing``.
 

@@ -76,6 +76,8 @@ def raw_files(folder: Path, category: str | None) -> Files:
     reviews = names.get(category or "")
     if reviews is None:
         wanted = f"reviews of {category}" if category else "reviews"
+        if any(name.endswith(".train") for name in files):
+            raise FileNotFoundError(f"{folder} holds no {wanted}, but a split; data.name: amazon_splits reads it")
         raise FileNotFoundError(f"{folder} holds no {wanted} (<Category>_5.json.gz or <Category>.jsonl.gz); {FETCH}")
     if category not in metas:
         raise FileNotFoundError(f"{folder} holds no meta_{category}.json.gz; {FETCH}")

@@ -7,6 +7,7 @@ import re
 from gems_jax.data.sources import (
     amazon,
     amazon_scientific,
+    amazon_splits,
     collisiongenrec,
     kuaisar,
     minionerec,
@@ -27,6 +28,7 @@ _ENTRIES: dict[str, SourceEntry] = {
     "kuaisar": kuaisar.SOURCE,
     "minionerec": minionerec.SOURCE,
     "collisiongenrec": collisiongenrec.SOURCE,
+    "amazon_splits": amazon_splits.SOURCE,
 }
 
 

@@ -94,7 +94,7 @@ def read_interactions(
         def read_file(path: Path = path, split: str | None = split) -> Examples | None:
             batches = columns.batches(path, quarantine, "row")
             blocks = [encode_batch(batch, names, files, quarantine, split, catalogue) for batch in batches]
-            return Examples.join(_same_columns(blocks)) if blocks else None
+            return Examples.join(same_columns(blocks)) if blocks else None
 
         rows = cache.rows_of(number, len(splits_and_paths), names, quarantine, read_file)
         file_rows += [] if rows is None else [rows]
@@ -103,7 +103,7 @@ def read_interactions(
     quarantine.check("row", sum(map(len, file_rows)) + bad, f"{folder}: {files.interactions}")
     if not file_rows:
         raise ValueError(f"{folder}: {files.interactions} holds no row of interactions")
-    examples = Examples.join(_same_columns(file_rows))
+    examples = Examples.join(same_columns(file_rows))
     _remark_tasks(examples, files, quarantine)
     if files.time_format is None:
         examples = settle_times(examples, quarantine)
@@ -170,7 +170,7 @@ def _remark_tasks(examples: Examples, files: TableFiles, quarantine: Quarantine)
             quarantine.remark(f"{option} has the task {name!r}, of which there is no row; there are {there}", 1, "")
 
 
-def _same_columns(blocks: list[Examples]) -> list[Examples]:
+def same_columns(blocks: list[Examples]) -> list[Examples]:
     """A column that some files lack is empty there, or for histories an error."""
     for name in ("history", "history_task"):
         if len({getattr(block, name) is None for block in blocks}) > 1:
