@@ -8,10 +8,11 @@
 #   launch/tpu_vm.sh delete                           give everything back
 #   launch/tpu_vm.sh --dry-run COMMAND ...            print every command, run none
 #
-# Disks go with a preempted slice, and the workers of a large one save one checkpoint together. SHARED=ADDRESS:/EXPORT
-# (Filestore, or any NFS server that the slice reaches) is mounted as runs/ on every worker: resume needs it, and
-# whatever is to last belongs below runs/. Without SHARED a slice of a single machine can train, until it is preempted.
-# Buckets (gs://) are no file systems: a work directory cannot lie there. Needs gcloud, logged in, and git.
+# Disks go with a preempted slice, and the workers of a large one save one checkpoint together: resume needs a --workdir
+# that stays, and that all workers reach. That is a bucket (gs://BUCKET/NAME), or a folder below runs/ with
+# SHARED=ADDRESS:/EXPORT (Filestore, or any NFS server that the slice reaches), which is mounted as runs/ on every worker.
+# Without SHARED every worker makes data, base model and null space on its own disk, again after a preemption; a folder of
+# a model that is no one's to make must be on SHARED. Needs gcloud, logged in, and git.
 set -euo pipefail
 
 NAME=${NAME:-gems-jax}                          # of the queued resource and of its node
@@ -74,7 +75,7 @@ setup() {
   on all "mkdir -p gems_jax/runs && tar xzf gems_jax.tar.gz -C gems_jax && cd gems_jax &&
     python3 -m pip install --quiet --user uv && ~/.local/bin/uv venv --quiet --clear --python $PYTHON .venv &&
     ~/.local/bin/uv pip install --quiet --python .venv/bin/python --constraint requirements.txt \
-      --editable '.[train]' 'jax[tpu]'"
+      --editable '.[train]' 'jax[tpu]' gcsfs"
   if [[ -n $SHARED ]]; then
     on all "mountpoint -q gems_jax/runs || { sudo apt-get install --quiet --yes nfs-common &&
       sudo mount -t nfs $(printf '%q' "$SHARED") gems_jax/runs && sudo chmod a+rwx gems_jax/runs; }"
@@ -82,16 +83,26 @@ setup() {
   rm -rf "${archive%/*}"
 }
 
-run() {
-  local options prepared=() word skip="" where=""
-  for word in "$@"; do # the work directory is for train alone
+workdir_of() {
+  local word skip="" where=""
+  for word in "$@"; do
     if [[ -n $skip ]]; then skip="" where=$word; continue; fi
-    case $word in --workdir) skip=1 ;; --workdir=*) where=${word#*=} ;; *) prepared+=("$word") ;; esac
+    case $word in --workdir) skip=1 ;; --workdir=*) where=${word#*=} ;; esac
+  done
+  printf '%s' "$where"
+}
+
+run() {
+  local options prepared=() word skip="" where
+  where=$(workdir_of "$@")
+  for word in "$@"; do # the work directory is for train alone
+    if [[ -n $skip ]]; then skip=""; continue; fi
+    case $word in --workdir) skip=1 ;; --workdir=*) ;; *) prepared+=("$word") ;; esac
   done
   case $where in
     "") say "launch/tpu_vm.sh: give --workdir D"; return 2 ;;
-    gs://*) say "launch/tpu_vm.sh: --workdir $where: buckets are no file systems; mount one with SHARED"; return 2 ;;
-    runs/*) ;;
+    gs://* | runs/*) ;;
+    *://*) say "launch/tpu_vm.sh: --workdir $where: workers save one checkpoint together on gs:// alone"; return 2 ;;
     *) if [[ -n $SHARED ]]; then
          say "launch/tpu_vm.sh: --workdir $where must lie below runs/, where $SHARED is mounted"
          return 2
@@ -106,8 +117,8 @@ run() {
 
 resume() {
   local attempt now code
-  if [[ -z $SHARED ]]; then
-    say "launch/tpu_vm.sh: resume needs SHARED=ADDRESS:/EXPORT: the disks go with a preempted slice"
+  if [[ -z $SHARED && $(workdir_of "$@") != gs://* ]]; then
+    say "launch/tpu_vm.sh: resume needs --workdir gs://... or SHARED=ADDRESS:/EXPORT: disks go with a preempted slice"
     return 2
   fi
   for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do

@@ -124,15 +124,30 @@ def test_a_failure_that_is_no_preemption_ends_it(cloud, tmp_path):
     assert steps(tmp_path) == ["prepare", "train", "describe"]
 
 
+def test_a_work_directory_in_a_bucket_needs_no_shared_disk(cloud, tmp_path):
+    done = tpu("resume", "--config", "C", "--workdir", "gs://b/d", **cloud() | {"SHARED": ""})
+    assert done.returncode == 0, done.stderr
+    assert steps(tmp_path) == [
+        "prepare", "train", "describe", "delete", "create", "describe", "scp", "pip install", "prepare", "train",
+    ]  # fmt: skip
+    commands = (tmp_path / "commands").read_text()
+    assert "--workdir gs://b/d" in commands
+    assert "mount" not in commands
+
+
 @pytest.mark.parametrize(
     ("argv", "shared", "said"),
     [
         ([], "", "launch/tpu_vm.sh create"),
         (["start"], "", "launch/tpu_vm.sh create"),
         (["create", "--config"], "", "create takes no options: --config"),
-        (["resume", "--workdir", "runs/d"], "", "resume needs SHARED"),
+        (["resume", "--workdir", "runs/d"], "", "resume needs --workdir gs://... or SHARED"),
         (["run"], "", "give --workdir"),
-        (["run", "--workdir", "gs://b/d"], "", "--workdir gs://b/d: buckets are no file systems"),
+        (
+            ["run", "--workdir", "s3://b/d"],
+            "",
+            "--workdir s3://b/d: workers save one checkpoint together",
+        ),
         (["resume", "--workdir", "/tmp/d"], "a:/s", "--workdir /tmp/d must lie below runs/, where a:/s is mounted"),
     ],
 )

@@ -16,7 +16,9 @@ from tiny import everything_in, fails, gems_jax, say
 
 import gems_jax as gj
 from gems_jax.serving.recommender import config_of_run, load_engine
+from gems_jax.training.workdir import copies
 from gems_jax.training.workdir.assets import read_record
+from gems_jax.training.workdir.checkpoints import Checkpoints
 from gems_jax.training.workdir.copies import copy_of
 from gems_jax.training.workdir.edits import NAME, write_edits
 
@@ -234,3 +236,40 @@ def test_a_service_answers_from_the_store_and_takes_over_what_has_changed_there(
         assert f"{store}" in str(answer)
         assert "start again when the store answers" in str(answer)
         assert ask()[2]["items"] == second
+
+
+def test_a_run_trains_on_the_store_and_goes_on_there_when_a_checkpoint_could_not_be_sent(
+    server, faults, prepared, tuned, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("gems_jax.training.workdir.remote_lock.SETTLE_SECONDS", 0.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = server[1] / "trained"
+    train = ("train", *identified_options(prepared, tuned.parent), "--workdir", store)
+    sent = copies.send_checkpoints
+
+    def failing(folder, place):
+        if (folder / "2").is_dir():
+            upload = copies.StorePath.upload_all
+            halfway = lambda path, *args: faults.next.extend(["503 Slow Down"] * 4) or upload(path, *args)  # noqa: E731
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(copies.StorePath, "upload_all", halfway)
+                sent(folder, place)
+        sent(folder, place)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gems_jax.training.workdir.checkpoints.send_checkpoints", failing)
+        message = fails(capsys, *train)
+    assert f"{store}/checkpoints/2/" in message
+    assert "cannot be written" in message
+    faults.next.clear()
+    assert (store / "checkpoints" / "1" / "checksums.json").is_file()
+    assert not (store / "checkpoints" / "2" / "checksums.json").exists()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another_machine"))
+    assert f"train: resuming from step 1 in {store}" in said(capsys, *train)
+    assert "is trained already (2 steps)" in said(capsys, *train)
+    assert {name.split("/")[1] for name in store.names() if name.startswith("checkpoints/")} == {"1", "2"}
+    query = ("search", "lamp", "--user", "user0003", "--workdir")
+    assert said(capsys, *query, store) == said(capsys, *query, tuned)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(ValueError, match=f"{store}/checkpoints: several processes write one checkpoint together"):
+        Checkpoints(store / "checkpoints")

@@ -13,9 +13,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gems_jax.checksums import damage, write_checksums
+from gems_jax.data.dataset.remote import local_path
 from gems_jax.leaf_path import named_leaves
+from gems_jax.object_store import StorePath
 from gems_jax.staging import is_remote, remove_folder
 from gems_jax.training.distributed.cluster import is_lost
+from gems_jax.training.workdir.copies import bring_checkpoints, send_checkpoints
 from gems_jax.types import PyTree
 
 
@@ -25,6 +28,22 @@ def _for_orbax(directory: Path) -> Path:
 
     remote_path: Any = epath.Path(str(directory))
     return remote_path
+
+
+def _brought(store: StorePath) -> Path:
+    """A folder on this machine with the checkpoints of a store.
+
+    Raises:
+      ValueError: several processes would write there.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{store}: several processes write one checkpoint together, to gs:// or to a file system that all of them "
+            "share: choose such a --workdir"
+        )
+    folder = local_path(str(store), "checkpoints")
+    bring_checkpoints(store, folder)
+    return folder
 
 
 def as_dict(tree: PyTree) -> dict[str, Any]:
@@ -58,7 +77,8 @@ class Checkpoints:
     one whose files do not agree with that is not read. A save that fails or is killed leaves the ones before.
 
     Args:
-      directory: of the checkpoints, a subfolder each; made by the first save.
+      directory: of the checkpoints, a subfolder each; made by the first save. On Amazon's store, which orbax does not
+        write, they are those of a folder on this machine, brought from there and sent there after each save.
       keep: how many of the newest are kept.
       writes: whether the run goes on here: damaged checkpoints in the way are then put aside.
       on_saved: called with step and folder of each save that is on disk whole, by `wait`, `save` and `look`.
@@ -71,8 +91,12 @@ class Checkpoints:
         writes: bool = True,
         on_saved: Callable[[int, Path], None] | None = None,
     ):
-        self._remote = is_remote(directory)
-        self.directory = _for_orbax(directory) if self._remote else directory.resolve()
+        self._store = directory if isinstance(directory, StorePath) and directory.scheme != "gs" else None
+        self._remote = is_remote(directory) and self._store is None
+        if self._store is not None:
+            self.directory = _brought(self._store)
+        else:
+            self.directory = _for_orbax(directory) if self._remote else directory.resolve()
         self.best_step: int | None = None
         self._keep, self._writes = keep, writes
         options = ocp.CheckpointManagerOptions(
@@ -156,7 +180,7 @@ class Checkpoints:
         Raises:
           OSError: it could not be written.
         """
-        if self._on_saved is not None and self._untold and not self._manager.is_saving_in_progress():
+        if (self._on_saved or self._store) is not None and self._untold and not self._manager.is_saving_in_progress():
             self.wait()
 
     def _make_a_folder(self) -> None:
@@ -186,8 +210,12 @@ class Checkpoints:
         except Exception as error:
             self._untold = False
             raise self._failed(error) from error
-        if self._untold and self._on_saved is not None:
-            self._untold = False
+        if not self._untold:
+            return
+        self._untold = False
+        if self._store is not None:
+            send_checkpoints(self.directory, self._store)
+        if self._on_saved is not None:
             assert self._saving is not None
             self._on_saved(self._saving, self.directory / str(self._saving))
 

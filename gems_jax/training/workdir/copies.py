@@ -76,6 +76,40 @@ def config_file(workdir: str | os.PathLike[str] | StorePath) -> Path:
     return folder / CONFIG
 
 
+def bring_checkpoints(store: StorePath, folder: Path) -> None:
+    """Makes a folder on this machine hold the checkpoints that are whole on a store, for a run to go on from."""
+    files = _whole_checkpoints(store, store.names())
+    for step, names in files.items():
+        _bring_checkpoint(store / step, folder / step, names)
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.name not in files:
+            shutil.rmtree(entry)
+
+
+def send_checkpoints(folder: Path, store: StorePath) -> None:
+    """Makes a store hold the checkpoints that are in a folder on this machine.
+
+    The checksums of a checkpoint come last and go first: without them it is none.
+    """
+    there = store.names()
+    steps = sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    for path in steps:
+        names = [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]
+        sums = store / path.name / SUMS
+        if f"{path.name}/{SUMS}" in there:
+            if sums.read_bytes() == (path / SUMS).read_bytes():
+                continue
+            sums.unlink()
+        old = {name.removeprefix(f"{path.name}/") for name in there if name.startswith(f"{path.name}/")}
+        (store / path.name).remove(sorted(old - {*names, SUMS}))
+        (store / path.name).upload_all(path, [name for name in names if name != SUMS])
+        (store / path.name).upload_all(path, [SUMS])
+    kept = {path.name for path in steps}
+    gone = [name for name in there if name.partition("/")[0] not in kept]
+    store.remove([name for name in gone if name.endswith(f"/{SUMS}")])
+    store.remove([name for name in gone if not name.endswith(f"/{SUMS}")])
+
+
 @contextlib.contextmanager
 def editing(workdir: str | os.PathLike[str] | StorePath) -> Iterator[Path]:
     """Holds the lock of a work directory; the edits of its catalogue that are made in the folder are kept.
@@ -139,13 +173,9 @@ def _bring_files(store: StorePath, folder: Path, names: Iterable[str], wanted: I
 
 def _bring_checkpoints(store: StorePath, folder: Path, names: Iterable[str], which: str | None) -> None:
     """Makes a folder hold the newest intact checkpoint of a store, and the best one if that is wanted."""
-    files: dict[str, list[str]] = {}
-    for name in names:
-        first, _, rest = name.removeprefix("checkpoints/").partition("/")
-        if name.startswith("checkpoints/") and first.isdigit() and rest:
-            files.setdefault(first, []).append(rest)
-    last = {SUMS, *([_MARK] if store.scheme == "gs" else [])}
-    steps = sorted((step for step in files if last <= {*files[step]}), key=int, reverse=True)
+    inside = [name.removeprefix("checkpoints/") for name in names if name.startswith("checkpoints/")]
+    files = _whole_checkpoints(store, inside)
+    steps = sorted(files, key=int, reverse=True)
     if not steps:
         raise FileNotFoundError(f"{store.parent} holds no checkpoint yet; run gems-jax train until it has saved one")
     if which is None:
@@ -171,6 +201,17 @@ def _bring_checkpoints(store: StorePath, folder: Path, names: Iterable[str], whi
     for entry in folder.iterdir():
         if entry.name not in kept:
             shutil.rmtree(entry)
+
+
+def _whole_checkpoints(store: StorePath, names: Iterable[str]) -> dict[str, list[str]]:
+    """Step to its files, of the checkpoints that were written to their ends."""
+    files: dict[str, list[str]] = {}
+    for name in names:
+        step, _, rest = name.partition("/")
+        if step.isdigit() and rest:
+            files.setdefault(step, []).append(rest)
+    last = {SUMS, *([_MARK] if store.scheme == "gs" else [])}
+    return {step: inside for step, inside in files.items() if last <= {*inside}}
 
 
 def _bring_checkpoint(store: StorePath, folder: Path, names: list[str]) -> str | None:
