@@ -14,7 +14,7 @@ from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.text.plain_text import plain_ids
 from gems_jax.items.tokens import read_identifiers
-from gems_jax.staging import as_path, brought, check_writable, escaped
+from gems_jax.staging import as_path, brought, check_writable, escaped, is_remote
 from gems_jax.training.new_identifiers import identifiers_of
 from gems_jax.training.run_assets import run_assets
 from gems_jax.training.tuned import edited, edits_of
@@ -74,6 +74,8 @@ def add_items(
     if made and identifiers is not None:
         kind = config.items.identifiers or "tokens"
         raise ValueError(f"this run makes identifiers by {kind}, of new items, too: leave --identifiers out")
+    if identifiers is not None and is_remote(identifiers):
+        raise ValueError(f"--identifiers {identifiers} is no path on this machine: name a copy here")
     check_writable(workdir, "--workdir", stores=True)
     with editing(workdir) as folder, brought(file) as here:
         record, edits = _known(folder)

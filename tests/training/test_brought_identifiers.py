@@ -96,6 +96,7 @@ def test_identifiers_that_the_model_knows_nothing_of_are_refused(own, tmp_path, 
     (tmp_path / "brought.json").write_text("[]")
     assert "must hold one JSON object" in fails(capsys, *command)
     assert "does not exist" in fails(capsys, *command[:4], tmp_path / "none.json", *command[5:])
+    assert "is no path on this machine" in fails(capsys, *command[:4], "gs://shop/brought.json", *command[5:])
     assert "by --identifiers FILE" in fails(capsys, *command[:3], *command[5:])
     assert read_edits(run) is None
 
