@@ -12,20 +12,13 @@ import numpy as np
 from gems_jax.data.dataset.tables import SPLITS, Item, Table
 from gems_jax.data.preparation.copies import without_copies
 from gems_jax.data.preparation.evaluation_negatives import EvaluationNegatives, items_by_query, items_touched
-from gems_jax.data.preparation.histories import keep_tasks, make_histories
-from gems_jax.data.preparation.holdout import (
-    TRAIN,
-    Events,
-    leaking_history,
-    leaking_targets,
-    leave_one_out_split,
-    own_targets,
-)
+from gems_jax.data.preparation.holdout import TRAIN, leave_one_out_split
 from gems_jax.data.preparation.k_core import to_core
 from gems_jax.data.preparation.negatives import NUM_NEGATIVES
 from gems_jax.data.preparation.oddities import remark_equal_times, remark_values
 from gems_jax.data.preparation.options import Preprocessing
 from gems_jax.data.preparation.row_checks import check_rows
+from gems_jax.data.preparation.visible_histories import visible_histories
 from gems_jax.data.raw.examples import UNKNOWN, Examples
 from gems_jax.data.raw.quarantine import Quarantine, Unusable
 from gems_jax.data.raw.ragged import Ragged
@@ -190,7 +183,7 @@ def finish(ready: Ready, rows: np.ndarray) -> Shard:
     """
     examples = ready.examples.take(rows)
     touched = items_touched(examples, len(ready.items))
-    examples, removed = _with_histories(examples, ready)
+    examples, removed = visible_histories(examples, ready.preprocessing, ready.clean, ready.same_event, ready.own_split)
     negatives = ready.negatives.of(examples, touched)
     if not ready.timed:
         examples = examples.replace(time=np.full(len(examples), np.nan))
@@ -257,60 +250,6 @@ def _renumbered(examples: Examples, items: list[Item], used_only: bool) -> tuple
         if (number := names.get(item.item_id)) != UNKNOWN:
             new_numbers[number] = position
     return examples.replace(**{name: part.map(new_numbers) for name, part in lists.items()}), items, new_numbers
-
-
-def _with_histories(examples: Examples, ready: Ready) -> tuple[Examples, dict[str, int]]:
-    """Made where missing, without what the split may not see, cut to their newest events; and what was left out."""
-    preprocessing, clean = ready.preprocessing, ready.clean
-    removed: dict[str, int] = {}
-    longest = preprocessing.max_history or 0
-    # Events left out below make room for older ones: an item stands in a history once for each task at most, and
-    # a user has an event of each task held out for valid and for test.
-    tasks = len(examples.names.tasks)
-    spare = 0 if preprocessing.repeats else 2 * tasks * tasks
-    if clean:
-        keep = ~leaking_targets(_events(examples, preprocessing.repeats))
-        removed["training targets that are held out"] = int((~keep).sum())
-        examples = examples.take(keep)
-    if examples.history is None:
-        newest = 0 if preprocessing.history_tasks or not longest else longest + spare
-        examples = make_histories(examples, newest, ready.same_event)
-    examples = keep_tasks(examples, preprocessing.history_tasks)
-    history = examples.history or Ragged.empty(len(examples))
-    if clean:
-        leaks = leaking_history(_events(examples, preprocessing.repeats), ready.own_split)
-        removed["events of histories that are held out"] = int(leaks.sum())
-        history = history.keep(~leaks)
-    if not preprocessing.repeats:
-        # An item of the user's rows of another task before: there it is no answer to be found, here it would be told.
-        own = own_targets(examples.targets.values, history)
-        removed["targets in their rows' own histories"] = int(own.sum())
-        history = history.keep(~own)
-    if longest:
-        history = history.last(longest)
-    examples = examples.replace(history=history, history_task=None)
-    if ready.own_split:
-        removed |= _odd_as_published(examples, preprocessing.repeats)
-    if preprocessing.min_history:
-        examples = examples.take(history.lengths >= preprocessing.min_history)
-    return examples, {name: count for name, count in removed.items() if count}
-
-
-def _odd_as_published(examples: Examples, repeats: bool) -> dict[str, int]:
-    """Counts what stays because the rows were published so."""
-    events = _events(examples, repeats)
-    own_split = leaking_history(events) & ~leaking_history(events, own_split=True)
-    return {
-        "events of histories that the row's own split holds out, kept as published": int(own_split.sum()),
-        "targets in their rows' own histories, kept as published": int(
-            own_targets(events.target, events.history).sum()
-        ),
-    }
-
-
-def _events(examples: Examples, repeats: bool) -> Events:
-    history = examples.history or Ragged.empty(len(examples))
-    return Events(examples.user, examples.time if repeats else None, examples.split, examples.targets.values, history)
 
 
 def _tables(examples: Examples, negatives: np.ndarray | None, tasks: tuple[str, ...]) -> dict[tuple[str, str], Table]:
