@@ -41,6 +41,7 @@ from gems_jax.null_space.space import NullSpace
         ([], "a command is needed: demo, prepare, "),
         (["search", "red", "lamp", "--workdir", "w", "--user", "u"], "put it in quotation marks ('lamp' is left over)"),
         (["search", "--lamp", "--workdir", "w", "--user", "u"], "that begins with - stands at the end, behind --"),
+        (["compare", "--results", "gs://w/s.json", "--page", "p.md"], "--results gs://w/s.json is on an object store"),
         (["compare", "--workdir", "gs://w/study"], "--workdir gs://w/study is on an object store: give a folder"),
         (["train", "--workdir", "w", "--train.steps.x", "3"], "train.steps has no field 'x'"),
         (["evaluate", "--workdir", "w", "--evaluate.batch_size", "9" * 12], "number from 1 to 2147483647, got 99"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from gems_jax.evaluation.evaluate import load_rankings
 from gems_jax.evaluation.paired import compare_rankings, metric_of_rows
+from gems_jax.staging import is_remote
 
 COMPARED = ("ndcg@10", "hit@10")
 
@@ -42,6 +43,9 @@ def compare_runs(
       FileNotFoundError: if a folder holds no rankings.
       ValueError: if no task is in both, they ranked different rows, or a metric is unknown.
     """
+    for folder in (a, b):
+        if is_remote(folder):
+            raise ValueError(f"{folder} is on an object store: copy it here, or name it as evaluate.compare of a run")
     tasks = {folder: _tasks(Path(folder)) for folder in (a, b)}
     shared = [task for task in tasks[a] if task in tasks[b]]
     if not shared:
@@ -116,8 +120,8 @@ def _tasks(folder: Path) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compares two folders and prints a line a task and metric; 2 for bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("a", type=Path, help="work directory of an evaluated run")
-    parser.add_argument("b", type=Path, help="of the run it is compared with")
+    parser.add_argument("a", help="work directory of an evaluated run")
+    parser.add_argument("b", help="of the run it is compared with")
     parser.add_argument("--metrics", nargs="+", default=list(COMPARED))
     parser.add_argument("--samples", type=int, default=10_000, help="sign flips and resamples")
     options = parser.parse_args(argv)

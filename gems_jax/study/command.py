@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gems_jax.config.run import Config
-from gems_jax.staging import check_workdir, check_writable
+from gems_jax.staging import check_workdir, check_writable, is_remote
 from gems_jax.study.config import StudyConfig
 
 
@@ -45,6 +45,9 @@ def run(options: Any, config: Config) -> int:
         raise ValueError("--results is what a page is made from: name the file to write as --page")
     if options.results is None and options.workdir is None:
         raise ValueError("compare needs --workdir, a folder for the study, or --results and --page")
+    for name in ("results", "page"):
+        if options[name] is not None and is_remote(options[name]):
+            raise ValueError(f"--{name} {options[name]} is on an object store: give a file on this machine")
     results = options.results
     if results is None:
         check_writable(options.workdir, "--workdir")

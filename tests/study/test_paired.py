@@ -112,6 +112,8 @@ def test_folders_that_cannot_be_compared_are_named(tmp_path: Path, capsys: pytes
         compare_runs(run, other_tasks)
     with pytest.raises(FileNotFoundError, match="evaluate the run there first"):
         compare_runs(run, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="s3://bucket/run is on an object store: copy it here"):
+        compare_runs(run, "s3://bucket/run")
     assert main([str(run), str(tmp_path / "nowhere")]) == 2
     assert "nowhere holds no ranking" in capsys.readouterr().err
     same = saved_run(tmp_path / "same", 0.5)

@@ -1,6 +1,7 @@
 """Commands on a run whose work directory is on an object store: what they give is what they give of a folder here.
 
-One server and one run of two steps serve all tests.
+One server and one run of two steps serve all tests. More than 20 s of CPU: each command runs as its users run it, on
+models that it loads, and is compared with itself on a folder here.
 """
 
 import functools
@@ -15,6 +16,7 @@ from store_server import put, store_server
 from tiny import everything_in, fails, gems_jax, say
 
 import gems_jax as gj
+from gems_jax.checksums import write_checksums
 from gems_jax.serving.recommender import config_of_run, load_engine
 from gems_jax.training.workdir import copies
 from gems_jax.training.workdir.assets import read_record
@@ -108,6 +110,22 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store, tuned, ca
     shutil.copytree(tuned, tmp_path / "older")
     shutil.rmtree(tmp_path / "older" / "checkpoints" / "2")
     assert found == said(capsys, "search", "lamp", "--user", "user0003", "--workdir", tmp_path / "older")
+
+
+def test_the_best_checkpoint_is_copied_where_it_is_asked_for(server, tuned, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(tuned, tmp_path / "run")
+    last, store = tmp_path / "run" / "checkpoints" / "2", server[1] / "best" / "run"
+    position = json.loads((last / "data" / "metadata").read_text())
+    (last / "data" / "metadata").write_text(json.dumps(position | {"best": position["best"] | {"step": 1}}))
+    write_checksums(last)
+    put(tmp_path / "run", store)
+    for which, steps in (("best", ["1", "2"]), ("last", ["2"])):
+        assert sorted(path.name for path in (copies.opened(store, which) / "checkpoints").iterdir()) == steps
+    sums = store / "checkpoints" / "1" / "checksums.json"
+    sums.write_text(sums.read_text().replace('"bytes": ', '"bytes": 1'))
+    with pytest.raises(ValueError, match=rf"the best checkpoint {store}/checkpoints/1 is damaged"):
+        copies.opened(store, "best")
 
 
 def test_an_export_to_a_store_is_the_folder_that_is_written_here(store, tuned, server, tmp_path, capsys, faults):
