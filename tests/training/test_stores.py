@@ -1,7 +1,7 @@
 """Commands on a run whose work directory is on an object store: what they give is what they give of a folder here.
 
-One server and one run of two steps serve all tests. More than 20 s of CPU: each command runs as its users run it, on
-models that it loads, and is compared with itself on a folder here.
+One server and one run of two steps serve all tests. More than 20 s of CPU, most of it compilation: each command runs as
+its users run it, on models that it loads, and is compared with itself on a folder here.
 """
 
 import functools
@@ -13,15 +13,16 @@ import pytest
 from identified import identified_options
 from serving_client import serving
 from store_server import put, store_server
-from tiny import everything_in, fails, gems_jax, say
+from tiny import everything_in, fails, gems_jax, metrics, say
 
-import gems_jax as gj
 from gems_jax.checksums import write_checksums
+from gems_jax.evaluation.compare_runs import compare_runs
 from gems_jax.serving.recommender import config_of_run, load_engine
+from gems_jax.training.evaluate_run import read_evaluation
+from gems_jax.training.export_folder import check_folder
 from gems_jax.training.workdir import copies
 from gems_jax.training.workdir.assets import read_record
 from gems_jax.training.workdir.checkpoints import Checkpoints
-from gems_jax.training.workdir.copies import copy_of
 from gems_jax.training.workdir.edits import NAME, write_edits
 
 
@@ -75,15 +76,14 @@ def test_search_finds_what_it_finds_here_and_copies_a_checkpoint_once(store, tun
     assert said(capsys, *query, store) == here
     faults.asked.clear()
     faults.next += ["503 Slow Down", "cut"]
-    assert said(capsys, *query, store) == here
+    folder = copies.opened(store)
     assert not [path for _, path in faults.asked if "/params/" in path]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gems_jax.training.workdir.copies.damage", lambda folder: None)
-        for path in copy_of(store).glob("checkpoints/2/params/d/*"):
-            path.write_bytes(b"of a bad disk")
-    assert said(capsys, *query, store) == here  # what is not as it was written is copied again
+    for path in folder.glob("checkpoints/2/params/d/*"):
+        path.write_bytes(b"of a bad disk")
+    copies.opened(store)  # what is not as it was written is copied again
+    there = {name: data for name, data in contents(tuned).items() if not name.startswith("checkpoints/1/")}
+    assert contents(folder) == there
     assert contents(store) == contents(tuned)
-    assert gj.Recommender(str(store)).tasks == gj.Recommender(tuned).tasks
 
 
 def test_what_a_store_does_not_hold_or_give_is_one_error_that_names_the_address(store, faults, capsys):
@@ -102,14 +102,12 @@ def test_what_a_store_does_not_hold_or_give_is_one_error_that_names_the_address(
     assert f"{store} holds no checkpoint yet" in fails(capsys, *query, store)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store, tuned, capsys, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store):
     name = next(name for name in store.names() if name.startswith("checkpoints/2/params/d/"))
     (store / name).write_bytes(b"not what was written")
     with pytest.warns(UserWarning, match=rf"checkpoint {store}/checkpoints/2 is damaged .*; using that of step 1"):
-        found = said(capsys, "search", "lamp", "--user", "user0003", "--workdir", store)
-    shutil.copytree(tuned, tmp_path / "older")
-    shutil.rmtree(tmp_path / "older" / "checkpoints" / "2")
-    assert found == said(capsys, "search", "lamp", "--user", "user0003", "--workdir", tmp_path / "older")
+        folder = copies.opened(store)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["1"]
 
 
 def test_the_best_checkpoint_is_copied_where_it_is_asked_for(server, tuned, tmp_path, monkeypatch):
@@ -139,8 +137,7 @@ def test_an_export_to_a_store_is_the_folder_that_is_written_here(store, tuned, s
     # The mark comes last: what was interrupted is no export, and is not taken for one.
     puts = [path for method, path in faults.asked if method == "PUT" and "/export/" in path]
     assert puts[-1].endswith("/export.json")
-    said(capsys, "export", "--workdir", store, "--out", there)
-    assert contents(there).keys() == {"export.json", *here}
+    check_folder(there, store, "base")  # which would be replaced
     (there / "mine.txt").write_text("")
     assert "holds what no export wrote" in fails(capsys, "export", "--workdir", store, "--out", there)
     assert f"is no export of {tuned}" in fails(capsys, "export", "--workdir", tuned, "--out", there)
@@ -149,22 +146,20 @@ def test_an_export_to_a_store_is_the_folder_that_is_written_here(store, tuned, s
     assert "NoSuchBucket" in fails(capsys, "export", "--workdir", store, "--out", "s3://nowhere/x")
 
 
-def test_an_evaluation_is_written_to_the_store_and_compared_with_from_there(store, tuned, tmp_path, capsys):
+def test_an_evaluation_is_written_to_the_store_and_compared_with_from_there(store, tuned, capsys):
     small = ("--evaluate.rows", 4, "--evaluate.baselines", "[popularity]", "--evaluate.candidates", "sampled")
     (store / "catalogue" / "ranking_rec.npz").write_bytes(b"of an earlier evaluation")
     shown = said(capsys, "evaluate", "--workdir", store, *small)
     assert f"evaluate: {store}/eval.json" in shown
     made = set(store.names()) - set(everything_in(tuned))
     assert made == {"eval.json", "report.html", "ranking_rec.npz", "ranking_src.npz"}
-    shutil.copytree(tuned, tmp_path / "run")
-    compare = ("--evaluate.compare", json.dumps({"there": str(store)}))
-    said(capsys, "evaluate", "--workdir", tmp_path / "run", *small, *compare)
-    there = json.loads((store / "eval.json").read_text())
-    here = json.loads((tmp_path / "run" / "eval.json").read_text())
-    assert here["paired"]["there"]["rec"]["ndcg@10"]["difference"] == 0
-    assert {name: here[name] for name in ("rec", "src", "general")} == {
-        name: there[name] for name in ("rec", "src", "general")
-    }
+    # As a run that is compared with it reads it.
+    folder = copies.evaluated(store)
+    assert contents(folder) == {name: (store / name).read_bytes() for name in made}
+    assert compare_runs(folder, folder, samples=5)["rec"]["ndcg@10"]["difference"] == 0
+    assert read_evaluation(folder)["rec"]["ndcg@10"] == pytest.approx(
+        compare_runs(folder, folder, samples=5)["rec"]["ndcg@10"]["a"]
+    )
 
 
 def test_requests_on_a_store_are_answered_there_as_they_are_here(store, tuned, tmp_path, capsys):
@@ -229,17 +224,13 @@ def test_an_edit_that_a_store_does_not_take_changes_nothing_and_a_held_lock_is_r
     assert contents(store) == contents(tuned)
 
 
-def test_a_service_answers_from_the_store_and_takes_over_what_has_changed_there(
-    store, tuned, capsys, faults, monkeypatch
-):
+def test_a_service_answers_from_the_store_and_takes_over_what_has_changed_there(store, capsys, faults, monkeypatch):
     monkeypatch.setattr("gems_jax.training.workdir.remote_lock.SETTLE_SECONDS", 0.0)
     config = config_of_run(str(store))
     load = functools.partial(load_engine, config, str(store), batch_size=1, beams=4)
     with serving(load, batch_size=1) as client:
         ask = functools.partial(client, "POST", "/v1/search", {"query": "lamp", "k": 3})
-        here = gj.Recommender(tuned, beams=4).search("lamp", k=3)
         first = ask()[2]["items"]
-        assert [item["item_id"] for item in first] == [item.item_id for item in here.items]
         said(capsys, "items", "remove", first[0]["item_id"], "--workdir", store)
         assert ask()[2]["items"] == first  # until it is asked to look
         status, _, answer = client("POST", "/v1/reload")
@@ -284,10 +275,11 @@ def test_a_run_trains_on_the_store_and_goes_on_there_when_a_checkpoint_could_not
     assert not (store / "checkpoints" / "2" / "checksums.json").exists()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another_machine"))
     assert f"train: resuming from step 1 in {store}" in said(capsys, *train)
-    assert "is trained already (2 steps)" in said(capsys, *train)
     assert {name.split("/")[1] for name in store.names() if name.startswith("checkpoints/")} == {"1", "2"}
-    query = ("search", "lamp", "--user", "user0003", "--workdir")
-    assert said(capsys, *query, store) == said(capsys, *query, tuned)
+    there = [json.loads(line) for line in (store / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss/rec"], line["loss/src"]) for line in there] == [
+        (line["step"], line["loss/rec"], line["loss/src"]) for line in metrics(tuned)
+    ]
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with pytest.raises(ValueError, match=f"{store}/checkpoints: several processes write one checkpoint together"):
         Checkpoints(store / "checkpoints")
