@@ -127,9 +127,7 @@ def low_rank_leaves(tree):
 
 DEAR = ("heads", "odd", "scanned", "t5", "decoder", "experts", "tied", "bfloat16")
 CASES = [pytest.param(name, "in", marks=[pytest.mark.slow] if name in DEAR else []) for name in MODELS]
-CASES += [
-    pytest.param(name, "out", marks=[pytest.mark.slow] if name in DEAR else []) for name in ("plain", "tied", "experts")
-]
+CASES += [pytest.param(name, "out", marks=[pytest.mark.slow]) for name in ("plain", "tied", "experts")]
 
 
 @pytest.mark.parametrize(("name", "side"), CASES)

@@ -1,5 +1,7 @@
 """Bases drawn at random: orthonormal, inside the null space, others at every refresh, the same after a resume."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,15 +38,17 @@ def grads_of(seed):
     return {name: rng.normal(size=(2, *p.shape)).astype(np.float32) for name, p in PARAMS.items()}
 
 
-def optimiser(**options):
+@functools.cache  # a step is compiled once, however many tests take it
+def optimiser_and_step(**options):
     standard = {"num_tasks": 2, "rank": 3, "task_rank": 2, "refresh_every": 2, "null_space": null_space_of()}
-    return gj.scale_by_gems(**(standard | {"matrix_dims": RULE, "decomposition": "random"} | options))
-
-
-def states_of(tx, seeds, state=None):
+    tx = gj.scale_by_gems(**(standard | {"matrix_dims": RULE, "decomposition": "random"} | options))
     params = jax.tree.map(jnp.asarray, PARAMS)
-    step = jax.jit(lambda g, s: tx.update(g, s, params))
-    found, state = [], tx.init(params) if state is None else state
+    return tx.init(params), jax.jit(lambda g, s: tx.update(g, s, params))
+
+
+def states_of(seeds, state=None, grads_of=grads_of, **options):
+    first, step = optimiser_and_step(**options)
+    found, state = [], first if state is None else state
     for seed in seeds:
         updates, state = step(grads_of(seed), state)
         found.append((updates, state))
@@ -65,7 +69,7 @@ def bases_of(state):
 
 def test_bases_are_orthonormal_inside_the_null_space_and_no_two_are_alike():
     null_space = null_space_of()
-    run = states_of(optimiser(), range(4))
+    run = states_of(range(4))
     spans = []
     for updates, state in run:
         for (name, _, i), basis in bases_of(state).items():
@@ -84,29 +88,31 @@ def test_bases_are_orthonormal_inside_the_null_space_and_no_two_are_alike():
 
 
 def test_they_depend_on_the_seed_the_step_and_the_path_alone_so_that_a_resumed_run_draws_the_same():
-    run = states_of(optimiser(), range(4))
-    resumed = states_of(optimiser(), range(2, 4), jax.tree.map(jnp.asarray, jax.device_get(run[1][1])))
+    run = states_of(range(4))
+    resumed = states_of(range(2, 4), jax.tree.map(jnp.asarray, jax.device_get(run[1][1])))
     jax.tree.map(np.testing.assert_array_equal, resumed[-1], run[-1])
-    others = states_of(optimiser(), range(10, 13))[-1][1]  # gradients
+    others = states_of(range(10, 13))[-1][1]  # gradients
     for name, basis in bases_of(run[2][1]).items():
         np.testing.assert_array_equal(bases_of(others)[name], basis)
-    reseeded = bases_of(states_of(optimiser(seed=1), range(1))[0][1])
+    reseeded = bases_of(states_of(range(1), seed=1)[0][1])
     assert all(np.abs(basis - reseeded[name]).max() > 1e-2 for name, basis in bases_of(run[0][1]).items())
 
 
+@pytest.mark.slow
 def test_all_directions_of_the_null_space_are_drawn_alike():
     free = np.eye(8) - sum(np.outer(k, k) for k in protected(null_space_of(), "a")[0].T)
-    run = states_of(optimiser(refresh_every=1), range(300))
+    run = states_of(range(300), refresh_every=1)
     mean = np.mean([b @ b.T for _, s in run for (n, _, _), b in bases_of(s).items() if n == "a" and b.shape[1] == 3], 0)
     # Of five directions three are drawn; a mean of 300 has errors of .03.
     np.testing.assert_allclose(mean, 0.6 * free, atol=0.12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"complementary": True}, {"signs": "align"}, {"stagger": True}, {"null_space": None}]
 )
 def test_other_options_hold_for_them(options):
-    run = states_of(optimiser(**options), range(4))
+    run = states_of(range(4), **options)
     for _, state in run:
         for (name, branch, i), basis in bases_of(state).items():
             np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=2e-6)
@@ -123,20 +129,19 @@ def test_a_task_without_rows_keeps_its_bases_until_it_has_some():
             for name, g in grads_of(seed).items()
         }
 
-    tx, params = optimiser(), jax.tree.map(jnp.asarray, PARAMS)
-    state = tx.init(params)
-    step = jax.jit(lambda g, s: tx.update(g, s, params)[1])
-    before = step(absent(0), state)
+    before = states_of([0], grads_of=absent)[0][1]
     assert not np.any(before.task_basis["a"][1])
     assert np.any(before.task_basis["a"][0])
-    assert np.any(step(grads_of(1), before).task_basis["a"][1])
+    assert np.any(states_of([1], before)[0][1].task_basis["a"][1])
 
 
+@pytest.mark.slow
 def test_projected_gradients_draw_the_same_bases_and_make_the_same_updates():
     params = {"a": jnp.asarray(np.random.default_rng(3).normal(size=(8, 6)), jnp.float32)}
     loss = lambda p, x: jnp.mean((x @ p["a"]) ** 2)  # noqa: E731
-    # Whose gates look at no norms, which the projected path estimates.
-    tx = optimiser(null_space=None, gate=gj.gates.constant([1.0, 1.0]))
+    # Gates that look at no norms, which the projected path estimates.
+    options = {"rank": 3, "task_rank": 2, "refresh_every": 2, "gate": gj.gates.constant([1.0, 1.0])}
+    tx = gj.scale_by_gems(num_tasks=2, matrix_dims=RULE, decomposition="random", **options)
     states = [tx.init(params), tx.init(params)]
     both = [gj.projected_task_grads(loss, tx), lambda p, s, x: gj.task_value_and_grad(loss)(p, x)]
 
