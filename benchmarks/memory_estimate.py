@@ -28,24 +28,28 @@ MODELS = {
         d_ff=768, num_layers=6, num_kv_heads=2, head_dim=64, eos_token_id=1, **SIZES
     ),
 }
-# Method, gradients, number of tasks, rows of a task, tokens of an input.
-RUNS = (
-    ("gems", "full", 2, 8, 64),
-    ("gems", "full", 2, 32, 128),
-    ("gems", "full", 3, 8, 64),
-    ("gems", "projected", 2, 8, 64),
-    ("gems", "projected", 2, 32, 128),
-    ("adamw", "full", 2, 8, 64),
-    ("adamw", "full", 2, 32, 128),
-    ("lora", "full", 2, 8, 64),
-    ("galore", "projected", 2, 8, 64),
-    ("pcgrad", "full", 2, 8, 64),
+# Method, gradients, number of tasks, rows of a task, tokens of an input, what is computed again.
+RUNS: tuple[tuple[str, str, int, int, int, Any], ...] = (
+    ("gems", "full", 2, 8, 64, "full"),
+    ("gems", "full", 2, 32, 128, "full"),
+    ("gems", "full", 3, 8, 64, "full"),
+    ("gems", "projected", 2, 8, 64, "full"),
+    ("gems", "projected", 2, 32, 128, "full"),
+    ("adamw", "full", 2, 8, 64, "full"),
+    ("adamw", "full", 2, 32, 128, "full"),
+    ("lora", "full", 2, 8, 64, "full"),
+    ("galore", "projected", 2, 8, 64, "full"),
+    ("pcgrad", "full", 2, 8, 64, "full"),
+    ("adamw", "full", 2, 32, 128, "none"),
+    ("adamw", "full", 2, 32, 128, "dots"),
+    ("gems", "projected", 2, 32, 128, "none"),
+    ("gems", "projected", 2, 32, 128, "dots"),
 )
 
 
-def run_config(method: str, gradients: Any, rows: int, length: int) -> Config:
+def run_config(method: str, gradients: Any, rows: int, length: int, remat: Any) -> Config:
     """A run of that method with everything else at its default."""
-    train = TrainConfig(method=method, gradients=gradients, batch_size=rows)
+    train = TrainConfig(method=method, gradients=gradients, batch_size=rows, remat=remat)
     return Config(train=train, items=ItemsConfig(max_length=length))
 
 
@@ -68,10 +72,10 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for name, model_config in MODELS.items():
-        for method, gradients, tasks, batch, length in RUNS:
-            config = run_config(method, gradients, batch, length)
+        for method, gradients, tasks, batch, length, remat in RUNS:
+            config = run_config(method, gradients, batch, length, remat)
             row = {"model": name, "method": method, "gradients": gradients, "tasks": tasks, "rows": batch}
-            row |= {"tokens": length, "measured": measured(model_config, config, tasks)}
+            row |= {"tokens": length, "remat": remat, "measured": measured(model_config, config, tasks)}
             row |= {"estimated": estimated(model_config, config, tasks)}
             print(json.dumps(row), flush=True)
             rows.append(row)

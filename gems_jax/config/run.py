@@ -332,6 +332,9 @@ class TrainConfig:
       stochastic_rounding: whether bfloat16 parameters are rounded up or down at random, so that small updates are not
         lost. Rounding of either kind takes the stored change out of the null space; ``null_space/leak_stored`` says by
         how much.
+      remat: what of a layer the backward pass computes again instead of keeping it: ``full``: all; ``dots``: all but the
+        products with kernels; ``none``: nothing, which needs the fewest operations and the most memory; ``null``: as
+        the model says, ``full`` for every folder.
       dropout: dropout rate (T5).
       seed: seed of order, dropout and rounding.
       log_every: steps between lines of metrics.
@@ -373,6 +376,7 @@ class TrainConfig:
     text_task_rows: int = 8
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     stochastic_rounding: bool = False
+    remat: Literal["full", "dots", "none"] | None = None
     dropout: float = 0.0
     seed: int = 0
     log_every: int = 10

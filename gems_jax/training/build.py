@@ -86,13 +86,20 @@ class TrainingRun:
 
 
 def training_model(model: Any, config: Config) -> Any:
-    """The model as it computes in training: dropout, and the products in ``train.compute_dtype``.
+    """The model as it computes in training: dropout, what is computed again, products in ``train.compute_dtype``.
 
     Raises:
-      ValueError: dropout, which this model does not have.
+      ValueError: dropout or a choice of what is computed again, which this model does not have.
     """
     train = config.train
     changes: dict[str, Any] = {"dtype": train.compute_dtype or model.config.dtype}
+    if train.remat is not None:
+        if not hasattr(model.config, "remat"):
+            raise ValueError(
+                f"train.remat={train.remat!r}: the configuration of a {type(model).__name__} has no field remat; leave "
+                "train.remat out"
+            )
+        changes["remat"] = train.remat
     if hasattr(model.config, "dropout_rate"):
         changes["dropout_rate"] = train.dropout
     elif train.dropout:

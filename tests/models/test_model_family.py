@@ -191,6 +191,11 @@ def test_it_is_tuned_by_gems_inside_the_null_space_of_its_text(shop):
     assert np.linalg.norm(protected @ change) < 1e-3 * np.linalg.norm(change)
 
 
+def test_a_model_that_cannot_compute_layers_again_says_so_where_a_run_asks_for_it(shop):
+    with pytest.raises(ValueError, match="train.remat='none': the configuration of a Bag has no field remat"):
+        training_model(shop.model, Config(train=TrainConfig(remat="none")))
+
+
 def test_its_items_are_ranked_as_by_the_probabilities_of_each(shop):
     prompt = np.array([[5, 6, 9]])
     ids, scores = rank_items(shop.model, {"input_ids": prompt}, shop.items, k=len(WORDS), beams=len(WORDS))

@@ -212,8 +212,9 @@ def test_the_estimate_is_within_a_fifth_of_what_compiled_steps_take():
     assert {row["method"] for row in rows} == {"gems", "adamw", "lora", "galore", "pcgrad"}
     for row in rows:
         assert row["estimated"] == pytest.approx(row["measured"], rel=0.2), row
-    for row in (row for row in rows if row["model"].startswith("decoder") and row["rows"] == 8 and row["tasks"] == 2):
-        config = run_config(row["method"], row["gradients"], row["rows"], row["tokens"])
+    again = [row for row in rows if row["model"].startswith("decoder") and row["tasks"] == 2]
+    for row in (row for row in again if row["rows"] == 8 or row["remat"] != "full"):
+        config = run_config(row["method"], row["gradients"], row["rows"], row["tokens"], row["remat"])
         found = estimated(MEASURED[row["model"]], config, row["tasks"])
         assert found == pytest.approx(row["measured"], rel=0.2), row
 

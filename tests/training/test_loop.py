@@ -24,10 +24,12 @@ from gems_jax.training import tune as loop
 from gems_jax.training import validation
 from gems_jax.training.build import build, training_model
 from gems_jax.training.callbacks import Callback
+from gems_jax.training.losses import task_loss
 from gems_jax.training.monitoring.metric_log import MetricLogger
 from gems_jax.training.monitoring.start_table import start_table
 from gems_jax.training.optimiser.chain import make_optimiser
 from gems_jax.training.stages import assemble, ensure_data
+from gems_jax.training.trainable import split_model
 from gems_jax.training.tuned import load_tuned
 
 # The quickest to compile: what is tested here is around the optimiser.
@@ -278,6 +280,17 @@ def test_dropout_depends_on_the_seed_and_the_step_alone(prepared, assets):
     dropping = training_model(assets.model, config)
     assert plain.encoder.config.dropout_rate == 0
     assert dropping.encoder.block.mlp.config.dropout_rate == 0.5
+
+
+@pytest.mark.parametrize("remat", ["null", "full", "dots", "none"])
+def test_layers_are_computed_again_as_train_remat_says(prepared, assets, remat):
+    config = configured(prepared, **CHEAP, train__remat=remat)
+    run = build(config, assets, None)
+    graph, params, frozen = split_model(training_model(assets.model, config), config)
+    batch = jax.tree.map(lambda x: x[0], next(run.batches))
+    program = str(jax.make_jaxpr(task_loss(graph, "items"))(params, frozen, batch))
+    assert ("remat" in program or "checkpoint[" in program) == (remat != "none")
+    assert ("policy=None" in program) == (remat in ("null", "full"))
 
 
 def test_runs_that_differ_in_rates_and_seed_share_a_program_and_no_others(prepared, assets):

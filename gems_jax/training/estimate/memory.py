@@ -96,6 +96,9 @@ def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, p
 
         n d b L + n (17 d + 3 f) b + 3 n h S 4 + logits
 
+    With ``remat: dots`` the products of all layers are kept as well, ``n (3 d + 2 f) b L``, with ``remat: none`` all
+    layers' inner values in place of one's.
+
     The step holds them beside the tasks' gradients, or, later and without them, what the optimiser works with: the
     larger of both counts. With projected gradients (``train.gradients``) these are the update and four times the
     products of gradients and bases, as in a refresh. The numbers of trees were measured on programs for CPU
@@ -226,7 +229,9 @@ def _of_rows(config: Config, model_config: Any, rows: int, length: int, scores: 
     tokens = rows * length
     width, inner = model_config.d_model, model_config.d_ff
     number = jnp.dtype(config.train.compute_dtype or config.model.dtype).itemsize
-    kept = tokens * width * number * model_config.num_layers
+    layers, remat = model_config.num_layers, config.train.remat or model_config.remat
     layer = tokens * (17 * width + 3 * inner) * number // sizes["tensor"]
-    attention = 3 * tokens * model_config.num_heads * length * 4 // sizes["tensor"]
-    return kept + layer + attention + 3 * min(_LOGITS, scores * 4)
+    layer += 3 * tokens * model_config.num_heads * length * 4 // sizes["tensor"]
+    inputs, products = tokens * width * number, tokens * (3 * width + 2 * inner) * number // sizes["tensor"]
+    kept = {"full": layers * inputs + layer, "dots": layers * (inputs + products) + layer, "none": layers * layer}
+    return kept[remat] + 3 * min(_LOGITS, scores * 4)
