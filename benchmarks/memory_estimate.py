@@ -8,17 +8,20 @@ program's arguments and temporaries, as XLA counts them, and the estimate of `ge
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks.result_file import circumstances, write
-from gems_jax.config.run import Config, ItemsConfig, TrainConfig
-from gems_jax.models import DecoderConfig, T5Config
-from gems_jax.training.distributed.mesh import make_mesh
-from gems_jax.training.estimate.memory import estimate
-from planning.training_step import abstract_step
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `planning` is no part of the installed package
+
+from benchmarks.result_file import circumstances, write  # noqa: E402
+from gems_jax.config.run import Config, ItemsConfig, TrainConfig  # noqa: E402
+from gems_jax.models import DecoderConfig, T5Config  # noqa: E402
+from gems_jax.training.distributed.mesh import make_mesh  # noqa: E402
+from gems_jax.training.estimate.memory import estimate  # noqa: E402
+from planning.training_step import abstract_step  # noqa: E402
 
 MIB = 2**20
 SIZES: dict[str, Any] = {"vocab_size": 8192, "num_added_tokens": 2000, "d_model": 256, "num_heads": 4}

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from result_file import circumstances, write
 
-from benchmarks.result_file import circumstances, write
 from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.text.general_text import read_lines, token_stream
 from gems_jax.models import load
