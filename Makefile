@@ -18,7 +18,7 @@ demo: $(VENV)/train.stamp
 
 # Two processes; files stay whole, for what their tests share, and in their order, which has the long ones before the end.
 test: $(VENV)/test.stamp lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 40
 
 # The core, for the inner loop; a test of seconds is marked slow.
 test-fast: $(VENV)/test.stamp

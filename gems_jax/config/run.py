@@ -332,9 +332,9 @@ class TrainConfig:
       stochastic_rounding: whether bfloat16 parameters are rounded up or down at random, so that small updates are not
         lost. Rounding of either kind takes the stored change out of the null space; ``null_space/leak_stored`` says by
         how much.
-      remat: what of a layer the backward pass computes again instead of keeping it: ``full``: all; ``dots``: all but the
-        products with kernels; ``none``: nothing, which needs the fewest operations and the most memory; ``null``: as
-        the model says, ``full`` for every folder.
+      remat: what of a layer the backward pass computes again instead of keeping it: ``full``: all; ``dots``: all but
+        the products with kernels; ``none``: nothing, which needs the fewest operations and the most memory; ``null``:
+        as the model says, ``full`` for every folder.
       dropout: dropout rate (T5).
       seed: seed of order, dropout and rounding.
       log_every: steps between lines of metrics.
