@@ -97,7 +97,7 @@ def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, p
         n d b L + n (17 d + 3 f) b + 3 n h S 4 + logits
 
     With ``remat: dots`` the products of all layers are kept as well, ``n (3 d + 2 f) b L``, with ``remat: none`` all
-    layers' inner values in place of one's.
+    layers' inner values in place of one's, and a tenth more.
 
     The step holds them beside the tasks' gradients, or, later and without them, what the optimiser works with: the
     larger of both counts. With projected gradients (``train.gradients``) these are the update and four times the
@@ -233,5 +233,5 @@ def _of_rows(config: Config, model_config: Any, rows: int, length: int, scores: 
     layer = tokens * (17 * width + 3 * inner) * number // sizes["tensor"]
     layer += 3 * tokens * model_config.num_heads * length * 4 // sizes["tensor"]
     inputs, products = tokens * width * number, tokens * (3 * width + 2 * inner) * number // sizes["tensor"]
-    kept = {"full": layers * inputs + layer, "dots": layers * (inputs + products) + layer, "none": layers * layer}
+    kept = {"full": layers * inputs + layer, "dots": layers * (inputs + products) + layer, "none": 11 * layers * layer // 10}
     return kept[remat] + 3 * min(_LOGITS, scores * 4)
