@@ -233,5 +233,5 @@ def _of_rows(config: Config, model_config: Any, rows: int, length: int, scores: 
     layer = tokens * (17 * width + 3 * inner) * number // sizes["tensor"]
     layer += 3 * tokens * model_config.num_heads * length * 4 // sizes["tensor"]
     inputs, products = tokens * width * number, tokens * (3 * width + 2 * inner) * number // sizes["tensor"]
-    kept = {"full": layers * inputs + layer, "dots": layers * (inputs + products) + layer, "none": 11 * layers * layer // 10}
-    return kept[remat] + 3 * min(_LOGITS, scores * 4)
+    kept = {"full": layers * inputs + layer, "dots": layers * (inputs + products) + layer, "none": 1.1 * layers * layer}
+    return round(kept[remat]) + 3 * min(_LOGITS, scores * 4)
