@@ -216,6 +216,12 @@ def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
         add("--columns", dict[str, str], "role to column, where its name does not tell", default=None)
         add("--text", str, "general text to protect; default: Python's documentation", default=None)
         add("--heldout", str, "general text that forgetting is measured on", default=None)
+        add(
+            "--keep",
+            Literal["high", "medium", "low"],
+            "how much of what the model knew is kept: decides protection and learning rate",
+            default="medium",
+        )
         add("--out", str, "configuration file to write", default="gems.yaml")
     if name == "doctor":
         add("--num_items", int, "item tokens to reckon with; default: those of data.dir, or 20,000", default=None)

@@ -408,7 +408,7 @@ def _init(options: Any) -> int:
     check_writable(out.parent, "--out")
     text = None if options.text is None else (options.text, options.heldout)
     found = find_data(options.data, options["items"], options.columns or {})
-    proposal = propose(options.model, found, text, f"runs/{out.stem}")
+    proposal = propose(options.model, found, text, f"runs/{out.stem}", keep=options.keep)
     write_text(out, as_yaml(proposal, str(out)))
     print("\n".join([*proposal.notes, f"init: {out}"]))
     return 0

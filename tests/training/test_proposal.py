@@ -1,6 +1,7 @@
 """A configuration from a model's folder, the user's own logs and this machine: it runs as it is."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -16,6 +17,7 @@ from gems_jax.training.estimate.memory import by_batch_size
 from gems_jax.training.estimate.shape import abstract_model
 from gems_jax.training.proposal import fit
 from gems_jax.training.proposal.data import find_data
+from gems_jax.training.proposal.keep import PROTECTIONS
 from gems_jax.training.proposal.proposal import propose
 
 DECODER = {
@@ -69,6 +71,35 @@ def test_a_proposed_configuration_trains_as_it_is(model, tmp_path, capsys, monke
     assert (kept.gems.rank, kept.gems.task_rank, kept.null_space.unit_norm) == (8, 4, True)
     assert kept.data.dir == str(tmp_path / "runs" / "shop" / "data")
     assert f"--out {out} exists already" in fails(capsys, "init", "--model", model, "--data", tmp_path, "--out", out)
+
+
+@pytest.mark.parametrize("keep", ["high", "medium", "low"])
+def test_how_much_is_kept_decides_protection_and_rate_and_the_file_says_what_was_measured(model, tmp_path, keep):
+    out = tmp_path / "shop.yaml"
+    assert gems_jax("init", "--model", model, "--data", shop(tmp_path / "shop"), "--keep", keep, "--out", out) == 0
+    config = cli._config(cli.parse(["train", "--config", str(out), "--workdir", "x"])[1])
+    protection = PROTECTIONS[keep]
+    assert (config.null_space.energy, config.null_space.min_share) == (protection.energy, protection.min_share)
+    assert config.train.learning_rate == protection.learning_rate
+    assert f"--keep {keep} forgot {protection.measured} in docs/settings.md" in out.read_text()
+
+
+def test_less_is_kept_by_higher_rates_and_fewer_directions_and_medium_is_the_default():
+    high, medium, low = (PROTECTIONS[keep] for keep in ("high", "medium", "low"))
+    assert high.learning_rate < medium.learning_rate < low.learning_rate
+    assert high.min_share >= medium.min_share > low.min_share
+    default = Config()
+    assert (default.train.learning_rate, default.null_space.energy) == (medium.learning_rate, medium.energy)
+    assert default.null_space.min_share == medium.min_share
+
+
+def test_what_was_measured_of_each_stands_in_the_table_of_settings():
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    for protection in PROTECTIONS.values():
+        forgetting, rec, src = re.fullmatch(r"(\S+) nats at (\S+) and (\S+)", protection.measured).groups()
+        rate = f"{protection.learning_rate:.0e}".replace("e-0", "e-")
+        row = re.search(rf"^\| GEMS \| {rate} .*\| {rec} \| \**{src}\** \| {re.escape(forgetting)} \|$", page, re.MULTILINE)
+        assert row, protection
 
 
 def test_columns_that_names_do_not_tell_are_asked_for_and_then_taken(model, tmp_path, capsys):

@@ -20,6 +20,7 @@ from gems_jax.training.estimate.memory import GIB
 from gems_jax.training.estimate.shape import abstract_model
 from gems_jax.training.proposal.data import FoundData
 from gems_jax.training.proposal.fit import fitting
+from gems_jax.training.proposal.keep import PROTECTIONS, Keep, reason
 
 _PLAIN = {"rec": "history: {history} next:", "src": "search: {query} history: {history} found:"}
 _CHAT = {
@@ -40,7 +41,12 @@ class Proposal:
 
 
 def propose(
-    model: str, data: FoundData, text: tuple[str, str] | None, runs: str, devices: Sequence[Any] | None = None
+    model: str,
+    data: FoundData,
+    text: tuple[str, str] | None,
+    runs: str,
+    devices: Sequence[Any] | None = None,
+    keep: Keep = "medium",
 ) -> Proposal:
     """A configuration for a model, the user's data and the devices there are.
 
@@ -50,6 +56,7 @@ def propose(
       text: files of general text to protect and to measure forgetting on; ``None``: Python's documentation.
       runs: folder of what the run makes, relative to the configuration.
       devices: to train on; ``None``: all.
+      keep: how much of what the model knew is to be kept, see `gems_jax.training.proposal.keep`.
 
     Raises:
       FileNotFoundError: no model, or no tokenizer, in the folder.
@@ -81,7 +88,10 @@ def propose(
         train, heldout = (str(Path(name).expanduser().absolute()) for name in text)
         put("text", "general text, whose directions are protected", train=train)
         put("text", "general text that forgetting is measured on", heldout=heldout)
+    protection = PROTECTIONS[keep]
     put("null_space", path=f"{runs}/null_space")
+    put("null_space", f"of --keep {keep}", energy=protection.energy, min_share=protection.min_share)
+    put("train", reason(keep), learning_rate=protection.learning_rate)
     if shape.model_type not in T5.model_types:
         put("null_space", "decoders have tokens of enormous norm", unit_norm=True)
 
@@ -163,7 +173,14 @@ def as_yaml(proposal: Proposal, name: str) -> str:
 
 
 # Written out also where they are the default.
-_ALWAYS = ("train.batch_size", "items.max_length", "gems.rank")
+_ALWAYS = (
+    "train.batch_size",
+    "train.learning_rate",
+    "items.max_length",
+    "gems.rank",
+    "null_space.energy",
+    "null_space.min_share",
+)
 
 
 def _entry(name: str, value: Any, why: str) -> list[str]:
