@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from gems_jax.config.run import Config
 from gems_jax.data.dataset.remote import exists
 from gems_jax.models import load
 from gems_jax.null_space.space import NullSpace
-from gems_jax.training.distributed.mesh import make_mesh
+from gems_jax.training.distributed.mesh import make_mesh, shard_mesh
 from gems_jax.training.identify import is_missing
 from gems_jax.training.optimiser.chain import needs_null_space
 from gems_jax.training.stages import Assets, assemble, ensure_base, ensure_data, ensure_null_space
@@ -52,11 +51,7 @@ def run_assets(config: Config, workdir: Path | None = None, tuned: bool = False)
         dataset = in_run_order(dataset, workdir, config.data.dir)
     # A mesh is laid out for the run: other commands take the devices there are.
     trains = workdir is not None and not tuned
-    devices = make_mesh(config.mesh).devices.flatten() if trains else np.asarray(jax.devices())
-    mesh = None
-    if config.mesh.fsdp * config.mesh.tensor > 1 and len(devices) > 1:
-        # One axis over all devices that share the parameters: each then holds its part of every large leaf.
-        mesh = jax.sharding.Mesh(devices, ("shard",), axis_types=(jax.sharding.AxisType.Auto,))
-    base, tokenizer = load(ensure_base(config), config.model.dtype, mesh)
+    devices = make_mesh(config.mesh).devices.flatten().tolist() if trains else jax.devices()
+    base, tokenizer = load(ensure_base(config), config.model.dtype, shard_mesh(config.mesh, devices))
     null_space = ensure_null_space(config, base, tokenizer) if needs_null_space(config) and not tuned else None
     return RunAssets(base, assemble(config, dataset, (base, tokenizer), tuned), null_space)

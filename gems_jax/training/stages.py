@@ -28,6 +28,7 @@ from gems_jax.items import (
 from gems_jax.models import load
 from gems_jax.null_space.estimate import estimate_null_space
 from gems_jax.null_space.space import NullSpace
+from gems_jax.training.distributed.mesh import shard_mesh
 from gems_jax.training.identify import item_tokens_of
 from gems_jax.training.optimiser.chain import null_space_side
 from gems_jax.training.pretrain import pretrain
@@ -87,7 +88,7 @@ def ensure_null_space(config: Config, model: Any = None, tokenizer: Any = None) 
     """
     folder = Path(config.null_space.path)
     if model is None:
-        model, tokenizer = load(ensure_base(config), config.model.dtype)
+        model, tokenizer = load(ensure_base(config), config.model.dtype, shard_mesh(config.mesh, jax.devices()))
     params = nnx.state(model, nnx.Param)
     if not (folder / "null_space.json").is_file():
         return calibrate(config, model, tokenizer)
@@ -121,7 +122,7 @@ def _rule(config: Config) -> dict[str, Any]:
 def calibrate(config: Config, model: Any = None, tokenizer: Any = None) -> NullSpace:
     """Makes the null space of the base model, from general text or, for some methods, its weights, and saves it."""
     if model is None:
-        model, tokenizer = load(ensure_base(config), config.model.dtype)
+        model, tokenizer = load(ensure_base(config), config.model.dtype, shard_mesh(config.mesh, jax.devices()))
     if METHODS[config.train.method].null_space == "weights":
         rule = {name: value for name, value in _rule(config).items() if name in ("energy", "rank", "min_share")}
         null_space = NullSpace.from_weights(nnx.state(model, nnx.Param), **rule)
@@ -141,7 +142,16 @@ def _from_text(config: Config, model: Any, tokenizer: Any) -> NullSpace:
         tokens, tokenizer, options.batch_size, config.text.input_length, options.batches
     )
     rule = _rule(config) | {"unit_norm": options.unit_norm}
-    return estimate_null_space(model, list(batches), side=options.side, memory_limit=options.memory_limit, **rule)
+    return estimate_null_space(
+        model, list(batches), side=options.side, memory_limit=options.memory_limit, mesh=_mesh_of(model), **rule
+    )
+
+
+def _mesh_of(model: Any) -> jax.sharding.Mesh | None:
+    """The mesh that a model's parameters are spread over: its moments are, too, and the text's rows."""
+    places = [leaf.sharding for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+    meshes = [place.mesh for place in places if isinstance(place, jax.sharding.NamedSharding)]
+    return next((mesh for mesh in meshes if isinstance(mesh, jax.sharding.Mesh) and mesh.size > 1), None)
 
 
 @dataclass(frozen=True)

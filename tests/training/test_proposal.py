@@ -98,8 +98,8 @@ def test_what_was_measured_of_each_stands_in_the_table_of_settings():
     for protection in PROTECTIONS.values():
         forgetting, rec, src = re.fullmatch(r"(\S+) nats at (\S+) and (\S+)", protection.measured).groups()
         rate = f"{protection.learning_rate:.0e}".replace("e-0", "e-")
-        row = re.search(rf"^\| GEMS \| {rate} .*\| {rec} \| \**{src}\** \| {re.escape(forgetting)} \|$", page, re.MULTILINE)
-        assert row, protection
+        row = rf"^\| GEMS \| {rate} .*\| {rec} \| \**{src}\** \| {re.escape(forgetting)} \|$"
+        assert re.search(row, page, re.MULTILINE), protection
 
 
 def test_columns_that_names_do_not_tell_are_asked_for_and_then_taken(model, tmp_path, capsys):

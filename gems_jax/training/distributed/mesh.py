@@ -70,6 +70,25 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
 
 
+def shard_mesh(config: MeshConfig, devices: Sequence[Any]) -> Mesh | None:
+    """One axis over all devices of a run that splits its parameters: each then holds its part of every large leaf.
+
+    Args:
+      config: sizes of the run's mesh.
+      devices: any number of them.
+
+    Returns:
+      A mesh of the axis ``shard``; ``None`` where each device holds all parameters.
+
+    Example:
+      >>> shard_mesh(MeshConfig(fsdp=2), jax.devices()[:1]) is None
+      True
+    """
+    if config.fsdp * config.tensor == 1 or len(devices) == 1:
+        return None
+    return Mesh(np.asarray(devices), ("shard",), axis_types=(AxisType.Auto,))
+
+
 def task_axis(mesh: Mesh | AbstractMesh) -> str | None:
     """The mesh axis of tasks, ``None`` where every device works on all of them."""
     return TASK if TASK in mesh.axis_names else None
