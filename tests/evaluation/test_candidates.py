@@ -48,7 +48,7 @@ def evaluated(model: T5, dataset: Dataset, workdir: Path, monkeypatch: pytest.Mo
     assets = SimpleNamespace(
         dataset=dataset,
         items=ItemIndex(V + np.arange(N, dtype=np.int32)[:, None]),
-        tokenizer=None,
+        tokenizer=SimpleNamespace(unk_token_id=None),
         model=None,
         encode=lambda config, table: make_encoded(table),
     )

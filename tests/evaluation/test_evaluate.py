@@ -185,7 +185,13 @@ def measured_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[i
         general = {"loss": 4.5, "base_loss": 4.0}
         for name, value in (("evaluate_ranking", found), ("general_drift", general), ("heldout_text", [])):
             monkeypatch.setattr(evaluate_run, name, lambda *args, value=value, **options: value)
-        assets = SimpleNamespace(dataset=whole, items=None, tokenizer=None, model=None, encode=lambda *args: None)
+        assets = SimpleNamespace(
+            dataset=whole,
+            items=None,
+            tokenizer=SimpleNamespace(unk_token_id=None),
+            model=None,
+            encode=lambda *args: None,
+        )
         config = Config(evaluate=EvaluateConfig(candidates="sampled", samples=0, continuations=0))
         return evaluate_run.evaluate_run(config, assets, SimpleNamespace(layout="decoder"), None, tmp_path)
 

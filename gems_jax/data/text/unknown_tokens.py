@@ -30,8 +30,10 @@ def unknown_share(texts: Sequence[str], tokenizer: Any) -> float:
       0.5
     """
     unknown = tokenizer.unk_token_id
+    if unknown is None:  # there are tokens for all bytes
+        return 0.0
     counts = Counter(token for ids in plain_ids(spread(texts), tokenizer) for token in ids)
-    if unknown is None or not counts[unknown]:
+    if not counts[unknown]:
         return 0.0
     spaces = sum(count for token, count in counts.items() if token != unknown and is_blank(tokenizer.decode([token])))
     return counts[unknown] / (counts.total() - spaces)
