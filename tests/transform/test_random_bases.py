@@ -87,6 +87,7 @@ def test_bases_are_orthonormal_inside_the_null_space_and_no_two_are_alike():
         assert np.abs(basis - third[name]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_they_depend_on_the_seed_the_step_and_the_path_alone_so_that_a_resumed_run_draws_the_same():
     run = states_of(range(4))
     resumed = states_of(range(2, 4), jax.tree.map(jnp.asarray, jax.device_get(run[1][1])))

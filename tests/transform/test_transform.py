@@ -62,7 +62,7 @@ def test_follows_the_numpy_reference_over_refreshes(constrained):
     ("constrained", "options"),
     [
         (True, {"weight_decay": 0.1, "moments": "reset"}),
-        (True, {"complementary": True}),
+        pytest.param(True, {"complementary": True}, marks=pytest.mark.slow),
         (False, {"complementary": True, "scale": 0.5}),
         (False, {"signs": "align"}),
     ],
