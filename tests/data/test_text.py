@@ -4,12 +4,12 @@ import bz2
 import gzip
 import io
 import json
-from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -246,7 +246,8 @@ def test_calibration_and_drift_read_the_field_that_the_configuration_names(tmp_p
     wanted = list(LAYOUTS["encoder_decoder"].text_batches(tokens, tokenizer, 2, 16, 16))
     seen = []
     monkeypatch.setattr(stages, "estimate_null_space", lambda model, batches, **_: seen.append(batches) or MagicMock())
-    stages.calibrate(config, SimpleNamespace(layout="encoder_decoder"), tokenizer)
+    model = type("NoParameters", (nnx.Module,), {"layout": "encoder_decoder"})()
+    stages.calibrate(config, model, tokenizer)
     for batches in (heldout_text(tokenizer, config), seen[0]):
         for one, other in zip(batches, wanted, strict=True):
             np.testing.assert_array_equal(one["input_ids"], other["input_ids"])
