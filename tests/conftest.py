@@ -45,3 +45,23 @@ def prepared(tmp_path_factory):
         for name in ("prepare", "pretrain", "calibrate"):
             say(said, name, *options(root))
         return Made(root, said)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """What the next requests of a store of objects meet, and its bucket."""
+    from store_server import store_server  # which needs packages that few tests do
+
+    with store_server() as served:
+        yield served
+
+
+@pytest.fixture
+def faults(server):
+    yield server[0]
+    server[0].next.clear()
+
+
+@pytest.fixture
+def bucket(server):
+    return server[1]

@@ -1,28 +1,16 @@
 """Objects on a store: what is read is what was written, a store that fails is asked again, then one error names it."""
 
 import pytest
-from store_server import SECRET, store_server
+from store_server import SECRET
 
 from gems_jax import object_store
 from gems_jax.object_store import StorePath
 from gems_jax.staging import as_path, files_in, remove_folder, write_json, write_text
 
 
-@pytest.fixture(scope="module")
-def server():
-    with store_server() as served:
-        yield served
-
-
 @pytest.fixture
-def faults(server):
-    yield server[0]
-    server[0].next.clear()
-
-
-@pytest.fixture
-def folder(server, request):
-    return server[1] / request.node.name.partition("[")[0]
+def folder(bucket, request):
+    return bucket / request.node.name.partition("[")[0]
 
 
 def test_objects_are_read_listed_and_removed_as_they_were_written(folder):

@@ -1,7 +1,6 @@
 """Prepared datasets on an object store: copied whole, and only when they are new."""
 
 import pytest
-from store_server import store_server
 
 from gems_jax.data import prepare as prepare_module
 from gems_jax.data.batching.token_cache import encode_once
@@ -12,18 +11,12 @@ from gems_jax.object_store import StorePath
 URL = "s3://bucket/data"
 
 
-@pytest.fixture(scope="module")
-def server():
-    with store_server() as served:
-        yield served[1]
-
-
 @pytest.fixture
-def store(server, tmp_path, monkeypatch):
+def store(bucket, tmp_path, monkeypatch):
     """The place of the dataset, which is empty, and so is this machine's cache."""
-    (server / "data").rmtree()
+    (bucket / "data").rmtree()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first_machine"))
-    return server / "data"
+    return bucket / "data"
 
 
 def make(said=None, **options):

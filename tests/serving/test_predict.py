@@ -11,7 +11,6 @@ import pytest
 import shop
 from pyarrow import parquet
 from shop import Shop
-from store_server import store_server
 
 from gems_jax.serving import prediction_files
 from gems_jax.serving.answers import Answer, RankedItem
@@ -199,21 +198,9 @@ def test_files_that_cannot_be_are_named_before_any_work(tmp_path):
         list(read_requests(write_lines(tmp_path / "typo.jsonl", [{"user": "ann", "qeury": "red"}])))
 
 
-@pytest.fixture(scope="module")
-def server():
-    with store_server() as served:
-        yield served
-
-
 @pytest.fixture
-def faults(server):
-    yield server[0]
-    server[0].next.clear()
-
-
-@pytest.fixture
-def store(server, request):
-    return server[1] / request.node.name.partition("[")[0]
+def store(bucket, request):
+    return bucket / request.node.name.partition("[")[0]
 
 
 def test_a_killed_run_on_an_object_store_goes_on_to_the_bytes_of_one_here(tmp_path, store, faults):

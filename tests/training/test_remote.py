@@ -8,7 +8,6 @@ import pytest
 from etils import epath
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
-from store_server import store_server
 
 from gems_jax.checksums import damage, files_of, write_checksums
 from gems_jax.config.run import Config, ItemsConfig
@@ -19,16 +18,10 @@ from gems_jax.training.workdir.files import Log, check_config, keep_config
 from gems_jax.training.workdir.lock import WorkdirLock
 
 
-@pytest.fixture(scope="module")
-def server():
-    with store_server() as served:
-        yield served[1]
-
-
 @pytest.fixture
-def workdir(server, request, monkeypatch):
+def workdir(bucket, request, monkeypatch):
     monkeypatch.setattr(remote_lock, "SETTLE_SECONDS", 0.0)
-    return server / request.node.name
+    return bucket / request.node.name
 
 
 def test_paths_here_and_there_are_told_apart(workdir, tmp_path):

@@ -12,7 +12,7 @@ import time
 import pytest
 from identified import identified_options
 from serving_client import serving
-from store_server import put, store_server
+from store_server import put
 from tiny import everything_in, fails, gems_jax, metrics, say
 
 from gems_jax.checksums import write_checksums
@@ -27,18 +27,6 @@ from gems_jax.training.workdir.edits import NAME, write_edits
 
 
 @pytest.fixture(scope="module")
-def server():
-    with store_server() as served:
-        yield served
-
-
-@pytest.fixture
-def faults(server):
-    yield server[0]
-    server[0].next.clear()
-
-
-@pytest.fixture(scope="module")
 def tuned(prepared, tmp_path_factory):
     """A run of two steps whose items share tokens, on this machine."""
     root = tmp_path_factory.mktemp("stores")
@@ -49,10 +37,10 @@ def tuned(prepared, tmp_path_factory):
 
 
 @pytest.fixture
-def store(server, tuned, request, tmp_path, monkeypatch):
+def store(bucket, tuned, request, tmp_path, monkeypatch):
     """The same run on a store; this machine has no copies yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = server[1] / request.node.name / "run"
+    folder = bucket / request.node.name / "run"
     put(tuned, folder)
     return folder
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from gems_jax.data.raw.examples import Examples, Names
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged
 from gems_jax.staging import fresh_folder
+
+File = TypeVar("File")
 
 COLUMNS, NEW = "columns.npz", "new.json"
 
@@ -68,6 +71,22 @@ class ReadCache:
         if total > 1:
             self._say(f"data: file {number + 1} of {total} read, {self._pace.of(number + 1)}")
         return rows
+
+    def rows_of_each(
+        self, files: Sequence[File], names: Names, quarantine: Quarantine, read: Callable[[File], Examples | None]
+    ) -> Iterator[Examples]:
+        """The rows of one file after the other that has some, each as by `rows_of`.
+
+        Args:
+          files: what ``read`` takes of each.
+          names: gets those of all files.
+          quarantine: gets the bad rows.
+          read: reads a file.
+        """
+        for number, file in enumerate(files):
+            rows = self.rows_of(number, len(files), names, quarantine, functools.partial(read, file))
+            if rows is not None:
+                yield rows
 
 
 def _arrays(rows: Examples) -> dict[str, np.ndarray]:

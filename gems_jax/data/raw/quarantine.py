@@ -107,6 +107,10 @@ class Quarantine:
                 self.rows,
             )
 
+    def check_usable(self, kind: str, usable: int, path: str | Path) -> None:
+        """`check` of rows of which ``usable`` were not left out."""
+        self.check(kind, usable + sum(row["kind"] == kind for row in self.rows), path)
+
     def card(self) -> dict[str, Any]:
         """All of this as the card of a dataset has it."""
         copies = {kind: count for kind, count in self.copies.items() if count}

@@ -77,16 +77,13 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
     """
     files = raw_files(options.folder)
     names = Names()
-    blocks: list[Examples] = []
-    for number, table in enumerate(_COLUMNS):
 
-        def read_file(table: str = table) -> Examples | None:
-            return _read_clicks(files[table], table, names, quarantine)
+    def read_file(table: str) -> Examples | None:
+        return _read_clicks(files[table], table, names, quarantine)
 
-        rows = cache.rows_of(number, len(_COLUMNS), names, quarantine, read_file)
-        blocks += [] if rows is None else [rows]
+    blocks = list(cache.rows_of_each([*_COLUMNS], names, quarantine, read_file))
     total = sum(map(len, blocks))
-    quarantine.check("row", total + sum(row["kind"] == "row" for row in quarantine.rows), options.folder)
+    quarantine.check_usable("row", total, options.folder)
     if not total:
         raise ValueError(f"{options.folder} holds no row with a click; {FETCH}")
     examples = same_ids(Examples.join(blocks), None, quarantine)

@@ -72,18 +72,16 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
     items = read_item_objects(files.items, quarantine)
     catalogue = KnownIds(item.item_id for item in items)
     names = Names()
-    blocks: list[Examples] = []
-    for number, (split, path) in enumerate(files.tables.items()):
 
-        def read_file(split: str = split, path: Path = path) -> Examples | None:
-            batches = read_batches(path, COLUMNS, tuple(COLUMNS), quarantine)
-            rows = [encode_batch(batch, names, TableFiles(), quarantine, split, catalogue) for batch in batches]
-            return Examples.join(rows) if rows else None
+    def read_file(file: tuple[str, Path]) -> Examples | None:
+        split, path = file
+        batches = read_batches(path, COLUMNS, tuple(COLUMNS), quarantine)
+        rows = [encode_batch(batch, names, TableFiles(), quarantine, split, catalogue) for batch in batches]
+        return Examples.join(rows) if rows else None
 
-        rows = cache.rows_of(number, len(files.tables), names, quarantine, read_file)
-        blocks += [] if rows is None else [rows]
+    blocks = list(cache.rows_of_each([*files.tables.items()], names, quarantine, read_file))
     total = sum(map(len, blocks))
-    quarantine.check("row", total + sum(row["kind"] == "row" for row in quarantine.rows), options.folder)
+    quarantine.check_usable("row", total, options.folder)
     if not total:
         raise ValueError(f"{options.folder} holds no row; {FETCH}")
     examples = same_ids(Examples.join(blocks), catalogue, quarantine)

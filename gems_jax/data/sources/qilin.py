@@ -70,24 +70,21 @@ def read(options: PrepareOptions, quarantine: Quarantine, cache: ReadCache) -> S
     folder = options.folder
     files = raw_files(folder)
     names = Names()
-    blocks: list[Examples] = []
-    total = 0
     kinds_and_paths = [(part.split("_")[0], path) for part in PARTS for path in files[part]]
-    for number, (kind, path) in enumerate(kinds_and_paths):
 
-        def read_file(kind: str = kind, path: Path = path) -> Examples | None:
-            return read_requests(path, kind, names, quarantine)
+    def read_file(file: tuple[str, Path]) -> Examples | None:
+        kind, path = file
+        return read_requests(path, kind, names, quarantine)
 
-        rows = cache.rows_of(number, len(kinds_and_paths), names, quarantine, read_file)
-        if rows is not None:
-            total += len(rows)
-            # A request without a click is neither a target nor a history.
-            blocks.append(rows.take(rows.targets.lengths > 0))
-    bad = sum(row["kind"] == "row" for row in quarantine.rows)
-    quarantine.check("row", total + bad, folder)
+    total, clicked = 0, []
+    for rows in cache.rows_of_each(kinds_and_paths, names, quarantine, read_file):
+        total += len(rows)
+        # A request without a click is neither a target nor a history.
+        clicked.append(rows.take(rows.targets.lengths > 0))
+    quarantine.check_usable("row", total, folder)
     if not total:
         raise ValueError(f"{folder} holds no request; {FETCH}")
-    examples = same_ids(Examples.join(blocks), None, quarantine)
+    examples = same_ids(Examples.join(clicked), None, quarantine)
     items = read_notes(files[NOTES], examples, quarantine)
     return Source("qilin", str(folder), examples, items)
 

@@ -86,21 +86,17 @@ def read_interactions(
     """
     columns = NamedColumns("files.columns", files.columns, ("user_id", "target"), files)
     names = Names()
-    file_rows: list[Examples] = []
-    before = len(quarantine.rows)
     splits_and_paths = interaction_files(folder, files)
-    for number, (split, path) in enumerate(splits_and_paths):
 
-        def read_file(path: Path = path, split: str | None = split) -> Examples | None:
-            batches = columns.batches(path, quarantine, "row")
-            blocks = [encode_batch(batch, names, files, quarantine, split, catalogue) for batch in batches]
-            return Examples.join(same_columns(blocks)) if blocks else None
+    def read_file(file: tuple[str | None, Path]) -> Examples | None:
+        split, path = file
+        batches = columns.batches(path, quarantine, "row")
+        blocks = [encode_batch(batch, names, files, quarantine, split, catalogue) for batch in batches]
+        return Examples.join(same_columns(blocks)) if blocks else None
 
-        rows = cache.rows_of(number, len(splits_and_paths), names, quarantine, read_file)
-        file_rows += [] if rows is None else [rows]
+    file_rows = list(cache.rows_of_each(splits_and_paths, names, quarantine, read_file))
     columns.check(len(splits_and_paths))
-    bad = sum(row["kind"] == "row" for row in quarantine.rows[before:])
-    quarantine.check("row", sum(map(len, file_rows)) + bad, f"{folder}: {files.interactions}")
+    quarantine.check_usable("row", sum(map(len, file_rows)), f"{folder}: {files.interactions}")
     if not file_rows:
         raise ValueError(f"{folder}: {files.interactions} holds no row of interactions")
     examples = Examples.join(same_columns(file_rows))
