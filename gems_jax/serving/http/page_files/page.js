@@ -2,7 +2,15 @@
 // Texts of the catalogue go into the page as text alone (textContent), never as markup.
 const byId = (id) => document.getElementById(id);
 const history = []; // {item_id, title}
+let asker = null; // the button whose question is answered below the answers
 const NEWEST = 200; // events of a user that are taken
+// Names of rankers as a heading, and what their scores are.
+const RANKERS = {
+  model: ["Tuned model", "Score: mean log-probability of the item's tokens; the nearer to 0, the likelier."],
+  "base model": ["Base model", "The same before tuning."],
+  popularity: ["Popularity", "Score: users in the training data who have met the item."],
+  BM25: ["BM25", "Score: words of the query in the title, by their stems."],
+};
 
 function make(name, text, parent, attributes = {}) {
   const made = document.createElement(name);
@@ -17,13 +25,31 @@ function say(text, isError = false) {
   byId("status").className = isError ? "error" : "";
 }
 
+const counted = (number, noun) => number + " " + noun + (number === 1 ? "" : "s");
+
+// Counts as they are, other numbers with three digits, a change with its sign; zero has none.
+function written(number, isChange = false) {
+  const digits = Number.isInteger(number) && !isChange ? String(Math.abs(number)) : Math.abs(number).toFixed(3);
+  const sign = number < 0 ? "\u2212" : isChange ? "+" : "";
+  return (Number(digits) ? sign : "") + digits;
+}
+
 async function call(method, path, body) {
   const headers = { "Content-Type": "application/json" };
   if (byId("token").value) headers.Authorization = "Bearer " + byId("token").value;
-  const answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
-  const found = await answer.json();
+  let answer, found;
+  try {
+    answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
+    found = await answer.json();
+  } catch (error) {
+    throw new Error("The service does not answer: is it still running?");
+  }
   if (answer.ok) return found;
-  if (answer.status === 401) byId("token-part").open = true;
+  if (answer.status === 401) {
+    byId("token-part").hidden = false;
+    byId("token").focus();
+    throw new Error(byId("token").value ? "That is not the token of this service." : "This service asks for its token.");
+  }
   const detail = found.detail;
   throw new Error(typeof detail === "string" ? detail : detail.map((one) => one.loc.join(" ") + ": " + one.msg).join("; "));
 }
@@ -43,8 +69,10 @@ function doing(action) {
 function showHistory() {
   const list = byId("history");
   list.replaceChildren();
+  byId("history-label").textContent = history.length ? "History, " + counted(history.length, "item") + ", oldest first" : "History: empty";
   history.forEach((item, place) => {
-    const row = make("li", item.title + " ", list);
+    const row = make("div", "", make("li", "", list), { class: "row" });
+    make("span", item.title, row);
     const remove = make("button", "Remove", row, { type: "button", "aria-label": "Remove " + item.title });
     remove.addEventListener("click", () => {
       history.splice(place, 1);
@@ -53,6 +81,7 @@ function showHistory() {
       say("Removed " + item.title + ".");
     });
   });
+  list.scrollTop = list.scrollHeight; // the newest
 }
 
 function fill(list, values) {
@@ -90,11 +119,19 @@ async function takeHistory() {
   const found = await call("GET", "v1/users/" + encodeURIComponent(byId("user").value));
   history.splice(0, history.length, ...found.history.slice(-NEWEST));
   showHistory();
-  say("Took " + history.length + " of the " + found.history.length + " items that " + found.user + " knows.");
+  const left = found.history.length - history.length;
+  say("Took the " + counted(history.length, left ? "newest item" : "item") + " of " + found.user + (left ? "; " + left + " older left out." : "."));
 }
 
+// By id, by the whole title, or by words that only one title has.
 async function addItem() {
-  const item = await call("GET", "v1/items/" + encodeURIComponent(byId("item").value));
+  const sought = byId("item").value.trim();
+  if (!sought) throw new Error("Type words of a title, and choose one.");
+  const { items } = await call("GET", "v1/items?like=" + encodeURIComponent(sought));
+  const same = items.filter((one) => one.item_id === sought || one.title.toLowerCase() === sought.toLowerCase());
+  const [item, ...others] = same.length ? same : items;
+  if (!item) throw new Error("No item has " + sought + " in its title.");
+  if (others.length) throw new Error("Several items have " + sought + " in their titles: choose one.");
   history.push(item);
   byId("item").value = "";
   showHistory();
@@ -107,17 +144,20 @@ function request() {
   return query ? { ...asked, query } : asked;
 }
 
-function column(name, items, asked) {
+function column(ranker, items, asked) {
+  const [name, means] = RANKERS[ranker] || [ranker, ""];
   const part = make("section", "", byId("answers"), { "aria-label": name });
   make("h2", name, part);
-  if (!items.length) make("p", "Nothing found.", part);
+  make("p", items.length ? means : "Nothing found.", part, { class: "means" });
   const list = make("ol", "", part);
   for (const item of items) {
-    const row = make("li", item.title + " ", list);
-    make("span", item.score.toFixed(3) + (item.known ? ", in the history " : " "), row, { class: "score" });
+    const row = make("div", "", make("li", "", list), { class: "row" });
+    const title = make("span", item.title, row);
+    if (item.known) make("span", "in the history", title, { class: "known" });
+    make("span", written(item.score), row, { class: "score" });
     if (asked) {
       const why = make("button", "Why?", row, { type: "button", "aria-label": "Why? " + item.title });
-      why.addEventListener("click", doing(() => explain(asked, item)));
+      why.addEventListener("click", doing(() => explain(asked, item, why)));
     }
   }
 }
@@ -138,22 +178,24 @@ async function show(asked) {
   byId("notes").replaceChildren();
   byId("why").hidden = true;
   answer.notes.forEach((note) => make("li", note, byId("notes")));
-  column("The model", answer.items, asked);
+  column("model", answer.items, asked);
   for (const [name, items] of Object.entries(beside)) column(name, items);
-  say(answer.items.length + " items, best first.");
+  say(counted(answer.items.length, "item") + (asked.query ? " found" : " recommended") + ", best first.");
 }
 
-async function explain(asked, item) {
+async function explain(asked, item, pressed) {
   say("Leaving out each item of the history…");
   const found = await call("POST", "v1/explain", { ...asked, item_id: item.item_id });
-  byId("why-title").textContent = "Why " + item.title + "? Score " + found.score.toFixed(3);
+  byId("why-title").textContent = "Why " + item.title + "?";
+  byId("why-score").textContent = "Score " + written(found.score) + (found.history.length ? "" : ". The history is empty: nothing can be left out.");
   byId("why-rows").replaceChildren();
   for (const moved of found.history) {
     const row = make("tr", "", byId("why-rows"));
     make("td", moved.title, row);
-    make("td", (moved.change > 0 ? "+" : "") + moved.change.toFixed(3), row);
+    make("td", written(moved.change, true), row);
   }
   byId("why").hidden = false;
+  asker = pressed;
   byId("why-title").focus();
   say("");
 }
@@ -161,17 +203,35 @@ async function explain(asked, item) {
 byId("ask").addEventListener("submit", doing(ask));
 byId("show-user").addEventListener("click", doing(takeHistory));
 byId("add-item").addEventListener("click", doing(addItem));
+byId("back").addEventListener("click", () => asker.focus());
+byId("use-token").addEventListener("click", doing(begin));
+onEnter("token", begin);
 onEnter("user", takeHistory);
 onEnter("item", addItem);
 byId("user").addEventListener("input", later(suggestUsers));
 byId("item").addEventListener("input", later(suggestItems));
+byId("query").addEventListener("input", showTask);
+
+function showTask() {
+  byId("submit").textContent = byId("query").value.trim() ? "Search" : "Recommend";
+}
+
+// With what stands in the fields.
+async function begin() {
+  await suggestUsers();
+  const example = byId("users").firstElementChild;
+  byId("user").placeholder = example ? "such as " + example.value : "";
+  say("");
+  if (byId("user").value) await takeHistory();
+  if (byId("user").value || byId("query").value) await ask();
+}
+
 // An address such as /#user=ann&query=lamp asks at once.
 async function start() {
   const given = new URLSearchParams(location.hash.slice(1));
   byId("user").value = given.get("user") || "";
   byId("query").value = given.get("query") || "";
-  await suggestUsers();
-  if (given.get("user")) await takeHistory();
-  if (given.get("user") || given.get("query")) await ask();
+  showTask();
+  await begin();
 }
 doing(start)(new Event("load"));
