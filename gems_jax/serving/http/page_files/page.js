@@ -6,10 +6,10 @@ let asker = null; // the button whose question is answered below the answers
 const NEWEST = 200; // events of a user that are taken
 // Names of rankers as a heading, and what their scores are.
 const RANKERS = {
-  model: ["Tuned model", "Score: mean log-probability of the item's tokens; the nearer to 0, the likelier."],
+  model: ["Tuned model", "Score: mean log-probability of a token, at best 0."],
   "base model": ["Base model", "The same before tuning."],
-  popularity: ["Popularity", "Score: users in the training data who have met the item."],
-  BM25: ["BM25", "Score: words of the query in the title, by their stems."],
+  popularity: ["Popularity", "Score: users who met it in the training data."],
+  BM25: ["BM25", "Score: the query's words in its title, by stems."],
 };
 
 function make(name, text, parent, attributes = {}) {
