@@ -67,9 +67,9 @@ def number(value):
 
 
 def label(row):
-    """A row's name: seeds of what was trained, the model of two towers."""
+    """A row's name: what texts were read by, the shape and the seed of what was trained."""
     parts = [LABELS.get(row["name"], row["name"])]
-    parts += [row["model"]] if row.get("model") else []
+    parts += [row[key] for key in ("shape", "model") if row.get(key)]
     parts += [f"seed {row['seed']}"] if row["seed"] is not None else []
     return ", ".join(parts)
 

@@ -81,9 +81,9 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "null_space.rank 1.0 is all directions, so that no kernel could move; 1 is one direction, 0.5 are half"
     if train.profile is not None and train.profile[0] > train.profile[1]:
         yield f"train.profile is the first and the last step to profile; got {list(train.profile)}"
-    sasrec = config.evaluate.sasrec
-    if sasrec.width % sasrec.heads:
-        yield f"evaluate.sasrec.width {sasrec.width} must be divisible by evaluate.sasrec.heads {sasrec.heads}"
+    for name, shape in (("sasrec", config.evaluate.sasrec), ("tiger", config.evaluate.tiger)):
+        if shape.width % shape.heads:
+            yield f"evaluate.{name}.width {shape.width} must be divisible by evaluate.{name}.heads {shape.heads}"
     if config.evaluate.checkpoint == "best" and train.metric is None:
         yield "evaluate.checkpoint best needs train.metric, by which the best checkpoint is kept"
     try:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gems_jax.config.rankers import Baseline, SasrecConfig, TwoTowerConfig
+from gems_jax.config.rankers import Baseline, SasrecConfig, TigerConfig, TwoTowerConfig
 from gems_jax.data.preparation.options import Preprocessing
 from gems_jax.data.raw.options import TableFiles
 
@@ -405,9 +405,10 @@ class EvaluateConfig:
       beams: width of the beam search, at least 20.
       batch_size: rows that are ranked at once.
       baselines: rankers that the run is measured beside, some of: ``popularity``, ``cooccurrence``, ``bm25``,
-        ``sasrec``, which is trained for it, ``two-tower``, the base model's vectors of queries and items, and
-        ``two-tower-trained``.
+        ``sasrec`` and ``tiger``, which are trained for it, ``two-tower``, the base model's vectors of queries and
+        items, and ``two-tower-trained``.
       sasrec: how SASRec is trained.
+      tiger: how TIGER is trained.
       two_tower: how the two towers are trained.
       rows: rows of each task; ``null``: all.
       samples: bootstrap resamples of the confidence intervals.
@@ -422,6 +423,7 @@ class EvaluateConfig:
     batch_size: int = 128
     baselines: tuple[Baseline, ...] = ("popularity", "cooccurrence", "bm25")
     sasrec: SasrecConfig = SasrecConfig()
+    tiger: TigerConfig = TigerConfig()
     two_tower: TwoTowerConfig = TwoTowerConfig()
     rows: int | None = None
     samples: int = 1000

@@ -5,7 +5,7 @@ As the base model reads them, or behind a linear projection for each tower that 
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,6 @@ import optax
 
 from gems_jax.config.rankers import TwoTowerConfig
 from gems_jax.data.dataset.tables import Item, Table
-from gems_jax.identifiers.text_embeddings import text_embeddings
 from gems_jax.neural_rankers.epochs import Scores, catalogue_ndcg, product_scores, train_epochs
 
 # Added to the logits of pairs that are no negatives.
@@ -23,17 +22,15 @@ _HIDDEN = -1e9
 
 
 class TextTowers:
-    """Vectors of items and of queries by a language model, each text read once.
+    """Vectors of items and of queries, each text read once.
 
     Args:
-      model: a `gems_jax.models.family.LanguageModel`.
-      tokenizer: of the model.
+      read: texts to vectors float32 ``[n, d]``, such as a language model's.
       catalogue: the items.
-      progress: shows texts done, rate and time left.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, catalogue: Sequence[Item], progress: bool = False):
-        self._read = lambda texts: unit(text_embeddings(model, tokenizer, texts, progress))
+    def __init__(self, read: Callable[[Sequence[str]], np.ndarray], catalogue: Sequence[Item]):
+        self._read = lambda texts: unit(read(texts))
         self._catalogue = catalogue
         self._known: dict[str, np.ndarray] = {}
 

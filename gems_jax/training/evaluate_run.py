@@ -23,6 +23,7 @@ from gems_jax.evaluation.ranked_examples import readable_examples
 from gems_jax.evaluation.shared_identifiers import shared_identifiers, shared_lines
 from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, settings_lines, simple_rankers
 from gems_jax.evaluation.transitions import new_by_task
+from gems_jax.identifiers.text_embeddings import text_embeddings
 from gems_jax.report import write_report
 from gems_jax.staging import write_json
 from gems_jax.training.pretrain import heldout_text
@@ -108,7 +109,8 @@ def evaluate_run(
         results["examples"] += readable_examples(table, rankings["items"], rankings["scores"], titles)
     # Rankers that exhaust the memory of the machine end the process: what was measured of the model is on file then.
     places = [(results, tables)] + ([] if whole is None else [(results[CATALOGUE], whole)])
-    rankers = baselines(options, assets.dataset, base, assets.tokenizer)
+    read = functools.partial(text_embeddings, base, assets.tokenizer, progress=True)
+    rankers = baselines(options, assets.dataset, read, removed)
     for place, of_place in places:
         place["baselines"] = not_measured(of_place, rankers)
     _write(workdir, results)

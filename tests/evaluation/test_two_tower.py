@@ -1,5 +1,6 @@
 """Two towers beside the model: what they rank by, what they minimise, and what training queries teach them."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -44,7 +45,7 @@ def test_the_base_model_ranks_by_the_cosine_of_its_mean_states() -> None:
     table = log([("lamp red", 0), ("shoe", 2), ("lamp red", 3)])
     dataset = Dataset("shop", items, {("train", "src"): table})
     options = EvaluateConfig(baselines=("two-tower",))
-    (ranker,) = baselines(options, dataset, model, tokenizer).values()
+    (ranker,) = baselines(options, dataset, functools.partial(text_embeddings, model, tokenizer)).values()
     scores = ranker.make(None, table)(np.arange(3), None)
     asked, found = (text_embeddings(model, tokenizer, texts).astype(np.float64) for texts in (table.queries, titles))
     by_hand = (asked @ found.T) / np.linalg.norm(asked, axis=1)[:, None] / np.linalg.norm(found, axis=1)
@@ -59,7 +60,7 @@ def test_without_a_base_model_that_is_told() -> None:
     dataset = Dataset("shop", [Item("a", "lamp"), Item("b", "chair")], {("train", "src"): table})
     options = EvaluateConfig(baselines=("two-tower", "bm25"))
     found = simple_rankers(dataset, {"src": table}, 0, baselines(options, dataset))
-    assert "read texts with the base model" in found["two-tower, base model"]["src"]["missing"]
+    assert "reads texts with the base model" in found["two-tower, base model"]["src"]["missing"]
     assert "hit@5" in found["BM25"]["src"]
 
 
