@@ -120,6 +120,32 @@ def test_why_shows_what_each_item_of_the_history_did_and_leads_back(browser, cli
     assert browser.run("document.activeElement.getAttribute('aria-label')") == f"Why? {TITLES[9]}"
 
 
+def test_an_answer_that_comes_late_does_not_take_the_place_of_a_newer_one(browser, client):
+    show(browser, client)
+    # The first ranking reaches the service after the second has been answered.
+    browser.run("""{ const send = window.fetch, gate = new Promise((open) => { window.letGo = open; });
+      let held = false;
+      window.fetch = async (path, ...rest) => {
+        if (path !== "v1/rank" || held) return send(path, ...rest);
+        held = true;
+        await gate;
+        const found = await (await send(path, ...rest)).json();
+        const json = async () => { setTimeout(() => { window.late = true; }); return found; };
+        return { ok: true, json };
+      }; }""")
+    type_into(browser, "query", "old")
+    browser.press("Enter")
+    browser.until("document.querySelector('[aria-busy]') !== null")
+    type_into(browser, "query", "newer")
+    browser.press("Enter")
+    says(browser, FOUND)
+    newer = columns(browser)
+    assert newer == answered(client, {"task": "src", "query": "newer", "history": []})
+    browser.run("window.letGo()")
+    browser.until("window.late")
+    assert columns(browser) == newer
+
+
 @pytest.mark.parametrize("width", [320, 360, 768, 1200])
 def test_nothing_is_cut_off_or_lies_beside_the_window(browser, client, width):
     browser.looks(width)

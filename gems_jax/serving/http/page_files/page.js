@@ -2,6 +2,7 @@
 // Texts of the catalogue go into the page as text alone (textContent), never as markup.
 const byId = (id) => document.getElementById(id);
 const history = []; // {item_id, title}
+let asked = 0; // questions so far: an answer to an older one than the last is not shown
 let asker = null; // the button whose question is answered below the answers
 const NEWEST = 200; // events of a user that are taken
 // Names of rankers as a heading, and what their scores are.
@@ -140,11 +141,11 @@ async function addItem() {
 
 function request() {
   const query = byId("query").value.trim();
-  const asked = { task: query ? "src" : "rec", history: history.map((item) => item.item_id) };
-  return query ? { ...asked, query } : asked;
+  const sent = { task: query ? "src" : "rec", history: history.map((item) => item.item_id) };
+  return query ? { ...sent, query } : sent;
 }
 
-function column(ranker, items, asked) {
+function column(ranker, items, sent) {
   const [name, means] = RANKERS[ranker] || [ranker, ""];
   const part = make("section", "", byId("answers"), { "aria-label": name });
   make("h2", name, part);
@@ -155,37 +156,42 @@ function column(ranker, items, asked) {
     const title = make("span", item.title, row);
     if (item.known) make("span", "in the history", title, { class: "known" });
     make("span", written(item.score), row, { class: "score" });
-    if (asked) {
+    if (sent) {
       const why = make("button", "Why?", row, { type: "button", "aria-label": "Why? " + item.title });
-      why.addEventListener("click", doing(() => explain(asked, item, why)));
+      why.addEventListener("click", doing(() => explain(sent, item, why)));
     }
   }
 }
 
 async function ask() {
+  const number = ++asked;
   say("Asking…");
   byId("answers").setAttribute("aria-busy", "true");
   try {
-    await show(request());
+    const sent = request();
+    const [answer, beside] = await Promise.all([call("POST", "v1/rank", sent), call("POST", "v1/beside", sent)]);
+    if (number === asked) show(sent, answer, beside);
+  } catch (error) {
+    if (number === asked) throw error;
   } finally {
-    byId("answers").removeAttribute("aria-busy");
+    if (number === asked) byId("answers").removeAttribute("aria-busy");
   }
 }
 
-async function show(asked) {
-  const [answer, beside] = await Promise.all([call("POST", "v1/rank", asked), call("POST", "v1/beside", asked)]);
+function show(sent, answer, beside) {
   byId("answers").replaceChildren();
   byId("notes").replaceChildren();
   byId("why").hidden = true;
   answer.notes.forEach((note) => make("li", note, byId("notes")));
-  column("model", answer.items, asked);
+  column("model", answer.items, sent);
   for (const [name, items] of Object.entries(beside)) column(name, items);
-  say(counted(answer.items.length, "item") + (asked.query ? " found" : " recommended") + ", best first.");
+  say(counted(answer.items.length, "item") + (sent.query ? " found" : " recommended") + ", best first.");
 }
 
-async function explain(asked, item, pressed) {
+async function explain(sent, item, pressed) {
   say("Leaving out each item of the history…");
-  const found = await call("POST", "v1/explain", { ...asked, item_id: item.item_id });
+  const found = await call("POST", "v1/explain", { ...sent, item_id: item.item_id });
+  if (!pressed.isConnected) return; // other answers are there by now
   byId("why-title").textContent = "Why " + item.title + "?";
   byId("why-score").textContent = "Score " + written(found.score) + (found.history.length ? "" : ". The history is empty: nothing can be left out.");
   byId("why-rows").replaceChildren();
