@@ -84,8 +84,10 @@ class UserHistories:
         newest = max(reversed(rows), key=lambda row: (len(row.history), sum(item in targets for item in row.history)))
         end = _in_order(event for event in rows if event.history == newest.history)
         ended = set(end)
-        before = _in_order(sorted(events, key=lambda event: (event.split, len(event.history))))
-        return [item for item in dict.fromkeys(before) if item not in ended] + end
+        before = sorted(events, key=lambda event: (event.split, len(event.history)))
+        # Each item once: nothing is counted.
+        first = dict.fromkeys(itertools.chain.from_iterable((*event.history, event.target) for event in before))
+        return [item for item in first if item not in ended] + end
 
     def like(self, part: str) -> Iterator[str]:
         """Users of whose name a text is a part, whatever its case."""
