@@ -100,6 +100,17 @@ def test_a_history_is_put_together_by_words_of_titles_and_what_cannot_be_is_said
     assert titles_of_history(browser) == [TITLES[11], MARKUP]
 
 
+def test_in_a_small_window_what_went_wrong_comes_into_view(browser, client):
+    browser.looks(360, 400)
+    show(browser, client)
+    assert browser.run("document.getElementById('status').getBoundingClientRect().top > innerHeight")
+    type_into(browser, "user", "nobody")
+    browser.press("Enter")
+    says(browser, client("GET", "/v1/users/nobody")[2]["detail"])
+    box = "document.getElementById('status').getBoundingClientRect()"
+    assert browser.run(f"{box}.top >= 0 && {box}.bottom <= innerHeight")
+
+
 def test_why_shows_what_each_item_of_the_history_did_and_leads_back(browser, client):
     show(browser, client, "#user=ann&query=shoe", FOUND)
     browser.run("document.querySelectorAll('#answers button')[2].click()")

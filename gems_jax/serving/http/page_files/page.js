@@ -24,6 +24,7 @@ function make(name, text, parent, attributes = {}) {
 function say(text, isError = false) {
   byId("status").textContent = text;
   byId("status").className = isError ? "error" : "";
+  if (isError) byId("status").scrollIntoView({ block: "nearest" }); // on a phone it may lie below the form
 }
 
 const counted = (number, noun) => number + " " + noun + (number === 1 ? "" : "s");
