@@ -39,11 +39,11 @@ came directly after the last one of the history in any training row. Ranges are 
 """
 TIGER = """## What TIGER was given
 
-TIGER generates the identifier of the next item from those of the history. Here its identifiers are codes of residual k-means of
-titles and brands, read as the name of each row says, and no two items share theirs. The paper ([arXiv
-2305.05065](https://arxiv.org/abs/2305.05065)) has four layers on each side, of width 128, and codes of an RQ-VAE of sentence
-embeddings; its published numbers stand at the end of this page. Two shared cores carry less than that, and
-no other settings were tried:
+TIGER generates the identifier of the next item from those of the history. Here its identifiers are codes of residual
+k-means of titles and brands, read as the name of each row says, and no two items share theirs. The paper ([arXiv
+2305.05065](https://arxiv.org/abs/2305.05065)) has four layers on each side, of width 128, and codes of an RQ-VAE of
+sentence embeddings; its published numbers stand at the end of this page. Two shared cores carry less than that, and no
+other settings were tried:
 
 """
 TAIL = """
@@ -189,9 +189,10 @@ def tiger_note(rows):
         if row["name"] == "TIGER":
             told = row["all"]["rec"]["settings"]
             lines.append(
-                f"* {label(row)}: {told['parameters']:,} parameters, {told['epochs']} passes over {told['transitions']:,} "
-                f"transitions in {told['steps']:,} steps of {told['batch_size']}, {row['cpu_seconds'] / 60:,.0f} CPU "
-                f"minutes with the ranking; the best on validation rows was pass {told['best_epoch']}."
+                f"* {label(row)}: {told['parameters']:,} parameters, {told['epochs']} passes over "
+                f"{told['transitions']:,} transitions in {told['steps']:,} steps of {told['batch_size']}, "
+                f"{row['cpu_seconds'] / 60:,.0f} CPU minutes with the ranking; the best on validation rows was pass "
+                f"{told['best_epoch']}."
             )
     return TIGER + "\n".join(lines) + "\n" if lines else None
 
