@@ -36,7 +36,7 @@ from memory import CONFIGS  # noqa: E402
 from gems_jax.config.run import Config, MeshConfig  # noqa: E402
 from gems_jax.training.distributed.mesh import make_mesh  # noqa: E402
 from planning.chips import Chip, chip_named  # noqa: E402
-from planning.costs import costs_of  # noqa: E402
+from planning.costs import branches_of, costs_of  # noqa: E402
 from planning.hlo import Instruction  # noqa: E402
 from planning.tables import (  # noqa: E402
     StepPlan,
@@ -64,9 +64,10 @@ MODELS = {
     name.lower().replace(" ", "-"): {"eos_token_id": 1} | shape
     for name, shape in (CONFIGS | {"Llama 3 8B": LLAMA}).items()
 }
-# Runs of loops whose trip count is data, all of them in refreshes: from a former basis a new one takes two passes, of
-# which one multiplies by the gradient. Both are counted as if they did.
-DATA_TRIPS = 2
+# Runs of loops whose trip count is data, in refreshes: from a former basis a new one takes two passes, of which one
+# multiplies by the gradient; with projected gradients two passes of the model. Both are counted as if they did all of
+# it. A plain step runs the model once, and none of the others.
+TRIPS = {"plain": 1, "refresh": 2}
 METHODS = ("gems", "adamw", "lora")
 
 
@@ -96,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kind, costs in p.costs.items():
             if costs.guessed:
                 files = ", ".join(f"{Path(name).name or '?'} {count:.0f}" for name, count in costs.guessed.items())
-                print(f"{p.method}, {kind}: loops of unknown length, run {DATA_TRIPS} times: {files}", file=sys.stderr)
+                trips = TRIPS[kind]
+                print(f"{p.method}, {kind}: loops of unknown length, run {trips} times: {files}", file=sys.stderr)
     tables = [arguments_table(steps)]
     tables += [largest_table(steps["gems"])] if "gems" in steps else []
     tables += [memory_table(plans, chip), time_table(plans, chip), collective_table(plans)] if plans else []
@@ -179,7 +181,7 @@ def plan(method: str, step: AbstractStep) -> StepPlan:
     print(f"plan.py: {method} compiled in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
     text = compiled.as_text()
     kinds = ("plain", "refresh") if method == "gems" else ("plain",)
-    costs = {kind: costs_of(text, usual(refresh=kind == "refresh"), unknown_trips=DATA_TRIPS) for kind in kinds}
+    costs = {kind: costs_of(text, usual(refresh=kind == "refresh"), unknown_trips=TRIPS[kind]) for kind in kinds}
     return StepPlan(method, compiled.memory_analysis(), costs)
 
 
@@ -190,9 +192,13 @@ def usual(refresh: bool) -> Callable[[Instruction], int | None]:
     is its last.
     """
     branches = {"refresh_groups.py": int(refresh), "orthonormal.py": 1, "guard.py": 1, "step.py": 0, "wrappers.py": 1}
+    branches["step_passes.py"] = 1
 
     def taken(x: Instruction) -> int | None:
         name = Path(x.source).name
+        if name == "power_iteration.py":
+            # New bases of projected gradients come from a sweep: the third of four ways.
+            return int(refresh) * (2 if len(branches_of(x)) > 2 else 1)
         if name not in branches:
             print(f"plan.py: an unknown conditional, of {name or 'an unknown file'}", file=sys.stderr)
         return branches.get(name)

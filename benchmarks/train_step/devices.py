@@ -13,11 +13,10 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.train_step.jax_step import DATA_TRIPS, JaxMethod, taken
+from benchmarks.train_step.jax_step import JaxMethod, counted
 from benchmarks.train_step.methods import JAX
 from benchmarks.train_step.problem import Problem, add_options, problem_of
 from gems_jax.training.distributed.mesh import make_mesh, on_mesh
-from planning.costs import costs_of
 
 DEVICES = 8
 
@@ -37,7 +36,7 @@ def sent_bytes(method: JaxMethod, problem: Problem) -> dict[str, dict[str, float
     found: dict[str, dict[str, float]] = {}
     for kind in ("plain", "refresh") if method.refreshes else ("plain",):
         by_kind = found[kind] = {}
-        for collective, size in costs_of(text, taken(kind == "refresh"), DATA_TRIPS).bytes.items():
+        for collective, size in counted(text, kind == "refresh").bytes.items():
             by_kind[collective.kind] = by_kind.get(collective.kind, 0) + size
     return found
 

@@ -12,10 +12,11 @@ import numpy as np
 from benchmarks.train_step.problem import REFRESH_EVERY, Batch, Problem
 from gems_jax.training.estimate.abstract import device_bytes
 from gems_jax.training.optimiser.factors import held_factors
-from planning.costs import Costs, costs_of
+from planning.costs import Costs, branches_of, costs_of
 from planning.hlo import Instruction
 
-# Runs of loops whose trip count is data: a warm refresh by subspace iteration takes two passes.
+# Runs of loops whose trip count is data: a warm refresh by subspace iteration takes two passes; of projected gradients
+# two passes of the model, both counted as if they made new bases.
 DATA_TRIPS = 2
 
 
@@ -41,7 +42,19 @@ class JaxMethod(NamedTuple):
 
 def taken(refresh: bool) -> Callable[[Instruction], int | None]:
     """The branches of a step: blocks are well conditioned and decompositions finite, all else asks for a refresh."""
-    return lambda x: 1 if Path(x.source).name in ("orthonormal.py", "subspace.py") else int(refresh)
+
+    def branch(x: Instruction) -> int:
+        if Path(x.source).name in ("orthonormal.py", "subspace.py", "step_passes.py"):
+            return 1
+        # New bases of projected gradients come from a sweep: the third of four ways.
+        return int(refresh) * (2 if len(branches_of(x)) > 2 else 1)
+
+    return branch
+
+
+def counted(text: str, refresh: bool) -> Costs:
+    """Costs of a compiled step, a plain one or one that makes new bases."""
+    return costs_of(text, taken(refresh), DATA_TRIPS if refresh else 1)
 
 
 class JaxRun:
@@ -90,4 +103,4 @@ class JaxRun:
         return self.costs(refresh=False).total_flops
 
     def costs(self, refresh: bool) -> Costs:
-        return costs_of(self._compiled.as_text(), taken(refresh), DATA_TRIPS)
+        return counted(self._compiled.as_text(), refresh)

@@ -113,8 +113,12 @@ def global_norm(arrays: Sequence[jax.Array]) -> jax.Array:
       >>> round(float(global_norm([jnp.float32(3e30), jnp.full((1,), 4e30)])) / 1e30, 5)
       5.0
     """
-    sizes = [largest(x, x.ndim) for x in arrays]
-    most = functools.reduce(jnp.maximum, sizes, jnp.zeros((), jnp.float32))
-    scale = to_one(most)
-    total = sum((squares(x * scale.astype(x.dtype), x.ndim) for x in arrays), jnp.zeros((), most.dtype))
+    # Each array is brought near 1 by itself: with one scale all of them would have to be there at once.
+    peaks = [largest(x, x.ndim).astype(real_dtype([x.dtype])) for x in arrays]
+    scale = to_one(functools.reduce(jnp.maximum, peaks, jnp.zeros((), jnp.float32)))
+    total = jnp.zeros((), scale.dtype)
+    for x, peak in zip(arrays, peaks, strict=True):
+        own = to_one(peak)
+        part = squares(x * own.astype(x.dtype), x.ndim)
+        total += jnp.where(part > 0, part * (scale / own) ** 2, part)
     return jnp.sqrt(total) / scale

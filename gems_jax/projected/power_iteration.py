@@ -51,66 +51,78 @@ class Branches(NamedTuple):
 Lows = list[tuple[jax.Array, jax.Array | None]]
 
 
-class ModelPasses(NamedTuple):
-    """Passes of the model for all groups.
-
-    Attributes:
-      direct: bases -> their products with each task's gradient, a tree.
-      merged: these products -> ``U^T G``, of the merged gradient where the basis is shared.
-      across: ``V: [.., q, r]`` of all groups -> ``(G V)^T``, merged likewise.
-    """
-
-    direct: Callable[[list[Bases]], Any]
-    merged: Callable[[Any], Lows]
-    across: Callable[[list[Bases]], Lows]
+# The passes of a step by number: with the bases in force; then, where some are asked for, with random blocks, behind
+# each sweep, and with bases that stay.
+FIRST, BLOCKS, LAST = 0, 1, 1 + COLD_SWEEPS
+STAYED, END = LAST + 1, LAST + 2
 
 
-def iterate(
-    groups: Sequence[Branches], products: Any, passes: ModelPasses, refresh: Refresh
-) -> tuple[list[Bases], list[jax.Array], Any]:
-    """Replaces the bases asked for: ``U <- N G (G^T U)``, once from a basis, several times from a random block.
-
-    Two passes a sweep, ``V = G^T U`` and ``U = N G V``; between them thin blocks alone are orthonormalised.
+def bases_of(
+    number: jax.Array,
+    groups: Sequence[Branches],
+    bases: list[Bases],
+    done: list[jax.Array],
+    lows: Callable[[], Lows],
+    across: Callable[[list[Bases]], Lows],
+    refresh: Refresh,
+) -> list[Bases]:
+    """The bases of a pass: ``U <- N G (G^T U)`` of the former pass' ``G^T U``, by one pass more.
 
     Args:
+      number: of the pass.
       groups: the branches of all groups.
-      products: what the direct pass returns for the bases in force.
-      passes: of the model.
+      bases, done: of the former pass, and which of them replace those in force.
+      lows: gives their products with the gradients, of the shared basis with the merged one.
+      across: ``V: [.., q, r]`` of all groups -> ``(G V)^T``, merged likewise, by a pass of the model.
       refresh: key and signs.
-
-    Returns:
-      ``(bases, done, products)``: bases of all groups, which were replaced ``[1 + T, k]``, and products with them.
-      Where nothing but rounding of a gradient is left in its null space the basis stays.
     """
-    warm = [_by_branch(has_basis, group.bases) for group in groups]
-    all_warm = jnp.all(jnp.stack([jnp.all(w | ~g.asked) for w, g in zip(warm, groups, strict=True)]))
-    starts = [_starts(group, w, refresh) for group, w in zip(groups, warm, strict=True)]
-    # The products with bases in force are known: from random blocks there is a pass more.
-    first = jnp.where(all_warm, 1, 0)
-    last = 2 * jnp.where(all_warm, WARM_SWEEPS, COLD_SWEEPS)
-    before = [g.bases for g in groups]
 
-    def across(bases: list[Bases], products: Any) -> tuple[list[Bases], Any]:
-        lows = passes.merged(products)
-        others = [(_scaled(shared.mT), None if task is None else _scaled(task.mT)) for shared, task in lows]
-        return _next(groups, passes.across(others), bases, refresh), products
+    is_sweep = (number > BLOCKS) & (number <= LAST)
 
-    def half(state: Any) -> Any:
-        number, *now = state
-        # One of the two: what they compute need not lie in memory together.
-        return number + 1, *jax.lax.cond(number % 2 == 1, across, lambda bases, _: (bases, passes.direct(bases)), *now)
+    def scaled_lows() -> list[Bases]:
+        return [(_scaled(shared.mT), None if task is None else _scaled(task.mT)) for shared, task in lows()]
 
-    state = (first, starts, products)
-    _, bases, passed = jax.lax.while_loop(lambda state: state[0] <= last, half, state)
-    done = [_remain(group, new, low) for group, new, low in zip(groups, bases, passes.merged(passed), strict=True)]
-    chosen = [_chosen(d, new, old) for d, new, old in zip(done, bases, before, strict=True)]
-    return chosen, done, passed
+    # One conditional after the other: what goes into one is in memory until its end.
+    blocks = _only_if(is_sweep, scaled_lows)
+    seen = _only_if(is_sweep, lambda: across(blocks))
+    made = [
+        lambda: [group.bases for group in groups],
+        lambda: [_starts(group, refresh) for group in groups],
+        lambda: _next(groups, seen, bases, refresh),
+        lambda: [_chosen(d, new, group.bases) for d, new, group in zip(done, bases, groups, strict=True)],
+    ]
+    return jax.lax.switch(jnp.where(number > BLOCKS, jnp.where(is_sweep, 2, 3), number), made)
 
 
-def _by_branch(function: Callable[[jax.Array], jax.Array], bases: Bases) -> jax.Array:
-    """``[1 + T, k]`` of ``[k]`` of the shared and ``[T, k]`` of the task bases."""
-    shared, task = bases
-    return jnp.concatenate([function(shared)[None], *([] if task is None else [function(task)])])
+def _only_if(condition: jax.Array, compute: Callable[[], Any]) -> Any:
+    """What is computed, or zeros."""
+    shapes = jax.eval_shape(compute)
+    return jax.lax.cond(condition, compute, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+
+
+def next_pass(
+    number: jax.Array, groups: Sequence[Branches], bases: list[Bases], lows: Lows, done: list[jax.Array]
+) -> tuple[jax.Array, list[jax.Array]]:
+    """The number of the next pass, `END` for none, and which of the bases asked for are replaced ``[1 + T, k]``.
+
+    From bases in force one sweep makes new ones, from random blocks several do. Where nothing but rounding of a
+    gradient is left in its null space the basis stays; products with it take a pass more, so that those of all kernels
+    need not be kept for it.
+    """
+    asked = jnp.any(jnp.stack([jnp.any(group.asked) for group in groups]))
+    warm = jnp.all(jnp.stack([jnp.all(_has_bases(group) | ~group.asked) for group in groups]))
+    begin = jnp.where(asked, jnp.where(warm, LAST - WARM_SWEEPS + 1, BLOCKS), END)
+    seen = [_remain(group, new, low) for group, new, low in zip(groups, bases, lows, strict=True)]
+    done = [jnp.where(number == LAST, now, former) for now, former in zip(seen, done, strict=True)]
+    all_done = jnp.all(jnp.stack([jnp.all(d | ~group.asked) for d, group in zip(done, groups, strict=True)]))
+    after = jnp.where((number == LAST) & all_done, END, number + 1)
+    return jnp.where(number == FIRST, begin, after), done
+
+
+def _has_bases(group: Branches) -> jax.Array:
+    """``[1 + T, k]`` bool."""
+    shared, task = group.bases
+    return jnp.concatenate([has_basis(shared)[None], *([] if task is None else [has_basis(task)])])
 
 
 def _chosen(where: jax.Array, new: Bases, old: Bases) -> Bases:
@@ -118,7 +130,7 @@ def _chosen(where: jax.Array, new: Bases, old: Bases) -> Bases:
     return where_leading(where[0], new[0], old[0]), task
 
 
-def _starts(group: Branches, warm: jax.Array, refresh: Refresh) -> Bases:
+def _starts(group: Branches, refresh: Refresh) -> Bases:
     """The bases in force; random columns of length 1 in the null space for those asked for that have none."""
 
     def start(basis: jax.Array, mask: jax.Array | None, has: jax.Array, asked: jax.Array) -> jax.Array:
@@ -128,7 +140,7 @@ def _starts(group: Branches, warm: jax.Array, refresh: Refresh) -> Bases:
         lengths = jnp.linalg.norm(fill, axis=-2, keepdims=True)
         return where_leading(asked & ~has, fill / jnp.where(lengths > 0, lengths, 1), basis)
 
-    (shared, task), masks = group.bases, group.masks
+    (shared, task), masks, warm = group.bases, group.masks, _has_bases(group)
     made = None if task is None else start(task, masks[1], warm[1:], group.asked[1:])
     return start(shared, masks[0], warm[0], group.asked[0]), made
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.leaf_path import named_leaves
+from gems_jax.projected.model_passes import Model
 from gems_jax.projected.served import find_served
-from gems_jax.projected.step_gradients import Model, gradients
+from gems_jax.projected.step_gradients import gradients
 from gems_jax.task_batch import check_leaves
 from gems_jax.transform.state import work_dtype
 from gems_jax.types import PyTree

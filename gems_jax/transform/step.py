@@ -16,6 +16,7 @@ from gems_jax.transform.branches import BranchState, Steps, fuse, step_group
 from gems_jax.transform.diagnostics import GradientDiagnostics, diagnose_gradients, diagnose_step
 from gems_jax.transform.gates import Signals
 from gems_jax.transform.group_gradients import GroupGradients, group_gradients
+from gems_jax.transform.in_turn import once
 from gems_jax.transform.low_gradients import Gradient, arrays_of, groups_of, low_gradients
 from gems_jax.transform.plan import Group, Plan
 from gems_jax.transform.refresh import refresh_at
@@ -86,8 +87,12 @@ def take_step(
     decaying = chosen_leaves(params, settings.mask)
     updates: list[Any] = [None] * len(call.weights)
     emitted: list[jax.Array] = []
-    for group, (steps, branch) in zip(groups, branches, strict=True):
-        update = fuse(branch, steps, gates, settings.scale, active.across(group), group[0].side)
+    scale = settings.scale
+    for group, old, (steps, branch) in zip(groups, before, branches, strict=True):
+        update = fuse(branch, steps, gates, scale, active.across(group), group[0].side)
+        scale = once(update, scale, 0)
+        shared, task = once(update, (branch.shared_inner, branch.task_inner), (old.shared_inner, old.task_inner))
+        branch = branch._replace(shared_inner=shared, task_inner=task)
         if decay is not None:
             update += _decay_of_group(call, group, decay.astype(update.dtype), decaying, active)
         emitted.append(update)

@@ -50,8 +50,8 @@ _WEIGHTED, _MERGED, _LOW_RANK = (2.0, 1.0), (3.7, 2.0), (3.7, 1.8)
 _OF_LOSSES = ("adamw", "uncertainty", "dwa")
 # Of a batch; with all the memory that there is.
 _MOST_ROWS = 2**20
-# Columns beside the bases that projected gradients are measured with, and how often all products are held in a refresh.
-_SKETCH, _PRODUCTS = 8, 4
+# Columns beside the bases that projected gradients are measured with, and how many sizes of all products a step holds.
+_SKETCH, _PRODUCTS = 8, 3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,184 @@
+"""The passes of a step: one with the bases in force, and more of them where bases are refreshed."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gems_jax.linalg.orthonormal import matmul
+from gems_jax.linalg.scales import Size
+from gems_jax.projected.model_passes import GroupProducts, Model, ServedGroup, run_groups
+from gems_jax.projected.passes import Passed
+from gems_jax.projected.power_iteration import BLOCKS, END, FIRST, Branches, Lows, bases_of, next_pass
+from gems_jax.task_grads import weighted_sum
+from gems_jax.transform.active_null_space import ActiveNullSpace
+from gems_jax.transform.diagnostics import diagnose_gradients
+from gems_jax.transform.group_gradients import group_gradients
+from gems_jax.transform.random_bases import draw_bases, member_ids
+from gems_jax.transform.refresh import Bases as GroupBases
+from gems_jax.transform.refresh import NewBases, Refresh, refresh_at, room
+from gems_jax.transform.refresh_request import column_masks, projector_of, usable_branches
+
+# Random columns that norms and inner products of whole gradients are estimated with.
+SKETCH = 8
+
+
+class Decided(NamedTuple):
+    """What the first pass of a step says, by which its bases are refreshed: small arrays.
+
+    Attributes:
+      weights: ``[T]`` of the tasks in the shared gradient.
+      asked, waiting: ``[1 + T, k]`` of each group: bases to be replaced, and those that should be and cannot yet.
+      sizes: of each group's gradients.
+    """
+
+    weights: jax.Array
+    asked: list[jax.Array]
+    waiting: list[jax.Array]
+    sizes: list[tuple[Size, Size | None]]
+
+
+class Pass(NamedTuple):
+    """A pass of the step, and what is known behind it.
+
+    Attributes:
+      number: of the pass that is next.
+      bases, done: of each group, and which of them are new, ``[1 + T, k]``.
+      products: of each group, of the shared bases with the sketch's columns behind them, ``[k, T, ...]``.
+      passed: by the model, products apart.
+      decided: see `Decided`.
+    """
+
+    number: jax.Array
+    bases: list[GroupBases]
+    done: list[jax.Array]
+    products: list[GroupProducts]
+    passed: Passed
+    decided: Decided
+
+
+def last_pass(model: Model, groups: list[ServedGroup], sketches: list[jax.Array], counts: jax.Array | None) -> Pass:
+    """A pass with the bases in force, in a refresh more of them: one loop, for which the model is compiled once."""
+    settings, state = model.served.settings, model.served.state
+    how = refresh_at(state.count, settings)
+
+    def run(bases: list[GroupBases]) -> tuple[Passed, list[GroupProducts], Decided]:
+        wide = [(jnp.concatenate([b[0], z], axis=-1), b[1]) for b, z in zip(bases, sketches, strict=True)]
+        passed, products = run_groups(model, groups, wide)
+        passed = passed._replace(products={})
+        decided = _decide(model, groups, sketches, bases, products, passed, counts)
+        return passed, jax.tree.map(_exchanged, products), decided
+
+    def step(now: Pass) -> Pass:
+        number, decided = now.number, now.decided
+        bases, done = _bases(model, groups, now, how)
+        # Always taken: what a pass needs is not there before it begins.
+        passed, products, found = jax.lax.cond(number < END, run, lambda _: nothing, bases)
+        decided = jax.tree.map(lambda new, old: jnp.where(number == FIRST, new, old), found, decided)
+        branches = _branches(model, groups, decided)
+        if how.method == "random":
+            asked = jnp.any(jnp.stack([jnp.any(b.asked) for b in branches]))
+            number = jnp.where((number == FIRST) & asked, BLOCKS, END)
+        else:
+            lows = _merged(jax.tree.map(_exchanged, products), decided.weights)
+            number, done = next_pass(number, branches, bases, lows, done)
+        return Pass(number, bases, done, products, passed, decided)
+
+    bases = [group.bases for group in groups]
+    nothing = jax.tree.map(lambda x: jax.lax.full(x.shape, 0, x.dtype), jax.eval_shape(run, bases))
+    passed, products, decided = nothing
+    done = [jnp.zeros_like(asked) for asked in decided.asked]
+    start = Pass(jnp.int32(FIRST), bases, done, products, passed, decided)
+    last = jax.lax.while_loop(lambda now: now.number < END, step, start)
+    return last._replace(products=jax.tree.map(_exchanged, last.products))
+
+
+def _exchanged(x: jax.Array) -> jax.Array:
+    """``[T, k, ...]`` of ``[k, T, ...]``, as scans over stacks leave products, and back."""
+    return jnp.moveaxis(x, 0, 1)
+
+
+def apart(wide: GroupProducts) -> tuple[jax.Array, jax.Array]:
+    """``U^T G`` and ``Z^T G``."""
+    return wide[0][..., :-SKETCH, :], wide[0][..., -SKETCH:, :]
+
+
+def outside(basis: jax.Array, sketch: jax.Array, low: jax.Array, seen: jax.Array) -> jax.Array:
+    """``Z^T (1 - U U^T) G`` of ``Z^T G`` and ``U^T G``."""
+    return seen - matmul(matmul(sketch.mT, basis), low)
+
+
+def _decide(
+    model: Model,
+    groups: list[ServedGroup],
+    sketches: list[jax.Array],
+    bases: list[GroupBases],
+    products: list[GroupProducts],
+    passed: Passed,
+    counts: jax.Array | None,
+) -> Decided:
+    """By a pass with the bases in force."""
+    settings, state = model.served.settings, model.served.state
+    pairs = [apart(wide) for wide in products]
+    rests = [outside(b[0], z, *pair) for b, z, pair in zip(bases, sketches, pairs, strict=True)]
+    others = [passed.grads[i] for i in sorted(model.served.leaves.values()) if i in passed.grads]
+    diagnosed = diagnose_gradients([*(low for low, _ in pairs), *rests, *others], settings.num_tasks, counts, None)
+    decided = Decided(diagnosed.weights, [], [], [])
+    for group, (low, _), rest in zip(groups, pairs, rests, strict=True):
+        merged = group_gradients(low, rest, diagnosed)
+        sizes = merged.sizes() if group.bases[1] is not None else merged._replace(task=None).sizes()
+        pending = group.pending if group.bases[1] is not None else group.pending[:1]
+        masks = column_masks(group.kernels, settings.complementary)
+        wanted = (pending | refresh_at(state.count, settings).due) & room(masks, pending.shape)
+        usable = usable_branches(sizes, diagnosed.present)
+        decided.asked.append(wanted & usable)
+        decided.waiting.append(wanted & ~usable)
+        decided.sizes.append(sizes)
+    return decided
+
+
+def _branches(model: Model, groups: list[ServedGroup], decided: Decided) -> list[Branches]:
+    """The branches of all groups, those to be replaced marked."""
+    settings, state = model.served.settings, model.served.state
+    active = ActiveNullSpace(settings.null_space, settings.constraint, state.null_space)
+    return [
+        Branches(
+            group.bases,
+            asked,
+            projector_of(active, group.kernels, len(group.bases[0])),
+            column_masks(group.kernels, settings.complementary),
+            sizes,
+        )
+        for group, asked, sizes in zip(groups, decided.asked, decided.sizes, strict=True)
+    ]
+
+
+def _bases(
+    model: Model, groups: list[ServedGroup], now: Pass, how: Refresh
+) -> tuple[list[GroupBases], list[jax.Array]]:
+    """The bases of the next pass, and which are new."""
+    weights, branches = now.decided.weights, _branches(model, groups, now.decided)
+
+    def across(others: list[GroupBases]) -> Lows:
+        products = run_groups(model, groups, others, across=True)[1]
+        return [(weighted_sum(shared, weights), own) for shared, own in products]
+
+    if how.method != "random":
+        lows = lambda: _merged(jax.tree.map(_exchanged, now.products), weights)  # noqa: E731
+        return bases_of(now.number, branches, now.bases, now.done, lows, across, how), now.done
+
+    def draw(_: Any) -> Any:
+        drawn = [_drawn(branch, member_ids(group.kernels), how) for branch, group in zip(branches, groups, strict=True)]
+        return [(shared, task) for shared, task, _ in drawn], [done for *_, done in drawn]
+
+    return jax.lax.cond(now.number == FIRST, lambda kept: kept, draw, (now.bases, now.done))
+
+
+def _merged(products: list[GroupProducts], weights: jax.Array) -> Lows:
+    """Without the sketch, of the merged gradient where the basis is shared."""
+    return [(weighted_sum(apart(wide)[0], weights), wide[1]) for wide in products]
+
+
+def _drawn(branches: Branches, ids: tuple[int, ...], how: Refresh) -> NewBases:
+    numbers = jnp.asarray(ids, jnp.uint32)
+    return draw_bases(branches.bases, numbers, branches.asked, branches.projector, branches.masks, how)
