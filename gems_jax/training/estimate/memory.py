@@ -100,8 +100,8 @@ def estimate(config: Config, model_config: Any, tasks: int = 2, data: int = 1, p
     layers' inner values in place of one's, and a tenth more.
 
     The step holds them beside the tasks' gradients, or, later and without them, what the optimiser works with: the
-    larger of both counts. With projected gradients (``train.gradients``) these are the update and four times the
-    products of gradients and bases, as in a refresh. The numbers of trees were measured on programs for CPU
+    larger of both counts. With projected gradients (``train.gradients``) these are the update and three times the
+    products of gradients and bases. The numbers of trees were measured on programs for CPU
     (``benchmarks/memory_estimate.py``): all it measures is within a fifth.
 
     Args:
