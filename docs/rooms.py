@@ -29,6 +29,7 @@ FLOORS = (
     ("gems_jax.study", "planning"),
     ("gems_jax.arguments", "gems_jax.failures"),
     ("gems_jax.serving", "gems_jax.completion"),
+    ("gems_jax.commands",),
     ("gems_jax.cli",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

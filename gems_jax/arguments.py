@@ -4,7 +4,8 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import yaml
@@ -17,21 +18,67 @@ from gems_jax.config.ranges import CHOICES, hints_of, refuse, wrong_value
 from gems_jax.config.renamed import current_name, current_node, old_names, say_renamed
 from gems_jax.config.run import Config
 
-# They work on a finished run, and without --config with its own.
-ON_A_RUN = ("evaluate", "export", "recommend", "search", "predict", "serve", "items")
-# They make or need no configuration.
-WITHOUT_CONFIG = ("init",)
-# Words that commands need, and what they are.
-_A_WORD = {"query": "a query", "action": "an action: add FILE, remove IDS, undo or list", "shell": "a shell"}
 _ABOUT = "Gradient multi-subspace tuning for search and recommendation."
 
 
-def parse_options(argv: list[str], commands: Mapping[str, str]) -> tuple[str, Any]:
+class Options:
+    """The options of one command, while they are added.
+
+    Args:
+      parser: of the command.
+      known: name to type of what a configuration file of this command may hold; options are added to it.
+    """
+
+    def __init__(self, parser: Any, known: dict[str, Any]) -> None:
+        self._parser = parser
+        self._known = known
+
+    def add(self, option: str, kind: Any, about: str, **how: Any) -> None:
+        """An option with a value; ``how`` has a ``default``, or ``required``."""
+        self._parser.add_argument(option, type=kind, help=about, **how)
+        self._known[option.lstrip("-")] = kind if "default" not in how or how["default"] is not None else kind | None
+
+    def flag(self, option: str, about: str) -> None:
+        """An option without a value; a printed configuration has it, too."""
+        self._parser.add_argument(option, action="store_true", help=about)
+        self._known[option.lstrip("-").replace("-", "_")] = bool
+
+    def word(self, name: str, about: str, **how: Any) -> None:
+        """A word that has its meaning from its place."""
+        self._parser.add_argument(name, type=str, help=about, **how)
+
+    def section(self, name: str, kind: type) -> None:
+        """A section of fields, as a configuration file has them."""
+        self._parser.add_class_arguments(kind, name)
+        self._known[name] = kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command of ``gems-jax``.
+
+    Args:
+      about: what it does, for the help.
+      run: does it, given the options; returns the exit code.
+      add_options: adds the options that only this command has.
+      config: ``"given"``: it takes ``--config`` and fields one by one; ``"of a run"``: it works on the finished run in
+        ``--workdir``, without ``--config`` with its own; ``"none"``: it makes or needs no configuration.
+      words: word that it needs, to what to call it when it is missing.
+    """
+
+    about: str
+    run: Callable[[Any], int]
+    add_options: Callable[[Options], None] = lambda options: None
+    config: Literal["given", "of a run", "none"] = "given"
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def parse_options(argv: list[str], commands: Mapping[str, Command]) -> tuple[str, Any]:
     """The command and its options, those of the configuration among them.
 
     Args:
       argv: words behind the program's name.
-      commands: name to what it does.
+      commands: those that there are, by name.
 
     Raises:
       ValueError: options or fields that are unknown (with the nearest valid one) or cannot have their values.
@@ -42,7 +89,7 @@ def parse_options(argv: list[str], commands: Mapping[str, str]) -> tuple[str, An
         _check_fields(argv[1:], known)
         parsed = parser.parse_args(argv)
         options = parsed[parsed.command]
-        if parsed.command in ON_A_RUN and not options.config:
+        if commands[parsed.command].config == "of a run" and not options.config:
             # Without a configuration, the one the run was made with; overrides come after it.
             from gems_jax.training.workdir.copies import config_file
 
@@ -106,18 +153,16 @@ def _with_paths(section: Any, prefix: str) -> Any:
     return dataclasses.replace(section, **expanded)
 
 
-def _parser(argv: list[str], commands: Mapping[str, str]) -> tuple[ArgumentParser, dict[str, Any]]:
+def _parser(argv: list[str], commands: Mapping[str, Command]) -> tuple[ArgumentParser, dict[str, Any]]:
     """The parser, and the types of what may stand in a configuration file of this command, by name."""
     parser = ArgumentParser(prog="gems-jax", description=_ABOUT, exit_on_error=False, allow_abbrev=False)
     subcommands = parser.add_subcommands(required=True, dest="command")
     known: dict[str, Any] = {}
-    for name, about in commands.items():
-        sub = ArgumentParser(description=about, exit_on_error=False, allow_abbrev=False)
+    for name, command in commands.items():
+        sub = ArgumentParser(description=command.about, exit_on_error=False, allow_abbrev=False)
         options: dict[str, Any] = {}
-        if name not in WITHOUT_CONFIG:
-            add_config(sub, options)
-        _add_options(sub, name, options)
-        if name in argv[:1] and name in WITHOUT_CONFIG:
+        _add_options(sub, command, options)
+        if name in argv[:1] and command.config == "none":
             known = options
         elif name in argv[:1]:  # of the others it would only take time
             sub.add_class_arguments(Config, None)
@@ -126,19 +171,17 @@ def _parser(argv: list[str], commands: Mapping[str, str]) -> tuple[ArgumentParse
                     action.metavar = f"{{{','.join(CHOICES[action.dest]())}}}"
             options |= hints_of(Config)
             known = options
-        subcommands.add_subcommand(name, sub, help=about)
+        subcommands.add_subcommand(name, sub, help=command.about)
     return parser, known
 
 
-def option_words(commands: Mapping[str, str]) -> tuple[list[str], dict[str, list[str]]]:
+def option_words(commands: Mapping[str, Command]) -> tuple[list[str], dict[str, list[str]]]:
     """Words that begin with ``--``: the fields of the configuration, and by command what else it takes."""
     fields = [f"--{name}" for name in _dotted(hints_of(Config))]
     options: dict[str, list[str]] = {}
-    for name in commands:
+    for name, command in commands.items():
         sub = ArgumentParser()
-        if name not in WITHOUT_CONFIG:
-            add_config(sub, {})
-        _add_options(sub, name, {})
+        _add_options(sub, command, {})
         options[name] = sorted(word for word in sub._option_string_actions if word.startswith("--"))
     return fields, options
 
@@ -153,84 +196,14 @@ def add_config(parser: Any, known: Mapping[str, Any]) -> None:
     parser.add_argument("--config", action=ConfigFile, help="YAML file with any of the fields below")
 
 
-def _add_options(sub: Any, name: str, known: dict[str, Any]) -> None:
-    """The options of a command, and their types by name."""
-
-    def add(option: str, kind: Any, about: str, **how: Any) -> None:
-        sub.add_argument(option, type=kind, help=about, **how)
-        known[option.lstrip("-")] = kind if "default" not in how or how["default"] is not None else kind | None
-
-    def flag(option: str, about: str) -> None:
-        """An option without a value; a printed configuration has it, too."""
-        sub.add_argument(option, action="store_true", help=about)
-        known[option.lstrip("-").replace("-", "_")] = bool
-
-    if name in ("demo", "train", *ON_A_RUN):
-        default = "runs/demo/gems" if name == "demo" else None
-        how: dict[str, Any] = {"required": True} if default is None else {"default": default}
-        add("--workdir", str, "folder of the run", **how)
-    if name == "pretrain":
-        add("--out", str, "folder to write; default: model.path", default=None)
-    if name == "export":
-        add("--out", str, "folder to write", required=True)
-        add("--dtype", Literal["float32", "bfloat16"], "of the weights; default: the run's, model.dtype", default=None)
-    if name in ("recommend", "search"):
-        add("--user", str, "the user's id in the dataset", required=True)
-        add("--k", int, "number of items", default=10)
-    if name == "search":
-        sub.add_argument("query", type=str, help="what the user searches for")
-    if name == "predict":
-        add("--requests", str, "file of requests: .jsonl, .csv or .parquet", required=True)
-        add("--out", str, "file of answers to write: .jsonl or .parquet", required=True)
-    if name == "items":
-        sub.add_argument("action", type=str, help="add FILE, remove IDS, undo or list")
-        sub.add_argument("names", type=str, nargs="*", help="a catalogue file to add, or ids of items to remove")
-        add("--ids", str, "file of ids to remove, one a line", default=None)
-        add("--identifiers", str, "file of the new items' identifiers, where the run's came from a file", default=None)
-        add("--columns", dict[str, str], "role to column of the file, where its name does not tell", default=None)
-        add("--max_bad_fraction", float, "most rows that may be left out; default: data.max_bad_fraction", default=None)
-    if name == "serve":
-        add("--host", str, "address of this machine to listen at", default="127.0.0.1")
-        add("--port", int, "port to listen at; 0: one that is free", default=8080)
-        add("--token_file", str, "file with a token that calls must bear", default=None)
-        add("--batch_size", int, "requests that are ranked at once", default=16)
-        add("--max_wait", float, "seconds that a request waits for others to be ranked with", default=0.005)
-        add("--max_queue", int, "requests that wait; more are told to come again", default=1024)
-        add("--timeout", float, "seconds until a call is given up", default=30.0)
-        add("--max_k", int, "most results, and width of the search; default: evaluate.beams", default=None)
-        flag("--base_model", "also ask the untuned base model, for the page: the weights are in memory twice")
-    if name == "prepare":
-        flag("--all", "also make a missing base model and null space")
-    if name == "train":
-        flag("--dry-run", "only say what would be done; write nothing")
-        add("--distributed", bool, "join the cluster that the environment describes", default=False)
-    if name == "init":
-        add("--model", str, "Hugging Face folder of the base model", required=True)
-        add(
-            "--data",
-            str,
-            "file of interactions, or a folder: with it and a catalogue, or a known source's",
-            required=True,
-        )
-        add("--items", str, "file of the catalogue; default: the one beside the interactions", default=None)
-        add("--columns", dict[str, str], "role to column, where its name does not tell", default=None)
-        add("--text", str, "general text to protect; default: Python's documentation", default=None)
-        add("--heldout", str, "general text that forgetting is measured on", default=None)
-        add(
-            "--keep",
-            Literal["high", "medium", "low"],
-            "how much of what the model knew is kept: decides protection and learning rate",
-            default="medium",
-        )
-        add("--out", str, "configuration file to write", default="gems.yaml")
-    if name == "doctor":
-        add("--num_items", int, "item tokens to reckon with; default: those of data.dir, or 20,000", default=None)
-    if name == "completion":
-        sub.add_argument("shell", type=str, help="bash or zsh")
-    if name == "compare":
-        from gems_jax.study.command import add_options
-
-        add_options(sub, add, flag, known)
+def _add_options(sub: Any, command: Command, known: dict[str, Any]) -> None:
+    """The options of a command besides the fields, and their types by name."""
+    options = Options(sub, known)
+    if command.config != "none":
+        add_config(sub, known)
+    if command.config == "of a run":
+        options.add("--workdir", str, "folder of the run", required=True)
+    command.add_options(options)
 
 
 def _current_words(words: list[str]) -> list[str]:
@@ -313,7 +286,9 @@ def _type_of(name: str, known: Mapping[str, Any]) -> Any:
     return _type_of(rest, hints_of(section)) if section is not None else None
 
 
-def _explained(text: str, known: Mapping[str, Any], command: str = "", commands: Iterable[str] = ()) -> str:
+def _explained(
+    text: str, known: Mapping[str, Any], command: str = "", commands: Mapping[str, Command] = MappingProxyType({})
+) -> str:
     """An error of the parser in this command's words; an unknown option or field with the nearest valid one."""
     nested = re.search(r'Parser key "([\w.]+)":\s.*NestedArg\(key=\'([^\']*)\'', text, re.DOTALL)
     if nested:
@@ -323,7 +298,7 @@ def _explained(text: str, known: Mapping[str, Any], command: str = "", commands:
     needed = re.search(r"arguments are required: (\w+)\.(\w+)", text)
     if needed:
         command, name = needed.groups()
-        return f"{command} needs {_A_WORD[name]}" if name in _A_WORD else f"{command} needs --{name}"
+        return f"{command} needs {commands[command].words.get(name, f'--{name}')}"
     words = re.fullmatch(r"unrecognized arguments: ((?!-).*)", text, re.DOTALL)
     if words and command == "search":
         return f"the query must be one word to the shell: put it in quotation marks ({words.group(1)!r} is left over)"

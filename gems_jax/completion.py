@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping
 
-from gems_jax.arguments import option_words
+from gems_jax.arguments import Command, option_words
 from gems_jax.config.ranges import CHOICES
 
 SHELLS = ("bash", "zsh")
@@ -30,18 +30,18 @@ complete -o default -F _gems_jax gems-jax
 _ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
 
 
-def script(shell: str, commands: Mapping[str, str]) -> str:
+def script(shell: str, commands: Mapping[str, Command]) -> str:
     """The program that a shell reads; it knows the values of fields in `CHOICES`, and names of files elsewhere.
 
     Args:
       shell: ``bash`` or ``zsh``.
-      commands: name to what it does.
+      commands: those that there are, by name.
 
     Raises:
       ValueError: another shell.
 
     Example:
-      >>> script("bash", {"evaluate": "rank"}).splitlines()[-1]
+      >>> script("bash", {"evaluate": Command("rank", lambda options: 0)}).splitlines()[-1]
       'complete -o default -F _gems_jax gems-jax'
     """
     if shell not in SHELLS:

@@ -18,6 +18,8 @@ from safetensors.numpy import load_file, save_file
 from tiny import everything_in, fails, gems_jax, options, write_raw
 
 from gems_jax import cli
+from gems_jax.arguments import Command, config_of
+from gems_jax.commands import COMMANDS
 from gems_jax.config.run import Config
 from gems_jax.failures import explained
 from gems_jax.null_space.space import NullSpace
@@ -94,7 +96,7 @@ def test_the_whole_configuration_is_printed_and_reads_back(tmp_path, monkeypatch
         gems_jax("train", "--workdir", "w", "--train.steps", 7, "--mesh.fsdp", 2, "--print_config")
     printed = capsys.readouterr().out
     (tmp_path / "again.yaml").write_text(printed)
-    read = cli._config(cli.parse(["train", "--config", "again.yaml", "--workdir", "w"])[1])
+    read = config_of(cli.parse(["train", "--config", "again.yaml", "--workdir", "w"])[1])
     assert (read.train.steps, read.mesh.fsdp) == (7, 2)
     assert dataclasses.replace(read, train=Config().train, mesh=Config().mesh) == Config()
 
@@ -288,13 +290,13 @@ def test_queries_may_begin_with_a_dash_and_paths_with_a_tilde(tmp_path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     options = cli.parse(["search", "--workdir=~/run", "--user", "u", "--data.dir=~/data", "--", "--lamp"])[1]
     assert (options.query, options.workdir) == ("--lamp", str(tmp_path / "run"))
-    assert cli._config(options).data.dir == str(tmp_path / "data")
+    assert config_of(options).data.dir == str(tmp_path / "data")
 
 
 def test_help_lists_every_command():
     done = subprocess.run([sys.executable, "-m", "gems_jax.cli", "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
-    assert all(name in done.stdout for name in cli._RUN)
+    assert all(name in done.stdout for name in COMMANDS)
 
 
 def test_errors_reach_the_shell_as_one_line_and_code_2(tmp_path):
@@ -322,3 +324,20 @@ def test_calibration_is_capped_and_kept_within_memory_by_the_configuration(prepa
     assert {int(np.max(factor.kept)) for factor in null_space.factors.values()} == {3}
     other = options(prepared.root, null_space__path=folder)
     assert "max_directions" in fails(capsys, "train", *other, "--workdir", tmp_path / "run")
+
+
+def test_a_command_from_outside_is_one_entry(monkeypatch, capsys):
+    greet = Command(
+        "say hello",
+        lambda options: print(f"hello {options.whom}, {options.times} times") or 0,
+        lambda options: (options.word("whom", "who is greeted"), options.add("--times", int, "how often", default=1)),
+        config="none",
+        words={"whom": "somebody to greet"},
+    )
+    monkeypatch.setitem(COMMANDS, "greet", greet)
+    assert cli.main(["greet", "you", "--times", "3"]) == 0
+    assert capsys.readouterr().out == "hello you, 3 times\n"
+    assert cli.main(["greet"]) == cli.EXIT_BAD_INPUT
+    assert "greet needs somebody to greet" in capsys.readouterr().err
+    assert cli.main(["greet", "you", "--time", "3"]) == cli.EXIT_BAD_INPUT
+    assert "did you mean 'times'?" in capsys.readouterr().err

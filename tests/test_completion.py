@@ -6,6 +6,7 @@ import pytest
 from tiny import fails
 
 from gems_jax import cli
+from gems_jax.commands import COMMANDS
 from gems_jax.config.methods import METHODS
 
 
@@ -14,7 +15,7 @@ def completed():
     """Words -> what bash offers for the last of them."""
     from gems_jax.completion import script
 
-    program = script("bash", cli.COMMANDS)
+    program = script("bash", COMMANDS)
 
     def offers(*words):
         line = f"COMP_WORDS=({' '.join(words)!s}); COMP_CWORD={len(words) - 1}; _gems_jax"

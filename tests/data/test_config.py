@@ -8,6 +8,7 @@ from tiny import options
 
 import gems_jax.data.batching.token_cache as token_cache
 from gems_jax import cli
+from gems_jax.arguments import config_of
 from gems_jax.models import load
 from gems_jax.training.build import build
 from gems_jax.training.stages import assemble, ensure_data
@@ -19,7 +20,7 @@ BUCKETS = (16, 20, 24, 28)
 def run_of(prepared):
     """A run of the tiny marketplace with some fields changed, before its first step."""
     changed = {"train__method": "adamw", "train__batch_size": 8}
-    config = cli._config(cli.parse(["prepare", *options(prepared.root, **changed)])[1])
+    config = config_of(cli.parse(["prepare", *options(prepared.root, **changed)])[1])
     dataset = ensure_data(config)
     assets = assemble(config, dataset, load(config.model.path, config.model.dtype))
 
@@ -88,7 +89,7 @@ def test_a_task_without_a_prompt_is_named(run_of):
 
 
 def test_what_does_not_fit_an_input_is_said(prepared, capsys):
-    config = cli._config(cli.parse(["prepare", *options(prepared.root)])[1])
+    config = config_of(cli.parse(["prepare", *options(prepared.root)])[1])
     dataset = ensure_data(config)
     assets = assemble(config, dataset, load(config.model.path, config.model.dtype))
     short = dataclasses.replace(config, items=dataclasses.replace(config.items, max_length=14))

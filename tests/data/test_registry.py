@@ -7,6 +7,7 @@ from house import MODULES, rooms
 from raw_tables import rows_of
 
 from gems_jax.arguments import config_of, parse_options
+from gems_jax.commands import COMMANDS
 from gems_jax.config.checks import check
 from gems_jax.config.run import Config, DataConfig
 from gems_jax.data.dataset.tables import Item
@@ -116,16 +117,16 @@ def test_a_configuration_may_name_a_source_once_it_is_registered(tmp_path):
     words = ["prepare", "--config", str(file)]
     known = f"one of {', '.join(registry.names())}, got 'plays'"
     with pytest.raises(ValueError, match=f"line 1: data.name must be {known}"):
-        parse_options(words, {"prepare": ""})
+        parse_options(words, COMMANDS)
     with pytest.raises(ValueError, match=known):
         check(Config(data=DataConfig(name="plays")))
     with pytest.raises(ValueError, match="unknown data source 'plays'; use one of marketplace, "):
         prepare("plays", tmp_path / "out", path=tmp_path)
     registry.register("plays", PLAYS)
-    assert config_of(parse_options(words, {"prepare": ""})[1]).data.name == "plays"
+    assert config_of(parse_options(words, COMMANDS)[1]).data.name == "plays"
     check(Config(data=DataConfig(name="plays")))
     with pytest.raises(ValueError, match="got 'play'; did you mean 'plays'?"):
-        parse_options(["prepare", "--data.name", "play"], {"prepare": ""})
+        parse_options(["prepare", "--data.name", "play"], COMMANDS)
 
 
 def test_what_can_be_no_source_is_refused():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gems_jax import cli
+from gems_jax.arguments import config_of
 
 MODEL = {
     "text.input_length": 48,
@@ -56,7 +57,7 @@ def gems_jax(*argv):
 
 def read(*argv):
     """The configuration of a command line."""
-    return cli._config(cli.parse([str(word) for word in argv])[1])
+    return config_of(cli.parse([str(word) for word in argv])[1])
 
 
 class Made(NamedTuple):

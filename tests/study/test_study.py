@@ -38,6 +38,7 @@ from gems_jax.study.trials import (
     wanted_trials,
     write_result,
 )
+from gems_jax.training.distributed.signals import EXIT_CODES
 from gems_jax.training.optimiser import methods as building
 from gems_jax.training.optimiser.chain import make_method
 from gems_jax.training.optimiser.rates import peak_rates, scaled
@@ -357,7 +358,7 @@ def test_a_stopped_study_exits_with_143_and_goes_on(tmp_path, quick_rows, monkey
     words = ["compare", "--workdir", tmp_path, "--study.methods", "[adamw,gems]", "--study.grid", "[0.001,0.01]",
              "--study.seeds", "3"]  # fmt: skip
     before = signal.getsignal(signal.SIGTERM)
-    assert gems_jax(*words) == cli.EXIT_STOPPED
+    assert gems_jax(*words) == EXIT_CODES[signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) == before
     assert "run again to go on" in capsys.readouterr().err
     monkeypatch.setattr(comparing, "run_trial", whole)

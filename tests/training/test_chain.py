@@ -21,12 +21,14 @@ from tiny import Made, documented_program, everything_in, fails, gems_jax, metri
 
 import gems_jax as gj
 from gems_jax import cli
+from gems_jax.arguments import config_of
 from gems_jax.data.dataset import storage
 from gems_jax.data.dataset.tables import Item
 from gems_jax.serving.engine import Engine
 from gems_jax.serving.http import server
 from gems_jax.serving.recommender import config_of_run, load_engine
 from gems_jax.serving.requests import Request
+from gems_jax.training.distributed.signals import EXIT_CODES
 from gems_jax.training.run_assets import run_assets
 from gems_jax.training.stages import assemble, ensure_data
 from gems_jax.training.tuned import load_tuned
@@ -64,7 +66,7 @@ def trained(prepared, tmp_path_factory):
 
 
 def resolved(argv):
-    return cli._config(cli.parse([str(word) for word in argv])[1])
+    return config_of(cli.parse([str(word) for word in argv])[1])
 
 
 def test_each_command_leaves_what_it_promises(trained):
@@ -215,7 +217,7 @@ def test_a_run_stopped_and_killed_on_the_way_ends_as_if_it_had_not_been(trained,
             raise RuntimeError("power cut")
 
     monkeypatch.setattr(Log, "write", stop_at_4)
-    assert gems_jax(*command) == cli.EXIT_STOPPED
+    assert gems_jax(*command) == EXIT_CODES[signal.SIGTERM]
     assert "stopped by a signal at step 4; saved in" in capsys.readouterr().err
     assert [line["step"] for line in metrics(workdir)] == [1, 2, 3, 4]
 
@@ -311,7 +313,7 @@ def test_evaluation_without_a_configuration_takes_the_runs_own(trained, tmp_path
 
 def test_a_tuned_model_recommends_and_searches(trained, tmp_path, capsys):
     run = trained.root / "run"
-    user = next(iter(ensure_data(cli._config(cli.parse(["prepare", *map(str, options(trained.root))])[1])).table(
+    user = next(iter(ensure_data(config_of(cli.parse(["prepare", *map(str, options(trained.root))])[1])).table(
         "test", "src").user_ids))  # fmt: skip
     capsys.readouterr()
     recommender = gj.Recommender(run)
@@ -368,7 +370,7 @@ def test_a_tuned_run_is_served_until_sigterm(trained, monkeypatch, tmp_path, cap
         code = gems_jax("serve", "--workdir", trained.root / "run", "--port", 0, "--batch_size", 1, "--base_model")
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert code == cli.EXIT_STOPPED
+    assert code == EXIT_CODES[signal.SIGTERM]
     assert re.search(r"^serve: http://127\.0\.0\.1:\d+$", capsys.readouterr().out, re.MULTILINE)
     answer, beside = answers
     assert [item["item_id"] for item in answer["items"]] == [item.item_id for item in wanted]

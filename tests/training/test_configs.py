@@ -18,6 +18,7 @@ import gems_jax as gj
 from benchmarks.memory_estimate import MODELS as MEASURED
 from benchmarks.memory_estimate import estimated, run_config
 from gems_jax import cli
+from gems_jax.arguments import config_of
 from gems_jax.config.run import Config, MeshConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.training.distributed.mesh import AXES, spec_of
@@ -91,7 +92,7 @@ def _in_the_project(monkeypatch):
 
 @functools.cache
 def loaded(path):
-    return cli._config(cli.parse(["train", "--workdir", "w", "--config", f"configs/{path.name}"])[1])
+    return config_of(cli.parse(["train", "--workdir", "w", "--config", f"configs/{path.name}"])[1])
 
 
 @functools.cache
@@ -166,7 +167,7 @@ def test_the_commands_of_a_header_can_be_typed(path):
     assert commands
     for command in commands:
         words = shlex.split(command.removeprefix("srun "))
-        assert cli._config(cli.parse(words[1:])[1]) == loaded(path)
+        assert config_of(cli.parse(words[1:])[1]) == loaded(path)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

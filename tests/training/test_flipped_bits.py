@@ -11,6 +11,7 @@ from tiny import options
 from transformers import AutoTokenizer
 
 from gems_jax import cli
+from gems_jax.arguments import config_of
 from gems_jax.data.batching.token_cache import encode_once
 from gems_jax.data.dataset import storage
 from gems_jax.training.workdir.assets import AssetRecord, write_record
@@ -31,7 +32,7 @@ def artefacts(prepared, tmp_path_factory):
     table = storage.load(root / "data").table("valid", "src")
     tokenizer = AutoTokenizer.from_pretrained(root / "base")
     encode_once(table, tokenizer, np.full(10_000, 5), "{query} {history}", 32, root / "tokens")
-    config = cli._config(cli.parse(["train", "--workdir", "-", *map(str, options(root))])[1])
+    config = config_of(cli.parse(["train", "--workdir", "-", *map(str, options(root))])[1])
     keep_config(config, root / "run")
     write_record(
         AssetRecord({"i0": "00", "i1": "11"}, {}, {"rec": "{history}"}, "ab", {}, {"rec": "cd"}, None, False),

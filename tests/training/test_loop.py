@@ -17,6 +17,7 @@ from tiny import gems_jax, metrics, options
 
 import gems_jax as gj
 from gems_jax import cli
+from gems_jax.arguments import config_of
 from gems_jax.config.run import Config
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models import load
@@ -152,7 +153,7 @@ def test_a_second_run_on_the_same_directory_is_refused(prepared, tmp_path, capsy
 
 def configured(prepared, **changed):
     argv = ["train", "--workdir", "-", *options(prepared.root, **changed)]
-    return cli._config(cli.parse([str(word) for word in argv])[1])
+    return config_of(cli.parse([str(word) for word in argv])[1])
 
 
 def test_a_run_goes_on_with_the_same_losses_on_another_mesh(prepared, plain, tmp_path):

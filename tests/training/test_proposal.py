@@ -10,6 +10,7 @@ from tiny import fails, gems_jax
 
 import gems_jax as gj
 from gems_jax import cli
+from gems_jax.arguments import config_of
 from gems_jax.config.run import Config, ModelConfig
 from gems_jax.data.text.general_text import read_lines
 from gems_jax.data.text.small_tokenizer import train_tokenizer
@@ -66,7 +67,7 @@ def test_a_proposed_configuration_trains_as_it_is(model, tmp_path, capsys, monke
     small = {"train.steps": 1, "train.checkpoint_every": 0, "null_space.batches": 1, "null_space.batch_size": 4}
     words = [word.replace("runs/first", str(tmp_path / "run")) for word in words]
     assert gems_jax(*words, *(w for name, value in small.items() for w in (f"--{name}", value))) == 0
-    kept = cli._config(cli.parse(["train", "--config", str(tmp_path / "run" / "config.yaml"), "--workdir", "x"])[1])
+    kept = config_of(cli.parse(["train", "--config", str(tmp_path / "run" / "config.yaml"), "--workdir", "x"])[1])
     assert set(kept.items.prompts) == {"rec", "src"}
     assert (kept.gems.rank, kept.gems.task_rank, kept.null_space.unit_norm) == (8, 4, True)
     assert kept.data.dir == str(tmp_path / "runs" / "shop" / "data")
@@ -77,7 +78,7 @@ def test_a_proposed_configuration_trains_as_it_is(model, tmp_path, capsys, monke
 def test_how_much_is_kept_decides_protection_and_rate_and_the_file_says_what_was_measured(model, tmp_path, keep):
     out = tmp_path / "shop.yaml"
     assert gems_jax("init", "--model", model, "--data", shop(tmp_path / "shop"), "--keep", keep, "--out", out) == 0
-    config = cli._config(cli.parse(["train", "--config", str(out), "--workdir", "x"])[1])
+    config = config_of(cli.parse(["train", "--config", str(out), "--workdir", "x"])[1])
     protection = PROTECTIONS[keep]
     assert (config.null_space.energy, config.null_space.min_share) == (protection.energy, protection.min_share)
     assert config.train.learning_rate == protection.learning_rate

@@ -1,41 +1,29 @@
-"""``gems-jax compare``: its options, and what it does."""
+"""``gems-jax compare``."""
 
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gems_jax.config.run import Config
+from gems_jax.arguments import Command, Options, config_of
+from gems_jax.commands.shared import quiet
 from gems_jax.staging import check_workdir, check_writable, is_remote
 from gems_jax.study.config import StudyConfig
 
 
-def add_options(parser: Any, add: Callable[..., None], flag: Callable[[str, str], None], known: dict[str, Any]) -> None:
-    """Adds the options that only ``compare`` takes.
-
-    Args:
-      parser: of the command.
-      add: adds an option: its name, type and help.
-      flag: adds one without a value: its name and help.
-      known: name to type of what a configuration file may hold.
-    """
+def _add_options(options: Options) -> None:
+    add = options.add
     add("--workdir", str, "folder of the study; needed to run one", default=None)
-    flag("--summarise", "run nothing; sum up the runs that are finished")
+    options.flag("--summarise", "run nothing; sum up the runs that are finished")
     add("--page", str, "Markdown file to write from the results", default=None)
     about = "study.json to make --page from, without running anything; default: that of --workdir"
     add("--results", str, about, default=None)
-    parser.add_class_arguments(StudyConfig, "study")
-    known["study"] = StudyConfig
+    options.section("study", StudyConfig)
 
 
-def run(options: Any, config: Config) -> int:
-    """Runs or sums up a study, or makes its page; returns the exit code.
-
-    Raises:
-      ValueError: options that do not go together.
-    """
+def _run(options: Any) -> int:
+    quiet()
     from gems_jax.study.compare import compare
     from gems_jax.study.page import read_summary, task_names, write_page
     from gems_jax.study.tables import summary_table
@@ -56,7 +44,7 @@ def run(options: Any, config: Config) -> int:
             check_workdir(workdir, "--workdir")
         command = shlex.join(["gems-jax", *options.given])
         try:
-            compare(config, options.study, workdir, command, run=not options.summarise)
+            compare(config_of(options), options.study, workdir, command, run=not options.summarise)
         except Stopped as stop:
             print(f"gems-jax: {stop}", file=sys.stderr)
             return stop.code
@@ -69,3 +57,6 @@ def run(options: Any, config: Config) -> int:
         write_page(Path(results), Path(options.page))
         print(f"compare: {options.page}")
     return 0
+
+
+COMPARE = Command("tune by several methods with the same effort for each; resume; write study.json", _run, _add_options)
