@@ -9,7 +9,7 @@ import optax
 
 from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
-from gems_jax.linalg.scales import real_dtype, squares, task_peaks, to_one
+from gems_jax.linalg.sizes import real_dtype, squares, task_peaks, to_one
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.task_batch import check_per_task
 from gems_jax.task_grads import check_task_axis, gramian, weighted_sum

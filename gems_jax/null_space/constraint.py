@@ -12,7 +12,7 @@ from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, check_role, is_guess, resolve
 from gems_jax.linalg.orthonormal import matmul
 from gems_jax.linalg.projection import Projector, project_stack, project_update, projected_axis_first
-from gems_jax.linalg.scales import real_dtype
+from gems_jax.linalg.sizes import real_dtype
 from gems_jax.null_space.space import NullSpace
 from gems_jax.types import PyTree
 

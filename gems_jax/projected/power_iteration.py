@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gems_jax.linalg.orthonormal import orthonormal_columns, orthonormal_inside
 from gems_jax.linalg.projection import Projector
-from gems_jax.linalg.scales import Size, squares
+from gems_jax.linalg.sizes import Size, squares
 from gems_jax.linalg.stacks import map_stack, mesh_of_devices, whole_columns
 from gems_jax.linalg.subspace import (
     WARM_SWEEPS,
@@ -209,7 +209,7 @@ def _remain(group: Branches, bases: Bases, low: tuple[jax.Array, jax.Array | Non
 
     def remains(basis: jax.Array, low: jax.Array, size: Size) -> jax.Array:
         share = jnp.sum(jnp.any(basis != 0, axis=-2), axis=-1) / basis.shape[-2]
-        seen = squares(low * size.scale[..., None, None].astype(low.dtype), 2)
+        seen = squares(low * size.power[..., None, None].astype(low.dtype), 2)
         enough = seen > rounding(low.dtype) ** 2 * share * size.squares
         return enough & jnp.all(jnp.isfinite(basis), axis=(-2, -1))
 

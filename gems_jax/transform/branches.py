@@ -9,7 +9,7 @@ import optax
 
 from gems_jax.linalg.orthonormal import matmul, norms
 from gems_jax.linalg.projection import Projector, project_stack, projected_axis_first
-from gems_jax.linalg.scales import Size, limited, squares
+from gems_jax.linalg.sizes import Size, limited, squares
 from gems_jax.transform.refresh import Refreshed, has_basis, where_leading
 from gems_jax.transform.settings import Settings
 from gems_jax.types import PyTree
@@ -47,7 +47,7 @@ class Steps(NamedTuple):
 
     Attributes:
       shared, tasks: low-rank updates ``[k, r, q]`` and ``[T, k, r_t, q]`` (or ``None``).
-      energy: ``[1 + T]`` squared norms of the low-rank gradients, brought near 1 (`GradientDiagnostics.scales`).
+      energy: ``[1 + T]`` squared norms of the low-rank gradients, brought near 1 (`GradientDiagnostics.powers`).
       progress: ``[T]``, see `gems_jax.transform.gates.Signals`.
       refreshed, failed: ``[]`` int32 number of bases replaced, and of those that should have been.
     """
@@ -125,7 +125,7 @@ def run_inner(
     # blow up to full-size steps: no digit of these rows means anything.
     size = Size(*(x[..., None, None] for x in size))
     rounding = 16 * jnp.finfo(low.dtype).eps * jnp.sqrt(size.squares)
-    low = jnp.where(norms(low * size.scale, -1) > rounding, low, 0)
+    low = jnp.where(norms(low * size.power, -1) > rounding, low, 0)
     low_weights = matmul(basis.mT, weights)
     if settings.moments == "reset":
         state = where_leading(fresh, init(low_weights), state)
@@ -139,7 +139,7 @@ def step_group(
     refreshed: Refreshed,
     weights: jax.Array,
     present: TaskMask,
-    scales: jax.Array,
+    powers: jax.Array,
     settings: Settings,
     extra: dict[str, Any],
 ) -> tuple[Steps, BranchState]:
@@ -154,7 +154,7 @@ def step_group(
       refreshed: the bases they are in, all branches that wait among its flags.
       weights: ``[k, p, q]`` the kernels themselves, for inner transforms that look at them.
       present: which tasks count.
-      scales: ``[1 + T]`` powers of two that bring the shared and the tasks' gradients near 1.
+      powers: ``[1 + T]`` powers of two that bring the shared and the tasks' gradients near 1.
       settings: of the transform.
       extra: extra arguments handed to the inner transform.
 
@@ -163,7 +163,7 @@ def step_group(
     """
     num_tasks = len(state.pending) - 1
     (shared, task), pending, done, failed = refreshed
-    scales = scales.astype(lows.shared.dtype)
+    powers = powers.astype(lows.shared.dtype)
     state = state._replace(shared_basis=shared, pending=pending)
     tasks, energy = None, jnp.zeros((num_tasks,), lows.shared.dtype)
     if lows.task is not None and lows.sizes[1] is not None and task is not None:
@@ -171,14 +171,14 @@ def step_group(
         tasks, task_inner, low = run_inner(
             task, lows.task, lows.sizes[1], weights, state.task_inner, active, done[1:], settings, extra
         )
-        energy = squares(low * scales[1:, None, None, None], 3)
+        energy = squares(low * powers[1:, None, None, None], 3)
         previous = None if state.previous is None else jnp.where(present.shared, tasks, state.previous)
         state = state._replace(task_basis=task, task_inner=task_inner, previous=previous)
     active = has_basis(shared) & present.shared
     step, shared_inner, low = run_inner(
         shared, lows.shared, lows.sizes[0], weights, state.shared_inner, active, done[0], settings, extra
     )
-    energy = jnp.concatenate([squares(low * scales[0], 3)[None], energy])
+    energy = jnp.concatenate([squares(low * powers[0], 3)[None], energy])
     counts = (jnp.sum(which, dtype=jnp.int32) for which in (done, failed))
     steps = Steps(step, tasks, energy, lows.progress, *counts)
     return steps, state._replace(shared_inner=shared_inner)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gems_jax.linalg.scales import global_norm, is_normal, largest, task_peaks, to_one
+from gems_jax.linalg.sizes import global_norm, is_normal, largest, task_peaks, to_one
 from gems_jax.task_grads import inner_products, task_weights
 from gems_jax.transform.branches import BranchState, Steps, TaskMask
 from gems_jax.transform.state import Diagnostics, work_dtype
@@ -22,7 +22,7 @@ class GradientDiagnostics(NamedTuple):
       present: tasks that have a finite gradient other than 0 (and tokens).
       finite: ``[T]`` bool, whether a task's gradient is, and all that came merged for all tasks.
       weights: ``[T]`` of the tasks in the shared gradient, 0 for those not present.
-      scales: ``[1 + T]`` powers of two that bring the shared and the tasks' gradients near 1.
+      powers: ``[1 + T]`` powers of two that bring the shared and the tasks' gradients near 1.
     """
 
     norms: jax.Array
@@ -30,7 +30,7 @@ class GradientDiagnostics(NamedTuple):
     present: TaskMask
     finite: jax.Array
     weights: jax.Array
-    scales: jax.Array
+    powers: jax.Array
 
 
 def diagnose_gradients(
@@ -56,8 +56,8 @@ def diagnose_gradients(
     tasks = is_normal(peaks) if stacked else jnp.ones((num_tasks,), bool)
     tokens = jnp.ones((num_tasks,), jnp.float32) if counts is None else jnp.asarray(counts)
     tasks &= tokens > 0
-    scales = to_one(peaks)
-    products = functools.reduce(jnp.add, [inner_products(_scaled(g, scales)) for g in stacked], jnp.zeros_like(peaks))
+    powers = to_one(peaks)
+    products = functools.reduce(jnp.add, [inner_products(_scaled(g, powers)) for g in stacked], jnp.zeros_like(peaks))
     products = jnp.broadcast_to(products, (num_tasks, num_tasks))
     norms = jnp.sqrt(jnp.where(tasks, jnp.diagonal(products), 0))
     outer = norms[:, None] * norms
@@ -67,18 +67,18 @@ def diagnose_gradients(
     most = jnp.maximum(peak, jnp.max(jnp.where(tasks, peaks, 0)))
     return GradientDiagnostics(
         # The norms of finite gradients are finite, if as large as numbers get.
-        norms=jnp.minimum(norms / scales, jnp.finfo(norms.dtype).max),
+        norms=jnp.minimum(norms / powers, jnp.finfo(norms.dtype).max),
         cosines=jnp.where(outer > 0, products / jnp.where(outer > 0, outer, 1), 0),
         # A shared gradient that is not finite makes all tasks leave the step out, and is counted for each.
         present=TaskMask(tasks, is_there & jnp.isfinite(peak)),
         finite=finite & jnp.isfinite(peak),
         weights=weights,
-        scales=jnp.concatenate([to_one(most)[None], scales]),
+        powers=jnp.concatenate([to_one(most)[None], powers]),
     )
 
 
-def _scaled(gradient: jax.Array, scales: jax.Array) -> jax.Array:
-    return gradient * scales.astype(gradient.dtype).reshape(-1, *(1,) * (gradient.ndim - 1))
+def _scaled(gradient: jax.Array, powers: jax.Array) -> jax.Array:
+    return gradient * powers.astype(gradient.dtype).reshape(-1, *(1,) * (gradient.ndim - 1))
 
 
 def diagnose_step(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gems_jax.linalg.scales import Size, largest, size_of
+from gems_jax.linalg.sizes import Size, largest, size_of
 from gems_jax.task_grads import weighted_sum
 from gems_jax.transform.diagnostics import GradientDiagnostics
 
@@ -34,15 +34,15 @@ class GroupGradients(NamedTuple):
         rest = None if self.rest is None else size_of(self.rest[1], task_peak)
         return shared, _with_rest(size_of(self.task, task_peak), rest)
 
-    def energy(self, scales: jax.Array) -> jax.Array:
-        """Squared norms of the gradients times ``scales``, ``[1 + T]``."""
+    def energy(self, powers: jax.Array) -> jax.Array:
+        """Squared norms of the gradients times ``powers``, ``[1 + T]``."""
         # By way of each kernel's, which are needed elsewhere too: squared once, and not kept.
         shared, task = self.sizes()
-        scales = scales.astype(shared.scale.dtype)
-        of_shared = jnp.sum(shared.squares * (scales[0] / shared.scale) ** 2)
+        powers = powers.astype(shared.power.dtype)
+        of_shared = jnp.sum(shared.squares * (powers[0] / shared.power) ** 2)
         if task is None:
-            return jnp.concatenate([of_shared[None], jnp.zeros_like(scales[1:])])
-        of_tasks = jnp.sum(task.squares * (scales[1:, None] / task.scale) ** 2, axis=-1)
+            return jnp.concatenate([of_shared[None], jnp.zeros_like(powers[1:])])
+        of_tasks = jnp.sum(task.squares * (powers[1:, None] / task.power) ** 2, axis=-1)
         return jnp.concatenate([of_shared[None], of_tasks])
 
 

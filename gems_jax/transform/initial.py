@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.boxes import drop_unfit_boxes, open_if_alone, unboxed
-from gems_jax.linalg.scales import real_dtype
+from gems_jax.linalg.sizes import real_dtype
 from gems_jax.null_space.constraint import factor_arrays
 from gems_jax.transform.branches import lift_inner
 from gems_jax.transform.gates import fresh_state

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gems_jax.boxes import unboxed
-from gems_jax.linalg.scales import squares
+from gems_jax.linalg.sizes import squares
 from gems_jax.transform.settings import Mask, chosen_leaves
 from gems_jax.transform.state import work_dtype
 from gems_jax.types import PyTree

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.linalg.projection import Projector
-from gems_jax.linalg.scales import Size
+from gems_jax.linalg.sizes import Size
 from gems_jax.linalg.stacks import map_stack, mesh_of_devices
 from gems_jax.linalg.subspace import Decomposition, make_basis
 from gems_jax.transform.settings import Settings

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gems_jax.linalg.projection import Projector
-from gems_jax.linalg.scales import Size
+from gems_jax.linalg.sizes import Size
 from gems_jax.transform.active_null_space import ActiveNullSpace
 from gems_jax.transform.branches import BranchState, TaskMask
 from gems_jax.transform.group_gradients import GroupGradients

@@ -13,7 +13,7 @@ from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
 from gems_jax.linalg.orthonormal import matmul
 from gems_jax.linalg.projection import projected_axis_first
-from gems_jax.linalg.scales import real_dtype
+from gems_jax.linalg.sizes import real_dtype
 from gems_jax.linalg.subspace import canonical_signs
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
 from gems_jax.null_space.space import NullSpace

@@ -9,7 +9,7 @@ import optax
 
 from gems_jax.boxes import drop_unfit_boxes, open_if_alone, restore_boxes, unboxed
 from gems_jax.linalg.projection import project_update, projected_axis_first
-from gems_jax.linalg.scales import largest, limited
+from gems_jax.linalg.sizes import largest, limited
 from gems_jax.task_grads import weighted_sum
 from gems_jax.transform.active_null_space import ActiveNullSpace
 from gems_jax.transform.branches import BranchState, Steps, fuse, step_group
@@ -79,7 +79,7 @@ def take_step(
     branches = []
     for group, branch, (lows, refreshed) in zip(groups, before, low_rank, strict=True):
         weights = to_matrices([call.weights[k.index] for k in group], group, 0).astype(lows.shared.dtype)
-        branches.append(step_group(branch, lows, refreshed, weights, present, diagnosed.scales, settings, call.extra))
+        branches.append(step_group(branch, lows, refreshed, weights, present, diagnosed.powers, settings, call.extra))
 
     captured = sum((steps.energy for steps, _ in branches), jnp.zeros((1 + settings.num_tasks,), jnp.float32))
     gates, gate_state = _gates(call, branches, captured, diagnosed, state, settings)
@@ -110,7 +110,7 @@ def take_step(
         updates[i] = update
         emitted.append(update)
 
-    full = sum((gradient.energy(diagnosed.scales) for gradient in gradients), jnp.zeros_like(captured))
+    full = sum((gradient.energy(diagnosed.powers) for gradient in gradients), jnp.zeros_like(captured))
     new_state = GemsState(
         count=optax.safe_increment(state.count),
         **rows.trees(bare, treedef, settings),
@@ -146,7 +146,7 @@ def _gates(
 ) -> tuple[jax.Array, PyTree]:
     """The gates of this step; their state stays where nothing is to be learnt from it."""
     present = diagnosed.present
-    norms = jnp.sqrt(captured[1:]) / diagnosed.scales[1:] if settings.gate.norms == "projected" else diagnosed.norms
+    norms = jnp.sqrt(captured[1:]) / diagnosed.powers[1:] if settings.gate.norms == "projected" else diagnosed.norms
     ones = jnp.ones_like(diagnosed.norms)
 
     def quiet(x: jax.Array | None) -> jax.Array:

@@ -12,7 +12,7 @@ import optax
 
 from gems_jax.boxes import unboxed
 from gems_jax.extra_arguments import check_extras
-from gems_jax.linalg.scales import real_dtype
+from gems_jax.linalg.sizes import real_dtype
 from gems_jax.task_batch import check_per_task
 from gems_jax.task_grads import check_task_axis
 from gems_jax.transform.state import gems_states, work_dtype

@@ -16,7 +16,7 @@ import jax
 
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixSpec
-from gems_jax.linalg.scales import real_dtype
+from gems_jax.linalg.sizes import real_dtype
 from gems_jax.null_space.second_moment import SecondMoment
 from gems_jax.null_space.tracing.interpreter import Layers, Run, evaluate
 from gems_jax.null_space.tracing.kernel_products import Use

@@ -62,13 +62,13 @@ def squares(x: jax.Array, axes: int) -> jax.Array:
 
 
 class Size(NamedTuple):
-    """Norms of matrices ``[..., p, q]``, ``sqrt(squares) / scale``, each ``[...]``; ``scale`` are powers of two."""
+    """Norms of matrices ``[..., p, q]``, ``sqrt(squares) / power``, each ``[...]``; ``power`` is one of two."""
 
     squares: jax.Array
-    scale: jax.Array
+    power: jax.Array
 
     def norm(self) -> jax.Array:
-        return jnp.sqrt(self.squares) / self.scale
+        return jnp.sqrt(self.squares) / self.power
 
     def is_there(self) -> jax.Array:
         """Whether a matrix is finite and not zero."""
@@ -82,9 +82,9 @@ def size_of(matrices: jax.Array, peak: jax.Array) -> Size:
       matrices: finite or not.
       peak: ``[...]`` their largest entries, or bounds of these that are not far off: those of what they are sums of.
     """
-    scale = to_one(peak)
-    total = squares(matrices * scale[..., None, None], 2)
-    return Size(jnp.where(is_normal(peak), total, 0 * peak), scale)
+    power = to_one(peak)
+    total = squares(matrices * power[..., None, None], 2)
+    return Size(jnp.where(is_normal(peak), total, 0 * peak), power)
 
 
 def limited(x: jax.Array, size: jax.Array) -> jax.Array:
@@ -113,12 +113,12 @@ def global_norm(arrays: Sequence[jax.Array]) -> jax.Array:
       >>> round(float(global_norm([jnp.float32(3e30), jnp.full((1,), 4e30)])) / 1e30, 5)
       5.0
     """
-    # Each array is brought near 1 by itself: with one scale all of them would have to be there at once.
+    # Each array is brought near 1 by itself: with one power all of them would have to be there at once.
     peaks = [largest(x, x.ndim).astype(real_dtype([x.dtype])) for x in arrays]
-    scale = to_one(functools.reduce(jnp.maximum, peaks, jnp.zeros((), jnp.float32)))
-    total = jnp.zeros((), scale.dtype)
+    power = to_one(functools.reduce(jnp.maximum, peaks, jnp.zeros((), jnp.float32)))
+    total = jnp.zeros((), power.dtype)
     for x, peak in zip(arrays, peaks, strict=True):
         own = to_one(peak)
         part = squares(x * own.astype(x.dtype), x.ndim)
-        total += jnp.where(part > 0, part * (scale / own) ** 2, part)
-    return jnp.sqrt(total) / scale
+        total += jnp.where(part > 0, part * (power / own) ** 2, part)
+    return jnp.sqrt(total) / power
