@@ -160,17 +160,14 @@ def _parser(argv: list[str], commands: Mapping[str, Command]) -> tuple[ArgumentP
     known: dict[str, Any] = {}
     for name, command in commands.items():
         sub = ArgumentParser(description=command.about, exit_on_error=False, allow_abbrev=False)
-        options: dict[str, Any] = {}
-        _add_options(sub, command, options)
-        if name in argv[:1] and command.config == "none":
-            known = options
-        elif name in argv[:1]:  # of the others it would only take time
+        if name in argv[:1]:  # the options of others would only take time
+            _add_options(sub, command, known)
+        if name in argv[:1] and command.config != "none":
             sub.add_class_arguments(Config, None)
             for action in sub._actions:
                 if action.dest in CHOICES:  # text as far as the parser knows
                     action.metavar = f"{{{','.join(CHOICES[action.dest]())}}}"
-            options |= hints_of(Config)
-            known = options
+            known |= hints_of(Config)
         subcommands.add_subcommand(name, sub, help=command.about)
     return parser, known
 
