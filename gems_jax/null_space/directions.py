@@ -1,9 +1,12 @@
-"""Principal directions of second moments, one matrix at a time, and the rules that say how many are protected."""
+"""Principal directions of second moments, and the rules that say how many are protected."""
 
 import math
 import numbers
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -163,6 +166,43 @@ def principal_directions(path: str, matrix: np.ndarray, rule: Rule) -> Direction
     return Directions(basis, complement, kept, 1 - inside / trace if trace > 0 else 1.0)
 
 
+def directions_of(path: str, matrices: Iterable[np.ndarray], d: int, rule: Rule) -> list[Directions]:
+    """Principal directions of a stack's matrices, of several at once where LAPACK has one thread.
+
+    NumPy lets go of the interpreter while LAPACK works, so that threads of Python keep all cores busy: with one thread
+    each the bits are those of one matrix after the other.
+
+    Args:
+      path: of the kernel, for errors.
+      matrices: ``[d, d]`` each, taken as threads become free, so that few are held at a time.
+      d: their dimension.
+      rule: how many.
+
+    Raises:
+      ValueError: a matrix is not finite.
+    """
+    at_once = _at_once(d)
+    if at_once == 1:
+        return [principal_directions(path, matrix, rule) for matrix in matrices]
+    found: list[Directions] = []
+    waiting: deque[Future[Directions]] = deque()
+    with ThreadPoolExecutor(at_once) as pool:
+        for matrix in matrices:
+            if len(waiting) == at_once:
+                found.append(waiting.popleft().result())
+            waiting.append(pool.submit(principal_directions, path, matrix, rule))
+        return found + [one.result() for one in waiting]
+
+
+def _at_once(d: int) -> int:
+    """How many matrices are decomposed at a time: with LAPACK's threads one, else one on each core, if the matrix, its
+    vectors and LAPACK's work for all fit into a quarter of the machine's memory."""
+    if os.environ.get("OPENBLAS_NUM_THREADS") != "1" or not hasattr(os, "sched_getaffinity"):
+        return 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(os.sched_getaffinity(0)), memory // 4 // (5 * 8 * d * d + 1)))
+
+
 def stack_directions(directions: Sequence[Directions], stack: Sequence[int]) -> Factor:
     """The factor of a stack of matrices: one choice of basis for all, zero columns as padding.
 
@@ -196,7 +236,7 @@ def _orthogonal_complement(basis: np.ndarray) -> np.ndarray:
 
 
 def factor_of(path: str, moments: np.ndarray | jax.Array, rule: Rule) -> Factor:
-    """The factor of a stack of second moments ``[*batch, d, d]``, decomposed one after the other.
+    """The factor of a stack of second moments ``[*batch, d, d]``.
 
     Raises:
       ValueError: no stack of square matrices, or not finite.
@@ -205,7 +245,7 @@ def factor_of(path: str, moments: np.ndarray | jax.Array, rule: Rule) -> Factor:
         raise ValueError(f"moment of {path!r} has shape {list(moments.shape)}, expected [..., d, d]")
     stack, d = moments.shape[:-2], moments.shape[-1]
     flat = moments.reshape(math.prod(stack), d, d)
-    return stack_directions([principal_directions(path, np.asarray(m, np.float64), rule) for m in flat], stack)
+    return stack_directions(directions_of(path, (np.asarray(m, np.float64) for m in flat), d, rule), stack)
 
 
 def warn_if_little_is_kept(factors: Mapping[str, Factor], energy: float | None) -> None:

@@ -14,7 +14,7 @@ from gems_jax.linalg.stacks import check_auto
 from gems_jax.null_space.directions import (
     Directions,
     Rule,
-    principal_directions,
+    directions_of,
     stack_directions,
     warn_if_little_is_kept,
 )
@@ -172,11 +172,13 @@ def _decompose(name: str, moment: SecondMoment, rule: Rule, mesh: jax.sharding.M
     counts = np.maximum(np.asarray(moment.count), 1).reshape(-1)
     stack = moment.total.shape[:-2]
     take = jax.jit(_matrix_at, out_shardings=everywhere)
-    directions = []
-    for n, index in enumerate(np.ndindex(stack)):
-        lower = np.asarray(take(moment.total, tuple(jnp.asarray(i) for i in index)), np.float64)
-        directions.append(principal_directions(name, symmetric(lower) / counts[n], rule))
-    return directions
+
+    def matrices() -> Iterator[np.ndarray]:
+        for n, index in enumerate(np.ndindex(stack)):
+            lower = np.asarray(take(moment.total, tuple(jnp.asarray(i) for i in index)), np.float64)
+            yield symmetric(lower) / counts[n]
+
+    return directions_of(name, matrices(), moment.total.shape[-1], rule)
 
 
 def _matrix_at(total: jax.Array, index: tuple[jax.Array, ...]) -> jax.Array:

@@ -1,6 +1,8 @@
 """Second moments, principal directions, the projection, files: against numpy in float64."""
 
+import itertools
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from problems import make_grads, make_params, orthonormal, run
 
 import gems_jax as gj
-from gems_jax.null_space.directions import Rule, factor_of
+from gems_jax.null_space import directions
+from gems_jax.null_space.directions import Rule, directions_of, factor_of
 
 FEW = settings(max_examples=12, derandomize=True)
 
@@ -344,3 +347,36 @@ def test_a_fractional_rank_protects_that_share_of_every_input():
     assert (ns.factor("a/kernel").kept.item(), ns.factor("b/kernel").kept.item()) == (2, 8)
     with pytest.raises(ValueError, match="share of the input's dimension"):
         gj.NullSpace.from_moments(moments, rank=1.5)
+
+
+def test_matrices_are_decomposed_several_at_once_to_the_bits_of_one_after_the_other(monkeypatch):
+    rng = np.random.default_rng(0)
+    stack = [x @ x.T for x in rng.normal(size=(7, 24, 24))]
+    rule, principal_directions = Rule(energy=0.8), directions.principal_directions
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    assert directions._at_once(24) == 1  # LAPACK's own threads would wait for each other
+    alone = directions_of("w", iter(stack), 24, rule)
+    together, number = threading.Barrier(3, timeout=60), itertools.count()
+
+    def meeting(path, matrix, rule):
+        if next(number) < 3:
+            together.wait()  # for ever, were they one after the other
+        return principal_directions(path, matrix, rule)
+
+    monkeypatch.setattr(directions, "_at_once", lambda d: 3)
+    monkeypatch.setattr(directions, "principal_directions", meeting)
+    found = directions_of("w", iter(stack), 24, rule)
+    for one, other in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(one.basis, other.basis)
+        assert one[1:] == other[1:]
+    stack[4] = np.full((24, 24), np.nan)
+    with pytest.raises(ValueError, match="moment of 'w' is not finite"):
+        directions_of("w", iter(stack), 24, rule)
+
+
+def test_as_many_matrices_are_decomposed_at_once_as_there_are_cores_and_room_for(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    monkeypatch.setattr(directions.os, "sched_getaffinity", lambda pid: set(range(16)))
+    memory = {"SC_PHYS_PAGES": 2**36 // 4096, "SC_PAGE_SIZE": 4096}  # 64 GiB
+    monkeypatch.setattr(directions.os, "sysconf", memory.__getitem__)
+    assert [directions._at_once(d) for d in (64, 4096, 12288, 65536)] == [16, 16, 2, 1]
