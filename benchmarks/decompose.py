@@ -2,9 +2,10 @@
 
     env OPENBLAS_NUM_THREADS=1 python benchmarks/decompose.py --out benchmarks/results/decompose.json
 
-For each width twice as many random moments as there are cores go through `directions_of`, one at a time and one on each
-core, in turns: seconds of wall time for each moment. The exponent of the growth is fitted to the two largest widths, and
-with it the hours that the distinct inputs of Qwen3-8B's kernels take (36 layers; three of 4,096 and one of 12,288).
+For each width twice as many random moments as there are cores go through `directions_of`, one at a time and one on
+each core, in turns: seconds of wall time for each moment. The exponent of the growth is fitted to the two largest
+widths, and with it the hours that the distinct inputs of Qwen3-8B's kernels take (36 layers; three inputs of 4,096 and
+one of 12,288).
 """
 
 import argparse
