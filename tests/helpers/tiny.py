@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gems_jax import cli
-from gems_jax.arguments import config_of
 
 MODEL = {
     "text.input_length": 48,
@@ -57,6 +56,8 @@ def gems_jax(*argv):
 
 def read(*argv):
     """The configuration of a command line."""
+    from gems_jax.arguments import config_of  # tests of the core need none of what it imports
+
     return config_of(cli.parse([str(word) for word in argv])[1])
 
 
