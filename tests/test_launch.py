@@ -17,7 +17,6 @@ CHEAP = {"train__method": "adamw", "train__steps": 5}
 
 def launch(*argv, timeout=300, **variables):
     environment = os.environ | {"PYTHON": sys.executable, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | variables
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     command = ["bash", str(REPOSITORY / "launch" / "local.sh"), *map(str, argv)]
     return subprocess.run(command, cwd=REPOSITORY, env=environment, text=True, capture_output=True, timeout=timeout)
 
