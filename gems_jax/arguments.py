@@ -3,9 +3,9 @@
 import argparse
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import yaml
@@ -53,7 +53,7 @@ class Options:
         self._known[name] = kind
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Command:
     """One command of ``gems-jax``.
 
@@ -84,31 +84,40 @@ def parse_options(argv: list[str], commands: Mapping[str, Command]) -> tuple[str
       ValueError: options or fields that are unknown (with the nearest valid one) or cannot have their values.
     """
     argv = _current_words(argv)
-    parser, known = _parser(argv, commands)
+    name, words = argv[0] if argv else "", argv[1:]
+    if name in ("-h", "--help"):
+        _listed(commands).print_help()
+        raise SystemExit(0)
+    if name not in commands:
+        said = f"there is no command {name!r}" if name else "a command is needed"
+        near = difflib.get_close_matches(name, commands, n=1)
+        meant = f"did you mean {near[0]!r}?" if near else "gems-jax --help says what each does"
+        raise ValueError(f"{said}: {', '.join(commands)}; {meant}")
+    command = commands[name]
+    parser, known = _parser(name, command)
     try:
-        _check_fields(argv[1:], known)
-        parsed = parser.parse_args(argv)
-        options = parsed[parsed.command]
-        if commands[parsed.command].config == "of a run" and not options.config:
+        _check_fields(words, known)
+        parsed = parser.parse_args(words)
+        if command.config == "of a run" and not parsed.config:
             # Without a configuration, the one the run was made with; overrides come after it.
             from gems_jax.training.workdir.copies import config_file
 
-            kept = config_file(options.workdir)
+            kept = config_file(parsed.workdir)
             if kept.is_file():
                 from gems_jax.training.workdir.files import read_kept_config
 
                 read_kept_config(kept)
-                parsed = parser.parse_args([argv[0], "--config", str(kept), *argv[1:]])
-        made = parser.instantiate(parsed)[parsed.command]
+                parsed = parser.parse_args(["--config", str(kept), *words])
+        made = parser.instantiate(parsed)
     except (argparse.ArgumentError, ValueError) as error:
-        raise ValueError(_explained(str(error), known, argv[0] if argv else "", commands)) from None
+        raise ValueError(_explained(str(error), known, name, command.words)) from None
     except RecursionError:
         raise ValueError("a value on the command line is nested too deeply") from None
     made.given = argv
-    for name in ("workdir", "out", "requests", "token_file", "page", "results", "identifiers", "ids"):
-        if made.get(name):
-            made[name] = beside(made[name], "")
-    return parsed.command, made
+    for option in ("workdir", "out", "requests", "token_file", "page", "results", "identifiers", "ids"):
+        if made.get(option):
+            made[option] = beside(made[option], "")
+    return name, made
 
 
 def parse_config(argv: list[str]) -> Config:
@@ -153,22 +162,30 @@ def _with_paths(section: Any, prefix: str) -> Any:
     return dataclasses.replace(section, **expanded)
 
 
-def _parser(argv: list[str], commands: Mapping[str, Command]) -> tuple[ArgumentParser, dict[str, Any]]:
-    """The parser, and the types of what may stand in a configuration file of this command, by name."""
-    parser = ArgumentParser(prog="gems-jax", description=_ABOUT, exit_on_error=False, allow_abbrev=False)
-    subcommands = parser.add_subcommands(required=True, dest="command")
-    known: dict[str, Any] = {}
+def _listed(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
+    """What prints the list of commands."""
+    parser = argparse.ArgumentParser(prog="gems-jax", description=_ABOUT)
+    parser.add_argument("--version", action="store_true", help="print the version")
+    places = parser.add_subparsers(
+        title="commands", metavar="COMMAND", help="gems-jax COMMAND --help lists its options"
+    )
     for name, command in commands.items():
-        sub = ArgumentParser(description=command.about, exit_on_error=False, allow_abbrev=False)
-        if name in argv[:1]:  # the options of others would only take time
-            _add_options(sub, command, known)
-        if name in argv[:1] and command.config != "none":
-            sub.add_class_arguments(Config, None)
-            for action in sub._actions:
-                if action.dest in CHOICES:  # text as far as the parser knows
-                    action.metavar = f"{{{','.join(CHOICES[action.dest]())}}}"
-            known |= hints_of(Config)
-        subcommands.add_subcommand(name, sub, help=command.about)
+        places.add_parser(name, help=command.about)
+    return parser
+
+
+@functools.cache
+def _parser(name: str, command: Command) -> tuple[ArgumentParser, dict[str, Any]]:
+    """A command's parser, and the types of what may stand in a configuration file of it, by name."""
+    parser = ArgumentParser(prog=f"gems-jax {name}", description=command.about, exit_on_error=False, allow_abbrev=False)
+    known: dict[str, Any] = {}
+    _add_options(parser, command, known)
+    if command.config != "none":
+        parser.add_class_arguments(Config, None)
+        for action in parser._actions:
+            if action.dest in CHOICES:  # text as far as the parser knows
+                action.metavar = f"{{{','.join(CHOICES[action.dest]())}}}"
+        known |= hints_of(Config)
     return parser, known
 
 
@@ -283,22 +300,17 @@ def _type_of(name: str, known: Mapping[str, Any]) -> Any:
     return _type_of(rest, hints_of(section)) if section is not None else None
 
 
-def _explained(
-    text: str, known: Mapping[str, Any], command: str = "", commands: Mapping[str, Command] = MappingProxyType({})
-) -> str:
+def _explained(text: str, known: Mapping[str, Any], command: str = "", words: Mapping[str, str] | None = None) -> str:
     """An error of the parser in this command's words; an unknown option or field with the nearest valid one."""
     nested = re.search(r'Parser key "([\w.]+)":\s.*NestedArg\(key=\'([^\']*)\'', text, re.DOTALL)
     if nested:
         return f"{nested.group(1)} has no field {nested.group(2)!r}"
-    if text.startswith('expected "command" to be one of'):
-        return f"a command is needed: {', '.join(commands)}; gems-jax --help says what each does"
-    needed = re.search(r"arguments are required: (\w+)\.(\w+)", text)
+    needed = re.search(r"arguments are required: (\w+)", text)
     if needed:
-        command, name = needed.groups()
-        return f"{command} needs {commands[command].words.get(name, f'--{name}')}"
-    words = re.fullmatch(r"unrecognized arguments: ((?!-).*)", text, re.DOTALL)
-    if words and command == "search":
-        return f"the query must be one word to the shell: put it in quotation marks ({words.group(1)!r} is left over)"
+        return f"{command} needs {(words or {}).get(needed.group(1), f'--{needed.group(1)}')}"
+    left = re.fullmatch(r"unrecognized arguments: ((?!-).*)", text, re.DOTALL)
+    if left and command == "search":
+        return f"the query must be one word to the shell: put it in quotation marks ({left.group(1)!r} is left over)"
     # The parser tells of a section that may be null why it is neither.
     reasons = re.findall(r"^  - (?!Expected a <class 'NoneType'>)(.+)$", text, re.MULTILINE)
     if text.startswith("Does not validate against any of the Union subtypes") and len(reasons) == 1:

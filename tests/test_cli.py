@@ -39,7 +39,7 @@ from gems_jax.null_space.space import NullSpace
         (["train", "--workdir", "w", "--train.steps", "1.5"], "train.steps"),
         (["prepare", "--data.name", "books"], "books"),
         (["prepare", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["tune"], "tune"),
+        (["tune"], "there is no command 'tune'"),
         ([], "a command is needed: demo, prepare, "),
         (["search", "red", "lamp", "--workdir", "w", "--user", "u"], "put it in quotation marks ('lamp' is left over)"),
         (["search", "--lamp", "--workdir", "w", "--user", "u"], "that begins with - stands at the end, behind --"),
