@@ -27,6 +27,7 @@ from gems_jax.training.optimiser.chain import make_optimiser
 from gems_jax.training.trainable import split_model
 from gems_jax.training.workdir.files import as_json, with_defaults
 
+ALL_KERNELS = True  # their sizes are what is checked
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 # Those of studies say what they vary, and name one of these.
