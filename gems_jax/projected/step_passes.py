@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.linalg.orthonormal import matmul
-from gems_jax.linalg.scales import Size
+from gems_jax.linalg.sizes import Size
 from gems_jax.projected.model_passes import GroupProducts, Model, ServedGroup, run_groups
 from gems_jax.projected.passes import Passed
 from gems_jax.projected.power_iteration import BLOCKS, END, FIRST, Branches, Lows, bases_of, next_pass
