@@ -196,11 +196,11 @@ def directions_of(path: str, matrices: Iterable[np.ndarray], d: int, rule: Rule)
 
 def _at_once(d: int) -> int:
     """How many matrices are decomposed at a time: with LAPACK's threads one, else one on each core, if the matrix, its
-    vectors and LAPACK's work for all fit into a quarter of the machine's memory."""
+    vectors and LAPACK's work for all fit into half of the machine's memory."""
     if os.environ.get("OPENBLAS_NUM_THREADS") != "1" or not hasattr(os, "sched_getaffinity"):
         return 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(len(os.sched_getaffinity(0)), memory // 4 // (5 * 8 * d * d + 1)))
+    return max(1, min(len(os.sched_getaffinity(0)), memory // 2 // (5 * 8 * d * d + 1)))
 
 
 def stack_directions(directions: Sequence[Directions], stack: Sequence[int]) -> Factor:

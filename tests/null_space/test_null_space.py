@@ -379,4 +379,4 @@ def test_as_many_matrices_are_decomposed_at_once_as_there_are_cores_and_room_for
     monkeypatch.setattr(directions.os, "sched_getaffinity", lambda pid: set(range(16)))
     memory = {"SC_PHYS_PAGES": 2**36 // 4096, "SC_PAGE_SIZE": 4096}  # 64 GiB
     monkeypatch.setattr(directions.os, "sysconf", memory.__getitem__)
-    assert [directions._at_once(d) for d in (64, 4096, 12288, 65536)] == [16, 16, 2, 1]
+    assert [directions._at_once(d) for d in (64, 4096, 12288, 65536)] == [16, 16, 5, 1]
