@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,16 +124,14 @@ class Directions(NamedTuple):
     residual: float
 
 
-def principal_directions(path: str, matrix: np.ndarray, rule: Rule) -> Directions:
+def principal_directions(path: str, matrix: np.ndarray, rule: Rule, dtype: Any = None) -> Directions:
     """Principal directions of one second moment, by ``eigh`` in float64.
 
     Args:
       path: of the kernel, for errors.
       matrix: ``[d, d]``.
       rule: how many. Where ``max_directions`` is at most half of ``d``, no others are computed.
-
-    Returns:
-      `Directions`, the basis in float32, or float64 where jax has it (``jax_enable_x64``).
+      dtype: of the basis; by default float32, or float64 where jax has it (``jax_enable_x64``).
 
     Raises:
       ValueError: the matrix is not finite.
@@ -162,7 +160,7 @@ def principal_directions(path: str, matrix: np.ndarray, rule: Rule) -> Direction
     complement = d - kept < kept
     basis = vectors[:, kept:] if complement else vectors[:, :kept]
     inside = float(np.cumsum(values)[kept - 1]) if kept else 0.0
-    basis = basis.astype(jax.dtypes.canonicalize_dtype(np.float64))
+    basis = basis.astype(jax.dtypes.canonicalize_dtype(np.float64) if dtype is None else dtype)
     return Directions(basis, complement, kept, 1 - inside / trace if trace > 0 else 1.0)
 
 
@@ -184,13 +182,15 @@ def directions_of(path: str, matrices: Iterable[np.ndarray], d: int, rule: Rule)
     at_once = _at_once(d)
     if at_once == 1:
         return [principal_directions(path, matrix, rule) for matrix in matrices]
+    # Of this thread: whether jax has float64 may be a matter of a block that others are not in.
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
     found: list[Directions] = []
     waiting: deque[Future[Directions]] = deque()
     with ThreadPoolExecutor(at_once) as pool:
         for matrix in matrices:
             if len(waiting) == at_once:
                 found.append(waiting.popleft().result())
-            waiting.append(pool.submit(principal_directions, path, matrix, rule))
+            waiting.append(pool.submit(principal_directions, path, matrix, rule, dtype))
         return found + [one.result() for one in waiting]
 
 

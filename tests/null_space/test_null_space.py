@@ -358,10 +358,10 @@ def test_matrices_are_decomposed_several_at_once_to_the_bits_of_one_after_the_ot
     alone = directions_of("w", iter(stack), 24, rule)
     together, number = threading.Barrier(3, timeout=60), itertools.count()
 
-    def meeting(path, matrix, rule):
+    def meeting(*args):
         if next(number) < 3:
             together.wait()  # for ever, were they one after the other
-        return principal_directions(path, matrix, rule)
+        return principal_directions(*args)
 
     monkeypatch.setattr(directions, "_at_once", lambda d: 3)
     monkeypatch.setattr(directions, "principal_directions", meeting)
@@ -369,6 +369,8 @@ def test_matrices_are_decomposed_several_at_once_to_the_bits_of_one_after_the_ot
     for one, other in zip(found, alone, strict=True):
         np.testing.assert_array_equal(one.basis, other.basis)
         assert one[1:] == other[1:]
+    with jax.enable_x64(True):
+        assert {one.basis.dtype.name for one in directions_of("w", iter(stack), 24, rule)} == {"float64"}
     stack[4] = np.full((24, 24), np.nan)
     with pytest.raises(ValueError, match="moment of 'w' is not finite"):
         directions_of("w", iter(stack), 24, rule)
