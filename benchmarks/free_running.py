@@ -4,21 +4,19 @@
         --config configs/demo.yaml --train.steps 500 --out benchmarks/results/free_running.json
 
 All fields of a configuration may be given; ``gems.decomposition`` is ``subspace`` for both, as projected gradients need
-it. Each seed is one run on ``train.gradients: full`` and one on ``projected``, from the same base, rows and
-order; float32 rounds both differently, so they part. Measured are hit@10 and ndcg@10 of both tasks (``evaluate.rows``
+it. Each seed is one run on ``train.gradients: full`` and one on ``projected``, from the same base, rows and order;
+float32 rounds both differently, so they part. Measured are hit@10 and ndcg@10 of both tasks (``evaluate.rows``
 test rows) and forgetting, the rise of the loss on held-out general text: mean and standard deviation over seeds, and of
 the difference, projected less whole, seed by seed.
 """
 
 import argparse
 import dataclasses
-import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
-from result_file import circumstances, write
+from result_file import circumstances, spread_of, write
 
 from gems_jax.arguments import parse_config
 from gems_jax.config.run import Config
@@ -49,10 +47,6 @@ def of_path(config: Config, gradients: str, seed: int) -> Config:
     train = dataclasses.replace(config.train, gradients=gradients, seed=seed)
     gems = dataclasses.replace(config.gems, decomposition="subspace")
     return dataclasses.replace(config, train=train, gems=gems)
-
-
-def spread_of(values: list[float]) -> dict[str, Any]:
-    return {"mean": statistics.mean(values), "std": statistics.stdev(values), "by_seed": values}
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from result_file import circumstances, write
+from result_file import circumstances, spread_of, write
 
 import gems_jax as gj
 from gems_jax.transform.gates import Gate
@@ -102,18 +102,14 @@ def trainer(gate: Gate, args: argparse.Namespace) -> Callable[..., dict[str, jax
     return jax.jit(run)
 
 
-def spread_of(values: np.ndarray) -> dict[str, float]:
-    return {"mean": float(values.mean()), "std": float(values.std(ddof=1))}
-
-
 def summary(measured: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> dict[str, Any]:
     """Summary of one gate on one problem: arrays of all seeds, beside the heuristic gate's."""
     gates = measured["gates"]
     last = gates[:, -max(1, gates.shape[1] // 10) :, 0].mean(axis=1)
-    row: dict[str, Any] = {"first_gate": spread_of(last), "smallest_gate": float(gates.min())}
+    row: dict[str, Any] = {"first_gate": spread_of(last.tolist()), "smallest_gate": float(gates.min())}
     for error in ("mean", "clean"):
         better = int(np.sum(measured[error] < reference[error]))
-        row[error] = spread_of(measured[error]) | {"better_than_heuristic": better, "by_seed": measured[error].tolist()}
+        row[error] = spread_of(measured[error].tolist()) | {"better_than_heuristic": better}
     return row
 
 

@@ -4,6 +4,8 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,11 @@ def circumstances(*packages: str, device: str = "") -> dict[str, Any]:
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "date": datetime.date.today().isoformat(),
     }
+
+
+def spread_of(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, and each seed's value."""
+    return {"mean": statistics.mean(values), "std": statistics.stdev(values), "by_seed": list(values)}
 
 
 def write(result: dict[str, Any], out: Path | None) -> None:

@@ -14,10 +14,9 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
-def run(notebook):
-    """Executes a notebook in its folder."""
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-    return tidied(notebook)
+def run(notebook, timeout=600):
+    """Executes a notebook in its folder; a cell that takes more seconds than ``timeout`` ends it."""
+    NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
 
 
 def tidied(notebook):
@@ -43,5 +42,7 @@ def tidied(notebook):
 
 if __name__ == "__main__":
     for path in [NOTEBOOKS / name for name in sys.argv[1:]] or sorted(NOTEBOOKS.glob("*.ipynb")):
-        nbformat.write(run(nbformat.read(path, as_version=4)), path)
+        notebook = nbformat.read(path, as_version=4)
+        run(notebook)
+        nbformat.write(tidied(notebook), path)
         print(path.name)

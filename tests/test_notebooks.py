@@ -1,13 +1,13 @@
 """Notebooks run from top to bottom; a minute or two, as newcomers see them."""
 
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from house import loaded
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+notebooks = loaded("notebooks")
+NOTEBOOKS = notebooks.NOTEBOOKS
 NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
 
 
@@ -29,7 +29,7 @@ def run(name, monkeypatch, fewer=()):
     for many, few in fewer:
         (cell,) = (cell for cell in notebook.cells if many in cell.source)
         cell.source = cell.source.replace(many, few)
-    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    notebooks.run(notebook, timeout=240)
     return shown(notebook)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from gems_jax.config.run import EvaluateConfig
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.evaluation.non_neural import Scorer
 from gems_jax.evaluation.simple_rankers import RANKERS, Ranker, searches
-from gems_jax.neural_rankers.sasrec_training import Trained, sasrec_scorer, train_sasrec
+from gems_jax.neural_rankers.sasrec_training import sasrec_scorer, train_sasrec
 from gems_jax.neural_rankers.tiger import TrainedTiger, tiger_scorer, train_tiger
 from gems_jax.neural_rankers.two_tower import TextTowers, train_two_tower, two_tower_scorer
 
@@ -38,38 +38,13 @@ def baselines(
       ['popularity', 'popularity, same task', 'BM25']
     """
     texts = _Texts(dataset, read)
-    towers = _TwoTower(dataset, options.two_tower, texts)
     neural = {
-        "SASRec": _Sasrec(dataset, options.sasrec).ranker(),
-        "TIGER": _Tiger(dataset, options.tiger, texts, removed).ranker(),
-        "two-tower, base model": Ranker(searches, lambda _, table: towers.as_read(table), "two-tower"),
-        "two-tower, trained": Ranker(
-            searches, lambda _, table: towers.trained(table), "two-tower-trained", towers.settings
-        ),
+        "SASRec": _sasrec(dataset, options.sasrec),
+        "TIGER": _tiger(dataset, options.tiger, texts, removed),
+        "two-tower, base model": Ranker(searches, lambda _, table: _as_read(texts, table), "two-tower"),
+        "two-tower, trained": _two_tower(dataset, options.two_tower, texts),
     }
     return {name: ranker for name, ranker in {**RANKERS, **neural}.items() if ranker.group in options.baselines}
-
-
-class _Sasrec:
-    """SASRec of each task, trained once for all its tables."""
-
-    def __init__(self, dataset: Dataset, options: SasrecConfig):
-        self._dataset, self._options = dataset, options
-        self._trained: dict[str, Trained] = {}
-
-    def ranker(self) -> Ranker:
-        return Ranker(lambda table: not searches(table), lambda _, table: self._scorer(table), "sasrec", self._settings)
-
-    def _scorer(self, table: Table) -> Scorer:
-        if table.task not in self._trained:
-            train, valid = (self._dataset.table(split, table.task) for split in ("train", "valid"))
-            self._trained[table.task] = train_sasrec(
-                train, valid, len(self._dataset.items), self._options, progress=True
-            )
-        return sasrec_scorer(self._trained[table.task].model, table, self._options.max_length)
-
-    def _settings(self, table: Table) -> Mapping[str, Any]:
-        return dict(self._trained[table.task].facts)
 
 
 class _Texts:
@@ -85,48 +60,51 @@ class _Texts:
         return TextTowers(self._read, self._dataset.items)
 
 
-class _Tiger:
-    """TIGER of each task, trained once for all its tables."""
+def _trained(dataset: Dataset, train: Callable[[Table, Table], Any]) -> Callable[[Table], Any]:
+    """What ``train`` makes of the training and the validation rows of a table's task, once for all its tables."""
 
-    def __init__(self, dataset: Dataset, options: TigerConfig, texts: _Texts, removed: Collection[int]):
-        self._dataset, self._options, self._texts, self._removed = dataset, options, texts, removed
-        self._trained: dict[str, TrainedTiger] = {}
+    @functools.cache
+    def of_task(task: str) -> Any:
+        return train(dataset.table("train", task), dataset.table("valid", task))
 
-    def ranker(self) -> Ranker:
-        return Ranker(lambda table: not searches(table), lambda _, table: self._scorer(table), "tiger", self._settings)
-
-    def _scorer(self, table: Table) -> Scorer:
-        if table.task not in self._trained:
-            train, valid = (self._dataset.table(split, table.task) for split in ("train", "valid"))
-            self._trained[table.task] = train_tiger(
-                self._texts.vectors.items, train, valid, self._options, self._removed, progress=True
-            )
-        return tiger_scorer(self._trained[table.task], table, self._options, progress=True)
-
-    def _settings(self, table: Table) -> Mapping[str, Any]:
-        return dict(self._trained[table.task].facts)
+    return lambda table: of_task(table.task)
 
 
-class _TwoTower:
-    """Two towers of the base model: its vectors are made once, a task's projections trained once for all its tables."""
+def _recommends(table: Table) -> bool:
+    return not searches(table)
 
-    def __init__(self, dataset: Dataset, options: TwoTowerConfig, texts: _Texts):
-        self._dataset, self._options, self._texts = dataset, options, texts
-        self._trained: dict[str, Any] = {}
 
-    @property
-    def _towers(self) -> TextTowers:
-        return self._texts.vectors
+def _sasrec(dataset: Dataset, options: SasrecConfig) -> Ranker:
+    count = len(dataset.items)
+    of = _trained(dataset, lambda train, valid: train_sasrec(train, valid, count, options, progress=True))
 
-    def as_read(self, table: Table) -> Scorer:
-        return two_tower_scorer(self._towers.queries(table), self._towers.items)
+    def make(_: Any, table: Table) -> Scorer:
+        return sasrec_scorer(of(table).model, table, options.max_length)
 
-    def trained(self, table: Table) -> Scorer:
-        if table.task not in self._trained:
-            train, valid = (self._dataset.table(split, table.task) for split in ("train", "valid"))
-            self._trained[table.task] = train_two_tower(self._towers, train, valid, self._options, progress=True)
-        of_queries, of_items = self._trained[table.task][0]
-        return two_tower_scorer(self._towers.queries(table) @ of_queries, self._towers.items @ of_items)
+    return Ranker(_recommends, make, "sasrec", lambda table: dict(of(table).facts))
 
-    def settings(self, table: Table) -> Mapping[str, Any]:
-        return dict(self._trained[table.task][1])
+
+def _tiger(dataset: Dataset, options: TigerConfig, texts: _Texts, removed: Collection[int]) -> Ranker:
+    def train(train: Table, valid: Table) -> TrainedTiger:
+        return train_tiger(texts.vectors.items, train, valid, options, removed, progress=True)
+
+    of = _trained(dataset, train)
+
+    def make(_: Any, table: Table) -> Scorer:
+        return tiger_scorer(of(table), table, options, progress=True)
+
+    return Ranker(_recommends, make, "tiger", lambda table: dict(of(table).facts))
+
+
+def _as_read(texts: _Texts, table: Table) -> Scorer:
+    return two_tower_scorer(texts.vectors.queries(table), texts.vectors.items)
+
+
+def _two_tower(dataset: Dataset, options: TwoTowerConfig, texts: _Texts) -> Ranker:
+    of = _trained(dataset, lambda train, valid: train_two_tower(texts.vectors, train, valid, options, progress=True))
+
+    def make(_: Any, table: Table) -> Scorer:
+        of_queries, of_items = of(table)[0]
+        return two_tower_scorer(texts.vectors.queries(table) @ of_queries, texts.vectors.items @ of_items)
+
+    return Ranker(searches, make, "two-tower-trained", lambda table: dict(of(table)[1]))

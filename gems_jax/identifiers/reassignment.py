@@ -31,6 +31,21 @@ class Reassigned(NamedTuple):
     after: float
 
 
+def check_enough(items: int, levels: int, codebook_size: int, section: str) -> None:
+    """Refuses more items than identifiers, before work is done for them.
+
+    Args:
+      items: their number.
+      levels, codebook_size: of the identifiers, as the fields of these names say.
+      section: of the configuration that the fields are in.
+    """
+    if items > codebook_size**levels:
+        raise ValueError(
+            f"{items:,} items need as many identifiers: {section}.levels {levels} and {section}.codebook_size "
+            f"{codebook_size} make {codebook_size**levels:,}; raise either"
+        )
+
+
 def reassign(codes: np.ndarray, embeddings: np.ndarray, codebooks: np.ndarray) -> Reassigned:
     """Gives items that share all codes other last codes.
 

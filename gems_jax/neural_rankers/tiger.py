@@ -17,7 +17,9 @@ from flax import nnx
 from tqdm import tqdm
 
 from gems_jax.config.rankers import TigerConfig
+from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.dataset.tables import Table
+from gems_jax.identifiers.reassignment import check_enough
 from gems_jax.identifiers.residual_kmeans import rkmeans
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import T5, T5Config
@@ -72,11 +74,7 @@ def identifiers_of(
       (9, 2)
     """
     levels, size = options.levels, options.codebook_size
-    if len(vectors) > size**levels:
-        raise ValueError(
-            f"{len(vectors):,} items need as many identifiers: evaluate.tiger.levels {levels} and "
-            f"evaluate.tiger.codebook_size {size} make {size**levels:,}; raise either"
-        )
+    check_enough(len(vectors), levels, size, "evaluate.tiger")
     apart, moved = rkmeans(vectors, levels, size, options.seed).without_collisions(vectors)
     tokens = _CODES + size * np.arange(levels) + apart.codes
     return ItemIndex(tokens, frozenset(removed)), {"moved": moved.moved}
@@ -254,11 +252,11 @@ def _batch(
 ) -> dict[str, np.ndarray]:
     """A batch of the encoder-decoder's layout; rows of -1 do not count."""
     labels = np.pad(items.token_ids[targets[rows]], ((0, 0), (0, 1)), constant_values=_END)
-    return _inputs(contexts[rows], items, width) | {
-        "labels": labels,
-        "decoder_input_ids": np.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=_PAD),
-        "counted": rows >= 0,
-    }
+    read = _inputs(contexts[rows], items, width)
+    batch = LAYOUTS[T5.layout].join(
+        read["input_ids"], read["attention_mask"], labels, np.ones_like(labels, bool), pad=_PAD, start=_PAD
+    )
+    return batch | {"counted": rows >= 0}
 
 
 # Compiled once for each width, for all epochs and seeds.

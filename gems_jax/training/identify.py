@@ -17,6 +17,7 @@ from gems_jax.identifiers.code_files import CODES, load, write_codes
 from gems_jax.identifiers.codebooks import codebooks_of
 from gems_jax.identifiers.codes import Identifiers
 from gems_jax.identifiers.measures import level_errors
+from gems_jax.identifiers.reassignment import check_enough
 from gems_jax.identifiers.residual_kmeans import rkmeans
 from gems_jax.identifiers.residual_vae import rqvae
 from gems_jax.identifiers.text_embeddings import MOST_TOKENS, text_embeddings
@@ -114,11 +115,8 @@ def identify(config: Config, dataset: Dataset, model: Any, tokenizer: Any) -> di
     check_writable(folder, "items.path")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CARD).is_file():
         raise ValueError(f"items.path {folder} holds files but no identifiers ({CARD}): name another folder")
-    if options.identifiers in QUANTISERS and len(dataset.items) > options.codebook_size**options.levels:
-        raise ValueError(
-            f"{len(dataset.items):,} items need as many identifiers: items.levels {options.levels} and "
-            f"items.codebook_size {options.codebook_size} make {options.codebook_size**options.levels:,}; raise either"
-        )
+    if options.identifiers in QUANTISERS:
+        check_enough(len(dataset.items), options.levels, options.codebook_size, "items")
     made_of = _made_of(config, dataset, model, tokenizer)
     embeddings = _kept_embeddings(folder, made_of, dataset.item_ids())
     if embeddings is None:

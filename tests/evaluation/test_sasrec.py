@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fixed_round import N, shop
 from flax import nnx
 
 from gems_jax.config.rankers import SasrecConfig
 from gems_jax.config.run import EvaluateConfig
-from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
+from gems_jax.data.dataset.tables import Dataset, Row, Table
 from gems_jax.evaluation.baselines import baselines
 from gems_jax.evaluation.simple_rankers import simple_rankers
 from gems_jax.neural_rankers.sasrec import SasRec, cross_entropy
 from gems_jax.neural_rankers.sasrec_training import sasrec_scorer, train_sasrec
 from gems_jax.neural_rankers.sequences import training_sequences
 
-N = 24
 SMALL = SasrecConfig(
     width=16, layers=1, heads=2, dropout=0.1, max_length=6, batch_size=32, learning_rate=1e-2, epochs=25
 )
@@ -31,21 +31,6 @@ OPTIONS = EvaluateConfig(baselines=("popularity", "sasrec"), sasrec=SMALL)
 @pytest.fixture(scope="module")
 def model() -> SasRec:
     return SasRec(N, width=8, layers=2, heads=2, max_length=6, rngs=nnx.Rngs(0))
-
-
-def shop(users: int = 160) -> Dataset:
-    """People who go a fixed round of the items; the last item is for test, the one before for validation."""
-    rng = np.random.default_rng(0)
-    rows: dict[str, list[Row]] = {"train": [], "valid": [], "test": []}
-    for number in range(users):
-        start = int(rng.integers(N))
-        items = [(start + 5 * step) % N for step in range(8)]
-        for place in range(1, 6):
-            rows["train"].append(Row(f"u{number}", items[:place], items[place]))
-        rows["valid"].append(Row(f"u{number}", items[:6], items[6]))
-        rows["test"].append(Row(f"u{number}", items[:7], items[7]))
-    tables = {(split, "rec"): Table.from_rows("rec", of_split) for split, of_split in rows.items()}
-    return Dataset("round", [Item(f"i{n}", f"thing {n}") for n in range(N)], tables)
 
 
 def test_a_place_knows_nothing_of_later_items_and_all_of_earlier_ones(model: SasRec) -> None:

@@ -10,16 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fixed_round import N, shop
 from flax import nnx
 
 from gems_jax.config.rankers import TigerConfig
 from gems_jax.config.run import EvaluateConfig
-from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.evaluation.baselines import baselines
 from gems_jax.evaluation.simple_rankers import simple_rankers
 from gems_jax.neural_rankers.tiger import TrainedTiger, identifiers_of, tiger_scorer, train_tiger
 
-N = 24
 SMALL = TigerConfig(
     width=32,
     layers=1,
@@ -42,30 +41,14 @@ def read(texts: list[str]) -> np.ndarray:
     return VECTORS[[int(text.split()[-1]) for text in texts]]
 
 
-def shop(users: int = 160) -> Dataset:
-    """People who go a fixed round of the items; the last item is for test, the one before for validation."""
-    rng = np.random.default_rng(0)
-    rows: dict[str, list[Row]] = {"train": [], "valid": [], "test": []}
-    for number in range(users):
-        start = int(rng.integers(N))
-        items = [(start + 5 * step) % N for step in range(8)]
-        for place in range(1, 6):
-            rows["train"].append(Row(f"u{number}", items[:place], items[place]))
-        rows["valid"].append(Row(f"u{number}", items[:6], items[6]))
-        others = [item for item in range(N) if item not in items][:9]
-        rows["test"].append(Row(f"u{number}", items[:7], items[7], negatives=others))
-    tables = {(split, "rec"): Table.from_rows("rec", of_split) for split, of_split in rows.items()}
-    return Dataset("round", [Item(f"i{n}", f"thing {n}") for n in range(N)], tables)
-
-
 @pytest.fixture(scope="module")
 def trained() -> TrainedTiger:
-    dataset = shop(40)
+    dataset = shop(40, negatives=9)
     return train_tiger(VECTORS, dataset.table("train", "rec"), dataset.table("valid", "rec"), SMALL)
 
 
 def test_a_fixed_rule_is_learnt_where_popularity_finds_nothing() -> None:
-    dataset = shop()
+    dataset = shop(negatives=9)
     sampled = dataset.table("test", "rec")
     rankers = baselines(OPTIONS, dataset, read)
     among = {"all": dataclasses.replace(sampled, negatives=None), "sampled": sampled}
@@ -95,7 +78,7 @@ def test_no_two_items_share_an_identifier_and_items_alike_begin_alike() -> None:
 
 
 def test_scores_are_the_mean_log_probabilities_of_identifier_and_end(trained: TrainedTiger) -> None:
-    table = shop(4).table("test", "rec")
+    table = shop(4, negatives=9).table("test", "rec")
     scores = tiger_scorer(trained, table, dataclasses.replace(SMALL, beams=N))(np.array([2, 0]), None)
     tokens = trained.items.token_ids
     for place, row in enumerate((2, 0)):
@@ -109,7 +92,7 @@ def test_scores_are_the_mean_log_probabilities_of_identifier_and_end(trained: Tr
 
 
 def test_what_the_search_does_not_find_comes_last_and_removed_items_never(trained: TrainedTiger) -> None:
-    table = shop(4).table("test", "rec")
+    table = shop(4, negatives=9).table("test", "rec")
     scorer = tiger_scorer(trained, table, SMALL)
     whole, candidates = scorer(np.arange(4), None), table.candidates()
     assert (np.isfinite(whole).sum(axis=1) == SMALL.beams).all()
@@ -128,7 +111,7 @@ def test_what_the_search_does_not_find_comes_last_and_removed_items_never(traine
 
 
 def test_training_is_of_the_seed_alone_and_sees_no_validation_target() -> None:
-    dataset, options = shop(30), dataclasses.replace(SMALL, epochs=1)
+    dataset, options = shop(30, negatives=9), dataclasses.replace(SMALL, epochs=1)
     train, valid = dataset.table("train", "rec"), dataset.table("valid", "rec")
     weights = []
     for rows, seed in ((valid, 0), (dataclasses.replace(valid, target=(valid.target + 1) % N), 0), (valid, 1)):
@@ -139,7 +122,7 @@ def test_training_is_of_the_seed_alone_and_sees_no_validation_target() -> None:
 
 
 def test_what_it_cannot_be_trained_on_is_named() -> None:
-    dataset = shop(10)
+    dataset = shop(10, negatives=9)
     train, valid = dataset.table("train", "rec"), dataset.table("valid", "rec")
     with pytest.raises(ValueError, match="needs validation rows"):
         train_tiger(VECTORS, train, valid.take([]), SMALL)
