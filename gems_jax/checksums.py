@@ -2,18 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gems_jax.staging import files_in, is_remote, write_json
+from gems_jax.object_store import StorePath
+from gems_jax.staging import files_in, write_json
 
 NAME = "checksums.json"
 # Orbax's mark, on Google's object store, that all of a folder is written.
-_MARK = "commit_success.txt"
+COMMITTED = "commit_success.txt"
 # Orbax writes these when all else is in place.
-_LATER = ("_CHECKPOINT_METADATA", _MARK)
+_LATER = ("_CHECKPOINT_METADATA", COMMITTED)
 
 
 def files_of(folder: Path) -> list[str]:
@@ -38,10 +39,8 @@ def write_checksums(folder: Path) -> None:
       >>> damage(folder)
       'a has other content than was written'
     """
-    names = files_of(folder)
-    sums = sums_of(folder, names)
-    content = {name: {"bytes": _size(folder / name), "sha256": sums[name]} for name in names}
-    write_json(folder / NAME, content)
+    measured = _measured(folder, files_of(folder))
+    write_json(folder / NAME, {name: {"bytes": size, "sha256": digest} for name, (size, digest) in measured.items()})
 
 
 def damage(folder: Path, names: Sequence[str] | None = None, others: bool = False) -> str | None:
@@ -61,8 +60,6 @@ def damage(folder: Path, names: Sequence[str] | None = None, others: bool = Fals
         return f"{NAME} is missing: it was not written to its end"
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"{NAME} is damaged"
-    if str(folder).startswith("gs://") and not (folder / _MARK).exists():
-        return f"{_MARK} is missing: it was not written to its end"
     chosen = list(sizes)
     if names is not None:
         belonging = {name: [one for one in sizes if one == name or one.startswith(f"{name}/")] for name in names}
@@ -70,17 +67,19 @@ def damage(folder: Path, names: Sequence[str] | None = None, others: bool = Fals
             if not stored_names:
                 return f"{name} was not written with it"
         chosen = [one for stored_names in belonging.values() for one in stored_names]
+    there = set(folder.names()) if isinstance(folder, StorePath) else None
     for name in chosen:
-        if not (folder / name).is_file():
+        if name not in there if there is not None else not (folder / name).is_file():
             return f"{name} is missing"
-        size = _size(folder / name)
-        if size != sizes[name]:
+        if there is None and (size := (folder / name).stat().st_size) != sizes[name]:  # before anything is read
             return f"{name} has {size:,} bytes of {sizes[name]:,}"
     unknown = sorted(set(files_of(folder)) - set(sizes)) if names is None and not others else []
     if unknown:
         return f"{unknown[0]} was not written with it"
-    for name, current_sum in sums_of(folder, chosen).items():
-        if current_sum != sums[name]:
+    for name, (size, digest) in _measured(folder, chosen).items():
+        if size != sizes[name]:
+            return f"{name} has {size:,} bytes of {sizes[name]:,}"
+        if digest != sums[name]:
             return f"{name} has other content than was written"
     return None
 
@@ -115,21 +114,30 @@ def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _size(path: Path) -> int:
-    status: Any = path.stat()
-    return int(status.length if is_remote(path) else status.st_size)
-
-
 def sums_of(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """SHA-256 of some files of a folder, 64 hexadecimal digits each, by relative path."""
+    return {name: digest for name, (_, digest) in _measured(folder, names).items()}
 
-    def of(name: str) -> str:
-        digest = hashlib.sha256()
-        with (folder / name).open("rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
-        return digest.hexdigest()
+
+def _measured(folder: Path, names: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Bytes and SHA-256 of some files, by relative path."""
+
+    def of(name: str) -> tuple[int, str]:
+        digest, size = hashlib.sha256(), 0
+        for part in _parts(folder / name):
+            digest.update(part)
+            size += len(part)
+        return size, digest.hexdigest()
 
     # Hashing releases the interpreter's lock.
     with ThreadPoolExecutor(min(4, max(1, len(names)))) as pool:
         return dict(zip(names, pool.map(of, names), strict=True))
+
+
+def _parts(path: Path) -> Iterator[bytes]:
+    if isinstance(path, StorePath):
+        yield path.read_bytes()
+        return
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            yield part

@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gems_jax import google_store
+
 SCHEMES = ("gs", "s3")
 # Tries behind the first one, each later than the one before; about half a minute in all.
 RETRIES = {"max_retries": 6, "initial_delay": "0.5s", "max_delay": "8s"}
@@ -21,6 +23,8 @@ _STALLED = {
 # Bytes that are asked for at once, and those that one object may have where it is written in one request.
 _PART = 64 * 2**20
 LARGEST = 5 * 2**30
+# What names the credentials.
+_CREDENTIALS = {"gs": "GOOGLE_APPLICATION_CREDENTIALS", "s3": "AWS_ACCESS_KEY_ID"}
 # Objects that are copied at the same time.
 _THREADS = 4
 
@@ -214,13 +218,18 @@ class StorePath:
         import tensorstore
 
         keys = tensorstore.KvStore.KeyRange(first.encode(), end.encode())
-        return [key.decode() for key in self._tried("listed", lambda store: store.list(keys).result())]
+        listed = [key.decode() for key in self._tried("listed", lambda store: store.list(keys).result())]
+        # Servers of Google's protocol are about that know no bounds of a list.
+        found = [key for key in listed if key >= first and (not end or key < end)]
+        if self.scheme == "gs" and not found:
+            self._tried("listed", lambda store: google_store.check_empty(store, first, self.bucket, RETRIES))
+        return found
 
     def _tried(self, what: str, call: Callable[[Any], Any]) -> Any:
         try:
             return call(_opened(self.scheme, self.bucket, _settings()))
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            raise OSError(f"{self} cannot be {what} ({_reason(error)}") from None
+            raise OSError(f"{self} cannot be {what} ({_reason(error, self.scheme)}") from None
 
 
 def _read(store: Any, key: str, byte_range: slice) -> Any:
@@ -228,7 +237,8 @@ def _read(store: Any, key: str, byte_range: slice) -> Any:
 
 
 def _settings() -> tuple[tuple[str, str], ...]:
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID")
+    amazon = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID")
+    names = (*amazon, google_store.EMULATOR)
     return tuple((name, os.environ[name]) for name in names if os.environ.get(name))
 
 
@@ -240,8 +250,7 @@ def _opened(scheme: str, bucket: str, settings: tuple[tuple[str, str], ...]) -> 
     import tensorstore
 
     if scheme == "gs":
-        spec = {"driver": "gcs", "bucket": bucket, "context": {"gcs_request_retries": RETRIES}}
-        return tensorstore.KvStore.open(spec).result()
+        return google_store.open_bucket(bucket, RETRIES)
     given = dict(settings)
     context: dict[str, Any] = {"s3_request_retries": RETRIES}
     if "AWS_ACCESS_KEY_ID" in given:  # otherwise files and the machine's role are looked for
@@ -252,14 +261,15 @@ def _opened(scheme: str, bucket: str, settings: tuple[tuple[str, str], ...]) -> 
     return tensorstore.KvStore.open({"driver": "s3", "bucket": bucket, "context": context, **optional}).result()
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, scheme: str) -> str:
     """What a store has said, without what it was asked, and what to do about it; behind an opened bracket."""
     text = str(error)
     said = re.sub(r"\s*\[[\w-]+='.*", "", text, flags=re.DOTALL).strip() or type(error).__name__
     if "All" in text and "retry attempts failed" in text:
         return f"{said}): start again when the store answers"
-    if "credentials" in text or re.search("AccessKey|Signature|Token|UNAUTHENTICATED", said):
-        return f"{said}): look at the credentials in the environment, such as AWS_ACCESS_KEY_ID"
+    unknown = "http_response_code='401'" in text or re.search("AccessKey|Signature|Token|UNAUTHENTICATED", said)
+    if unknown or "credentials" in text:
+        return f"{said}): look at the credentials in the environment, such as {_CREDENTIALS[scheme]}"
     if "PERMISSION_DENIED" in text:
         return f"{said}): these credentials are not allowed to"
     return f"{said}): look at the address"

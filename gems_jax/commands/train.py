@@ -25,9 +25,11 @@ def _run(options: Any) -> int:
     from gems_jax.training.tune import Stopped, tune
     from gems_jax.training.workdir.edits import read_edits
     from gems_jax.training.workdir.files import check_config, check_processes
+    from gems_jax.training.workdir.stored_checkpoints import check_package
 
     config, workdir = config_of(options), as_path(options.workdir)
     check_workdir(workdir, "--workdir")
+    check_package(workdir, "--workdir")
     check_processes(config, workdir)
     with failing_together():
         check_config(config, workdir)
@@ -49,9 +51,11 @@ def _dry_run(options: Any) -> int:
     from gems_jax.staging import as_path, check_workdir
     from gems_jax.training.dry_run import dry_run
     from gems_jax.training.workdir.files import check_config
+    from gems_jax.training.workdir.stored_checkpoints import check_package
 
     config, workdir = config_of(options), as_path(options.workdir)
     check_workdir(workdir, "--workdir")
+    check_package(workdir, "--workdir")
     check_config(config, workdir)
     print(dry_run(config, workdir))
     return 0

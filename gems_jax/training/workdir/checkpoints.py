@@ -1,6 +1,7 @@
 """Checkpoints of a run: parameters, optimiser state and position, by orbax, each file with its checksum."""
 
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,37 +14,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gems_jax.checksums import damage, write_checksums
-from gems_jax.data.dataset.remote import local_path
 from gems_jax.leaf_path import named_leaves
 from gems_jax.object_store import StorePath
-from gems_jax.staging import is_remote, remove_folder
+from gems_jax.staging import remove_folder
 from gems_jax.training.distributed.cluster import is_lost
-from gems_jax.training.workdir.copies import bring_checkpoints, send_checkpoints
+from gems_jax.training.workdir.copies import send_checkpoints
+from gems_jax.training.workdir.stored_checkpoints import brought, for_orbax, whole_steps
 from gems_jax.types import PyTree
 
 
-def _for_orbax(directory: Path) -> Path:
-    """A folder on a store as orbax writes it, by etils and the package of the store."""
-    from etils import epath
-
-    remote_path: Any = epath.Path(str(directory))
-    return remote_path
-
-
-def _brought(store: StorePath) -> Path:
-    """A folder on this machine with the checkpoints of a store.
-
-    Raises:
-      ValueError: several processes would write there.
-    """
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{store}: several processes write one checkpoint together, to gs:// or to a file system that all of them "
-            "share: choose such a --workdir"
-        )
-    folder = local_path(str(store), "checkpoints")
-    bring_checkpoints(store, folder)
-    return folder
+def _said(error: Exception) -> str:
+    """What an error says, without what TensorStore adds to it."""
+    said = re.sub(r"\s*\[(tensorstore_spec|http_response\w*)='.*", "", str(error), flags=re.DOTALL)
+    return said or type(error).__name__
 
 
 def as_dict(tree: PyTree) -> dict[str, Any]:
@@ -91,12 +74,14 @@ class Checkpoints:
         writes: bool = True,
         on_saved: Callable[[int, Path], None] | None = None,
     ):
-        self._store = directory if isinstance(directory, StorePath) and directory.scheme != "gs" else None
-        self._remote = is_remote(directory) and self._store is None
+        stored = directory if isinstance(directory, StorePath) else None
+        # On a store that orbax writes to, and on one that is sent what it has written here.
+        self._google = stored if stored is not None and stored.scheme == "gs" else None
+        self._store = None if self._google is not None else stored
         if self._store is not None:
-            self.directory = _brought(self._store)
+            self.directory = brought(self._store)
         else:
-            self.directory = _for_orbax(directory) if self._remote else directory.resolve()
+            self.directory = for_orbax(self._google) if self._google is not None else directory.resolve()
         self.best_step: int | None = None
         self._keep, self._writes = keep, writes
         options = ocp.CheckpointManagerOptions(
@@ -110,7 +95,14 @@ class Checkpoints:
             raise FileNotFoundError(f"no checkpoint in {self.directory}; run gems-jax train first")
         try:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
-        except OSError as error:
+        except Exception as error:  # of a store, whatever its package raises
+            if self._google is not None:
+                raise OSError(
+                    f"{self.directory} cannot be written to ({_said(error)}): look at the store and at the "
+                    "credentials in the environment, such as GOOGLE_APPLICATION_CREDENTIALS"
+                ) from error
+            if not isinstance(error, OSError):
+                raise
             raise OSError(
                 f"{self.directory} cannot be written to ({error.strerror or error}): make room or change its "
                 "permissions, or choose another --workdir"
@@ -141,9 +133,12 @@ class Checkpoints:
     def _seal(self) -> None:
         """Called when all files of a save are written and its folder has not got its name yet."""
         if jax.process_index() == 0:
+            assert self._saving is not None
             # On object stores, where renaming is copying, it has its name from the start and gets a mark at the end.
-            folder = self.directory / str(self._saving)
-            write_checksums(next(self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"), folder))
+            if self._google is not None:
+                write_checksums(self._folder(self._saving))
+                return
+            write_checksums(next(self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")))
 
     def save(self, step: int, params: PyTree, opt_state: PyTree, position: Mapping[str, Any]) -> None:
         """Saves the state after ``step`` updates; returns when the arrays may change again.
@@ -185,7 +180,7 @@ class Checkpoints:
 
     def _make_a_folder(self) -> None:
         """Tries whether folders can be made: where they cannot, orbax's threads keep the process waiting for one."""
-        if jax.process_index() == 0 and not self._remote:
+        if jax.process_index() == 0 and self._google is None:
             os.rmdir(tempfile.mkdtemp(prefix=".", dir=self.directory))
 
     def _refuse_not_finite(self, step: int, parts: Mapping[str, dict[str, Any]]) -> None:
@@ -220,19 +215,30 @@ class Checkpoints:
             self._on_saved(self._saving, self.directory / str(self._saving))
 
     def _failed(self, error: Exception) -> OSError:
-        # What was half-written is of no use, and on a full disk it is in the way.
-        if jax.process_index() == 0:
+        # What was half-written is of no use, and on a full disk it is in the way; on a store the next run removes it.
+        if jax.process_index() == 0 and self._google is None:
             for folder in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 remove_folder(folder)
-        left = max(self.steps(), default=None)
-        text = "there is none before it" if left is None else f"the one of step {left} is untouched"
+        try:
+            left = max(self.steps(), default=None)
+            text = "there is none before it" if left is None else f"the one of step {left} is untouched"
+        except OSError:  # of a store that does not answer
+            text = "those before it are untouched"
+        remedy = "make room or change permissions" if self._google is None else "look at the store"
         return OSError(
-            f"the checkpoint of step {self._saving} could not be written to {self.directory} ({error}): "
-            f"make room or change permissions and run again; {text}"
+            f"the checkpoint of step {self._saving} could not be written to {self.directory} ({_said(error)}): "
+            f"{remedy} and run again; {text}"
         )
+
+    def _folder(self, step: int) -> Path:
+        """Of a checkpoint, to be read; on Google's store without what orbax's package of it has kept in mind."""
+        folder: Any = self.directory if self._google is None else self._google
+        return folder / str(step)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are in place, damaged ones included."""
+        if self._google is not None:  # where an unfinished one has its name from the start
+            return whole_steps(self._google)
         return sorted(int(path.name) for path in self.directory.glob("*") if path.name.isdigit())
 
     def restore_latest(self, params: PyTree, opt_state: PyTree) -> Restored | None:
@@ -273,7 +279,7 @@ class Checkpoints:
                 )
             if best != step:
                 step = best
-                wrong = damage(self.directory / str(step))
+                wrong = damage(self._folder(step))
                 if wrong:
                     raise ValueError(
                         f"the best checkpoint {self.directory / str(step)} is damaged ({wrong}); take "
@@ -286,7 +292,7 @@ class Checkpoints:
         chosen, bad = None, {}
         if jax.process_index() == 0:
             for step in reversed(self.steps()):
-                wrong = damage(self.directory / str(step))
+                wrong = damage(self._folder(step))
                 if wrong is None:
                     chosen = step
                     break

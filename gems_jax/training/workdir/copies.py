@@ -26,8 +26,6 @@ CONFIG = "config.yaml"
 _FILES = (CONFIG, assets.NAME, edits.NAME, "metrics.jsonl")
 # What `evaluate` writes.
 _EVALUATION = re.compile(r"eval\.json|report\.html|(catalogue/)?ranking_[^/]+\.npz")
-# Orbax's mark, on Google's store, that all of a checkpoint is written.
-_MARK = "commit_success.txt"
 
 
 def opened(workdir: str | os.PathLike[str] | StorePath, which: str | None = "last") -> Path:
@@ -78,7 +76,7 @@ def config_file(workdir: str | os.PathLike[str] | StorePath) -> Path:
 
 def bring_checkpoints(store: StorePath, folder: Path) -> None:
     """Makes a folder on this machine hold the checkpoints that are whole on a store, for a run to go on from."""
-    files = _whole_checkpoints(store, store.names())
+    files = _whole_checkpoints(store.names())
     for step, names in files.items():
         _bring_checkpoint(store / step, folder / step, names)
     for entry in folder.iterdir() if folder.is_dir() else ():
@@ -174,7 +172,7 @@ def _bring_files(store: StorePath, folder: Path, names: Iterable[str], wanted: I
 def _bring_checkpoints(store: StorePath, folder: Path, names: Iterable[str], which: str | None) -> None:
     """Makes a folder hold the newest intact checkpoint of a store, and the best one if that is wanted."""
     inside = [name.removeprefix("checkpoints/") for name in names if name.startswith("checkpoints/")]
-    files = _whole_checkpoints(store, inside)
+    files = _whole_checkpoints(inside)
     steps = sorted(files, key=int, reverse=True)
     if not steps:
         raise FileNotFoundError(f"{store.parent} holds no checkpoint yet; run gems-jax train until it has saved one")
@@ -203,15 +201,14 @@ def _bring_checkpoints(store: StorePath, folder: Path, names: Iterable[str], whi
             shutil.rmtree(entry)
 
 
-def _whole_checkpoints(store: StorePath, names: Iterable[str]) -> dict[str, list[str]]:
+def _whole_checkpoints(names: Iterable[str]) -> dict[str, list[str]]:
     """Step to its files, of the checkpoints that were written to their ends."""
     files: dict[str, list[str]] = {}
     for name in names:
         step, _, rest = name.partition("/")
         if step.isdigit() and rest:
             files.setdefault(step, []).append(rest)
-    last = {SUMS, *([_MARK] if store.scheme == "gs" else [])}
-    return {step: inside for step, inside in files.items() if last <= {*inside}}
+    return {step: inside for step, inside in files.items() if SUMS in inside}
 
 
 def _bring_checkpoint(store: StorePath, folder: Path, names: list[str]) -> str | None:
