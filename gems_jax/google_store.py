@@ -21,6 +21,8 @@ def open_bucket(bucket: str, retries: Mapping[str, Any]) -> Any:
     if emulator:
         os.environ[_ADDRESS] = emulator if "://" in emulator else f"http://{emulator}"
         os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+        # gcsfs would look for credentials to ask Google, not the emulator, what kind of bucket it is.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import tensorstore
 
     context = {"gcs_request_retries": retries}

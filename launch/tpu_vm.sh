@@ -75,7 +75,7 @@ setup() {
   on all "mkdir -p gems_jax/runs && tar xzf gems_jax.tar.gz -C gems_jax && cd gems_jax &&
     python3 -m pip install --quiet --user uv && ~/.local/bin/uv venv --quiet --clear --python $PYTHON .venv &&
     ~/.local/bin/uv pip install --quiet --python .venv/bin/python --constraint requirements.txt \
-      --editable '.[train]' 'jax[tpu]' gcsfs"
+      --editable '.[train,gcs]' 'jax[tpu]'"
   if [[ -n $SHARED ]]; then
     on all "mountpoint -q gems_jax/runs || { sudo apt-get install --quiet --yes nfs-common &&
       sudo mount -t nfs $(printf '%q' "$SHARED") gems_jax/runs && sudo chmod a+rwx gems_jax/runs; }"

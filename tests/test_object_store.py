@@ -1,11 +1,21 @@
-"""Objects on a store: what is read is what was written, a store that fails is asked again, then one error names it."""
+"""Objects on a store: what is read is what was written, a store that fails is asked again, then one error names it.
+
+All of it on both kinds of stores.
+"""
 
 import pytest
-from store_server import SECRET
+from google_server import google_server
+from store_server import SECRET, store_server
 
 from gems_jax import object_store
 from gems_jax.object_store import StorePath
 from gems_jax.staging import as_path, files_in, remove_folder, write_json, write_text
+
+
+@pytest.fixture(scope="module", params=[store_server, google_server], ids=["s3", "gs"])
+def server(request):
+    with request.param() as served:
+        yield served
 
 
 @pytest.fixture
@@ -37,13 +47,19 @@ def test_objects_are_read_listed_and_removed_as_they_were_written(folder):
 
 
 def test_what_is_not_there_says_so(folder):
+    nowhere = StorePath(f"{folder.scheme}://nowhere/x")
     with pytest.raises(FileNotFoundError, match=f"{folder}/x does not exist"):
         (folder / "x").read_bytes()
     with pytest.raises(FileNotFoundError, match=f"{folder}/x does not exist"):
         (folder / "x").unlink()
     (folder / "x").unlink(missing_ok=True)
-    with pytest.raises(OSError, match=r"s3://nowhere/x cannot be written \(.*NoSuchBucket.*look at the address"):
-        StorePath("s3://nowhere/x").write_text("")
+    for what, ask in (
+        ("listed", nowhere.names),
+        ("listed", nowhere.exists),
+        ("written", lambda: nowhere.write_text("")),
+    ):
+        with pytest.raises(OSError, match=rf"{nowhere} cannot be {what} \(.*[bB]ucket.*look at the address"):
+            ask()
 
 
 @pytest.mark.parametrize("address", ["s3://", "az://bucket/x", "s3://bucket/../other", "gs:///x"])
@@ -114,12 +130,28 @@ def test_a_store_that_goes_on_failing_ends_with_one_error_that_names_the_address
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_store_refuses_is_not_tried_again(folder, faults, monkeypatch):
+def test_what_a_store_refuses_is_not_tried_again(folder, faults):
     faults.asked.clear()
     faults.next += ["403 Forbidden"]
     with pytest.raises(OSError, match=f"{folder}/x cannot be written .*: these credentials are not allowed to"):
         (folder / "x").write_text("")
     assert len(faults.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("403 Forbidden", "these credentials are not allowed to"), ("401 Unauthorized", "look at the credentials in the")],
+)
+def test_a_list_that_is_refused_is_no_empty_one(folder, faults, answer, said):
+    (folder / "x").write_text("")
+    for ask in (folder.names, (folder / "x").is_file):
+        faults.next[:] = [answer] * 9
+        with pytest.raises(OSError, match=f"{folder}.* cannot be listed .*: {said}"):
+            ask()
+
+
+@pytest.mark.parametrize("server", [store_server], ids=["s3"], indirect=True)  # emulators of the other ask for none
+def test_without_credentials_the_error_names_them(folder, monkeypatch):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     object_store._opened.cache_clear()
     with pytest.raises(OSError, match=f"{folder}/x cannot be read .*: look at the credentials in the environment"):

@@ -19,7 +19,7 @@ from gems_jax.object_store import StorePath
 from gems_jax.staging import remove_folder
 from gems_jax.training.distributed.cluster import is_lost
 from gems_jax.training.workdir.copies import send_checkpoints
-from gems_jax.training.workdir.stored_checkpoints import brought, for_orbax, whole_steps
+from gems_jax.training.workdir.stored_checkpoints import brought, for_orbax, move, whole_steps
 from gems_jax.types import PyTree
 
 
@@ -230,10 +230,9 @@ class Checkpoints:
             f"{remedy} and run again; {text}"
         )
 
-    def _folder(self, step: int) -> Path:
+    def _folder(self, step: int) -> Any:
         """Of a checkpoint, to be read; on Google's store without what orbax's package of it has kept in mind."""
-        folder: Any = self.directory if self._google is None else self._google
-        return folder / str(step)
+        return (self.directory if self._google is None else self._google) / str(step)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are in place, damaged ones included."""
@@ -311,8 +310,8 @@ class Checkpoints:
                 f"no intact checkpoint in {self.directory} ({listed}); remove the damaged ones to start again"
             )
         for step, wrong in bad.items():
-            folder = self.directory / str(step)
-            moved = f", put aside in {self._put_aside(folder)}" if self._writes else ""
+            folder = self._folder(step)
+            moved = f", put aside in {self._put_aside(step)}" if self._writes else ""
             warnings.warn(f"checkpoint {folder} is damaged ({wrong}){moved}; using that of step {chosen}", stacklevel=4)
         if number and self._writes:
             if jax.process_count() > 1:
@@ -322,14 +321,19 @@ class Checkpoints:
             self._manager.reload()
         return chosen
 
-    def _put_aside(self, checkpoint: Path) -> Path:
+    def _put_aside(self, step: int) -> Path:
         """Out of the way of the save that will come again."""
-        folder = self.directory.parent / "damaged"
+        checkpoint = self._folder(step)
+        folder = checkpoint.parent.parent / "damaged"
         folder.mkdir(exist_ok=True)
         number = 0
-        while (target := folder / f"{checkpoint.name}.{number}").exists():
+        while (target := folder / f"{step}.{number}").exists():
             number += 1
-        return checkpoint.rename(target)
+        if self._google is not None:
+            move(checkpoint, target)
+        else:
+            checkpoint.rename(target)
+        return target
 
     def _restore(self, step: int, like: Mapping[str, PyTree]) -> dict[str, Any]:
         """Parts of a checkpoint, in the structures of ``like``, and its ``data``."""

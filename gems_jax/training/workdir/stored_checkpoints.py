@@ -67,6 +67,18 @@ def whole_steps(store: StorePath) -> list[int]:
     return sorted(int(step) for step, *rest in inside if step.isdigit() and rest == [SUMS])
 
 
+def move(source: StorePath, target: StorePath) -> None:
+    """Gives a checkpoint another name; one that was interrupted is none at its old place, or still is all of it."""
+    names = source.names()
+    for name in names:
+        (target / name).write_bytes((source / name).read_bytes())
+    source.remove([SUMS])
+    source.remove(names)
+    from etils.epath import backend
+
+    backend.fsspec_backend.fs(str(source)).invalidate_cache()  # which orbax will ask
+
+
 def brought(store: StorePath) -> Path:
     """A folder on this machine with the checkpoints of a store that orbax does not write to.
 
