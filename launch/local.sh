@@ -4,8 +4,8 @@
 #   launch/local.sh N --config C --workdir D [--train.steps 20 ...]
 #
 # One process first makes what is missing of data, base model and null space. Process 0 speaks here, the others in
-# D/logs. When one fails the others are ended, and its exit code is returned; SIGTERM, to this script or to one of
-# them, lets all of them save (143).
+# D/logs (in runs/NAME/logs where D is on an object store). When one fails the others are ended, and its exit code is
+# returned; SIGTERM, to this script or to one of them, lets all of them save (143).
 # Variables: PYTHON (interpreter), PLATFORM (cpu, or cuda: process i takes GPU i), PORT (of the coordinator).
 set -euo pipefail
 
@@ -42,12 +42,14 @@ fi
 
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
 export JAX_COORDINATOR_ADDRESS=localhost:$port JAX_NUM_PROCESSES=$processes
-mkdir -p "$workdir/logs"
+logs=$workdir/logs
+if [[ $workdir == *://* ]]; then logs=runs/${workdir##*/}/logs; fi
+mkdir -p "$logs"
 pids=() stopped=""
 trap 'stopped=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 for ((i = 0; i < processes; i++)); do
   if [[ $JAX_PLATFORMS == cuda ]]; then export CUDA_VISIBLE_DEVICES=$i; fi
-  if ((i)); then exec 3>"$workdir/logs/process_$i.txt" 4>&3; else exec 3>&1 4>&2; fi
+  if ((i)); then exec 3>"$logs/process_$i.txt" 4>&3; else exec 3>&1 4>&2; fi
   JAX_PROCESS_ID=$i gems_jax train --workdir "$workdir" "$@" >&3 2>&4 &
   pids+=($!)
 done
@@ -70,7 +72,7 @@ if ((code)); then
   # Those left wait for the one that is gone: they can neither go on nor save.
   kill -KILL "${pids[@]}" 2>/dev/null || true
   wait "${pids[@]}" 2>/dev/null || true
-  echo "launch/local.sh: a process ended with code $code; what the others said is in $workdir/logs" >&2
+  echo "launch/local.sh: a process ended with code $code; what the others said is in $logs" >&2
   exit "$code"
 fi
 unset JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES
