@@ -215,15 +215,19 @@ class StorePath:
             list(pool.map(lambda name: (self / name).write_bytes((source / name).read_bytes()), names))
 
     def _keys(self, first: str, end: str) -> list[str]:
+        found = self._listed(first, end)
+        if self.scheme == "gs" and not found:
+            self._tried("listed", lambda store: google_store.check_empty(store, first, self.bucket, RETRIES))
+            found = self._listed(first, end)  # which may have been refused for a moment alone
+        return found
+
+    def _listed(self, first: str, end: str) -> list[str]:
         import tensorstore
 
         keys = tensorstore.KvStore.KeyRange(first.encode(), end.encode())
         listed = [key.decode() for key in self._tried("listed", lambda store: store.list(keys).result())]
         # Servers of Google's protocol are about that know no bounds of a list.
-        found = [key for key in listed if key >= first and (not end or key < end)]
-        if self.scheme == "gs" and not found:
-            self._tried("listed", lambda store: google_store.check_empty(store, first, self.bucket, RETRIES))
-        return found
+        return [key for key in listed if key >= first and (not end or key < end)]
 
     def _tried(self, what: str, call: Callable[[Any], Any]) -> Any:
         try:

@@ -117,7 +117,7 @@ def check_writable(path: str | os.PathLike[str] | StorePath, what: str, stores: 
     """
     if is_remote(path) and stores:
         probe = StorePath(str(path)) / f".try.{os.getpid()}"
-        probe.write_bytes(b"")
+        probe.write_bytes(b"try")  # some emulators take no empty objects
         probe.unlink(missing_ok=True)
         return
     if is_remote(path):
