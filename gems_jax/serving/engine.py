@@ -22,12 +22,20 @@ from gems_jax.serving.shapes import Shape, Shapes
 from gems_jax.serving.together import Together
 
 
-class _Searched(NamedTuple):
+class _Batch(NamedTuple):
     """A batch on its way: which requests it has, and what the device will give."""
 
     rows: list[int]
     items: jax.Array
     scores: jax.Array
+
+
+class Sent(NamedTuple):
+    """Requests on their way: what is asked, what is to be said of each, and the batches."""
+
+    rankings: Sequence[Ranking]
+    notes: list[tuple[str, ...]]
+    batches: list[_Batch]
 
 
 class Engine:
@@ -107,16 +115,24 @@ class Engine:
 
     def answer(self, rankings: Sequence[Ranking]) -> list[Answer]:
         """The answers to requests that were looked up before, see `rank`."""
+        return self.receive(self.send(rankings))
+
+    def send(self, rankings: Sequence[Ranking]) -> Sent:
+        """Starts the search for requests that were looked up before: the device works while others are made ready."""
         prompts, notes = self._encoded(rankings)
         lengths = np.asarray([len(tokens) for tokens in prompts], np.int64)
         widths = [self._width(one) for one in rankings]
-        # All are sent before the first is waited for.
-        sent = [
+        batches = [
             self._search(rows, [prompts[row] for row in rows], [rankings[row] for row in rows])
             for rows in self._shapes.batches(lengths, widths)
         ]
+        return Sent(rankings, notes, batches)
+
+    def receive(self, sent: Sent) -> list[Answer]:
+        """Waits for the answers to what was sent, see `rank`."""
+        rankings, notes, batches = sent
         answers: dict[int, Answer] = {}
-        for rows, items, scores in sent:
+        for rows, items, scores in batches:
             values = np.asarray(scores)[: len(rows)]
             if np.isnan(values).any():
                 raise ValueError(
@@ -147,14 +163,14 @@ class Engine:
         every = range(len(rankings))
         return [prompts[row] for row in every], [notes[row] for row in every]
 
-    def _search(self, rows: list[int], prompts: list[np.ndarray], rankings: list[Ranking]) -> _Searched:
+    def _search(self, rows: list[int], prompts: list[np.ndarray], rankings: list[Ranking]) -> _Batch:
         shape = self._shapes.around(
             rows=len(rows),
             length=max(map(len, prompts)),
             listed=max(len(one.listed) for one in rankings),
             beams=max(map(self._width, rankings)),
         )
-        return _Searched(rows, *self._run(shape, prompts, rankings))
+        return _Batch(rows, *self._run(shape, prompts, rankings))
 
     def _width(self, ranking: Ranking) -> int:
         """Beams of a request's search: there are no more results than items."""

@@ -8,7 +8,7 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from gems_jax.data.raw.quarantine import shorten
 from gems_jax.object_store import StorePath
 from gems_jax.serving.answers import Answer
 from gems_jax.serving.catalogue import Ranking
-from gems_jax.serving.engine import Engine
+from gems_jax.serving.engine import Engine, Sent
 from gems_jax.serving.prediction_files import PredictionFiles
 from gems_jax.serving.request_files import RequestRow, count_requests, read_requests
 from gems_jax.serving.requests import Request, RequestError
@@ -98,10 +98,10 @@ def predict(
         with tqdm(
             total=count_requests(here), initial=done.rows, desc="predict", unit="request", disable=not progress
         ) as bar:
-            while not files.ended and (some := list(itertools.islice(rows, part))):
-                answered, left_out = _part(engine, some)
-                files.add(len(some), answered, left_out)
-                bar.update(len(some))
+            parts = () if files.ended else _parts(engine, rows, part)
+            for one in _one_ahead(parts):
+                files.add(one.rows, one.lines(engine), one.left_out)
+                bar.update(one.rows)
         counts = files.end()
     if not counts.answered and counts.left_out:
         raise ValueError(
@@ -121,8 +121,36 @@ def _folder(stack: contextlib.ExitStack) -> Path:
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="predict-")))
 
 
-def _part(engine: Engine, rows: Sequence[RequestRow]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Lines of answers, and what cannot be answered."""
+class _Part(NamedTuple):
+    """Rows whose requests are on their way: what stands before each answer, and the rows that cannot be answered."""
+
+    rows: int
+    heads: list[dict[str, Any]]
+    sent: Sent
+    left_out: list[dict[str, Any]]
+
+    def lines(self, engine: Engine) -> list[str]:
+        """Of the answers, which this waits for."""
+        return [_line(head, answer) for head, answer in zip(self.heads, engine.receive(self.sent), strict=True)]
+
+
+def _parts(engine: Engine, rows: Iterator[RequestRow], size: int) -> Iterator[_Part]:
+    while some := list(itertools.islice(rows, size)):
+        yield _sent(engine, some)
+
+
+def _one_ahead(parts: Iterable[_Part]) -> Iterator[_Part]:
+    """The parts, each when the next is on its way: the device ranks that one while this one's answers are written."""
+    before = None
+    for part in parts:
+        if before is not None:
+            yield before
+        before = part
+    if before is not None:
+        yield before
+
+
+def _sent(engine: Engine, rows: Sequence[RequestRow]) -> _Part:
     rankings: list[Ranking] = []
     heads: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
@@ -141,8 +169,7 @@ def _part(engine: Engine, rows: Sequence[RequestRow]) -> tuple[list[str], list[d
             left_out.append({"row": row.number, "what": error.field, "reason": str(error), "detail": detail})
             continue
         heads.append({"row": row.number} | ({} if name is None else {"id": name}))
-    answers: list[Answer] = engine.answer(rankings)
-    return [_line(head, answer) for head, answer in zip(heads, answers, strict=True)], left_out
+    return _Part(len(rows), heads, engine.send(rankings), left_out)
 
 
 def _line(head: dict[str, Any], answer: Answer) -> str:

@@ -37,7 +37,10 @@ class Echo:
         self.catalogue = Catalogue(shop.dataset(), shop.TEMPLATES)
         self.parts, self.kill_at = 0, kill_at
 
-    def answer(self, rankings):
+    def send(self, rankings):
+        return rankings
+
+    def receive(self, rankings):
         self.parts += 1
         if self.parts == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -107,7 +110,7 @@ def test_lines_are_those_of_json_dumps_whatever_titles_notes_and_scores_hold(tmp
     ]
     of_rows = [Answer(tuple(items[:1])), Answer(tuple(items), ('"cut"',)), Answer(())]
     engine = Echo()
-    engine.answer = lambda rankings: of_rows
+    engine.receive = lambda rankings: of_rows
     heads = [{"id": 'x"'}, {}, {"id": 7}]
     requests = write_lines(tmp_path / "r.jsonl", [{"user": "ann"} | head for head in heads])
     predict(engine, requests, tmp_path / "out.jsonl")
@@ -165,10 +168,10 @@ def test_what_was_begun_with_other_requests_or_another_model_is_not_gone_on_with
     requests = write_lines(tmp_path / "r.jsonl", REQUESTS)
 
     class Stopped(Echo):
-        def answer(self, rankings):
+        def receive(self, rankings):
             if self.parts:
                 raise KeyboardInterrupt
-            return super().answer(rankings)
+            return super().receive(rankings)
 
     out = tmp_path / "out.jsonl"
     with pytest.raises(KeyboardInterrupt):
@@ -178,6 +181,23 @@ def test_what_was_begun_with_other_requests_or_another_model_is_not_gone_on_with
     write_lines(requests, REQUESTS[1:])
     with pytest.raises(ValueError, match="another value of requests"):
         predict(Echo(), requests, out, "step 8", part=2)
+
+
+def test_the_next_part_is_on_its_way_before_answers_are_waited_for(tmp_path):
+    order = []
+
+    class Noted(Echo):
+        def send(self, rankings):
+            order.append("send")
+            return super().send(rankings)
+
+        def receive(self, rankings):
+            order.append("receive")
+            return super().receive(rankings)
+
+    requests = write_lines(tmp_path / "r.jsonl", REQUESTS)
+    predict(Noted(), requests, tmp_path / "out.jsonl", part=2)
+    assert order == ["send", "send", "receive", "send", "receive", "receive"]
 
 
 def test_files_that_cannot_be_are_named_before_any_work(tmp_path):
@@ -237,9 +257,9 @@ def test_answers_on_a_store_that_fails_are_gone_on_with_and_an_error_names_the_a
         predict(Echo(), requests, as_path("s3://nowhere/out.jsonl"))
 
     class Failing(Echo):
-        def answer(self, rankings):
+        def receive(self, rankings):
             faults.next += ["503 Slow Down"] * 100 if self.parts else []
-            return super().answer(rankings)
+            return super().receive(rankings)
 
     with pytest.raises(OSError, match=f"{store}/.out.jsonl.parts/00000001.answers cannot be written"):
         predict(Failing(), requests, out, "step 9", part=2)
