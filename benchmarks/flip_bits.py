@@ -32,7 +32,8 @@ import numpy as np
 from result_file import circumstances, write
 
 from gems_jax import NullSpace
-from gems_jax.config.run import Config, ModelConfig
+from gems_jax.config.base_model import ModelConfig
+from gems_jax.config.run import Config
 from gems_jax.data.batching.token_cache import open_encoded
 from gems_jax.data.dataset import storage
 from gems_jax.models import load

@@ -17,7 +17,9 @@ import jax
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `planning` is no part of the installed package
 
 from benchmarks.result_file import circumstances, write  # noqa: E402
-from gems_jax.config.run import Config, ItemsConfig, TrainConfig  # noqa: E402
+from gems_jax.config.items import ItemsConfig  # noqa: E402
+from gems_jax.config.run import Config  # noqa: E402
+from gems_jax.config.train import TrainConfig  # noqa: E402
 from gems_jax.models import DecoderConfig, T5Config  # noqa: E402
 from gems_jax.training.distributed.mesh import make_mesh  # noqa: E402
 from gems_jax.training.estimate.memory import estimate  # noqa: E402

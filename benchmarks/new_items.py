@@ -25,16 +25,12 @@ from typing import Any
 import numpy as np
 from result_file import circumstances, write
 
-from gems_jax.config.run import (
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    ItemsConfig,
-    ModelConfig,
-    PretrainConfig,
-    TextConfig,
-    TrainConfig,
-)
+from gems_jax.config.base_model import ModelConfig, PretrainConfig
+from gems_jax.config.data import DataConfig, TextConfig
+from gems_jax.config.evaluate import EvaluateConfig
+from gems_jax.config.items import ItemsConfig
+from gems_jax.config.run import Config
+from gems_jax.config.train import TrainConfig
 from gems_jax.data.dataset import storage
 from gems_jax.data.dataset.tables import Dataset, Row, Table
 from gems_jax.evaluation.evaluate import rank_table

@@ -32,16 +32,11 @@ import jax
 import jax.numpy as jnp
 from result_file import circumstances, write
 
-from gems_jax.config.run import (
-    Config,
-    DataConfig,
-    GemsConfig,
-    ModelConfig,
-    NullSpaceConfig,
-    PretrainConfig,
-    TextConfig,
-    TrainConfig,
-)
+from gems_jax.config.base_model import ModelConfig, NullSpaceConfig, PretrainConfig
+from gems_jax.config.data import DataConfig, TextConfig
+from gems_jax.config.optimiser import GemsConfig
+from gems_jax.config.run import Config
+from gems_jax.config.train import TrainConfig
 from gems_jax.models import load
 from gems_jax.training import tune as loop
 from gems_jax.training.build import TrainingRun, build

@@ -33,7 +33,8 @@ sys.path.insert(0, str(ROOT))  # `planning` is no part of the installed package
 
 from memory import CONFIGS  # noqa: E402
 
-from gems_jax.config.run import Config, MeshConfig  # noqa: E402
+from gems_jax.config.run import Config  # noqa: E402
+from gems_jax.config.train import MeshConfig  # noqa: E402
 from gems_jax.training.distributed.mesh import make_mesh  # noqa: E402
 from planning.chips import Chip, chip_named  # noqa: E402
 from planning.costs import branches_of, costs_of  # noqa: E402

@@ -29,7 +29,9 @@ import jax
 import numpy as np
 from result_file import circumstances, write
 
-from gems_jax.config.run import Config, DataConfig, ItemsConfig
+from gems_jax.config.data import DataConfig
+from gems_jax.config.items import ItemsConfig
+from gems_jax.config.run import Config
 from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.models import from_config
 from gems_jax.ranking.rank_items import rank_items

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from gems_jax.config.gradients import why_whole
+from gems_jax.config.items import QUANTISERS, ItemsConfig
 from gems_jax.config.methods import METHODS
 from gems_jax.config.metric_names import check_metric
 from gems_jax.config.ranges import refuse, wrong_fields
-from gems_jax.config.run import QUANTISERS, Config, ItemsConfig
+from gems_jax.config.run import Config
 from gems_jax.config.text_task import text_task_contradictions
 from gems_jax.data.batching.prompts import parse_template
 from gems_jax.staging import is_remote

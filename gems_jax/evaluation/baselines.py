@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gems_jax.config.evaluate import EvaluateConfig
 from gems_jax.config.rankers import SasrecConfig, TigerConfig, TwoTowerConfig
-from gems_jax.config.run import EvaluateConfig
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.evaluation.non_neural import Scorer
 from gems_jax.evaluation.simple_rankers import RANKERS, Ranker, searches

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.config.run import Config, ItemsConfig
+from gems_jax.config.items import ItemsConfig
+from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.dataset import storage
 from gems_jax.data.dataset.tables import Dataset, Table

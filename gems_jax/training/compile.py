@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gems_jax.config.methods import METHODS
-from gems_jax.config.run import Config, TrainConfig
+from gems_jax.config.run import Config
 from gems_jax.config.text_task import trained_tasks
+from gems_jax.config.train import TrainConfig
 from gems_jax.null_space.space import NullSpace
 from gems_jax.training.distributed.mesh import (
     on_mesh,

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gems_jax.config.run import QUANTISERS, Config
+from gems_jax.config.items import QUANTISERS
+from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Item
 from gems_jax.data.raw.catalogue_file import read_items
 from gems_jax.data.raw.options import TableFiles

@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 
 from gems_jax.checksums import check_written, unique, write_checksums
-from gems_jax.config.run import QUANTISERS, Config
+from gems_jax.config.items import QUANTISERS
+from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Dataset
 from gems_jax.identifiers.card import card_lines, card_of
 from gems_jax.identifiers.code_files import CODES, load, write_codes

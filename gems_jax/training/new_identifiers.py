@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gems_jax.config.run import QUANTISERS, Config
+from gems_jax.config.items import QUANTISERS
+from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Item
 from gems_jax.identifiers.code_files import load
 from gems_jax.identifiers.codes import Identifiers

@@ -13,7 +13,8 @@ from flax import nnx
 from tqdm import tqdm
 
 from gems_jax.checksums import write_checksums
-from gems_jax.config.run import Config, PretrainConfig
+from gems_jax.config.base_model import PretrainConfig
+from gems_jax.config.run import Config
 from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.text.general_text import read_lines, shared_text, token_stream
 from gems_jax.data.text.small_tokenizer import sentinel_ids, train_tokenizer

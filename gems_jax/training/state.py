@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from gems_jax.config.run import TrainConfig
+from gems_jax.config.train import TrainConfig
 from gems_jax.training.build import TrainingRun
 from gems_jax.training.early_stopping import Best
 from gems_jax.training.workdir.checkpoints import Checkpoints

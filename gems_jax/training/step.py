@@ -9,7 +9,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gems_jax.config.methods import METHODS
-from gems_jax.config.run import TrainConfig
+from gems_jax.config.train import TrainConfig
 from gems_jax.data.batching.with_text import split_text
 from gems_jax.leaf_path import leaf_path
 from gems_jax.null_space.constraint import null_space_leak

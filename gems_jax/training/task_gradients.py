@@ -6,7 +6,8 @@ import jax
 from jax.sharding import NamedSharding
 
 from gems_jax.config.gradients import is_projected
-from gems_jax.config.run import Config, TrainConfig
+from gems_jax.config.run import Config
+from gems_jax.config.train import TrainConfig
 from gems_jax.leaf_path import named_leaves
 from gems_jax.types import PyTree
 

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gems_jax.config.run import Config, TrainConfig
+from gems_jax.config.run import Config
+from gems_jax.config.train import TrainConfig
 from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.batching.pipeline import TaskBatchSource
 from gems_jax.data.batching.with_text import TextBesideTasks

@@ -18,7 +18,8 @@ from typing import Any
 
 import jax
 
-from gems_jax.config.run import Config, TrainConfig
+from gems_jax.config.run import Config
+from gems_jax.config.train import TrainConfig
 from gems_jax.data.text.unknown_tokens import unknown_lines
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import check_workdir, is_remote

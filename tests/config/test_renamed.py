@@ -8,8 +8,9 @@ from raw_tables import ready
 from tiny import fails, read
 
 from gems_jax.arguments import parse_config
+from gems_jax.config.data import DataConfig
 from gems_jax.config.renamed import RENAMED
-from gems_jax.config.run import Config, DataConfig
+from gems_jax.config.run import Config
 from gems_jax.data.preparation.options import Preprocessing
 from gems_jax.data.preparation.other_dataset import differences
 from gems_jax.data.prepare import prepare

@@ -3,7 +3,8 @@
 import pytest
 from kinds_of_tokenizers import CHAT, tokenizer_of
 
-from gems_jax.config.run import Config, ItemsConfig
+from gems_jax.config.items import ItemsConfig
+from gems_jax.config.run import Config
 from gems_jax.data.batching.chat import as_chat
 from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.dataset.tables import Row, Table

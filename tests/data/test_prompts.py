@@ -11,7 +11,8 @@ from kinds_of_tokenizers import MADE, PUBLISHED, tokenizer_of
 from shared import needs_shared
 from tokenizers import AddedToken
 
-from gems_jax.config.run import Config, ItemsConfig
+from gems_jax.config.items import ItemsConfig
+from gems_jax.config.run import Config
 from gems_jax.data.batching.pipeline import TaskBatchSource, eval_batches, task_batches
 from gems_jax.data.batching.prompts import EncodedTable, encode_table, parse_template
 from gems_jax.data.dataset.tables import Row, Table

@@ -9,7 +9,8 @@ from raw_tables import rows_of
 from gems_jax.arguments import config_of, parse_options
 from gems_jax.commands import COMMANDS
 from gems_jax.config.checks import check
-from gems_jax.config.run import Config, DataConfig
+from gems_jax.config.data import DataConfig
+from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Item
 from gems_jax.data.prepare import prepare
 from gems_jax.data.raw.examples import Examples, Names

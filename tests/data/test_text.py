@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from gems_jax.config.run import Config, NullSpaceConfig, TextConfig
+from gems_jax.config.base_model import NullSpaceConfig
+from gems_jax.config.data import TextConfig
+from gems_jax.config.run import Config
 from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.raw import raw_rows
 from gems_jax.data.text.general_text import read_lines, token_stream

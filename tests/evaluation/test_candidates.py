@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from rows_to_rank import N, V, make_encoded, make_table
 
-from gems_jax.config.run import Config, EvaluateConfig
+from gems_jax.config.evaluate import EvaluateConfig
+from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.evaluation.candidate_sets import candidate_sets
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings

@@ -12,8 +12,8 @@ import pytest
 from fixed_round import N, shop
 from flax import nnx
 
+from gems_jax.config.evaluate import EvaluateConfig
 from gems_jax.config.rankers import SasrecConfig
-from gems_jax.config.run import EvaluateConfig
 from gems_jax.data.dataset.tables import Dataset, Row, Table
 from gems_jax.evaluation.baselines import baselines
 from gems_jax.evaluation.simple_rankers import simple_rankers

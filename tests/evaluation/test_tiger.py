@@ -13,8 +13,8 @@ import pytest
 from fixed_round import N, shop
 from flax import nnx
 
+from gems_jax.config.evaluate import EvaluateConfig
 from gems_jax.config.rankers import TigerConfig
-from gems_jax.config.run import EvaluateConfig
 from gems_jax.evaluation.baselines import baselines
 from gems_jax.evaluation.simple_rankers import simple_rankers
 from gems_jax.neural_rankers.tiger import TrainedTiger, identifiers_of, tiger_scorer, train_tiger

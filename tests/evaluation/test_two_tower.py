@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gems_jax.config.evaluate import EvaluateConfig
 from gems_jax.config.rankers import TwoTowerConfig
-from gems_jax.config.run import EvaluateConfig
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.evaluation.baselines import baselines

@@ -63,7 +63,7 @@ def loops(folder):
 
     import plan
 
-    from gems_jax.config.run import MeshConfig
+    from gems_jax.config.train import MeshConfig
     from gems_jax.training.distributed.mesh import make_mesh
     from planning.costs import costs_of
     from planning.training_step import abstract_step

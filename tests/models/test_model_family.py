@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import gems_jax as gj
-from gems_jax.config.run import Config, GemsConfig, TrainConfig
+from gems_jax.config.optimiser import GemsConfig
+from gems_jax.config.run import Config
+from gems_jax.config.train import TrainConfig
 from gems_jax.data.batching.batches import make_batch
 from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.batching.prompts import encode_table

@@ -12,7 +12,11 @@ import pytest
 import yaml
 
 import gems_jax as gj
-from gems_jax.config.run import Config, DataConfig, EvaluateConfig, ItemsConfig, ModelConfig
+from gems_jax.config.base_model import ModelConfig
+from gems_jax.config.data import DataConfig
+from gems_jax.config.evaluate import EvaluateConfig
+from gems_jax.config.items import ItemsConfig
+from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.items.tokens import ItemIndex
 from gems_jax.training.build import check_beams

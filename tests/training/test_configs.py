@@ -19,7 +19,8 @@ from benchmarks.memory_estimate import MODELS as MEASURED
 from benchmarks.memory_estimate import estimated, run_config
 from gems_jax import cli
 from gems_jax.arguments import config_of
-from gems_jax.config.run import Config, MeshConfig
+from gems_jax.config.run import Config
+from gems_jax.config.train import MeshConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.training.distributed.mesh import AXES, spec_of
 from gems_jax.training.estimate.memory import GIB, estimate

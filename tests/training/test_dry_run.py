@@ -8,7 +8,7 @@ import jax
 import pytest
 from tiny import everything_in, fails, gems_jax, options, read
 
-from gems_jax.config.run import MeshConfig
+from gems_jax.config.train import MeshConfig
 from gems_jax.data.dataset import storage
 from gems_jax.training import doctor
 from gems_jax.training.estimate.memory import HEADROOM, by_batch_size, estimate, largest_batch

@@ -18,7 +18,9 @@ from tiny import documented_program
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from gems_jax.config.run import Config, ItemsConfig, ModelConfig
+from gems_jax.config.base_model import ModelConfig
+from gems_jax.config.items import ItemsConfig
+from gems_jax.config.run import Config
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.items.tokens import add_identifier_tokens

@@ -13,7 +13,10 @@ from kinds_of_tokenizers import tokenizer_of
 from shop import IDENTIFIERS
 from tiny import documented_program
 
-from gems_jax.config.run import Config, ItemsConfig, ModelConfig, TrainConfig
+from gems_jax.config.base_model import ModelConfig
+from gems_jax.config.items import ItemsConfig
+from gems_jax.config.run import Config
+from gems_jax.config.train import TrainConfig
 from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.models import from_config, load, save
 from gems_jax.ranking.rank_items import rank_items

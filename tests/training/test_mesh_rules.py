@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh
 from problems import make_null_space, make_params
 
 import gems_jax as gj
-from gems_jax.config.run import MeshConfig
+from gems_jax.config.train import MeshConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models import T5, Decoder, DecoderConfig, T5Config, load
 from gems_jax.models.mesh_rules import keep_rows

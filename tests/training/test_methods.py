@@ -13,7 +13,8 @@ from gems_jax import baselines
 from gems_jax.baselines.weighting import weighted
 from gems_jax.config.checks import check
 from gems_jax.config.methods import METHODS, TuningMethod
-from gems_jax.config.run import Config, TrainConfig
+from gems_jax.config.run import Config
+from gems_jax.config.train import TrainConfig
 from gems_jax.study.config import StudyConfig
 from gems_jax.training.optimiser.chain import make_method
 from gems_jax.training.optimiser.methods import BUILDERS, merged_by, register_method

@@ -18,7 +18,8 @@ from flax import nnx
 
 import gems_jax as gj
 from gems_jax.config.metric_names import check_metric
-from gems_jax.config.run import Config, MeshConfig, TrainConfig
+from gems_jax.config.run import Config
+from gems_jax.config.train import MeshConfig, TrainConfig
 from gems_jax.data.text.next_token import next_token_batches
 from gems_jax.training.callbacks import Callback
 from gems_jax.training.distributed.mesh import make_mesh, spec_of

@@ -10,7 +10,8 @@ from tiny import gems_jax, metrics, options
 
 from gems_jax import cli
 from gems_jax.config.gradients import LEAST_PARAMETERS, is_projected, why_whole
-from gems_jax.config.run import GemsConfig, TrainConfig
+from gems_jax.config.optimiser import GemsConfig
+from gems_jax.config.train import TrainConfig
 
 STEPS = 5
 

@@ -11,7 +11,8 @@ from tiny import fails, gems_jax
 import gems_jax as gj
 from gems_jax import cli
 from gems_jax.arguments import config_of
-from gems_jax.config.run import Config, ModelConfig
+from gems_jax.config.base_model import ModelConfig
+from gems_jax.config.run import Config
 from gems_jax.data.text.general_text import read_lines
 from gems_jax.data.text.small_tokenizer import train_tokenizer
 from gems_jax.training.estimate.memory import by_batch_size

@@ -10,7 +10,8 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from gems_jax.checksums import damage, files_of, write_checksums
-from gems_jax.config.run import Config, ItemsConfig
+from gems_jax.config.items import ItemsConfig
+from gems_jax.config.run import Config
 from gems_jax.staging import as_path, is_remote, remove_folder, write_json
 from gems_jax.training.tune import tune
 from gems_jax.training.workdir import remote_lock

@@ -16,7 +16,8 @@ from tiny import fails, gems_jax, metrics, options
 
 import gems_jax as gj
 from gems_jax.config.checks import check
-from gems_jax.config.run import Config, MeshConfig, TrainConfig
+from gems_jax.config.run import Config
+from gems_jax.config.train import MeshConfig, TrainConfig
 from gems_jax.data.batching.layouts import LAYOUTS
 from gems_jax.data.batching.with_text import PREFIX
 from gems_jax.models.losses import chunked_token_divergences, token_divergences

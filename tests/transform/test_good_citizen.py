@@ -15,7 +15,7 @@ import pytest
 from problems import LOSSES, assert_no_leak, difference, make_grads, make_null_space, make_params, run
 
 import gems_jax as gj
-from gems_jax.config.run import GemsConfig
+from gems_jax.config.optimiser import GemsConfig
 from gems_jax.transform.settings import Settings
 
 SHAPES = {"w": (8, 6), "bias": (6,)}

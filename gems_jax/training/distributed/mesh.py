@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gems_jax.config.run import MeshConfig
+from gems_jax.config.train import MeshConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.models.mesh_rules import ROW_AXES
 from gems_jax.transform.sharding import state_sharding

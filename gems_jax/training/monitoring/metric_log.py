@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gems_jax.config.run import TrainConfig
+from gems_jax.config.train import TrainConfig
 from gems_jax.training.callbacks import Callback
 from gems_jax.training.monitoring.progress import Progress
 from gems_jax.training.monitoring.writers import Writer

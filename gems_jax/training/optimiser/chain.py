@@ -3,7 +3,8 @@
 import optax
 
 from gems_jax.config.methods import METHODS
-from gems_jax.config.run import Config, TrainConfig
+from gems_jax.config.run import Config
+from gems_jax.config.train import TrainConfig
 from gems_jax.null_space.space import NullSpace, Sides
 from gems_jax.training.optimiser.clipping import clip_tasks
 from gems_jax.training.optimiser.guard import refuse_not_finite

@@ -10,7 +10,8 @@ import optax
 
 from gems_jax import baselines
 from gems_jax.config.methods import GALORE, METHODS, TuningMethod
-from gems_jax.config.run import Config, GemsConfig
+from gems_jax.config.optimiser import GemsConfig
+from gems_jax.config.run import Config
 from gems_jax.linalg.matrix_dims import stacked_matrix_dims
 from gems_jax.null_space.constraint import constrain_to_null_space
 from gems_jax.null_space.space import NullSpace

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 
-from gems_jax.config.run import TrainConfig
+from gems_jax.config.train import TrainConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.types import PyTree
 
