@@ -1,5 +1,6 @@
 """How tests compile, and tiny runs that several of them look at."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -21,6 +22,10 @@ os.environ.setdefault("XLA_FLAGS", f"{_FUSIONS}--xla_cpu_parallel_codegen_split_
 
 from tiny import Made, options, say  # noqa: E402
 
+# Traces and programs live as long as the process: to look for garbage among all of them whenever there is some more took
+# a tenth of the time.
+gc.set_threshold(200_000, 20, 100)
+
 # How long an example takes says nothing where workers share the cores.
 settings.register_profile("shared cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared cores")
@@ -34,6 +39,13 @@ def pytest_unconfigure():
 @pytest.fixture(autouse=True)
 def _one_lapack_thread(monkeypatch):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_is_sought_in_what_a_module_has_made():
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
