@@ -22,7 +22,7 @@ os.environ.setdefault("XLA_FLAGS", f"{_FUSIONS}--xla_cpu_parallel_codegen_split_
 
 from tiny import Made, options, say  # noqa: E402
 
-# Traces and programs live as long as the process: to look for garbage among all of them whenever there is some more took
+# Traces and programs live as long as the process: to look for garbage among all of them whenever there is more took
 # a tenth of the time.
 gc.set_threshold(200_000, 20, 100)
 

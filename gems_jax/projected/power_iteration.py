@@ -96,6 +96,7 @@ def bases_of(
 
 def _only_if(condition: jax.Array, compute: Callable[[], Any]) -> Any:
     """What is computed, or zeros."""
+    compute = jax.jit(compute)  # traced once
     shapes = jax.eval_shape(compute)
     return jax.lax.cond(condition, compute, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 

@@ -62,6 +62,7 @@ def last_pass(model: Model, groups: list[ServedGroup], sketches: list[jax.Array]
     settings, state = model.served.settings, model.served.state
     how = refresh_at(state.count, settings)
 
+    @jax.jit  # traced once, for its shapes and in the loop
     def run(bases: list[GroupBases]) -> tuple[Passed, list[GroupProducts], Decided]:
         wide = [(jnp.concatenate([b[0], z], axis=-1), b[1]) for b, z in zip(bases, sketches, strict=True)]
         passed, products = run_groups(model, groups, wide)

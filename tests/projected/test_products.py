@@ -1,6 +1,7 @@
 """The products that `projected_task_grads` returns are those of whole gradients with the bases, for any model."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -101,10 +102,12 @@ def bfloat16():
     return lambda p, x: mean_square((x.astype(jnp.bfloat16) @ p["kernel"]).astype(jnp.float32)), params, rows(5, 8), {}
 
 
-def ours(family):
+def ours(family, some=""):
+    """A model's loss; subspaces for the kernels whose paths match ``some``."""
     graphdef, params, frozen = split_model(model_of(family), Config())
     loss = task_loss(graphdef, "items")
-    return lambda p, batch: loss(p, frozen, batch), params, batch_of(family, 0), {"matrix_dims": gj.stacked_matrix_dims}
+    rule = lambda path, leaf: gj.stacked_matrix_dims(path, leaf) if re.search(some, path) else None  # noqa: E731
+    return lambda p, batch: loss(p, frozen, batch), params, batch_of(family, 0), {"matrix_dims": rule}
 
 
 # Each with how many kernels are served.
@@ -116,7 +119,7 @@ MODELS = {
     "experts": (experts, 1),
     "odd": (odd, 4),
     "bfloat16": (bfloat16, 1),
-    "t5": (functools.partial(ours, "t5"), 18),
+    "t5": (functools.partial(ours, "t5", "cross_attention|encoder/block/mlp"), 7),
     "decoder": (functools.partial(ours, "decoder"), 7),
 }
 
@@ -155,6 +158,13 @@ def test_products_are_those_of_the_whole_gradient_with_the_bases(name, side):
             np.testing.assert_allclose(leaf, whole[path], rtol=1e-4, atol=1e-5 * np.max(np.abs(whole[path])))
     rows_of_plan = gj.projection_plan(loss, tx, params, batch).rows
     assert {row.path for row in rows_of_plan if row.treatment == "projected"} == set(served)
+
+
+@pytest.mark.parametrize(("family", "count"), [("t5", 18), ("decoder", 7)])
+def test_all_kernels_of_a_models_layers_are_served(family, count):
+    loss, params, batch, options = ours(family)
+    plan = gj.projection_plan(loss, gj.gems(1e-2, num_tasks=TASKS, rank=3, **options), params, batch)
+    assert [row.treatment for row in plan.rows if row.path.endswith("kernel")] == ["projected"] * count
 
 
 @pytest.mark.slow

@@ -194,7 +194,7 @@ random_identifiers = st.sets(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     rows=random_identifiers,
     data=st.data(),

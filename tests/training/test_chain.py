@@ -26,6 +26,7 @@ from gems_jax.data.dataset import storage
 from gems_jax.data.dataset.tables import Item
 from gems_jax.serving.engine import Engine
 from gems_jax.serving.http import server
+from gems_jax.serving.prompts import padded
 from gems_jax.serving.recommender import config_of_run, load_engine
 from gems_jax.serving.requests import Request
 from gems_jax.training.distributed.signals import EXIT_CODES
@@ -179,14 +180,15 @@ def test_transformers_asked_as_the_exported_folder_says_ranks_as_the_run_does(tr
         fitting = [row for row in range(len(table)) if len(tokens[row]) <= config.items.max_length]
         assert all(tokens[row] == encoded.tokens_of(row).tolist() for row in fitting)
         whole += len(fitting)
-        for row in fitting[:4]:
-            ours, expected = gj.rank_items(
-                tuned, {"input_ids": encoded.tokens_of(row)[None]}, assets.items, k=20,
-                beams=assets.items.num_items, vocabulary=config.train.loss_vocabulary,
-            )  # fmt: skip
+        some = [encoded.tokens_of(row) for row in fitting[:4]]
+        ours, expected = gj.rank_items(
+            tuned, padded(some, 4, config.items.max_length, tokenizer.pad_token_id), assets.items, k=20,
+            beams=assets.items.num_items, vocabulary=config.train.loss_vocabulary,
+        )  # fmt: skip
+        for place, row in enumerate(fitting[:4]):
             scores = asked["scores"](model, tokenizer, prompts, items, texts[row]).numpy()
-            np.testing.assert_allclose(np.sort(scores)[::-1][:20], expected[0], atol=1e-5)
-            np.testing.assert_allclose(scores[np.asarray(ours[0])], expected[0], atol=1e-5)
+            np.testing.assert_allclose(np.sort(scores)[::-1][:20], expected[place], atol=1e-5)
+            np.testing.assert_allclose(scores[np.asarray(ours[place])], expected[place], atol=1e-5)
     assert whole > 20
     assert f"export: {whole} of {whole} prompts tried have the tokens of training" in trained.said["export"]
     best = asked["rank"](folder, "rec", [ids[3]], k=5)
