@@ -195,7 +195,7 @@ def test_kernels_that_products_cannot_serve_are_listed_with_the_reason_and_come_
     grads = gj.projected_task_grads(loss, tx)(params, tx.init(params), rows(8))[1]
     whole = gj.task_value_and_grad(loss)(params, rows(8))[1]
     for path in set(names) - {"served", "looped"}:
-        np.testing.assert_allclose(grads[path], whole[path], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(grads[path], whole[path], rtol=1e-4, atol=1e-6 * np.max(np.abs(whole[path])))
     assert set(low_rank_leaves(grads)) == {"served", "looped"}
 
 
