@@ -57,6 +57,10 @@ class NamedColumns:
                 self._absent.setdefault(role, []).append(path)
                 self._names_there = list(names)
 
+    def read_from(self, batch: RawRows) -> dict[str, str]:
+        """Role to name of the columns that a batch was read from."""
+        return {role: self._roles[role] for role in batch.columns}
+
     def check(self, num_files: int) -> None:
         """Raises where none of the files read has a column that the options name."""
         for role, paths in self._absent.items():

@@ -97,6 +97,12 @@ class RowColumns:
     def tasks(self, query: np.ndarray, names: Names) -> np.ndarray:
         """Tasks by their column; without one a row with a query is a search."""
         if "task" not in self:
+            if "query" in self and (blank := query == UNKNOWN).any():
+                text = (
+                    "{n} rows have no query and, without a column of tasks, are 'rec', not 'src': where searches "
+                    "without words are among them, a column of tasks says so (files.columns: {task: ...})"
+                )
+                self._quarantine.remark(text, int(blank.sum()), self._where(int(blank.argmax())))
             return np.where(query == UNKNOWN, names.tasks.get("rec"), names.tasks.get("src")).astype(np.int32)
         texts = self.texts("task", "the task is missing")
         self.reject(np.asarray(texts.is_null()), "the task is missing")

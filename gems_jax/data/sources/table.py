@@ -22,6 +22,7 @@ from gems_jax.data.raw.raw_files import find_files
 from gems_jax.data.raw.raw_rows import RawRows
 from gems_jax.data.raw.row_columns import RowColumns
 from gems_jax.data.raw.source import Source
+from gems_jax.data.raw.unread_columns import look_at_unread
 from gems_jax.data.sources.entry import SourceEntry
 
 
@@ -90,8 +91,13 @@ def read_interactions(
 
     def read_file(file: tuple[str | None, Path]) -> Examples | None:
         split, path = file
-        batches = columns.batches(path, quarantine, "row")
-        blocks = [encode_batch(batch, names, files, quarantine, split, catalogue) for batch in batches]
+        blocks: list[Examples] = []
+        for batch in columns.batches(path, quarantine, "row"):
+            if not blocks:
+                as_given = "history" in batch.columns and (split is not None or "split" in batch.columns)
+                ordered = not as_given and "timestamp" not in batch.columns
+                look_at_unread(path, batch.names, columns.read_from(batch), files, ordered, quarantine)
+            blocks.append(encode_batch(batch, names, files, quarantine, split, catalogue))
         return Examples.join(same_columns(blocks)) if blocks else None
 
     file_rows = list(cache.rows_of_each(splits_and_paths, names, quarantine, read_file))
@@ -101,6 +107,7 @@ def read_interactions(
         raise ValueError(f"{folder}: {files.interactions} holds no row of interactions")
     examples = Examples.join(same_columns(file_rows))
     _remark_tasks(examples, files, quarantine)
+    _remark_order(examples, files, quarantine)
     if files.time_format is None:
         examples = settle_times(examples, quarantine)
     return same_ids(examples, catalogue, quarantine)
@@ -164,6 +171,21 @@ def _remark_tasks(examples: Examples, files: TableFiles, quarantine: Quarantine)
     for name, option in wanted.items():
         if name not in there:
             quarantine.remark(f"{option} has the task {name!r}, of which there is no row; there are {there}", 1, "")
+
+
+def _remark_order(examples: Examples, files: TableFiles, quarantine: Quarantine) -> None:
+    """Rows that are in order by nothing but their place: what that makes of histories cannot be seen later."""
+    if not np.isnan(examples.time).all() or (examples.history is not None and (examples.split != UNKNOWN).all()):
+        return
+    what = "have no times and are taken to be in the order of time as they stand in the files"
+    if "timestamp" in files.columns:
+        text = f"{{n}} rows {what}, as files.columns: {{timestamp: ''}} says"
+    else:
+        text = (
+            f"{{n}} rows {what}; if they are not, histories hold what came later, and metrics mean nothing: sort them, "
+            "or name a column of times (files.columns: {timestamp: ...})"
+        )
+    quarantine.remark(text, len(examples), "")
 
 
 def same_columns(blocks: list[Examples]) -> list[Examples]:

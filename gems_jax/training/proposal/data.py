@@ -1,7 +1,7 @@
 """What the user's data is: a folder of a known source, or tables whose columns are guessed by their names."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from gems_jax.data.raw.guess_columns import CATALOGUE, INTERACTIONS, column_name
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.raw_files import find_files
+from gems_jax.data.raw.unread_columns import columns_of_times, first_cells, times_unread
 from gems_jax.data.sources import registry
 
 SAMPLE = 500
@@ -85,14 +86,16 @@ def _interactions(
     for table, names in tables.items():
         roles = guess_columns([name for name in names if name not in columns.values()], INTERACTIONS)
         roles = {role: name for role, name in roles.items() if role not in columns} | dict(columns)
-        if {"user_id", "target"} <= set(roles) and set(columns.values()) <= set(names):
+        # An empty name: the role has no column, and is not guessed.
+        if {"user_id", "target"} <= set(roles) and set(filter(None, columns.values())) <= set(names):
             found[table] = roles
     if len(found) != 1:
         seen = "; ".join(f"{table.name} has {', '.join(names)}" for table, names in tables.items()) or "no table there"
         what = "no table has" if not found else f"{len(found)} tables have"
         raise ValueError(
             f"--data {path}: {what} a column of users and one of items ({seen}): name the file of interactions, and "
-            'its columns as --columns \'{"user_id": "...", "target": "..."}\''
+            'its columns as --columns \'{"user_id": "...", "target": "...", "timestamp": "...", "query": "..."}\' (the '
+            "last two where there are any)"
         )
     return next(iter(found.items()))
 
@@ -120,15 +123,32 @@ def _catalogue(interactions: Path, tables: Mapping[Path, tuple[str, ...]], named
     return fitting[0] if fitting else None
 
 
+def _order(path: Path, unused: Sequence[str], roles: Mapping[str, str]) -> list[str]:
+    """What puts the rows in order, where that is not a column of times.
+
+    Raises:
+      ValueError: a column that is not read holds times.
+    """
+    if roles.get("timestamp"):
+        return []
+    order = f"{path.name}: no column of times: its rows are taken to be in the order of time"
+    if "timestamp" in roles:
+        return [f"{order}, as --columns says"]
+    needed = {role: roles[role] for role in ("user_id", "target")}
+    if times := columns_of_times(first_cells(path, unused, needed=needed)):
+        raise ValueError(f"--data {path} " + times_unread(times, '--columns \'{"timestamp": "%s"}\''))
+    return [f"{order}; if they are not, histories hold what came later, and metrics mean nothing"]
+
+
 def _table(
     path: Path, names: tuple[str, ...], roles: dict[str, str], catalogue: Path | None, named: Mapping[str, str]
 ) -> FoundData:
-    notes = [f"{path.name}: {', '.join(f'{role} is {name!r}' for role, name in roles.items())}"]
+    notes = [f"{path.name}: {', '.join(f'{role} is {name!r}' for role, name in roles.items() if name)}"]
     unused = [name for name in names if name not in roles.values()]
     if unused:
         notes.append(f"{path.name}: not read: {', '.join(unused)}")
-    if "timestamp" not in roles:
-        notes.append(f"{path.name}: no column of times: its rows are taken to be in the order of time")
+    if not {"history", "split"} <= set(roles):
+        notes += _order(path, unused, roles)
     files: dict[str, Any] = {
         "interactions": path.name,
         "items": None,
@@ -158,5 +178,5 @@ def _table(
     files = {name: value for name, value in files.items() if value != {}}
     fields = {"name": "table", "path": str(path.parent.resolve()), "files": files}
     titles = tuple(item.title for item in found[:SAMPLE])
-    has_queries = "query" in roles or "task" in roles
+    has_queries = bool(roles.get("query")) or "task" in roles
     return FoundData(fields, tuple(notes), has_queries, len(found) or None, titles)

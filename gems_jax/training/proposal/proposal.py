@@ -99,7 +99,7 @@ def propose(
     chat = bool(getattr(tokenizer, "chat_template", None))
     tasks = ["rec", "src"] if data.has_queries or data.has_queries is None else ["rec"]
     if data.has_queries is False:
-        notes.append("no column of queries: the run has the task rec alone")
+        notes.append('no column of queries (--columns \'{"query": "..."}\' names one): the run has the task rec alone')
     prompts = {task: (_CHAT if chat else _PLAIN)[task] for task in tasks}
     put("items", "the tokenizer has a chat template" if chat else "", template="chat" if chat else "plain")
     put("items", "titles let the model use what it knows of the words" if chat else "", prompts=prompts)
