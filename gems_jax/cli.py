@@ -20,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
         # read when the library is loaded: start again with it.
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
         os.execv(sys.executable, [sys.executable, "-m", "gems_jax.cli", *argv])
+    # That there is no PyTorch, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         if argv == ["--version"]:
             print(f"gems-jax {__version__}")

@@ -57,6 +57,12 @@ from gems_jax.null_space.space import NullSpace
         (["export", "--workdir", "w"], "export needs --out"),
         (["recommend", "--workdir", "w"], "recommend needs --user"),
         (["search", "lamp", "--user", "u"], "search needs --workdir"),
+        (
+            ["search", "lamp", "--workdir", "w"],
+            "search needs --user U, or --history A,B of someone whom the dataset does",
+        ),
+        (["recommend", "--workdir", "w", "--user", "u", "--history", "a"], "give either user or history, not both"),
+        (["recommend", "--workdir", "w", "--history", "[a"], "--history [a is no JSON list"),
         (["search", "--workdir", "w", "--user", "u"], "search needs a query"),
         (["recommend", "--workdir", "w", "--user", "u", "--k", "0"], "--k must be at least 1, got 0"),
         (["evaluate", "--workdir", "w"], "w is no work directory (no config.yaml); run gems-jax train first"),
@@ -80,6 +86,7 @@ def test_a_command_that_cannot_be_is_refused(argv, message, tmp_path, monkeypatc
         ("train:\n  stepz: 3\n", "did you mean 'train.steps'?"),
         ("training:\n  steps: 3\n", "training"),
         ("train:\n  steps: often\n", "often"),
+        ("data: {files: {interactions: [a.csv, b.csv]}}\n", "others are made one file first"),
         ("train: [1, 2\n", "file.yaml, line 2: while parsing a flow sequence"),
     ],
 )

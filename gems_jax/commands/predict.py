@@ -26,7 +26,7 @@ def _run(options: Any) -> int:
     done = predict(engine, requests, out, model_fingerprint(config, workdir), progress=True)
     print(f"predict: {done.answered:,} requests answered in {out}")
     if done.left_out:
-        why = ", ".join(f"{count:,} for {what}" for what, count in done.left_out.most_common())
+        why = ", ".join(f"{what}: {count:,}" for what, count in done.left_out.most_common())
         print(f"predict: {done.left_out.total():,} rows left out ({why}), with reasons in {out}.quarantine.jsonl")
     return 0
 

@@ -10,17 +10,16 @@ def _add_options(options: Options) -> None:
 
 
 def _run(options: Any) -> int:
-    from gems_jax.data.text.unknown_tokens import unknown_lines
     from gems_jax.training.run_assets import run_assets
     from gems_jax.training.stages import ensure_data
-    from gems_jax.training.unknown_text import unknown_text
+    from gems_jax.training.unknown_text import unknown_notes
 
     config = config_of(options)
     if options.all:
         assets = run_assets(config).assets
         dataset = assets.dataset
-        for line in unknown_lines(unknown_text(config, dataset, assets.tokenizer)):
-            print(f"data: {line}")
+        for line in unknown_notes(config, dataset, assets.tokenizer):
+            print(line)
     else:
         dataset = ensure_data(config)
     for split, counts in dataset.row_counts().items():

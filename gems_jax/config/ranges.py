@@ -255,6 +255,8 @@ def wrong_value(name: str, hint: Any, value: Any) -> str | None:
     shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
     near = difflib.get_close_matches(str(value)[:_SHOWN], _choices(hint), n=1, cutoff=0.5)
     hint_at = f"; did you mean {near[0]!r}?" if near else ""
+    if name == "data.files.interactions" and isinstance(value, list | tuple):
+        hint_at = "; files of the same columns are a folder or a pattern (logs/*.csv), others are made one file first"
     limit = limit and _shown_range(limit, value)
     return f"{name} must be {_words(hint, limit)}, got {shown}{hint_at}"
 

@@ -86,7 +86,7 @@ def _hit_note(own: ResultRow, rows: list[ResultRow], task: str) -> str:
     ]
     if rivals:
         value, name = max(rivals)
-        note += f"; {name} finds {value:.1%}"
+        note += f'; the best baseline, "{name}", finds {value:.1%}'
     return note
 
 

@@ -23,6 +23,7 @@ _NOT_TASKS = (
     "catalogue",
     "edited",
     "unknown_tokens",
+    "unknown_words",
 )
 
 

@@ -90,7 +90,7 @@ def notes(records: RunRecords) -> list[str]:
     baselines = {_BASELINE_LABELS.get(name, name): tasks for name, tasks in _baselines(records).items()}
     edited = edited_lines(records.evaluation, task_label)
     said = [*missing_lines(baselines, task_label), *settings_lines(baselines, task_label)]
-    unknown = unknown_lines(records.evaluation.get("unknown_tokens", {}))
+    unknown = unknown_lines(records.evaluation.get("unknown_tokens", {}), records.evaluation.get("unknown_words"))
     return [
         *edited,
         *unknown,

@@ -11,7 +11,6 @@ import yaml
 from gems_jax.config.run import Config
 from gems_jax.config.text_task import TEXT_TASK, trained_tasks
 from gems_jax.data.dataset import storage
-from gems_jax.data.text.unknown_tokens import unknown_lines
 from gems_jax.models.hf.tokenizer import load_tokenizer
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import is_remote
@@ -19,7 +18,7 @@ from gems_jax.training.build import batches_of
 from gems_jax.training.doctor import fit
 from gems_jax.training.estimate.memory import assumed_null_space
 from gems_jax.training.estimate.shape import abstract_model
-from gems_jax.training.identify import is_missing
+from gems_jax.training.identify import is_made, is_missing
 from gems_jax.training.monitoring.start_table import start_table
 from gems_jax.training.optimiser.chain import make_optimiser, needs_null_space
 from gems_jax.training.stages import ensure_data, index_items
@@ -27,10 +26,13 @@ from gems_jax.training.task_gradients import batches_an_update, projects
 from gems_jax.training.text_task import TextRows
 from gems_jax.training.tokens import encode
 from gems_jax.training.trainable import split_model
-from gems_jax.training.unknown_text import unknown_text
+from gems_jax.training.unknown_text import unknown_notes
 from gems_jax.training.workdir.assets import in_run_order
 from gems_jax.training.workdir.files import as_json
 from gems_jax.types import Batch
+
+# Fields of section ``items`` that say how identifiers are made, and where.
+_IF_MADE = ("levels", "codebook_size", "path")
 
 
 def dry_run(config: Config, workdir: Path) -> str:
@@ -74,9 +76,9 @@ def dry_run(config: Config, workdir: Path) -> str:
     tx = make_optimiser(config, len(trained_tasks(config.train, tuple(tables))), assumed, projected)
     return "\n".join(
         [
-            yaml.safe_dump(as_json(config), sort_keys=False),
+            yaml.safe_dump(_with_effect(config), sort_keys=False),
             start_table(config, tx, params, frozen, encoded, null_space, text),
-            *(f"data: {line}" for line in unknown_lines(unknown_text(config, dataset, tokenizer))),
+            *unknown_notes(config, dataset, tokenizer),
             *_about(config, null_space),
             *fit(config, added, jax.devices()),
             "batch: " + ", ".join(f"{name} {list(x.shape)} {x.dtype}" for name, x in batch.items()),
@@ -84,6 +86,14 @@ def dry_run(config: Config, workdir: Path) -> str:
             *(_first_text(text, tokenizer) if text is not None else []),
         ]
     )
+
+
+def _with_effect(config: Config) -> dict[str, Any]:
+    """The configuration without fields of identifiers that this run does not make."""
+    values = as_json(config)
+    if not is_made(config):
+        values["items"] = {name: value for name, value in values["items"].items() if name not in _IF_MADE}
+    return values
 
 
 def _is_prepared(config: Config) -> bool:

@@ -89,7 +89,8 @@ def evaluate_run(
     results |= {"catalogue_size": size} | ranked(tables=tables, save_to=workdir)
     if config.items.collisions == "group":
         results["shared"] = shared_identifiers(assets.items)
-    results["unknown_tokens"] = unknown_text(config, assets.dataset, assets.tokenizer, tables)
+    unknown = unknown_text(config, assets.dataset, assets.tokenizer, tables)
+    results["unknown_tokens"], results["unknown_words"] = unknown
     if edits is not None and edits.edits:
         results["edited"] = edited_catalogue(edits.counts(), removed, (tables, whole))
     # Rankings of an earlier evaluation would be compared with those of this one.
@@ -158,7 +159,7 @@ def table_of(results: dict[str, Any]) -> str:
     if CATALOGUE in results:
         parts += ["", f"among all {results['catalogue_size']:,} items:", _lines_of(results, results[CATALOGUE])]
     said = [*shared_lines(results), *settings_lines(results["baselines"]), *edited_lines(results)]
-    said += unknown_lines(results.get("unknown_tokens", {}))
+    said += unknown_lines(results.get("unknown_tokens", {}), results.get("unknown_words"))
     return "\n".join([*parts, *said, *results.get("not_compared", ())])
 
 

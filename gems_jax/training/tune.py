@@ -20,7 +20,6 @@ import jax
 
 from gems_jax.config.run import Config
 from gems_jax.config.train import TrainConfig
-from gems_jax.data.text.unknown_tokens import unknown_lines
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import check_workdir, is_remote
 from gems_jax.training.build import TrainingRun, build, check_beams
@@ -39,7 +38,7 @@ from gems_jax.training.monitoring.writers import open_writers
 from gems_jax.training.stages import Assets
 from gems_jax.training.state import TrainState, is_over, restore
 from gems_jax.training.trainable import join_model, split_model
-from gems_jax.training.unknown_text import unknown_text
+from gems_jax.training.unknown_text import unknown_notes
 from gems_jax.training.validation import validator
 from gems_jax.training.workdir.assets import AssetRecord, check_record, read_record, record_of, write_record
 from gems_jax.training.workdir.checkpoints import Checkpoints
@@ -93,8 +92,7 @@ def tune(
     run = build(config, assets, null_space, programs)
     if first:
         print(start_table(config, run.tx, run.params, run.frozen, run.encoded, run.null_space, run.text))
-        for line in unknown_lines(unknown_text(config, assets.dataset, assets.tokenizer)):
-            print(f"data: {line}")
+        print("".join(f"{line}\n" for line in unknown_notes(config, assets.dataset, assets.tokenizer)), end="")
     with (
         ending_together(workdir),
         WorkdirLock(workdir, first),

@@ -255,3 +255,21 @@ def test_an_item_whose_title_has_no_token_is_named_before_training():
     with pytest.raises(ValueError, match=message):
         stages._check_titles(dataset, [[5], [], []])
     stages._check_titles(dataset, [[5], [6], [7]])
+
+
+def test_rows_of_items_that_the_catalogue_lost_are_counted_apart_from_unknown_ids(tmp_path):
+    rows = [row | {"target": "lost" if n in (3, 4) else "nowhere" if n == 5 else row["target"]}
+            for n, row in enumerate(log())]  # fmt: skip
+    files = ready(tmp_path, rows=rows)
+    items = (tmp_path / "items.csv").read_text()
+    (tmp_path / "items.csv").write_text(items + "lost,,without a title\n")
+    with pytest.raises(
+        ValueError, match=r"(?s)1 of 31 rows of kind 'item'.*\(row 1 of a CSV file is the one below its"
+    ):
+        load(tmp_path, files)
+    card = load(tmp_path, files, max_bad_fraction=0.2).card
+    assert card["quarantined"] == {
+        "item: it has no title": 1,
+        "target: the item was left out of the catalogue (counted among the items)": 2,
+        "target: the item is not in the catalogue": 1,
+    }

@@ -520,5 +520,9 @@ def test_the_example_of_the_documentation_works(tmp_path, monkeypatch):
     assert path
     dataset = prepare(name, tmp_path / out, path=tmp_path, progress=None, **config)
     assert dataset.tasks == ("rec", "src")
-    program = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
-    exec(compile(program, "docs/data.md", "exec"), {})
+    for program in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(program, "docs/data.md", "exec"), {})
+    rows = (tmp_path / "both.csv").read_text().splitlines()
+    assert rows[1] == "rec,ann,kettle,2024-05-01T08:00:00,"
+    assert rows[-1] == "src,bob,cup,1714640400,"
+    assert rows[0].split(",") == ["task", "user_id", "target", "timestamp", "query"]

@@ -327,6 +327,10 @@ def test_a_tuned_model_recommends_and_searches(trained, tmp_path, capsys):
     assert [line.split("  (")[0][4:] for line in recommended] == [item.title for item in items]
     assert gems_jax("search", "red lamp", "--workdir", run, "--user", user, "--k", 2) == 0
     assert [line[:3] for line in capsys.readouterr().out.splitlines()[-2:]] == [" 1.", " 2."]
+    known = [item.item_id for item in items[:2]]
+    assert gems_jax("recommend", "--workdir", run, "--history", ", ".join(known), "--k", 2) == 0
+    titles = [item.title for item in recommender.recommend(history=known, k=2).items]
+    assert [line.split("  (")[0][4:] for line in capsys.readouterr().out.splitlines()[-2:]] == titles
     assert "has no user 'nobody'" in fails(capsys, "recommend", "--workdir", run, "--user", "nobody")
     assert "query is empty" in fails(capsys, "search", " \u200b", "--workdir", run, "--user", user)
     # A file of requests has the answers of the same requests one by one.

@@ -23,6 +23,8 @@ def test_a_dry_run_tells_configuration_shapes_memory_and_rows_and_writes_nothing
     assert everything_in(prepared.root) == before
     assert not workdir.exists()
     assert "  batch_size: 8\n" in said
+    assert "identifiers: null" in said
+    assert "runs/demo/identifiers" not in said  # of a folder that this run has not
     assert re.search(r"^train: gems, [\d,]+ trained parameters of [\d,]+, 8 steps$", said, re.MULTILINE)
     assert f"null space: {prepared.root}/null_space" in said
     config = read("train", "--workdir", workdir, *options(prepared.root))
@@ -53,7 +55,8 @@ def test_text_that_the_tokenizer_does_not_know_is_told_before_a_run_with_what_to
         (said,) = [line for line in capsys.readouterr().out.splitlines() if "does not know" in line]
         # Two words of three in a title, all of a query.
         assert said.startswith(
-            "data: the tokenizer does not know 67 % of the tokens of titles and 100 % of the tokens of"
+            "data: the tokenizer does not know 67 % of the tokens of titles (such as '\u7ea2\u8272\u706f', '\u53f7') "
+            "and 100 % of the tokens of queries (such as '\u706f')"
         )
         assert "take a base model whose tokenizer knows their language and script (model.path)" in said
     assert gems_jax("prepare", "--all", *options(prepared.root)) == 0

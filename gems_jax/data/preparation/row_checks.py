@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from gems_jax.data.raw.examples import Examples
+from gems_jax.data.raw.ids import by_value
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.raw.ragged import Ragged, pair_keys
-from gems_jax.data.raw.reasons import DUPLICATE, IN_HISTORY, REPEATED, UNKNOWN_ITEM
+from gems_jax.data.raw.reasons import DUPLICATE, IN_HISTORY, LEFT_OUT_ITEM, REPEATED, UNKNOWN_ITEM
 
 
 def check_rows(examples: Examples, known: np.ndarray, repeats: bool, quarantine: Quarantine, path: str) -> Examples:
@@ -28,10 +29,12 @@ def check_rows(examples: Examples, known: np.ndarray, repeats: bool, quarantine:
         quarantine.copies["target"] += len(examples.targets.values) - len(distinct.values)
         examples = examples.replace(targets=distinct)
     total = len(examples.targets.values)
+    left_out = _left_out(examples, known, quarantine)
+    examples = _drop_targets(examples, left_out[examples.targets.values], LEFT_OUT_ITEM, quarantine)
     examples = _drop_targets(examples, ~known[examples.targets.values], UNKNOWN_ITEM, quarantine)
     if examples.history is not None:
         strange = ~known[examples.history.values]
-        _report_history(examples, strange, quarantine)
+        _report_history(examples, strange, left_out, quarantine)
         quarantine.check("history", len(strange), path)
         keep = ~strange
         tasks = examples.history_task
@@ -88,6 +91,16 @@ def repeated_targets(examples: Examples, by_time: bool) -> np.ndarray:
     return result
 
 
+def _left_out(examples: Examples, known: np.ndarray, quarantine: Quarantine) -> np.ndarray:
+    """bool, by item number: whether the item's line of the catalogue could not be used."""
+    result = np.zeros_like(known)
+    if quarantine.left_out_items:
+        names = examples.names.items.names
+        for item in np.flatnonzero(~known).tolist():
+            result[item] = by_value(names[item]) in quarantine.left_out_items
+    return result
+
+
 def _drop_targets(examples: Examples, bad: np.ndarray, reason: str, quarantine: Quarantine) -> Examples:
     if not bad.any():
         return examples
@@ -101,10 +114,11 @@ def _drop_targets(examples: Examples, bad: np.ndarray, reason: str, quarantine: 
     return kept.take(kept.targets.lengths > 0)
 
 
-def _report_history(examples: Examples, strange: np.ndarray, quarantine: Quarantine) -> None:
+def _report_history(examples: Examples, strange: np.ndarray, left_out: np.ndarray, quarantine: Quarantine) -> None:
     assert examples.history is not None
     row_of = examples.history.row_of
     names = examples.names.items.names
     for index in np.flatnonzero(strange):
         where = examples.where(int(row_of[index]))
-        quarantine.add("history", where, UNKNOWN_ITEM, f"item {names[examples.history.values[index]]}")
+        item = examples.history.values[index]
+        quarantine.add("history", where, LEFT_OUT_ITEM if left_out[item] else UNKNOWN_ITEM, f"item {names[item]}")

@@ -12,7 +12,7 @@ from gems_jax.data.dataset.tables import Item
 from gems_jax.data.raw import reasons
 from gems_jax.data.raw.blank import without_words
 from gems_jax.data.raw.columns import as_words, as_written
-from gems_jax.data.raw.ids import are_dotted, whole_id
+from gems_jax.data.raw.ids import are_dotted, by_value, whole_id
 from gems_jax.data.raw.named_columns import NamedColumns
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
@@ -82,6 +82,7 @@ def add_item(
         quarantine.copies["item"] += 1
     elif problem or before is not None:
         quarantine.add("item", where, problem or reasons.SECOND_ITEM, raw or vars(item))
+        quarantine.left_out_items.add(by_value(item.item_id))
     else:
         items[item.item_id] = item
 

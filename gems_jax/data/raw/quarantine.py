@@ -55,6 +55,8 @@ class Quarantine:
         self.remarks: dict[str, Remark] = {}
         # Rows that are exact copies of others, by kind; they are no bad rows.
         self.copies: Counter[str] = Counter()
+        # Ids, by value, of items whose line of the catalogue is among `rows`.
+        self.left_out_items: set[str] = set()
 
     def add(self, kind: str, row_id: str, reason: str, detail: Any = "") -> None:
         """Leave one row out.
@@ -102,7 +104,8 @@ class Quarantine:
             first = "\n".join(f"  {row['id']!r}: {row['reason']}{_shown(row)}" for row in bad[:SHOWN])
             raise Unusable(
                 f"{path}: {len(bad):,} of {total:,} rows of kind {kind!r} cannot be used, more than the allowed share "
-                f"of {self.max_bad_fraction:g}: {reasons}\nThe first are\n{first}\n"
+                f"of {self.max_bad_fraction:g}: {reasons}\n"
+                f"The first are (row 1 of a CSV file is the one below its header)\n{first}\n"
                 "Repair the file, set what is named above, or raise data.max_bad_fraction.",
                 self.rows,
             )

@@ -17,6 +17,7 @@ WIDTH = "the number of columns is wrong"
 MALFORMED, NO_OBJECT = "it is malformed JSON", "it is not an object"
 SECOND_ITEM = "there is an item of this id already"
 UNKNOWN_ITEM = "the item is not in the catalogue"
+LEFT_OUT_ITEM = "the item was left out of the catalogue (counted among the items)"
 IN_HISTORY = "the target stands in the row's own history"
 REPEATED = "the user took the item before in this task"
 DUPLICATE = "the same event stands there already"
@@ -49,10 +50,12 @@ HINTS = {
     NO_TITLE: "files.item_columns names the column of titles; " + _WORDS,
     SECOND_ITEM: "only exact copies of a line are left out without being counted here",
     UNKNOWN_ITEM: "files.items: null takes the items that occur; files.separators says where a cell has several ids",
+    LEFT_OUT_ITEM: "its line of the catalogue cannot be used: repair it there, and these rows can be",
     IN_HISTORY: "data.preprocessing.repeats: true keeps them",
     REPEATED: (
         "data.preprocessing.repeats: true keeps them where rows have times; without times copies of a log count as "
-        "such, too"
+        "such, too. Of a click and the purchase after it the second is left out: raise data.max_bad_fraction, unless "
+        "taking a thing again is what is to be foretold"
     ),
 }
 HINTS |= {unreadable(role): _LISTS for role in ("target", "history", "negatives")}

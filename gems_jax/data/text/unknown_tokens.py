@@ -11,6 +11,8 @@ from gems_jax.data.text.plain_text import plain_ids
 _LOOKED_AT = 4096
 # Shares up to this are a few signs, such as emoji.
 _FEW = 0.03
+# Letters of a word that is an example.
+_SHOWN = 30
 
 
 def unknown_share(texts: Sequence[str], tokenizer: Any) -> float:
@@ -49,17 +51,48 @@ def spread(texts: Sequence[str], most: int = _LOOKED_AT) -> list[str]:
     return list(texts[:: max(1, -(-len(texts) // most))])
 
 
-def unknown_lines(shares: Mapping[str, float]) -> list[str]:
+def unknown_words(texts: Sequence[str], tokenizer: Any, most: int = 2) -> list[str]:
+    """The first words of some texts of which a tokenizer does not know something.
+
+    Args:
+      texts: as of `unknown_share`; those that it looks at are looked at.
+      tokenizer: a Hugging Face tokenizer.
+      most: number of words.
+
+    Example:
+      >>> from gems_jax.data.text.small_tokenizer import train_tokenizer
+      >>> tokenizer = train_tokenizer(["a red kettle"] * 3, vocab_size=400)
+      >>> unknown_words(["red kettle", "red \u58f6", "\u58f6"], tokenizer) == ["\u58f6"]
+      True
+    """
+    unknown, found = tokenizer.unk_token_id, dict[str, None]()
+    if unknown is None:
+        return []
+    some = spread(texts)
+    for text, ids in zip(some, plain_ids(some, tokenizer), strict=True):
+        words = text.split() if unknown in ids else []
+        found |= {word: None for word, of in zip(words, plain_ids(words, tokenizer), strict=True) if unknown in of}
+        if len(found) >= most:
+            break
+    return list(found)[:most]
+
+
+def unknown_lines(shares: Mapping[str, float], words: Mapping[str, Sequence[str]] | None = None) -> list[str]:
     """A line for people, with what to do; none where hardly anything is unknown.
 
     Args:
       shares: kind of text, such as ``"titles"``, to its `unknown_share`.
+      words: kind of text to some `unknown_words`.
 
     Example:
-      >>> unknown_lines({"titles": 0.5, "queries": 0.01})[0].partition(":")[0]
-      'the tokenizer does not know 50 % of the tokens of titles'
+      >>> unknown_lines({"titles": 0.5, "queries": 0.01}, {"titles": ["\u58f6"]})[0].partition(":")[0]
+      "the tokenizer does not know 50 % of the tokens of titles (such as '\u58f6')"
     """
-    many = [f"{share:.0%} of the tokens of {kind}".replace("%", " %") for kind, share in shares.items() if share > _FEW]
+    many = []
+    for kind, share in shares.items():
+        such = ", ".join(repr(word[:_SHOWN]) for word in (words or {}).get(kind, ()))
+        text = f"{100 * share:.0f} % of the tokens of {kind}" + (f" (such as {such})" if such else "")
+        many += [text] if share > _FEW else []
     if not many:
         return []
     return [

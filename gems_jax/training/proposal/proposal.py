@@ -12,7 +12,7 @@ import yaml
 from gems_jax.config.checks import check
 from gems_jax.config.run import Config
 from gems_jax.data.preparation.few_candidates import CUTOFFS
-from gems_jax.data.text.unknown_tokens import unknown_lines, unknown_share
+from gems_jax.data.text.unknown_tokens import unknown_lines, unknown_share, unknown_words
 from gems_jax.models.hf.tokenizer import load_tokenizer
 from gems_jax.models.t5.hf import FAMILY as T5
 from gems_jax.training.doctor import USUAL_ITEMS
@@ -95,7 +95,9 @@ def propose(
     if shape.model_type not in T5.model_types:
         put("null_space", "decoders have tokens of enormous norm", unit_norm=True)
 
-    notes += unknown_lines({"titles": unknown_share(data.titles, tokenizer)})
+    notes += unknown_lines(
+        {"titles": unknown_share(data.titles, tokenizer)}, {"titles": unknown_words(data.titles, tokenizer)}
+    )
     chat = bool(getattr(tokenizer, "chat_template", None))
     tasks = ["rec", "src"] if data.has_queries or data.has_queries is None else ["rec"]
     if data.has_queries is False:
