@@ -142,7 +142,7 @@ def test_titles_that_the_tokenizer_does_not_know_are_told_with_the_proposal(mode
     (folder / "products.jsonl").write_text("\n".join(items) + "\n")
     (said,) = [note for note in propose(str(model), find_data(str(folder), None, {}), None, "runs").notes
                if "does not know" in note]  # fmt: skip
-    assert said.startswith("the tokenizer does not know 100 % of the tokens of titles: ")
+    assert said.startswith("the tokenizer does not know 100 % of the tokens of titles (such as '\u706f', '\u53f7'): ")
 
 
 def test_logs_without_queries_and_catalogue_make_a_run_of_recommendation(tmp_path):
