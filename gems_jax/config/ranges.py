@@ -84,8 +84,8 @@ def whole(least: int, most: int = MOST) -> Range:
     return Range(least, most)
 
 
-# Texts that may be empty: one id a cell, a cell of nothing.
-EMPTY = ("data.files.separators", "data.files.missing")
+# Texts that may be empty: one id a cell, a cell of nothing, a role without a column.
+EMPTY = ("data.files.separators", "data.files.missing", "data.files.columns", "data.files.item_columns")
 
 RANGES: Mapping[str, Range] = types.MappingProxyType({
     "data.seed": whole(0, SEEDS),

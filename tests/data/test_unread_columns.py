@@ -2,6 +2,7 @@
 
 import pytest
 from raw_tables import load, log, ready, rows_of, write_rows
+from tiny import gems_jax
 
 from gems_jax.data.raw.unread_columns import columns_of_times
 from gems_jax.training.proposal.data import find_data
@@ -42,6 +43,15 @@ def test_rows_that_nothing_puts_in_order_are_told_by_the_preparation_and_in_the_
     assert said.startswith(f"60 {SAID}; if they are not, histories hold what came later, and metrics mean nothing")
     assert f"data: {said}" in lines
     assert "columns that are not read: price; files that have them: 1" in dataset.card["remarks"]
+
+
+def test_a_configuration_says_that_no_column_holds_the_times_of_rows(tmp_path, capsys):
+    ready(tmp_path, rows=shop(moment=date))
+    text = "data: {name: table, path: ., dir: out, num_negatives: 3, files: {columns: {timestamp: %s}}}\n"
+    for column, read in (("''", False), ("moment", True)):
+        (tmp_path / "shop.yaml").write_text(text % column)
+        assert gems_jax("prepare", "--config", tmp_path / "shop.yaml", "--data.dir", tmp_path / column) == 0
+        assert (SAID in capsys.readouterr().out) == (not read)
 
 
 def test_rows_with_histories_and_splits_of_their_own_need_no_times(tmp_path):
