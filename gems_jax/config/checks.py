@@ -20,7 +20,7 @@ def check(config: Config) -> None:
       ValueError: all fields that cannot be, by name.
 
     Example:
-      >>> from gems_jax.config.run import TrainConfig
+      >>> from gems_jax.config.train import TrainConfig
       >>> check(Config(train=TrainConfig(steps=0, learning_rate=-1.0)))
       Traceback (most recent call last):
       ...

@@ -17,7 +17,8 @@ def why_whole(train: Any, gems: Any) -> str | None:
       train, gems: sections of a configuration.
 
     Example:
-      >>> from gems_jax.config.run import GemsConfig, TrainConfig
+      >>> from gems_jax.config.optimiser import GemsConfig
+      >>> from gems_jax.config.train import TrainConfig
       >>> why_whole(TrainConfig(), GemsConfig()), why_whole(TrainConfig(method="adamw"), GemsConfig())
       (None, 'train.method adamw takes whole gradients')
     """

@@ -15,7 +15,7 @@ def trained_tasks(train: Any, tasks: Sequence[str]) -> tuple[str, ...]:
       tasks: that are ranked.
 
     Example:
-      >>> from gems_jax.config.run import TrainConfig
+      >>> from gems_jax.config.train import TrainConfig
       >>> trained_tasks(TrainConfig(), ("rec", "src")), trained_tasks(TrainConfig(text_task="distill"), ("rec", "src"))
       (('rec', 'src'), ('rec', 'src', 'text'))
     """

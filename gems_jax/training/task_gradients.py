@@ -37,7 +37,7 @@ def batches_an_update(train: TrainConfig, projected: bool) -> int:
     needs several passes of the model, sees all of them in each.
 
     Example:
-      >>> from gems_jax.config.run import TrainConfig
+      >>> from gems_jax.config.train import TrainConfig
       >>> batches_an_update(TrainConfig(accumulate=4), False), batches_an_update(TrainConfig(accumulate=4), True)
       (4, 1)
     """
