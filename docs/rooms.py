@@ -13,7 +13,7 @@ FLOORS = (
     ("gems_jax.types", "gems_jax.version", "gems_jax.google_store"),
     ("gems_jax.object_store",),
     ("gems_jax.boxes", "gems_jax.extra_arguments", "gems_jax.staging", "gems_jax.whole_number"),
-    ("gems_jax.leaf_path", "gems_jax.checksums"),
+    ("gems_jax.argument_checks", "gems_jax.leaf_path", "gems_jax.checksums"),
     ("gems_jax.masked_leaves", "gems_jax.task_batch"),
     ("gems_jax.task_grads", "gems_jax.linalg"),
     ("gems_jax.null_space", "gems_jax.baselines"),

@@ -88,7 +88,9 @@ def warn_of_stacked_leaves(updates: PyTree, name: str) -> None:
       name: of the transform, for the warning.
     """
     part = _part_of(updates)
-    partition = next((p for p in reversed(_partitions) if part in p.parts), None) if part.masked else None
+    # A transform without leaves of its own has nothing to compare: its neighbour, which has all, told of none.
+    known = part.masked and part.own
+    partition = next((p for p in reversed(_partitions) if part in p.parts), None) if known else None
     if partition is None:
         return
     partition.complete = True

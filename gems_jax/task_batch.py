@@ -100,7 +100,10 @@ def telling_leaves(task_batch: PyTree) -> Iterator[None]:
 def check_per_task(name: str, value: Any, num_tasks: int) -> None:
     """Raises ``ValueError`` unless an argument of an update has the shape ``[T]``."""
     if jnp.shape(value) != (num_tasks,):
-        raise ValueError(f"{name} has shape {list(jnp.shape(value))}, expected [{num_tasks}], one a task")
+        raise ValueError(
+            f"{name} has shape {list(jnp.shape(value))}, expected [{num_tasks}], one a task: task_value_and_grad gives "
+            f"that of a batch whose leaves begin with the axis of the tasks, [{num_tasks}, B, ...]"
+        )
 
 
 def _is_numeric(leaf: Any) -> bool:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.argument_checks import check_flag, check_function, check_whole
 from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
@@ -74,8 +75,10 @@ def task_value_and_grad(
       >>> losses.tolist(), grads.shape
       ([1.0, 4.0], (2, 3))
     """
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is the number of tasks per pass, at least 1, got {chunk_size}")
+    check_function("loss_fn", loss_fn, "a function (params, batch) -> scalar")
+    check_flag("has_aux", has_aux)
+    if chunk_size is not None:
+        check_whole("chunk_size", chunk_size, 1, "the number of tasks per pass")
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
     def fn(params: PyTree, task_batch: PyTree) -> tuple[Any, PyTree]:

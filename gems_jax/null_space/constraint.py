@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.argument_checks import check_function, check_whole
 from gems_jax.boxes import map_with_path
 from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, check_role, is_guess, resolve
 from gems_jax.linalg.orthonormal import matmul
 from gems_jax.linalg.projection import Projector, project_stack, project_update, projected_axis_first
 from gems_jax.linalg.sizes import real_dtype
-from gems_jax.null_space.space import NullSpace
+from gems_jax.null_space.few_bits import warn_of_few_bits
+from gems_jax.null_space.space import NullSpace, check_null_space
 from gems_jax.types import PyTree
 
 
@@ -52,6 +54,7 @@ def constrain_to_null_space(
       >>> tx.update({"kernel": jnp.ones((2, 3))}, tx.init(params))[0]["kernel"].tolist()
       [[0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]]
     """
+    _check_arguments(null_space, matrix_dims)
 
     def spec_of(path: str, leaf: Any) -> MatrixSpec:
         return constrained_spec(path, leaf, null_space, matrix_dims)
@@ -61,6 +64,7 @@ def constrain_to_null_space(
         for name, leaf in named_leaves(params):
             if name in null_space.inputs:
                 spec_of(name, leaf)
+        warn_of_few_bits(params, null_space)
         return ConstrainToNullSpaceState(factor_arrays(null_space, params))
 
     def update_fn(
@@ -111,6 +115,9 @@ def null_space_leak(
       >>> {name: round(float(leak), 3) for name, leak in null_space_leak({"kernel": jnp.ones((3, 2))}, ns).items()}
       {'kernel': 0.577}
     """
+    _check_arguments(null_space, matrix_dims)
+    if probes is not None:
+        check_whole("probes", probes, 1, "a number of vectors")
     leaks = {}
     for name, update in named_leaves(updates):
         if name not in null_space.inputs:
@@ -125,6 +132,12 @@ def null_space_leak(
         ]
         leaks[name] = functools.reduce(jnp.maximum, of_sides)
     return leaks
+
+
+def _check_arguments(null_space: Any, matrix_dims: Any) -> None:
+    check_null_space(null_space)
+    if matrix_dims is not None:
+        check_function("matrix_dims", matrix_dims, "a function (path, leaf) -> MatrixDims | None")
 
 
 def _leak(matrices: jax.Array, projector: Projector, probes: int | None) -> jax.Array:

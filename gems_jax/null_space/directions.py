@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gems_jax.argument_checks import check_number, check_whole
 from gems_jax.linalg.projection import Projector
 from gems_jax.whole_number import is_whole
 
@@ -73,6 +74,11 @@ class Rule:
     def __post_init__(self) -> None:
         if self.rank is not None and (isinstance(self.rank, bool) or not isinstance(self.rank, numbers.Real)):
             raise ValueError(f"rank={self.rank!r}: give an int (directions) or a float (of the input's dimension)")
+        for name in ("energy", "threshold", "min_share"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name))
+        if self.max_directions is not None:
+            check_whole("max_directions", self.max_directions, 1, "a number of directions")
         given = {k: v for k, v in self.given().items() if k not in ("max_directions", "min_share")}
         if len(given) != 1:
             raise ValueError(f"give exactly one of energy, rank and threshold, got {given or 'none'}")
@@ -84,8 +90,6 @@ class Rule:
             raise ValueError(
                 f"rank={self.rank}: a float is a share of the input's dimension, in (0, 1); 1, an int, is one direction"
             )
-        if self.max_directions is not None and self.max_directions < 1:
-            raise ValueError(f"max_directions is a number of directions, at least 1, got {self.max_directions}")
         if self.min_share is not None and (self.energy is None or not 0 < self.min_share < 1):
             raise ValueError(f"min_share is a share of the dimension in (0, 1) beside energy, got {self.given()}")
 
@@ -142,7 +146,10 @@ def principal_directions(path: str, matrix: np.ndarray, rule: Rule, dtype: Any =
       (1, 0.25, [1.0, 0.0, 0.0])
     """
     if not np.all(np.isfinite(matrix)):
-        raise ValueError(f"moment of {path!r} is not finite; look for overflow in the model's activations")
+        raise ValueError(
+            f"moment of {path!r} is not finite: nan or inf in the general text's arrays or in the weights, or overflow "
+            "in the model's activations"
+        )
     matrix, d = np.asarray(matrix, np.float64), matrix.shape[-1]
     most = rule.max_directions
     if most is not None and 2 * most <= d:
@@ -249,8 +256,17 @@ def factor_of(path: str, moments: np.ndarray | jax.Array, rule: Rule) -> Factor:
 
 
 def warn_if_little_is_kept(factors: Mapping[str, Factor], energy: float | None) -> None:
-    """Warns where most inputs keep next to nothing: a few outlier directions hold the trace."""
+    """Warns where most inputs keep next to nothing: they are zeros, or a few outlier directions hold the trace."""
     thin = [f for f in factors.values() if energy and np.mean(f.kept) * 100 <= f.dim]
+    # By energy a direction is protected wherever there is any.
+    zeros = [name for name, f in factors.items() if energy and not np.any(f.kept)]
+    if zeros and len(zeros) * 2 > len(factors):
+        warnings.warn(
+            f"{len(zeros)} of {len(factors)} inputs are zero for all of general text ({zeros[0]!r}, ...), so nothing "
+            "is protected there: is it general text as the model takes it?",
+            stacklevel=3,
+        )
+        return
     if len(thin) * 2 > len(factors):
         warnings.warn(
             f"{len(thin)} of {len(factors)} inputs keep next to nothing of general text (a few outlier "

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gems_jax.argument_checks import check_flag, check_function, check_whole, refuse
 from gems_jax.linalg.matrix_dims import MatrixRule
 from gems_jax.linalg.stacks import check_auto
 from gems_jax.null_space.directions import (
@@ -82,6 +83,7 @@ def estimate_null_space(
       tables and heads.
 
     Raises:
+      TypeError: an argument, or a batch, of another type (names it).
       ValueError: no batches, no kernels seen, a mask that is added to scores, a ``memory_limit`` below a single moment,
         or one that needs several passes over batches that can be read once.
 
@@ -97,6 +99,14 @@ def estimate_null_space(
     rule = Rule(energy, rank, threshold, max_directions, min_share)
     if side not in ("in", "out"):
         raise ValueError(f"side is {side!r}; choose 'in' or 'out'")
+    for name, flag in (("unit_norm", unit_norm), ("progress", progress)):
+        check_flag(name, flag)
+    if memory_limit is not None:
+        check_whole("memory_limit", memory_limit, what="a number of bytes")
+    if matrix_dims is not None:
+        check_function("matrix_dims", matrix_dims, "a function (path, leaf) -> MatrixDims | None")
+    if not isinstance(mesh, jax.sharding.Mesh | None):
+        refuse("mesh", mesh, "a jax.sharding.Mesh")
     function = as_function(model, params)
     if mesh is not None:
         check_auto(mesh)
@@ -123,6 +133,7 @@ def estimate_null_space(
         start, add = moment_pass(function, specs, side, distinct.inputs, group, mesh, unit_norm)
         moments, seen = start(), 0
         for batch in _progress(read(), progress, label):
+            _check_batch(f"batch {seen}", batch)
             check_masks(batch)
             moments = add(function.params, {key: _placed(value, mesh) for key, value in batch.items()}, moments)
             seen += 1
@@ -163,6 +174,7 @@ def observed_matrix_dims(model: Any, batch: TextBatch, params: PyTree | None = N
       >>> observed_matrix_dims(model, {"x": jnp.ones((2, 6, 4))}, params)("q/kernel", params["q"]["kernel"])
       MatrixDims(in_axes=(0,), out_axes=(1, 2))
     """
+    _check_batch("the batch", batch)
     roles = observe_roles(as_function(model, params), batch).roles
     return lambda path, leaf: roles.get(path)
 
@@ -203,11 +215,15 @@ def _on(mesh: jax.sharding.Mesh, leaf: jax.Array) -> jax.Array:
 
 def _readable(batches: Batches) -> tuple[Callable[[], Iterable[TextBatch]], TextBatch]:
     """A function that gives all batches (again), and the first."""
+    expected = "a list of dictionaries of arrays, by the names of the model's arguments, or a function that gives them"
+    if isinstance(batches, Mapping | str | bytes) or not (callable(batches) or hasattr(batches, "__iter__")):
+        refuse("batches", batches, expected)
     again = batches if callable(batches) else lambda: batches
     iterator = iter(again())
     first = next(iterator, None)
     if first is None:
         raise ValueError("no batches of general text to calibrate on")
+    _check_batch("batch 0", first)
     if isinstance(batches, Iterator):
 
         def once() -> Iterator[TextBatch]:
@@ -216,6 +232,11 @@ def _readable(batches: Batches) -> tuple[Callable[[], Iterable[TextBatch]], Text
 
         return once, first
     return again, first
+
+
+def _check_batch(name: str, batch: Any) -> None:
+    if not isinstance(batch, Mapping):
+        refuse(f"{name} of general text", batch, "a dictionary of arrays, by the names of the model's arguments")
 
 
 def _warn(distinct: Inputs, remarks: Mapping[str, str], batch: TextBatch) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gems_jax.argument_checks import check_function
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec, matrix_specs, stacked_matrix_dims
 from gems_jax.null_space.second_moment import SecondMoment
@@ -119,6 +120,7 @@ def as_function(model: Any, params: PyTree | None = None) -> Model:
       TypeError: neither.
     """
     if params is not None:
+        check_function("model", model, "a function model(params, **batch), where params are given")
         return Model(lambda params, batch: model(params, **batch), params, *_keywords(model))
     if not _is_module(model):
         raise TypeError(f"model is a {type(model).__name__}; pass a Flax NNX module, or a function with params=")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gems_jax.argument_checks import check_function, refuse
 from gems_jax.checksums import check_written, unique, write_checksums
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixRule
@@ -99,6 +100,9 @@ class NullSpace:
         how_many = Rule(energy, rank, threshold, max_directions, min_share)
         if side not in ("in", "out"):
             raise ValueError(f"side is {side!r}; choose 'in' or 'out'")
+        for name, value in (("moments", moments), ("roles", roles or {})):
+            if not isinstance(value, Mapping):
+                refuse(name, value, "a mapping by the kernels' paths")
         if strangers := sorted(set(roles or {}) - set(moments)):
             raise ValueError(f"roles name {strangers[0]!r}, which has no moment; there are {list(moments)[:3]}...")
         names = SharedInputs()
@@ -157,6 +161,8 @@ class NullSpace:
         if sides not in ("in", "out", "both"):
             raise ValueError(f"sides is {sides!r}; choose 'in', 'out' or 'both'")
         rule = Rule(energy, rank, min_share=min_share)
+        if matrix_dims is not None:
+            check_function("matrix_dims", matrix_dims, "a function (path, leaf) -> MatrixDims | None")
         found = weight_directions(params, rule, matrix_dims)
         one: Side = "out" if sides == "out" else "in"
         factors = {path: of_kernel[one] for path, of_kernel in found.factors.items()}
@@ -285,6 +291,12 @@ class NullSpace:
                 rows[-1] += "  nothing is protected"
         rows += [f"not protected: {path!r}: {why}" for path, why in self.left_out.items()]
         return "\n".join(rows)
+
+
+def check_null_space(value: Any, optional: bool = False) -> None:
+    """Raises ``TypeError`` where an argument ``null_space`` is none."""
+    if not (isinstance(value, NullSpace) or (optional and value is None)):
+        refuse("null_space", value, "a NullSpace: gems_jax.estimate_null_space makes one, NullSpace.load reads one")
 
 
 def _check_names(inputs: Mapping[str, str], outputs: Mapping[str, str], factors: list[str]) -> None:

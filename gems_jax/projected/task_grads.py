@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gems_jax.argument_checks import check_flag, check_function, check_transform
 from gems_jax.leaf_path import named_leaves
 from gems_jax.projected.model_passes import Model
 from gems_jax.projected.served import find_served
@@ -71,7 +72,9 @@ def projected_task_grads(
       >>> bool(loss(params, batch.reshape(32, 8)) < losses.mean())
       True
     """
-
+    check_function("loss_fn", loss_fn, "a function (params, batch) -> scalar")
+    check_transform("tx", tx)
+    check_flag("has_aux", has_aux)
     if not is_whole(accumulate) or accumulate < 1:
         raise ValueError(f"accumulate is the number of parts of a batch, a whole number from 1 on, got {accumulate!r}")
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.argument_checks import check_number, check_whole, refuse
+
 State = Any
 
 
@@ -108,6 +110,8 @@ def heuristic(
       [0.75, 0.25]
     """
     coefficients = (loss, grad_norm, count)
+    for name, value in zip(("loss", "grad_norm", "count"), coefficients, strict=True):
+        check_number(name, value)
     if min(coefficients) < 0 or sum(coefficients) <= 0:
         raise ValueError(f"gate coefficients must be >= 0 and not all 0, got loss, grad_norm, count = {coefficients}")
     if norms not in ("full", "projected"):
@@ -138,7 +142,12 @@ def constant(weights: Sequence[float]) -> Gate:
       >>> gate.update(None, gate.init(2))[0].tolist()
       [0.75, 0.25]
     """
-    weights = tuple(float(w) for w in weights)
+    if isinstance(weights, str) or not hasattr(weights, "__iter__"):
+        refuse("weights", weights, "a number for each task, such as [3, 1]")
+    weights = tuple(weights)
+    for weight in weights:
+        check_number("an entry of weights", weight)
+    weights = tuple(map(float, weights))
     if not weights or min(weights) < 0 or sum(weights) <= 0:
         raise ValueError(f"constant gates must be >= 0 and not all 0, got {weights}")
 
@@ -224,10 +233,16 @@ def learned(
       >>> bool(gates[0] > 0.6)
       True
     """
-    if hidden < 2 or not 0 < min_temperature <= temperature or not 0 < decay <= 1:
+    check_whole("hidden", hidden, 2)
+    check_whole("seed", seed)
+    check_number("learning_rate", learning_rate, schedule=True)
+    for name, value in (("temperature", temperature), ("min_temperature", min_temperature), ("decay", decay)):
+        check_number(name, value)
+    check_number("entropy", entropy)
+    if not 0 < min_temperature <= temperature or not 0 < decay <= 1:
         raise ValueError(
-            "gates.learned needs hidden >= 2, 0 < min_temperature <= temperature and 0 < decay <= 1, got "
-            f"hidden={hidden}, min_temperature={min_temperature}, temperature={temperature}, decay={decay}"
+            "gates.learned needs 0 < min_temperature <= temperature and 0 < decay <= 1, got "
+            f"min_temperature={min_temperature}, temperature={temperature}, decay={decay}"
         )
     optimiser = optax.adam(learning_rate)
 

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.argument_checks import check_number
 from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixRule
 from gems_jax.masked_leaves import tell_leaves, warn_of_stacked_leaves
+from gems_jax.null_space.few_bits import warn_of_few_bits
 from gems_jax.null_space.space import NullSpace
 from gems_jax.task_batch import check_per_task
 from gems_jax.task_grads import check_task_axis
@@ -105,6 +107,7 @@ def gems(
       ValueError: arguments out of range; in ``init`` a rule that names no kernel or a null space of another
         model; in ``update`` a leaf without its task axis (names the leaf), or a missing argument that the
         gate needs.
+      TypeError: an argument of another type (names it), a parameter that is no array.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -122,6 +125,7 @@ def gems(
     """
     options = dict(locals())  # the arguments, by the names that `Settings` has for them
     del options["learning_rate"]
+    check_number("learning_rate", learning_rate, schedule=True)
     return optax.chain(_transform(Settings.of(options)), optax.scale_by_learning_rate(learning_rate))
 
 
@@ -148,6 +152,8 @@ def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
     def init_fn(params: PyTree) -> GemsState:
         plan = make_plan(params, settings)
         tell_leaves(params)
+        if settings.null_space is not None and settings.constraint == "update":
+            warn_of_few_bits(params, settings.null_space)
         return bearing_plan(initial_state(params, plan, settings), settings, plan, params)
 
     def update_fn(

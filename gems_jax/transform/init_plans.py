@@ -14,7 +14,9 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
+from gems_jax.argument_checks import check_transform
 from gems_jax.boxes import unboxed
+from gems_jax.null_space.few_bits import FewBitsWarning
 from gems_jax.transform.plan import Plan
 from gems_jax.transform.settings import Settings
 from gems_jax.transform.state import GemsState
@@ -47,9 +49,11 @@ def init_shapes(tx: Any, params: PyTree) -> tuple[PyTree, list[InitPlan]]:
       tx: any optax transform.
       params: arrays or their shapes.
     """
+    check_transform("tx", tx)
     with warnings.catch_warnings():
         # Said where a state is made; here the plan says it.
         warnings.filterwarnings("ignore", message=rf"\d+ {_UNPROTECTED}")
+        warnings.simplefilter("ignore", FewBitsWarning)
         program, state = jax.make_jaxpr(lambda tree: tx.init(tree), return_shape=True)(params)
     return state, list(_plans(program.jaxpr))
 

@@ -7,31 +7,43 @@ from gems_jax.linalg.matrix_dims import is_guess, is_named_like_no_kernel
 from gems_jax.null_space.space import NullSpace
 
 _NO_ROLE = "three or more axes and no matrix role"
+_NO_MATRIX = "fewer than two axes, no matrix"
+_PROJECTED = "matrix_dims gives it no role; its fallback step is projected"
 
 
 def reasons(
-    kernels: Collection[str], others: Mapping[str, Sequence[int]], null_space: NullSpace | None, rule: Any
+    kernels: Collection[str],
+    others: Mapping[str, Sequence[int]],
+    null_space: NullSpace | None,
+    rule: Any,
+    projected: Collection[str] = (),
 ) -> dict[str, str]:
-    """Why leaves of two or more axes have no subspaces, or are not in the null space that other kernels are in.
+    """Why leaves have no subspaces, or are not in the null space that other kernels are in.
 
     Args:
       kernels: paths of the leaves with subspaces.
       others: shapes of those with neither subspaces nor protection, by path.
       null_space: of the other kernels.
       rule: ``matrix_dims``.
+      projected: paths of those that have protection alone.
 
     Example:
-      >>> reasons([], {"shared/embedding": (9, 4), "q/kernel": (4, 2, 2)}, None, None)
-      {'shared/embedding': 'no kernel by its name', 'q/kernel': 'three or more axes and no matrix role'}
+      >>> reasons([], {"shared/embedding": (9, 4), "q/kernel": (4, 2, 2), "q/bias": (4,)}, None, None)
+      ... # doctest: +NORMALIZE_WHITESPACE
+      {'shared/embedding': 'no kernel by its name', 'q/kernel': 'three or more axes and no matrix role',
+       'q/bias': 'fewer than two axes, no matrix'}
     """
     known = null_space.left_out if null_space else {}
     why = {}
     for path, shape in others.items():
         if path in known:
             why[path] = known[path]
-        elif len(shape) > 1:
+        elif len(shape) < 2:
+            why[path] = _NO_MATRIX
+        else:
             by_rule = "no kernel by its name" if is_named_like_no_kernel(path) else _NO_ROLE
             why[path] = by_rule if is_guess(rule) else "matrix_dims gives it no role"
+    why |= dict.fromkeys(sorted(projected), _PROJECTED)
     if null_space is not None:
         outside = sorted(set(kernels) - set(null_space.inputs))
         why |= {path: f"not in the null space: {known.get(path, 'it was not seen in the pass')}" for path in outside}

@@ -79,7 +79,7 @@ class Plan:
       fallback: indices of the leaves that take the fallback.
       constrained: spec and factor of fallback leaves that the null space constrains, by index.
       unnamed: fallback leaves of three or more axes, which only a rule could give a matrix role.
-      left_out: why leaves of two or more axes have no subspaces, or are not in the null space that others are in.
+      left_out: why leaves have no subspaces, or are not in the null space that others are in.
       unprotected: those of them that are multiplied with activations, and have neither.
     """
 
@@ -200,6 +200,8 @@ def make_plan(params: PyTree, settings: Settings) -> Plan:
             key = (kernel.spec, kernel.side, kernel.rank, kernel.task_rank, kernel.inside, form, dtype)
         groups.setdefault(key, []).append(kernel)
     others = {paths[i]: leaves[i][1].shape for i in fallback if i not in constrained}
-    left_out = reasons({k.path for k in kernels}, others, settings.null_space, settings.matrix_dims)
+    projected = [paths[i] for i in constrained]
+    left_out = reasons({k.path for k in kernels}, others, settings.null_space, settings.matrix_dims, projected)
+    left_out |= {k.path: "its null space is empty, so that it does not move" for k in kernels if k.rank == 0 and k.free}
     missed = unprotected(others, settings.null_space, settings.matrix_dims)
     return Plan(paths, kernels, tuple(map(tuple, groups.values())), fallback, constrained, unnamed, left_out, missed)

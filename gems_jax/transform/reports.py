@@ -1,6 +1,7 @@
 """Reports of a transform: diagnostics of its last step, the size of its state."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from gems_jax.transform.init_plans import InitPlan, init_shapes
 from gems_jax.transform.plan import KernelPlan
 from gems_jax.transform.state import entries, gems_states
 from gems_jax.types import PyTree
+
+_LISTED = 8  # leaves that a line of the table names
 
 
 def diagnostics(state: PyTree) -> dict[str, jax.Array]:
@@ -73,6 +76,7 @@ class StateBytes:
       unnamed: fallback leaves of three or more axes, which only a rule could give a matrix role.
       frozen: kernels whose null space is empty: they do not move.
       left_out: why leaves have no subspaces, or are not in the null space that others are in, by path.
+      free: leaves that train outside of the null space that others are in.
     """
 
     rows: tuple[StateRow, ...]
@@ -81,6 +85,7 @@ class StateBytes:
     unnamed: tuple[str, ...]
     frozen: tuple[str, ...]
     left_out: dict[str, str]
+    free: tuple[str, ...]
 
     def __str__(self) -> str:
         width = max([len(r.path) for r in self.rows] + [4])
@@ -96,11 +101,14 @@ class StateBytes:
                 "a smaller task_rank, or an inner transform with fewer statistics."
             )
         if self.unnamed:
-            lines.append(f"No matrix role (name it with matrix_dims to project it): {', '.join(self.unnamed)}")
-        if self.frozen:
-            lines.append(f"Empty null space, does not move: {', '.join(self.frozen)}")
+            lines.append(f"No matrix role (name it with matrix_dims to project it): {_listed(self.unnamed)}")
         for why in dict.fromkeys(self.left_out.values()):
-            lines.append(f"Left out, {why}: {', '.join(path for path, text in self.left_out.items() if text == why)}")
+            lines.append(f"Left out, {why}: {_listed([p for p, text in self.left_out.items() if text == why])}")
+        if self.free:
+            lines.append(
+                f"Outside the null space, so that outputs on general inputs move as far as they use it and it trains: "
+                f"{_listed(self.free)}"
+            )
         return "\n".join(lines)
 
 
@@ -140,7 +148,21 @@ def state_bytes(tx: optax.GradientTransformation, params: PyTree) -> StateBytes:
         unnamed=tuple(path for plan in plans for path in plan.unnamed),
         frozen=tuple(k.path for plan in plans for k in plan.kernels if k.rank == 0),
         left_out={path: why for plan in plans for path, why in plan.left_out.items()},
+        free=tuple(path for entry in made for path in _free(entry)),
     )
+
+
+def _free(entry: InitPlan) -> list[str]:
+    """The leaves that a transform moves outside of its null space, if it keeps updates in one."""
+    plan, settings = entry.plan, entry.settings
+    if settings.null_space is None or settings.constraint != "update":
+        return []
+    return [path for path in plan.paths if path not in settings.null_space.inputs]
+
+
+def _listed(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
+    return ", ".join(paths[:_LISTED]) + more
 
 
 def _bytes(tree: PyTree) -> int:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gems_jax.argument_checks import check_flag, check_number, check_transform, check_whole, refuse
 from gems_jax.linalg.matrix_dims import MatrixRule
 from gems_jax.linalg.subspace import Decomposition
-from gems_jax.null_space.space import NullSpace
+from gems_jax.null_space.space import NullSpace, check_null_space
 from gems_jax.transform.gates import Gate, heuristic
 from gems_jax.types import PyTree
 from gems_jax.whole_number import is_whole
@@ -29,6 +30,7 @@ class Settings:
 
     Raises:
       ValueError: an option out of range, named.
+      TypeError: one of another type, named.
     """
 
     num_tasks: int
@@ -55,6 +57,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not is_whole(self.num_tasks):
             raise ValueError(f"num_tasks is a whole number, got {self.num_tasks!r}")
+        self._check_types()
         if self.num_tasks < 1:
             raise ValueError(f"num_tasks must be at least 1, got {self.num_tasks}")
         if self.side not in ("auto", "in", "out"):
@@ -66,9 +69,9 @@ class Settings:
             )
         if self.constraint not in ("update", "gradient"):
             raise ValueError(f"constraint is {self.constraint!r}; choose 'update' or 'gradient'")
-        for name, value, least in (("rank", self.rank, 1), ("task_rank", self.task_rank, 0)):
-            if value is not None:
-                _check_rank(name, value, least)
+        _check_rank("rank", self.rank, 1)
+        if self.task_rank is not None:
+            _check_rank("task_rank", self.task_rank, 0)
         for name, choices in (
             ("decomposition", ("auto", *get_args(Decomposition), "random")),
             ("signs", ("canonical", "align")),
@@ -81,6 +84,18 @@ class Settings:
             raise ValueError(f"refresh_every is a number of steps, at least 1, or a callable, got {every!r}")
         if self.stagger and callable(every):
             raise ValueError("stagger spreads a refresh over the steps between two of them: give refresh_every an int")
+
+    def _check_types(self) -> None:
+        for name in ("complementary", "stagger"):
+            check_flag(name, getattr(self, name))
+        for name in ("scale", "weight_decay"):
+            check_number(name, getattr(self, name))
+        for name in ("inner", "fallback"):
+            check_transform(name, getattr(self, name))
+        check_whole("seed", self.seed)
+        if not isinstance(self.gate, Gate):
+            refuse("gate", self.gate, "a gate: gems_jax.gates.heuristic(), learned() or constant(weights), called")
+        check_null_space(self.null_space, optional=True)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Settings":
@@ -102,12 +117,16 @@ def chosen_leaves(params: PyTree, mask: Mask) -> list[bool]:
 
     Raises:
       ValueError: it has another number of entries.
+      TypeError: an entry is a text.
     """
     size = len(jax.tree.leaves(params))
     chosen = mask(params) if callable(mask) else mask
     flags = [True] * size if chosen is None else jax.tree.leaves(chosen)
     if len(flags) != size:
         raise ValueError(f"mask has {len(flags)} entries for {size} parameters; give one bool a leaf")
+    for flag in flags:
+        if isinstance(flag, str):  # which would count as true
+            refuse("an entry of mask", flag, "True or False")
     return list(map(bool, flags))
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.argument_checks import check_transform, check_whole
 from gems_jax.boxes import unboxed
 from gems_jax.extra_arguments import check_extras
 from gems_jax.linalg.sizes import real_dtype
@@ -82,8 +83,10 @@ def accumulate(
       >>> first.tolist(), second.tolist()
       ([0.0], [-2.0])
     """
-    if k < 1:
-        raise ValueError(f"k is the number of micro-batches an update, at least 1, got {k}")
+    check_transform("tx", tx)
+    check_whole("k", k, 1, "the number of micro-batches an update")
+    if num_tasks is not None:
+        check_whole("num_tasks", num_tasks, 1)
     tx = optax.with_extra_args_support(tx)
 
     def init_fn(params: PyTree) -> AccumulateState:
@@ -195,8 +198,8 @@ def apply_if_finite(
       >>> updates.tolist(), int(state.total)
       ([0.0], 1)
     """
-    if max_consecutive_errors < 0:
-        raise ValueError(f"max_consecutive_errors must be at least 0, got {max_consecutive_errors}")
+    check_transform("tx", tx)
+    check_whole("max_consecutive_errors", max_consecutive_errors, 0)
     tx = optax.with_extra_args_support(tx)
 
     def init_fn(params: PyTree) -> ApplyIfFiniteState:

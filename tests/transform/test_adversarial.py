@@ -220,6 +220,7 @@ def test_tasks_that_take_turns_have_each_their_own_steps():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::gems_jax.null_space.few_bits.FewBitsWarning")
 @FEW
 @given(sequence=sequences(("normal", "zero", "nan", "constant", "rank one")))
 def test_bfloat16_parameters_and_gradients_stand_it_too(sequence):

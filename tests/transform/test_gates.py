@@ -239,7 +239,7 @@ def test_the_network_is_relu_layers_and_a_softmax():
         (lambda: heuristic(norms="low"), "norms is 'low'"),
         (lambda: constant([]), "constant gates"),
         (lambda: constant([1, -1]), "constant gates"),
-        (lambda: learned(hidden=1), "hidden >= 2"),
+        (lambda: learned(hidden=1), "hidden is a whole number, at least 2"),
         (lambda: learned(temperature=0.05), "min_temperature"),
         (lambda: learned(decay=0.0), "decay"),
     ],

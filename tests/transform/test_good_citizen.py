@@ -164,6 +164,9 @@ def test_the_leaves_that_nobody_merges_are_named_whatever_was_made_before():
     with pytest.warns(UserWarning, match="^'norm': masked from"):
         shapes_after_a_step(optax.partition(parts | {"freeze": zeros()}, labels))
     assert shapes_after_a_step(optax.partition(parts | {"freeze": merged(zeros())}, labels)) == TREE
+    # Parts of which one has all leaves and the other none: nothing is masked that nobody merges.
+    all_train = jax.tree.map(lambda _: "train", TREE, is_leaf=lambda x: isinstance(x, tuple))
+    assert shapes_after_a_step(optax.partition(parts | {"freeze": merged(zeros())}, all_train)) == TREE
 
 
 @pytest.mark.slow

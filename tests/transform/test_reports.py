@@ -63,6 +63,26 @@ def test_the_table_tells_projected_fallback_leaves_from_free_ones():
     assert "constrained" in str(table)
 
 
+def test_every_leaf_without_subspaces_has_its_reason_and_those_that_the_null_space_does_not_hold_are_named():
+    ns = gj.NullSpace.from_moments({"out/kernel": np.eye(16)}, rank=2)
+    rule = lambda path, leaf: gj.MatrixDims() if path == "layers/kernel" else None  # noqa: E731
+    for matrix_dims in (None, RULE, rule):
+        for null_space in (None, ns, gj.NullSpace.from_moments({"out/kernel": np.eye(16)}, rank=16)):
+            table = state_bytes(
+                gj.gems(1e-3, num_tasks=2, rank=2, null_space=null_space, matrix_dims=matrix_dims), PARAMS
+            )
+            without = {row.path for row in table.rows if row.treatment in ("fallback", "constrained", "frozen")}
+            assert without <= set(table.left_out)
+            assert table.left_out["out/bias"] == "fewer than two axes, no matrix"
+            free = () if null_space is None else ("embedding", "layers/kernel", "out/bias")
+            assert table.free == free
+            assert ("Outside the null space" in str(table)) == bool(free)
+    many = {f"norm_{i:02d}": jnp.ones(2) for i in range(30)} | {"kernel": jnp.ones((4, 4))}
+    text = str(state_bytes(gj.gems(1e-3, num_tasks=2, rank=2), many))
+    assert "no matrix: norm_00, norm_01" in text
+    assert "norm_07 and 22 more" in text
+
+
 def test_a_state_larger_than_adamws_comes_with_advice():
     table = state_bytes(gj.gems(1e-3, num_tasks=3, rank=1.0, matrix_dims=RULE), PARAMS)
     assert table.total > table.adamw

@@ -10,6 +10,7 @@ import pytest
 from problems import LOSSES, assert_no_leak, difference, make_grads, make_null_space, make_params, run
 
 import gems_jax as gj
+from gems_jax.null_space.few_bits import FewBitsWarning
 
 SHAPES = {"w": (8, 6), "bias": (6,)}
 
@@ -239,11 +240,13 @@ def test_a_shared_gradient_of_the_callers_own_replaces_the_weighted_sum():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::gems_jax.null_space.few_bits.FewBitsWarning")
 def test_bfloat16_parameters_and_gradients_keep_float32_state_and_updates():
     ns, _ = make_null_space({"w": 8})
     tx = gj.gems(1e-2, num_tasks=2, rank=3, null_space=ns, weight_decay=0.1, refresh_every=2)
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), make_params(SHAPES))
-    start = jax.tree.map(lambda x: (x.shape, str(x.dtype)), tx.init(params))
+    with pytest.warns(FewBitsWarning, match="'w' is bfloat16"):
+        start = jax.tree.map(lambda x: (x.shape, str(x.dtype)), tx.init(params))
     half = lambda i: jax.tree.map(lambda g: jnp.asarray(g, jnp.bfloat16), make_grads(i, shapes=SHAPES))  # noqa: E731
     new, state, seen = run(tx, params, half, 3)
     assert jax.tree.map(lambda x: (x.shape, str(x.dtype)), state) == start

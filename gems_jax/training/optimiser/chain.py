@@ -1,16 +1,20 @@
 """The optimiser that a configuration names: a method, and what stands around it."""
 
+import warnings
+
 import optax
 
 from gems_jax.config.methods import METHODS
 from gems_jax.config.run import Config
 from gems_jax.config.train import TrainConfig
+from gems_jax.null_space.few_bits import FewBitsWarning
 from gems_jax.null_space.space import NullSpace, Sides
 from gems_jax.training.optimiser.clipping import clip_tasks
 from gems_jax.training.optimiser.guard import refuse_not_finite
 from gems_jax.training.optimiser.methods import BUILDERS
 from gems_jax.training.optimiser.rates import is_item_row
 from gems_jax.transform.wrappers import accumulate
+from gems_jax.types import PyTree
 
 
 def is_trained(path: str, config: TrainConfig) -> bool:
@@ -83,4 +87,16 @@ def make_method(config: Config, num_tasks: int, null_space: NullSpace | None) ->
         if method.null_space == "option":
             raise ValueError("gems.null_space is set but there is no null space; calibrate, or unset it")
         raise ValueError(f"train.method {name} needs a null space; calibrate first")
-    return BUILDERS[name](config, num_tasks, null_space if takes else None)
+    tx = BUILDERS[name](config, num_tasks, null_space if takes else None)
+    return _measured(tx) if takes and config.model.dtype != "float32" else tx
+
+
+def _measured(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """The same, without the warning of parameters of few bits: a run measures what is stored (``leak_stored``)."""
+
+    def init(params: PyTree) -> PyTree:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FewBitsWarning)
+            return tx.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, tx.update)
