@@ -1,6 +1,10 @@
 """Notebooks run from top to bottom; a minute or two, as newcomers see them."""
 
+import contextlib
 import re
+import shutil
+import subprocess
+import tempfile
 
 import nbformat
 import pytest
@@ -51,6 +55,29 @@ def test_notebooks_install_what_they_need_in_the_same_way_and_the_readme_lists_t
     assert len({re.sub(r"NEEDED, EXTRA, BESIDE = .*", "", source) for source in first}) == 1
     readme = (NOTEBOOKS.parent / "README.md").read_text()
     assert [name for name in NAMES if f"notebooks/{name}" not in readme] == []
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.parametrize("works", [True, False])
+def test_the_first_cell_installs_a_clone_of_whatever_address_git_takes_or_says_what_is_missing(
+    tmp_path, monkeypatch, works
+):
+    origin, installed = tmp_path / "origin", []
+    (origin / "gems_jax").mkdir(parents=True)
+    (origin / "gems_jax/version.py").touch()
+    for words in ("init -q", "add .", "-c user.name=a -c user.email=a commit -qm a"):
+        subprocess.run(["git", *words.split()], cwd=origin, check=True)
+    source = next(cell.source for cell in read("quickstart.ipynb").cells if cell.cell_type == "code")
+    source = source.replace('REPOSITORY = ""', f"REPOSITORY = {str(origin)!r}")  # a folder: pip takes no such address
+    source = re.sub(r"%pip install .*", "installed.append(checkout)", source)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if works and installed else None)
+    ends = contextlib.nullcontext() if works else pytest.raises(SystemExit, match="not installed: gems_jax, flax")
+    with ends:
+        exec(source, {"installed": installed})  # noqa: S102
+    assert (installed[0] / "gems_jax/version.py").is_file()
 
 
 def check_quickstart(said, pictures):
