@@ -85,7 +85,7 @@ def whole(least: int, most: int = MOST) -> Range:
 
 
 # Texts that may be empty: one id a cell, a cell of nothing, a role without a column.
-EMPTY = ("data.files.separators", "data.files.missing", "data.files.columns", "data.files.item_columns")
+EMPTY = ("data.files.separators", "data.files.missing", "data.files.columns", "data.files.item_columns", "columns")
 
 RANGES: Mapping[str, Range] = types.MappingProxyType({
     "data.seed": whole(0, SEEDS),

@@ -107,8 +107,12 @@ def test_init_takes_times_by_their_name_and_stops_where_only_their_cells_tell(tm
     write_rows(tmp_path / "log.csv", shop(moment=date))
     with pytest.raises(ValueError, match=r"'moment' looks like times.*--columns '{\"timestamp\": \"moment\"}'"):
         find_data(str(tmp_path / "log.csv"), None, {})
+    (tmp_path / "notes.md").write_text("no table, and no reason to stop")
     found = find_data(str(tmp_path / "log.csv"), None, {"timestamp": ""})
     assert found.fields["files"]["columns"] == {"timestamp": ""}
+    write_rows(tmp_path / "searches.csv", shop())
+    with pytest.raises(ValueError, match="2 tables have a column of users.*are made one file first"):
+        find_data(str(tmp_path), None, {})
     write_rows(tmp_path / "log.csv", [{"who": "ann", "what": "cup"}])
     with pytest.raises(ValueError, match=r'"timestamp": "...", "query": "..."'):
         find_data(str(tmp_path / "log.csv"), None, {})

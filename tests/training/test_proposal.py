@@ -111,7 +111,7 @@ def test_columns_that_names_do_not_tell_are_asked_for_and_then_taken(model, tmp_
     said = fails(capsys, *words)
     assert "no table has a column of users and one of items (log.csv has who, what, at, typed, event; products" in said
     assert not out.parent.exists()
-    assert gems_jax(*words, "--columns", '{"user_id": "who", "target": "what"}') == 0
+    assert gems_jax(*words, "--columns", '{"user_id": "who", "target": "what", "query": ""}') == 0
     assert "columns: {" not in out.read_text()
     assert re.search(r"user_id: who\n +target: what\n", out.read_text())
     assert "--text and --heldout go together" in fails(capsys, *words[:-1], tmp_path / "d.yaml", "--text", "a.txt")

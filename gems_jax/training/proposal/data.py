@@ -10,7 +10,7 @@ from gems_jax.data.raw.catalogue_file import read_items
 from gems_jax.data.raw.guess_columns import CATALOGUE, INTERACTIONS, column_names, guess_columns
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
-from gems_jax.data.raw.raw_files import find_files
+from gems_jax.data.raw.raw_files import find_files, kind_of
 from gems_jax.data.raw.unread_columns import columns_of_times, first_cells, times_unread
 from gems_jax.data.sources import registry
 
@@ -54,12 +54,17 @@ def find_data(data: str, items: str | None, columns: Mapping[str, str]) -> Found
     if path.is_dir() and (source := _known_source(path)) is not None:
         fields = {"name": source, "path": str(path.resolve())}
         return FoundData(fields, (f"data: {path} has the files of the source {source!r}",), None)
-    tables = {table: column_names(table) for table in (find_files(path, "*") if path.is_dir() else [path])}
+    tables = {table: column_names(table) for table in (_tables_in(path) if path.is_dir() else [path])}
     of_items = {role: name for role, name in columns.items() if role in CATALOGUE}
     of_rows = {role: name for role, name in columns.items() if role not in CATALOGUE}
     chosen, roles = _interactions(path, tables, of_rows)
     catalogue = Path(items).expanduser() if items else _catalogue(chosen, tables, of_items)
     return _table(chosen, tables[chosen], roles, catalogue, of_items)
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    """The files of a folder that may be tables; configurations, pictures and the like are none."""
+    return [file for file in find_files(folder, "*") if kind_of(file) is not None]
 
 
 def _known_source(folder: Path) -> str | None:
@@ -96,6 +101,7 @@ def _interactions(
             f"--data {path}: {what} a column of users and one of items ({seen}): name the file of interactions, and "
             'its columns as --columns \'{"user_id": "...", "target": "...", "timestamp": "...", "query": "..."}\' (the '
             "last two where there are any)"
+            + ("; logs that belong together are made one file first" if len(found) > 1 else "")
         )
     return next(iter(found.items()))
 
@@ -112,7 +118,7 @@ def _catalogue(interactions: Path, tables: Mapping[Path, tuple[str, ...]], named
     """The table beside the interactions that has items with titles."""
     beside = dict(tables)
     if len(tables) == 1:  # a file was named
-        beside = {table: column_names(table) for table in find_files(interactions.parent, "*")}
+        beside = {table: column_names(table) for table in _tables_in(interactions.parent)}
     fitting = [
         table
         for table, names in beside.items()
