@@ -105,10 +105,8 @@ class StateBytes:
         for why in dict.fromkeys(self.left_out.values()):
             lines.append(f"Left out, {why}: {_listed([p for p, text in self.left_out.items() if text == why])}")
         if self.free:
-            lines.append(
-                f"Outside the null space, so that outputs on general inputs move as far as they use it and it trains: "
-                f"{_listed(self.free)}"
-            )
+            text = "Outside the null space; training them moves outputs on general inputs that use them"
+            lines.append(f"{text}: {_listed(self.free)}")
         return "\n".join(lines)
 
 
