@@ -7,7 +7,8 @@ The requests are searches and recommendations of the run's test users in turn. T
 requests to that of answers, and `rank_items` of the very same prompts in batches of the same rows and lengths, made
 before. Both take turns; of each turn the CPU seconds of this process are counted, which other work on the machine does
 not lengthen as it does the time on the clock. What is written is the ratio of each turn, and both times. Loading the
-model and compiling are no part of either. Without ``--workdir`` the model is that of ``benchmarks/serve.py``.
+model and compiling are no part of either. Without ``--workdir`` the model is that of ``benchmarks/serve.py``, of
+random weights, ``--layers`` times two layers of ``--width``: what predict adds to a request is the same for any model.
 """
 
 import argparse
@@ -62,13 +63,15 @@ def seconds(work: Callable[[], Any]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, help="of a tuned run")
+    parser.add_argument("--width", type=int, default=64, help="of the model that is made where there is no run")
+    parser.add_argument("--layers", type=int, default=2, help="of its encoder, and of its decoder")
     parser.add_argument("--requests", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.workdir is None:
         with tempfile.TemporaryDirectory() as folder:
-            config, assets = made(Path(folder), width=64, layers=2)
+            config, assets = made(Path(folder), args.width, args.layers)
     else:
         config = config_of_run(args.workdir)
         assets = run_assets(config, args.workdir, tuned=True).assets
@@ -101,6 +104,8 @@ def main() -> None:
     print(f"predict takes {cut[1]:.3f} times the CPU of rank_items (quartiles {cut[0]:.3f} to {cut[2]:.3f})")
     cpu = [statistics.median(turn[side][0] for turn in turns) for side in (0, 1)]
     print(f"CPU seconds for {args.requests:,} requests: predict {cpu[0]:.2f}, rank_items {cpu[1]:.2f}")
+    clock = statistics.median(ours[1] / alone[1] for ours, alone in turns)
+    print(f"by the clock: {clock:.3f} times")
     result = {
         **circumstances("jax", "jaxlib", "tokenizers", device=jax.devices()[0].device_kind),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
@@ -109,6 +114,7 @@ def main() -> None:
         "batch_size": config.evaluate.batch_size,
         "beams": beams,
         "ratio": {"median": cut[1], "quartiles": [cut[0], cut[2]]},
+        "clock_ratio": {"median": clock},
         "turns": [
             {"predict_cpu": ours[0], "predict_clock": ours[1], "rank_items_cpu": alone[0], "rank_items_clock": alone[1]}
             for ours, alone in turns

@@ -5,9 +5,6 @@ import json
 import time
 
 import pytest
-from etils import epath
-from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
 
 from gems_jax.checksums import damage, files_of, write_checksums
 from gems_jax.config.items import ItemsConfig
@@ -80,34 +77,21 @@ def test_a_second_process_is_refused_until_the_first_one_has_ended_or_is_gone(wo
         assert f"taking over {workdir} from process 1 on gone" in capsys.readouterr().out
 
 
-class Bucket(MemoryFileSystem):
-    """Google's store as orbax sees it: objects have the names they were written under."""
-
-    protocol = ("gcs", "gs")
-    store: dict = {}  # noqa: RUF012, not that of all memory
-    pseudo_dirs = [""]  # noqa: RUF012
-
-    def __init__(self, finalize_on_close=True):
-        super().__init__()
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.removeprefix("gs://"))
-
-
-def test_damage_is_found_there_too(monkeypatch):
-    monkeypatch.setattr(backend._FileSystemSpecBackend, "_get_filesystem", lambda self, name: Bucket())
-    folder = epath.Path("gs://bucket/runs/one/checkpoints/5")
-    (folder / "params").mkdir(parents=True)
+def test_damage_is_found_there_too(workdir):
+    folder = workdir / "checkpoints" / "5"
     (folder / "params" / "a").write_bytes(b"12345")
     write_json(folder / "b.json", 1)
+    assert damage(folder) == "checksums.json is missing: it was not written to its end"
     write_checksums(folder)
-    assert damage(folder) == "commit_success.txt is missing: it was not written to its end"
-    (folder / "commit_success.txt").write_text("")
+    (folder / "commit_success.txt").write_text("")  # which orbax writes last, on Google's store
     assert damage(folder) is None
     assert files_of(folder) == ["b.json", "params/a"]
     (folder / "params" / "a").write_bytes(b"12354")
     assert damage(folder) == "params/a has other content than was written"
+    (folder / "params" / "a").write_bytes(b"1234")
+    assert damage(folder) == "params/a has 4 bytes of 5"
+    (folder / "params" / "a").unlink()
+    assert damage(folder) == "params/a is missing"
     remove_folder(folder)
     assert not folder.exists()
 
