@@ -26,6 +26,7 @@ def losses(workdir):
 
 
 def test_two_processes_tune_as_one_does(prepared, tmp_path):
+    """Half a minute, for all that the script starts: preparation, two processes, evaluation."""
     two, one = tmp_path / "two", tmp_path / "one"
     done = launch(2, *options(prepared.root, **CHEAP), "--workdir", two)
     assert done.returncode == 0, done.stdout + done.stderr

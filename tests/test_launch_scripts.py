@@ -280,6 +280,7 @@ def commands(tmp_path):
 
 
 def test_processes_that_slurm_starts_form_a_cluster_and_tune(prepared, pretended, tmp_path):
+    """Twenty seconds, for all that the script starts, two processes that find each other by Slurm's variables."""
     variables = pretended(f'exec {sys.executable} -m gems_jax.cli "$@"') | {"WORKDIR": tmp_path / "run"}
     variables |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": 1, "JAX_DISABLE_MOST_OPTIMIZATIONS": 1}
     words = options(prepared.root, train__method="adamw", train__steps=2)

@@ -350,6 +350,7 @@ def test_a_study_that_cannot_be_is_refused(argv, message, tmp_path, monkeypatch,
 
 @pytest.fixture(scope="module")
 def studied(prepared, tmp_path_factory):
+    """Twenty-five seconds, for a study from the command to its page: two methods tuned and ranked."""
     folder = tmp_path_factory.mktemp("study")
     words = ["compare", "--workdir", folder / "d", *options(prepared.root, train__steps=4),
              "--study.methods", "[adamw,gems]", "--study.seeds", "1", "--study.grid", "[0.01]",

@@ -236,6 +236,7 @@ def test_callbacks_are_told_of_every_update_evaluation_and_checkpoint_and_change
 
 
 def test_bfloat16_parameters_stay_bfloat16_and_rounding_shows_in_the_stored_change(prepared, tmp_path):
+    """Half a minute, for two runs: what people store is what keeps the bound or does not."""
     half = prepared.root / "half"
     if not half.exists():
         model, tokenizer = load(prepared.root / "base", "bfloat16")

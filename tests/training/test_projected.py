@@ -30,6 +30,7 @@ def train(prepared, workdir, **changed):
 
 @pytest.mark.slow
 def test_a_run_learns_as_on_whole_gradients_and_goes_on_after_a_stop(prepared, two_kernels, tmp_path, capsys):
+    """Half a minute, for three runs, since a run is what learns and is resumed."""
     whole, projected, resumed = (tmp_path / name for name in ("whole", "projected", "resumed"))
     assert train(prepared, whole, train__gradients="full") == 0
     assert "gradients: full" in capsys.readouterr().out

@@ -185,6 +185,7 @@ def train(prepared, workdir, **changed):
 
 @pytest.mark.slow
 def test_a_run_of_gems_names_the_text_wherever_it_lists_tasks_and_goes_on_to_the_same_bits(prepared, tmp_path, capsys):
+    """Twenty seconds, for a run with one more task than the data has, and one that goes on with it."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     kept = {"train__checkpoint_every": 2, "train__keep_checkpoints": 5, "train__accumulate": 2}
     with few_kernels():
