@@ -24,11 +24,14 @@ is left of these.
 which any code of a level may follow any other, which has no trie to look into and as many continuations to choose from
 at the first two levels, more at the last. Checking the identifiers and building the trie from them are timed once, and
 building is done once more for the memory that it takes on the host.
+
+``decoder``: one prompt of 1,000 tokens to a decoder of 0.1 billion parameters, a million items of three codes of 256,
+256 beams, whole catalogue; beside the pass over the prompt alone, which the beams share. NVIDIA gives 17.6 ms for its
+SID-GR example, a Qwen3-1.7B with as many beams, codes and tokens, on an H100.
 """
 
 import argparse
 import dataclasses
-import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -40,8 +43,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
-from ranking_device import devices, on_gpu, same_precision
+from ranking_decoder import decoder_search
+from ranking_device import devices, same_precision
 from ranking_peer import draw_inputs, models, peer
+from ranking_turns import ratio, spread, turns
 from result_file import circumstances, write
 
 import gems_jax as gj
@@ -56,9 +61,6 @@ LIMITS = {"one token, times_floor": 1.25, "four tokens, times_generate": 5.0, "c
           "constraint, check_and_build_seconds": 60.0}  # fmt: skip
 # Two scores that differ by less are a tie, whose order rounding decides.
 TIE = 1e-5
-# Seconds before each turn on a CPU: torch's threads keep the cores busy for a while after their work is done, which
-# whatever comes next would pay for. Cores that have slept are slow at first: a run that does not count comes between.
-PAUSE = 0.3
 # Rounds beside the floor for each one beside generate: they are short, and their ratio is near 1.
 FLOOR_ROUNDS = 3
 
@@ -84,35 +86,6 @@ def floor(model: gj.models.T5, inputs: dict[str, np.ndarray], passes: tuple[tupl
     rng, rows = np.random.default_rng(2), len(inputs["input_ids"])
     tokens = [rng.integers(2, 1000, (rows, *one), dtype=np.int32) for one in passes]
     return lambda: jax.block_until_ready(bare(state, inputs, tokens))
-
-
-def turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each in every round, after one round that does not count.
-
-    Every other round goes the other way. On a CPU a turn is a pause, a run that does not count, and one that does; on a
-    GPU there is no pause, in which its clock would fall.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in list(runs.items())[:: 1 if number % 2 else -1]:
-            if not on_gpu():
-                time.sleep(PAUSE)
-                run()
-            begin = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def ratio(over: list[float], under: list[float]) -> dict[str, float]:
-    """The ratio of the medians, and the least and most of any round."""
-    within = [a / b for a, b in zip(over, under, strict=True)]
-    return {"of_medians": statistics.median(over) / statistics.median(under), "min": min(within), "max": max(within)}
 
 
 def same_items(ids: np.ndarray, expected: np.ndarray, scores: np.ndarray) -> bool:
@@ -267,7 +240,7 @@ def main() -> None:
     parser.add_argument("--catalogue", type=int, default=5_000_000)
     parser.add_argument("--constraint-beams", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--parts", nargs="+", default=["one token", "four tokens", "constraint"])
+    parser.add_argument("--parts", nargs="+", default=["one token", "four tokens", "constraint", "decoder"])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     same_precision()
@@ -296,6 +269,13 @@ def main() -> None:
             f"{one['items']:,} items checked in {one['check_seconds']:.1f} s, their trie built in "
             f"{one['build_seconds']:.1f} s, {one['trie_bytes'] / 1e6:.1f} MB, "
             f"{one['build_host_bytes'] / 1e6:.0f} MB of the host while it is built"
+        )
+    if "decoder" in args.parts:
+        one = results["decoder"] = decoder_search(args.rounds)
+        print(
+            f"decoder of {one['parameters'] / 1e9:.2f} B: {one['seconds']['median'] * 1e3:,.0f} ms for one prompt of "
+            f"{one['length']:,} tokens and {one['items']:,} items, {one['times_prompt']['of_medians']:.2f} x the pass "
+            f"over the prompt; {one['temporary_bytes'] / 2**20:,.0f} MiB beside parameters and trie"
         )
     verdicts = held(results)
     for name, kept in verdicts.items():

@@ -8,6 +8,8 @@ import json
 from few_kernels import few_kernels
 from tiny import gems_jax, options
 
+from gems_jax.commands import demo
+
 RUNS = ("joint_adamw", "gems_without_null_space", "gems")
 
 
@@ -23,4 +25,16 @@ def test_the_demo_tunes_three_models_and_ends_in_a_report_that_compares_them(pre
     assert all(result["name"] in page for result in results)
     capsys.readouterr()
     assert gems_jax(*command) == 0
-    assert capsys.readouterr().out.count("is done already") == 3
+    said = capsys.readouterr().out
+    assert said.count("is done already") == 3
+    ask = f"gems-jax serve --workdir {tmp_path / 'gems'}, and open http://127.0.0.1:8080"
+    assert said.splitlines()[-2] == f"ask it in a browser: {ask}"
+
+
+def test_the_page_is_named_by_the_commands_that_open_it_from_where_the_demo_was_called(monkeypatch):
+    monkeypatch.setattr(demo.sys, "argv", [".venv/bin/gems-jax", "demo"])
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    assert demo._how_to_ask("runs/demo/gems") == (
+        "ask it in a browser: .venv/bin/pip install '.[train,serve]', then .venv/bin/gems-jax serve --workdir "
+        "runs/demo/gems, and open http://127.0.0.1:8080"
+    )
