@@ -12,7 +12,6 @@ random weights, ``--layers`` times two layers of ``--width``: what predict adds 
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
 import tempfile
@@ -24,19 +23,16 @@ from typing import Any
 import jax
 import numpy as np
 from result_file import circumstances, write
-from serve import engine_of, made, requests_of
+from serve import engine_of, made, of_run, requests_of
 
 from gems_jax.config.run import Config
 from gems_jax.ranking.rank_items import rank_items
 from gems_jax.serving.catalogue import Ranking
 from gems_jax.serving.predict import PART, predict
 from gems_jax.serving.prompts import PromptMaker, padded
-from gems_jax.serving.recommender import config_of_run
 from gems_jax.serving.requests import Request
 from gems_jax.serving.shapes import Shapes
-from gems_jax.training.run_assets import run_assets
 from gems_jax.training.stages import Assets
-from gems_jax.training.tuned import load_tuned
 
 
 def batches(config: Config, assets: Assets, rankings: list[Ranking]) -> Iterator[dict[str, np.ndarray]]:
@@ -73,9 +69,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             config, assets = made(Path(folder), args.width, args.layers)
     else:
-        config = config_of_run(args.workdir)
-        assets = run_assets(config, args.workdir, tuned=True).assets
-        assets = dataclasses.replace(assets, model=load_tuned(config, assets, args.workdir))
+        config, assets = of_run(args.workdir)
     model, requests = assets.model, requests_of(assets, args.requests)
     catalogue = engine_of(config, assets, config.evaluate.batch_size, config.evaluate.beams).catalogue
     inputs = list(batches(config, assets, [catalogue.look_up(Request.of(one)) for one in requests]))

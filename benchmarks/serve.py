@@ -1,17 +1,18 @@
 """The service under load over loopback, beside the same rankings without it.
 
-    OPENBLAS_NUM_THREADS=1 python benchmarks/serve.py --out benchmarks/results/serve.json
+    OPENBLAS_NUM_THREADS=1 python benchmarks/serve.py --workdir runs/demo/gems --out benchmarks/results/serve.json
 
-A process serves a T5 with random weights, which take no time away from a ranking, over the made-up shop of the demo.
-The load comes from this process: ``--users`` threads, each with a connection of its own, ask one request after the
-other, searches and recommendations in turn. Of each number of users the times of all calls are kept, how many a
-second were answered, calls that were not answered, and the memory of the server. What is compared with is
-`rank_items`, called with batches of the same prompts, of as many rows as a batch of the service and of the same
-length, when the server has ended.
+A process serves a tuned run, or without ``--workdir`` a T5 with random weights, which take no time away from a ranking,
+over the made-up shop of the demo. The load comes from this process: ``--users`` threads, each with a connection of its
+own, ask one request after the other, searches and recommendations in turn. Of each number of users the times of all
+calls are kept, how many a second were answered, calls that were not answered, and the memory of the server. What is
+compared with is `rank_items`, called with batches of the same prompts, of as many rows as a batch of the service and of
+the same length, when the server has ended.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import http.client
 import itertools
 import json
@@ -39,8 +40,11 @@ from gems_jax.serving.engine import Engine
 from gems_jax.serving.http.limits import Limits
 from gems_jax.serving.http.server import Server
 from gems_jax.serving.prompts import PromptMaker, padded
+from gems_jax.serving.recommender import config_of_run
 from gems_jax.serving.requests import Request
+from gems_jax.training.run_assets import run_assets
 from gems_jax.training.stages import Assets, assemble, ensure_data
+from gems_jax.training.tuned import load_tuned
 
 BEAMS = 20
 PATHS = {"rec": "/v1/recommend", "src": "/v1/search"}
@@ -55,6 +59,13 @@ def made(root: Path, width: int, layers: int) -> tuple[Config, Assets]:
     values |= {"num_layers": layers, "num_heads": width // 32}
     model = from_config(values, jax.random.key(0))
     return config, assemble(config, dataset, (model, tokenizer), tuned=True)
+
+
+def of_run(workdir: Path) -> tuple[Config, Assets]:
+    """What a tuned run is served with."""
+    config = config_of_run(workdir)
+    assets = run_assets(config, workdir, tuned=True).assets
+    return config, dataclasses.replace(assets, model=load_tuned(config, assets, workdir))
 
 
 def engine_of(config: Config, assets: Assets, batch_size: int, beams: int = BEAMS) -> Engine:
@@ -153,7 +164,7 @@ def memory(pid: int) -> int:
 
 
 def serve(root: Path, args: argparse.Namespace) -> None:
-    config, assets = made(root, args.width, args.layers)
+    config, assets = of_run(args.workdir) if args.workdir else made(root, args.width, args.layers)
     limits = Limits(batch_size=args.batch_size, max_k=BEAMS, timeout=600.0)
     server = Server(lambda: engine_of(config, assets, args.batch_size), limits, port=0)
     print(server.url, flush=True)
@@ -175,6 +186,7 @@ def compilations(url: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, help="of a tuned run")
     parser.add_argument("--users", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--requests", type=int, default=1000, help="of each number of users")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -187,9 +199,10 @@ def main() -> None:
         serve(args.serve, args)
         return
     root = Path(tempfile.mkdtemp())
-    config, assets = made(root, args.width, args.layers)
+    config, assets = of_run(args.workdir) if args.workdir else made(root, args.width, args.layers)
     requests = requests_of(assets, args.requests)
     options = ["--width", args.width, "--layers", args.layers, "--batch-size", args.batch_size, "--serve", root]
+    options += ["--workdir", args.workdir] if args.workdir else []
     levels = []
     with subprocess.Popen([sys.executable, __file__, *map(str, options)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -224,7 +237,7 @@ def main() -> None:
         **circumstances("jax", "jaxlib", "starlette", "uvicorn", device=jax.devices()[0].device_kind),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(assets.model)),
         "items": assets.items.num_items,
-        "settings": {name: str(value) for name, value in vars(args).items() if name not in ("out", "serve")},
+        "settings": {name: str(value) for name, value in vars(args).items() if name not in ("out", "serve", "workdir")},
         "levels": levels,
         "rank_items_requests_per_second": alone,
         "compiled_under_load": compiled,
