@@ -24,13 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from result_file import circumstances, write
 from scipy.stats import kendalltau
+from serve import of_run
 
 from gems_jax.models.params import params_of, with_dtype
 from gems_jax.ranking.rank_items import rank_items
 from gems_jax.serving.prompts import padded
-from gems_jax.serving.recommender import config_of_run
-from gems_jax.training.run_assets import run_assets
-from gems_jax.training.tuned import load_tuned
 
 TOP = 10
 
@@ -92,9 +90,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    config = config_of_run(args.workdir)
-    assets = run_assets(config, args.workdir, tuned=True).assets
-    model = load_tuned(config, assets, args.workdir)
+    config, assets = of_run(args.workdir)
+    model = assets.model
     models = {
         model.config.param_dtype: model,
         "bfloat16": with_dtype(model, "bfloat16"),

@@ -65,6 +65,12 @@ def check_function(name: str, value: Any, expected: str) -> None:
         refuse(name, value, expected)
 
 
+def check_matrix_rule(value: Any) -> None:
+    """Refuses an argument ``matrix_dims`` that is no rule, where there may be none."""
+    if value is not None:
+        check_function("matrix_dims", value, "a function (path, leaf) -> MatrixDims | None")
+
+
 def check_transform(name: str, value: Any) -> None:
     """Refuses what is no optax transform, as the function that makes one."""
     if not (callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))):

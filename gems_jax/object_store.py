@@ -265,10 +265,19 @@ def _opened(scheme: str, bucket: str, settings: tuple[tuple[str, str], ...]) -> 
     return tensorstore.KvStore.open({"driver": "s3", "bucket": bucket, "context": context, **optional}).result()
 
 
+def said_by(error: Exception) -> str:
+    """What an error says, without what TensorStore adds to it.
+
+    Example:
+      >>> said_by(ValueError("NOT_FOUND: no [http_response_code='404']"))
+      'NOT_FOUND: no'
+    """
+    return re.sub(r"\s*\[[\w-]+='.*", "", str(error), flags=re.DOTALL).strip() or type(error).__name__
+
+
 def _reason(error: Exception, scheme: str) -> str:
     """What a store has said, without what it was asked, and what to do about it; behind an opened bracket."""
-    text = str(error)
-    said = re.sub(r"\s*\[[\w-]+='.*", "", text, flags=re.DOTALL).strip() or type(error).__name__
+    text, said = str(error), said_by(error)
     if "All" in text and "retry attempts failed" in text:
         return f"{said}): start again when the store answers"
     unknown = "http_response_code='401'" in text or re.search("AccessKey|Signature|Token|UNAUTHENTICATED", said)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gems_jax.arguments import Command, Options, config_of
+from gems_jax.commands.serve import PORT
 from gems_jax.commands.shared import quiet
 
 
@@ -32,7 +33,7 @@ def _how_to_ask(workdir: str) -> str:
     command, pip = (str(here), str(here.with_name("pip"))) if here.name == "gems-jax" else ("gems-jax", "pip")
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     install = f"{pip} install '.[train,serve]', then " if missing else ""
-    return f"ask it in a browser: {install}{command} serve --workdir {workdir}, and open http://127.0.0.1:8080"
+    return f"ask it in a browser: {install}{command} serve --workdir {workdir}, and open http://127.0.0.1:{PORT}"
 
 
 DEMO = Command("run the whole path on a tiny model and write a report", _run, _add_options)

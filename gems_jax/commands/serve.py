@@ -6,11 +6,13 @@ from typing import Any
 from gems_jax.arguments import Command, Options
 from gems_jax.commands.shared import quiet, tuned_run
 
+PORT = 8080
+
 
 def _add_options(options: Options) -> None:
     add = options.add
     add("--host", str, "address of this machine to listen at", default="127.0.0.1")
-    add("--port", int, "port to listen at; 0: one that is free", default=8080)
+    add("--port", int, "port to listen at; 0: one that is free", default=PORT)
     add("--token_file", str, "file with a token that calls must bear", default=None)
     add("--batch_size", int, "requests that are ranked at once", default=16)
     add("--max_wait", float, "seconds that a request waits for others to be ranked with", default=0.005)

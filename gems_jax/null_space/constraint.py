@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gems_jax.argument_checks import check_function, check_whole
+from gems_jax.argument_checks import check_matrix_rule, check_whole
 from gems_jax.boxes import map_with_path
 from gems_jax.leaf_path import leaf_path, named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixRule, MatrixSpec, check_role, is_guess, resolve
@@ -136,8 +136,7 @@ def null_space_leak(
 
 def _check_arguments(null_space: Any, matrix_dims: Any) -> None:
     check_null_space(null_space)
-    if matrix_dims is not None:
-        check_function("matrix_dims", matrix_dims, "a function (path, leaf) -> MatrixDims | None")
+    check_matrix_rule(matrix_dims)
 
 
 def _leak(matrices: jax.Array, projector: Projector, probes: int | None) -> jax.Array:

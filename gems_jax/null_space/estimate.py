@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gems_jax.argument_checks import check_flag, check_function, check_whole, refuse
+from gems_jax.argument_checks import check_flag, check_matrix_rule, check_whole, refuse
 from gems_jax.linalg.matrix_dims import MatrixRule
 from gems_jax.linalg.stacks import check_auto
 from gems_jax.null_space.directions import (
@@ -103,8 +103,7 @@ def estimate_null_space(
         check_flag(name, flag)
     if memory_limit is not None:
         check_whole("memory_limit", memory_limit, what="a number of bytes")
-    if matrix_dims is not None:
-        check_function("matrix_dims", matrix_dims, "a function (path, leaf) -> MatrixDims | None")
+    check_matrix_rule(matrix_dims)
     if not isinstance(mesh, jax.sharding.Mesh | None):
         refuse("mesh", mesh, "a jax.sharding.Mesh")
     function = as_function(model, params)

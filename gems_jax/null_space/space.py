@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gems_jax.argument_checks import check_function, refuse
+from gems_jax.argument_checks import check_matrix_rule, refuse
 from gems_jax.checksums import check_written, unique, write_checksums
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixDims, MatrixRule
@@ -161,8 +161,7 @@ class NullSpace:
         if sides not in ("in", "out", "both"):
             raise ValueError(f"sides is {sides!r}; choose 'in', 'out' or 'both'")
         rule = Rule(energy, rank, min_share=min_share)
-        if matrix_dims is not None:
-            check_function("matrix_dims", matrix_dims, "a function (path, leaf) -> MatrixDims | None")
+        check_matrix_rule(matrix_dims)
         found = weight_directions(params, rule, matrix_dims)
         one: Side = "out" if sides == "out" else "in"
         factors = {path: of_kernel[one] for path, of_kernel in found.factors.items()}

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import socket
 import threading
 import time
@@ -15,9 +14,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from gcp_storage_emulator import server as emulator
 from gcp_storage_emulator.handlers.buckets import create_bucket
 from gcp_storage_emulator.storage import Storage
-from store_server import Faults
+from store_server import Faults, asked_at
 
-from gems_jax import object_store
 from gems_jax.object_store import StorePath
 
 
@@ -128,14 +126,8 @@ def google_server(port=0):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     settings = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{server.server_port}"}
-    settings |= {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1"}
-    retries = {"max_retries": 3, "initial_delay": "0.01s", "max_delay": "0.02s"}
     try:
-        with (
-            mock.patch.dict(os.environ, settings),
-            mock.patch.object(object_store, "RETRIES", retries),
-            mock.patch.object(emulator, "Router", _Router),
-        ):
+        with asked_at(settings), mock.patch.object(emulator, "Router", _Router):
             yield faults, StorePath("gs://bucket")
     finally:
         server.shutdown()

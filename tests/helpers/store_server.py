@@ -43,6 +43,15 @@ class Faults:
 
 
 @contextlib.contextmanager
+def asked_at(settings):
+    """An environment whose store is asked a few times in quick succession, and is silent after a second."""
+    settings = settings | {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1"}
+    retries = {"max_retries": 3, "initial_delay": "0.01s", "max_delay": "0.02s"}
+    with mock.patch.dict(os.environ, settings), mock.patch.object(object_store, "RETRIES", retries):
+        yield
+
+
+@contextlib.contextmanager
 def store_server():
     """Serves a bucket and sets the environment for it; gives the faults and the bucket."""
     from moto.server import DomainDispatcherApplication, create_backend_app
@@ -55,10 +64,8 @@ def store_server():
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}"
     settings = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
-    settings |= {"AWS_ENDPOINT_URL": url, "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1"}
-    retries = {"max_retries": 3, "initial_delay": "0.01s", "max_delay": "0.02s"}
     try:
-        with mock.patch.dict(os.environ, settings), mock.patch.object(object_store, "RETRIES", retries):
+        with asked_at(settings | {"AWS_ENDPOINT_URL": url}):
             urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT")).close()
             faults.asked.clear()
             yield faults, StorePath("s3://bucket")

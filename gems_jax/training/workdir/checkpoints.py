@@ -1,7 +1,6 @@
 """Checkpoints of a run: parameters, optimiser state and position, by orbax, each file with its checksum."""
 
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +14,12 @@ import orbax.checkpoint as ocp
 
 from gems_jax.checksums import damage, write_checksums
 from gems_jax.leaf_path import named_leaves
-from gems_jax.object_store import StorePath
+from gems_jax.object_store import StorePath, said_by
 from gems_jax.staging import remove_folder
 from gems_jax.training.distributed.cluster import is_lost
 from gems_jax.training.workdir.copies import send_checkpoints
 from gems_jax.training.workdir.stored_checkpoints import brought, for_orbax, move, whole_steps
 from gems_jax.types import PyTree
-
-
-def _said(error: Exception) -> str:
-    """What an error says, without what TensorStore adds to it."""
-    said = re.sub(r"\s*\[(tensorstore_spec|http_response\w*)='.*", "", str(error), flags=re.DOTALL)
-    return said or type(error).__name__
 
 
 def as_dict(tree: PyTree) -> dict[str, Any]:
@@ -98,7 +91,7 @@ class Checkpoints:
         except Exception as error:  # of a store, whatever its package raises
             if self._google is not None:
                 raise OSError(
-                    f"{self.directory} cannot be written to ({_said(error)}): look at the store and at the "
+                    f"{self.directory} cannot be written to ({said_by(error)}): look at the store and at the "
                     "credentials in the environment, such as GOOGLE_APPLICATION_CREDENTIALS"
                 ) from error
             if not isinstance(error, OSError):
@@ -226,7 +219,7 @@ class Checkpoints:
             text = "those before it are untouched"
         remedy = "make room or change permissions" if self._google is None else "look at the store"
         return OSError(
-            f"the checkpoint of step {self._saving} could not be written to {self.directory} ({_said(error)}): "
+            f"the checkpoint of step {self._saving} could not be written to {self.directory} ({said_by(error)}): "
             f"{remedy} and run again; {text}"
         )
 

@@ -76,7 +76,7 @@ def config_file(workdir: str | os.PathLike[str] | StorePath) -> Path:
 
 def bring_checkpoints(store: StorePath, folder: Path) -> None:
     """Makes a folder on this machine hold the checkpoints that are whole on a store, for a run to go on from."""
-    files = _whole_checkpoints(store.names())
+    files = whole_checkpoints(store.names())
     for step, names in files.items():
         _bring_checkpoint(store / step, folder / step, names)
     for entry in folder.iterdir() if folder.is_dir() else ():
@@ -172,7 +172,7 @@ def _bring_files(store: StorePath, folder: Path, names: Iterable[str], wanted: I
 def _bring_checkpoints(store: StorePath, folder: Path, names: Iterable[str], which: str | None) -> None:
     """Makes a folder hold the newest intact checkpoint of a store, and the best one if that is wanted."""
     inside = [name.removeprefix("checkpoints/") for name in names if name.startswith("checkpoints/")]
-    files = _whole_checkpoints(inside)
+    files = whole_checkpoints(inside)
     steps = sorted(files, key=int, reverse=True)
     if not steps:
         raise FileNotFoundError(f"{store.parent} holds no checkpoint yet; run gems-jax train until it has saved one")
@@ -201,8 +201,12 @@ def _bring_checkpoints(store: StorePath, folder: Path, names: Iterable[str], whi
             shutil.rmtree(entry)
 
 
-def _whole_checkpoints(names: Iterable[str]) -> dict[str, list[str]]:
-    """Step to its files, of the checkpoints that were written to their ends."""
+def whole_checkpoints(names: Iterable[str]) -> dict[str, list[str]]:
+    """Step to its files, of the checkpoints that were written to their ends.
+
+    Args:
+      names: of all files of the checkpoints of a run.
+    """
     files: dict[str, list[str]] = {}
     for name in names:
         step, _, rest = name.partition("/")

@@ -11,7 +11,7 @@ from gems_jax.checksums import COMMITTED
 from gems_jax.checksums import NAME as SUMS
 from gems_jax.data.dataset.remote import local_path
 from gems_jax.object_store import StorePath
-from gems_jax.training.workdir.copies import bring_checkpoints
+from gems_jax.training.workdir.copies import bring_checkpoints, whole_checkpoints
 
 
 def for_orbax(store: StorePath) -> Path:
@@ -27,12 +27,11 @@ def for_orbax(store: StorePath) -> Path:
     from etils import epath
 
     if jax.process_index() == 0:
-        for step in whole_steps(store):
-            parts = sorted({name.partition("/")[0] for name in (store / str(step)).names() if "/" in name})
-            for folder in ("", *(f"{part}/" for part in parts)):
-                mark = store / str(step) / f"{folder}{COMMITTED}"
-                if not mark.is_file():
-                    mark.write_text(json.dumps({"whole": str(step)}))
+        for step, names in whole_checkpoints(store.names()).items():
+            parts = sorted({name.partition("/")[0] for name in names if "/" in name})
+            for mark in (COMMITTED, *(f"{part}/{COMMITTED}" for part in parts)):
+                if mark not in names:
+                    (store / step / mark).write_text(json.dumps({"whole": step}))
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -63,8 +62,7 @@ def check_package(workdir: Any, what: str) -> None:
 
 def whole_steps(store: StorePath) -> list[int]:
     """Steps of the checkpoints that were written to their ends."""
-    inside = (name.split("/") for name in store.names())
-    return sorted(int(step) for step, *rest in inside if step.isdigit() and rest == [SUMS])
+    return sorted(map(int, whole_checkpoints(store.names())))
 
 
 def move(source: StorePath, target: StorePath) -> None:
