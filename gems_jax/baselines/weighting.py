@@ -195,6 +195,7 @@ def _look(leaves: list[jax.Array], num_tasks: int, losses: jax.Array | None, cou
     scale = to_one(jnp.max(jnp.where(finite, peaks, 0)))
     scaled = [g * scale.astype(g.dtype) for g in stacked]
     sizes = sum((squares(g, g.ndim - 1) for g in scaled), jnp.zeros((num_tasks,), peaks.dtype))
+    finite &= ~jnp.isnan(sizes)  # of which a largest entry does not tell
     # Beside a gradient of 1e20 times its size one has no square: it cannot be weighed, only left out.
     present = finite & (sizes > 0) & (counts > 0)
     products = jnp.where(present[:, None] & present, gramian(scaled, num_tasks), 0)

@@ -25,12 +25,15 @@ def real_dtype(dtypes: Iterable[Any]) -> Any:
 
 
 def largest(x: jax.Array, axes: int) -> jax.Array:
-    """The largest magnitude over the last ``axes`` axes, 0 where they are empty; not finite where an entry is not."""
+    """The largest magnitude over the last ``axes`` axes, 0 where they are empty; infinite where an entry is.
+
+    NaN may be lost: XLA's maximum on CPU drops it from 4,096 entries on (seen with jaxlib 0.10.2). Sums do not.
+    """
     return jnp.max(jnp.abs(x), axis=tuple(range(x.ndim - axes, x.ndim)), initial=0)
 
 
 def task_peaks(stacked: Sequence[jax.Array], num_tasks: int) -> jax.Array:
-    """``[T]``: each task's entry of largest magnitude."""
+    """``[T]``: each task's entry of largest magnitude, see `largest`."""
     # By way of each kernel's, which are needed elsewhere too.
     sizes = [largest(largest(g, 2), g.ndim - 3) if g.ndim > 3 else largest(g, g.ndim - 1) for g in stacked]
     return functools.reduce(jnp.maximum, sizes, jnp.zeros((num_tasks,), jnp.float32))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gems_jax.linalg.sizes import global_norm, is_normal, largest, task_peaks, to_one
+from gems_jax.linalg.sizes import global_norm, is_normal, largest, squares, task_peaks, to_one
 from gems_jax.task_grads import inner_products, task_weights
 from gems_jax.transform.branches import BranchState, Steps, TaskMask
 from gems_jax.transform.state import Diagnostics, work_dtype
@@ -52,17 +52,19 @@ def diagnose_gradients(
     common = [g for g in gradients if g.shape[0] != num_tasks]
     common += [g.astype(work_dtype(g.dtype)) for g in shared or []]
     peaks = task_peaks(stacked, num_tasks)
-    finite = jnp.isfinite(peaks)
-    tasks = is_normal(peaks) if stacked else jnp.ones((num_tasks,), bool)
     tokens = jnp.ones((num_tasks,), jnp.float32) if counts is None else jnp.asarray(counts)
-    tasks &= tokens > 0
     powers = to_one(peaks)
     products = functools.reduce(jnp.add, [inner_products(_scaled(g, powers)) for g in stacked], jnp.zeros_like(peaks))
     products = jnp.broadcast_to(products, (num_tasks, num_tasks))
+    # A largest entry does not tell of NaN, a sum of squares does.
+    finite = jnp.isfinite(peaks) & ~jnp.isnan(jnp.diagonal(products))
+    tasks = finite & is_normal(peaks) if stacked else jnp.ones((num_tasks,), bool)
+    tasks &= tokens > 0
     norms = jnp.sqrt(jnp.where(tasks, jnp.diagonal(products), 0))
     outer = norms[:, None] * norms
     weights = jnp.where(tasks, task_weights(jnp.where(tasks, tokens, 0), num_tasks, peaks.dtype), 0)
-    peak = functools.reduce(jnp.maximum, [largest(g, g.ndim) for g in common], jnp.zeros((), peaks.dtype))
+    peaks_of_common = [jnp.where(jnp.isnan(squares(g, g.ndim)), jnp.nan, largest(g, g.ndim)) for g in common]
+    peak = functools.reduce(jnp.maximum, peaks_of_common, jnp.zeros((), peaks.dtype))
     is_there = jnp.any(tasks) if shared is None else jnp.ones((), bool)
     most = jnp.maximum(peak, jnp.max(jnp.where(tasks, peaks, 0)))
     return GradientDiagnostics(

@@ -131,6 +131,22 @@ def test_no_gradient_of_one_task_breaks_anything(kind, when):
     assert int(states[-1].diagnostics.skipped[0]) == (len(when) if kind in ("nan", "infinite") else 0)
 
 
+@pytest.mark.parametrize("method", ["gems", "merged", "shared"])
+def test_one_entry_of_a_large_gradient_that_is_not_a_number_is_seen(method):
+    """XLA's maximum on CPU drops it from 4,096 entries on."""
+    grads = make_grads(0, 2, {"w": (64, 64)})
+    good, bad = grads["w"], grads["w"].copy()
+    bad[1, 40, 50] = np.nan
+    tx = gj.scale_by_gems(num_tasks=2, rank=4)
+    params = make_params({"w": (64, 64)})
+    shared = {"shared_grads": {"w": bad[1]}} if method == "shared" else {}
+    sent = {"gems": bad, "merged": bad[1:], "shared": good}[method]
+    update, state = jax.jit(tx.update)({"w": sent}, tx.init(params), params, task_losses=jnp.ones(2), **shared)
+    assert state.diagnostics.skipped.tolist() == ([0, 1] if method == "gems" else [1, 1])
+    assert_all_finite((update, state))
+    assert bool(jnp.any(update["w"] != 0)) == (method == "gems")
+
+
 @pytest.mark.parametrize("kind", ["nan", "zero", "subnormal"])
 def test_a_step_without_any_usable_gradient_changes_nothing_but_the_count(kind):
     both = lambda i: broken(kind, i, slice(None)) if i == 4 else make_grads(i, shapes=SHAPES)  # noqa: E731
