@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from gems_jax.data.dataset.tables import Item
+
 
 class RankedItem(NamedTuple):
     """An item of a ranking.
@@ -18,6 +20,28 @@ class RankedItem(NamedTuple):
     title: str
     score: float
     known: bool
+
+
+class Found(NamedTuple):
+    """What a search found for a request, in item numbers.
+
+    Args:
+      items: best first.
+      scores: of each, see `RankedItem`.
+      known: of each, whether it is in the user's history.
+      notes: see `Answer`.
+    """
+
+    items: list[int]
+    scores: list[float]
+    known: list[bool]
+    notes: tuple[str, ...] = ()
+
+    def answer(self, items: Sequence[Item]) -> "Answer":
+        """With the ids and titles of the catalogue's items."""
+        of_items = [items[number] for number in self.items]
+        rows = zip(of_items, self.scores, self.known, strict=True)
+        return Answer(tuple(RankedItem(of.item_id, of.title, score, known) for of, score, known in rows), self.notes)
 
 
 @dataclass(frozen=True)

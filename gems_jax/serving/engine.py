@@ -14,7 +14,7 @@ from gems_jax.ranking.beam_search import beam_search
 from gems_jax.ranking.filtered_trie import TrieFilter
 from gems_jax.ranking.rank_items import check_options, check_tokens
 from gems_jax.ranking.trie import catalogue_of
-from gems_jax.serving.answers import Answer, RankedItem
+from gems_jax.serving.answers import Answer, Found
 from gems_jax.serving.catalogue import Catalogue, Ranking
 from gems_jax.serving.prompts import PromptMaker, padded
 from gems_jax.serving.requests import Request
@@ -115,7 +115,7 @@ class Engine:
 
     def answer(self, rankings: Sequence[Ranking]) -> list[Answer]:
         """The answers to requests that were looked up before, see `rank`."""
-        return self.receive(self.send(rankings))
+        return [found.answer(self.catalogue.dataset.items) for found in self.receive(self.send(rankings))]
 
     def send(self, rankings: Sequence[Ranking]) -> Sent:
         """Starts the search for requests that were looked up before: the device works while others are made ready."""
@@ -128,10 +128,10 @@ class Engine:
         ]
         return Sent(rankings, notes, batches)
 
-    def receive(self, sent: Sent) -> list[Answer]:
-        """Waits for the answers to what was sent, see `rank`."""
+    def receive(self, sent: Sent) -> list[Found]:
+        """Waits for what was sent, see `rank`."""
         rankings, notes, batches = sent
-        answers: dict[int, Answer] = {}
+        found: dict[int, Found] = {}
         for rows, items, scores in batches:
             values = np.asarray(scores)[: len(rows)]
             if np.isnan(values).any():
@@ -140,8 +140,8 @@ class Engine:
                     "checkpoint"
                 )
             for row, numbers, of_row in zip(rows, np.asarray(items).tolist(), values.tolist(), strict=False):
-                answers[row] = self._answer(rankings[row], numbers, of_row, notes[row])
-        return [answers[row] for row in range(len(rankings))]
+                found[row] = self._found(rankings[row], numbers, of_row, notes[row])
+        return [found[row] for row in range(len(rankings))]
 
     def warm_up(self) -> int:
         """Compiles the programs of all usual shapes; returns their number."""
@@ -190,14 +190,11 @@ class Engine:
             self._model, inputs, constraint, k=shape.beams, beams=shape.beams, vocabulary=self._vocabulary
         )
 
-    def _answer(self, ranking: Ranking, items: list[int], scores: list[float], notes: tuple[str, ...]) -> Answer:
-        known = self.catalogue.dataset.items
+    def _found(self, ranking: Ranking, items: list[int], scores: list[float], notes: tuple[str, ...]) -> Found:
         if self._together is not None:
             items, scores, said = self._together.items_of(ranking, items, scores)
             notes += said
-        ranked = [
-            RankedItem(known[item].item_id, known[item].title, score, item in ranking.known)
-            for item, score in zip(items[: ranking.k], scores[: ranking.k], strict=True)
-            if item >= 0
-        ]
-        return Answer(tuple(ranked), notes)
+        # Those that are no items come last.
+        count = min(ranking.k, items.index(-1) if -1 in items else len(items))
+        items = items[:count]
+        return Found(items, scores[:count], [item in ranking.known for item in items], notes)

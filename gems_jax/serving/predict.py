@@ -1,11 +1,9 @@
 """A file of requests answered in the order of its rows, in constant memory; a killed run goes on where it was."""
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
-import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +14,7 @@ from tqdm import tqdm
 
 from gems_jax.data.raw.quarantine import shorten
 from gems_jax.object_store import StorePath
-from gems_jax.serving.answers import Answer
+from gems_jax.serving.answer_lines import AnswerLines
 from gems_jax.serving.catalogue import Ranking
 from gems_jax.serving.engine import Engine, Sent
 from gems_jax.serving.prediction_files import PredictionFiles
@@ -99,8 +97,9 @@ def predict(
             total=count_requests(here), initial=done.rows, desc="predict", unit="request", disable=not progress
         ) as bar:
             parts = () if files.ended else _parts(engine, rows, part)
+            lines = AnswerLines(engine.catalogue.dataset.items)
             for one in _one_ahead(parts):
-                files.add(one.rows, one.lines(engine), one.left_out)
+                files.add(one.rows, one.lines(engine, lines), one.left_out)
                 bar.update(one.rows)
         counts = files.end()
     if not counts.answered and counts.left_out:
@@ -122,16 +121,16 @@ def _folder(stack: contextlib.ExitStack) -> Path:
 
 
 class _Part(NamedTuple):
-    """Rows whose requests are on their way: what stands before each answer, and the rows that cannot be answered."""
+    """Rows whose requests are on their way: row and id of each, and the rows that cannot be answered."""
 
     rows: int
-    heads: list[dict[str, Any]]
+    heads: list[tuple[int, str | int | None]]
     sent: Sent
     left_out: list[dict[str, Any]]
 
-    def lines(self, engine: Engine) -> list[str]:
+    def lines(self, engine: Engine, lines: AnswerLines) -> list[str]:
         """Of the answers, which this waits for."""
-        return [_line(head, answer) for head, answer in zip(self.heads, engine.receive(self.sent), strict=True)]
+        return [lines.line(*head, found) for head, found in zip(self.heads, engine.receive(self.sent), strict=True)]
 
 
 def _parts(engine: Engine, rows: Iterator[RequestRow], size: int) -> Iterator[_Part]:
@@ -152,7 +151,7 @@ def _one_ahead(parts: Iterable[_Part]) -> Iterator[_Part]:
 
 def _sent(engine: Engine, rows: Sequence[RequestRow]) -> _Part:
     rankings: list[Ranking] = []
-    heads: list[dict[str, Any]] = []
+    heads: list[tuple[int, str | int | None]] = []
     left_out: list[dict[str, Any]] = []
     for row in rows:
         if row.values is None:
@@ -168,25 +167,8 @@ def _sent(engine: Engine, rows: Sequence[RequestRow]) -> _Part:
             detail = shorten(json.dumps(row.values, default=repr))
             left_out.append({"row": row.number, "what": error.field, "reason": str(error), "detail": detail})
             continue
-        heads.append({"row": row.number} | ({} if name is None else {"id": name}))
+        heads.append((row.number, name))
     return _Part(len(rows), heads, engine.send(rankings), left_out)
-
-
-def _line(head: dict[str, Any], answer: Answer) -> str:
-    """``json.dumps(head | answer.as_json())`` in a third of its time: an item's id and title are written out once."""
-    if not all(math.isfinite(item.score) for item in answer.items):
-        return json.dumps(head | answer.as_json())
-    items = [
-        f'{_named(item_id, title)}, "score": {score!r}, "known": {"true" if known else "false"}}}'
-        for item_id, title, score, known in answer.items
-    ]
-    notes = json.dumps(answer.notes) if answer.notes else "[]"
-    return f'{json.dumps(head)[:-1]}, "items": [{", ".join(items)}], "notes": {notes}}}'
-
-
-@functools.lru_cache(1 << 16)
-def _named(item_id: str, title: str) -> str:
-    return json.dumps({"item_id": item_id, "title": title})[:-1]
 
 
 def _digest(path: Path) -> str:

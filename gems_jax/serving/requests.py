@@ -97,10 +97,12 @@ class Request:
           'src'
         """
         names = cls.__dataclass_fields__  # by name
-        for name in values:
+        given: dict[str, Any] = {}
+        for name, value in values.items():
             if name not in names:
                 raise RequestError(str(name), f"a request has no such field; it has {', '.join(names)}")
-        given = {name: _with_text(name, value) for name, value in values.items() if value is not None}
+            if value is not None:
+                given[name] = value if isinstance(value, str) else _with_text(name, value)
         given.setdefault("task", task or ("src" if "query" in given else "rec"))
         return cls(**given)
 

@@ -12,8 +12,10 @@ import shop
 from pyarrow import parquet
 from shop import Shop
 
+from gems_jax.data.dataset.tables import Item
 from gems_jax.serving import prediction_files
-from gems_jax.serving.answers import Answer, RankedItem
+from gems_jax.serving.answer_lines import AnswerLines
+from gems_jax.serving.answers import Found
 from gems_jax.serving.catalogue import Catalogue
 from gems_jax.serving.predict import predict
 from gems_jax.serving.request_files import read_requests
@@ -44,10 +46,8 @@ class Echo:
         self.parts += 1
         if self.parts == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return [
-            Answer(tuple(RankedItem(f"B{item}", f"thing {item}", -0.1 * item, False) for item in one.listed.tolist()))
-            for one in rankings
-        ]
+        lists = [one.listed.tolist() for one in rankings]
+        return [Found(items, [-0.1 * item for item in items], [False] * len(items)) for items in lists]
 
 
 def write_lines(path, rows):
@@ -102,23 +102,36 @@ def test_csv_and_parquet_hold_the_same_requests_as_json_lines(tmp_path):
     assert [row["id"] for row in found] == ["first", None, "7"]
 
 
-def test_lines_are_those_of_json_dumps_whatever_titles_notes_and_scores_hold(tmp_path):
+def test_lines_are_those_of_json_dumps_whatever_titles_ids_notes_and_scores_hold():
     titles = ('a "red"\nlamp\\ {x}', "\u706f \U0001f642", "")
-    scores = (-1.1920928955078125e-07, float("-inf"), -12.0)
-    items = [
-        RankedItem(f"B{n}", title, score, n == 1) for n, (title, score) in enumerate(zip(titles, scores, strict=True))
+    items = [Item(f"B{n}", title) for n, title in enumerate(titles)]
+    known = [False, True, False]
+    scores = [-1.1920928955078125e-07, float("-inf"), -12.0]
+    of_rows = [Found([0], scores[:1], known[:1]), Found([2, 0, 1], scores, known, ('"cut"',)), Found([], [], [])]
+    lines = AnswerLines(items)
+    for row, (name, found) in enumerate(zip(('x"', None, 7), of_rows, strict=True), 1):
+        head = {"row": row} | ({} if name is None else {"id": name})
+        assert lines.line(row, name, found) == json.dumps(head | found.answer(items).as_json())
+
+
+def test_a_file_is_answered_with_the_bytes_of_its_requests_ranked_together(tmp_path):
+    engine = Shop().engine
+    users = [{"user": "ann"}, {"history": ["B1", "B2", "B1"]}, {"user": "bob", "k": 9}, {"user": "ann", "deny": ["B0"]}]
+    searches = [{"query": text} for text in ("red shoe", "red shoe", "\u706f", "</s> red", "red " * 30)]
+    searches += [
+        {"user": "bob", "query": "shoe", "allow": ["B1", "B3", "B5"]},
+        {"history": [], "query": "shoe", "k": 1},
     ]
-    of_rows = [Answer(tuple(items[:1])), Answer(tuple(items), ('"cut"',)), Answer(())]
-    engine = Echo()
-    engine.receive = lambda rankings: of_rows
-    heads = [{"id": 'x"'}, {}, {"id": 7}]
-    requests = write_lines(tmp_path / "r.jsonl", [{"user": "ann"} | head for head in heads])
-    predict(engine, requests, tmp_path / "out.jsonl")
-    wanted = [
-        json.dumps({"row": row} | head | answer.as_json())
-        for row, (head, answer) in enumerate(zip(heads, of_rows, strict=True), 1)
-    ]
-    assert (tmp_path / "out.jsonl").read_text().splitlines() == wanted
+    requests = [one | {"id": name} for name, one in enumerate([*users, *searches])]
+    written = write_lines(tmp_path / "r.jsonl", requests)
+    answers = engine.rank([Request.of({k: v for k, v in one.items() if k != "id"}) for one in requests])
+    wanted = "".join(
+        json.dumps({"row": name + 1, "id": name} | answer.as_json()) + "\n" for name, answer in enumerate(answers)
+    )
+    assert sum(bool(answer.notes) for answer in answers) == 2
+    for again in ("first.jsonl", "second.jsonl"):
+        predict(engine, written, tmp_path / again)
+        assert (tmp_path / again).read_text() == wanted
 
 
 KILLED = """

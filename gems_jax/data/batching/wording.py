@@ -189,6 +189,8 @@ def tokenise(texts: Sequence[tuple[str, str, str]], tokenizer: Any) -> list[list
     if not texts:
         return []
     joined = ["".join(parts) for parts in texts]
-    ids = tokenizer(joined, add_special_tokens=False)["input_ids"]
-    pairs = zip(ids, texts, strict=True)
+    # Each once: behind a history most templates have the same words whatever the query is.
+    distinct = list(dict.fromkeys(joined))
+    ids = dict(zip(distinct, tokenizer(distinct, add_special_tokens=False)["input_ids"], strict=True))
+    pairs = zip(map(ids.__getitem__, joined), texts, strict=True)
     return [list(tokens[bool(ahead) : len(tokens) - bool(behind)]) for tokens, (ahead, _, behind) in pairs]

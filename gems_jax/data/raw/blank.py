@@ -89,6 +89,8 @@ def without_words(texts: Any, words: Sequence[str]) -> tuple[Any, dict[str, int]
 
 
 def _is_visible(character: str) -> bool:
+    if "!" <= character <= "~":  # as most are
+        return True
     if unicodedata.category(character) in _CATEGORIES:
         return False
     code = ord(character)
