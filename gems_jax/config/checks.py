@@ -26,7 +26,7 @@ def check(config: Config) -> None:
       ...
       ValueError: 2 fields of the configuration cannot be:
         train.steps must be a whole number from 1 on, got 0
-        train.learning_rate must be a number above 0, got -1.0
+        train.learning_rate must be a number above 0, or null, got -1.0
     """
     refuse(list(wrong_fields(config)))
     refuse(list(_contradictions(config)))

@@ -10,6 +10,31 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
+class OwnRate:
+    """The learning rate of kernels that methods have where a configuration gives none, and why this one.
+
+    Rates are for pretrained language models of some 100 million parameters. Item rows are new with every method, and
+    have one rate.
+    """
+
+    value: float
+    why: str
+
+
+ADAMW = OwnRate(3e-4, "usual for AdamW on pretrained models: SmolLM2-135M learns with it as much as by GEMS at 3e-3")
+ADAPTERS = OwnRate(
+    1e-3,
+    "usual for LoRA, whose adapters begin at zero: with it SmolLM2-135M learns a little less than by AdamW at 3e-4",
+)
+SUBSPACE = OwnRate(
+    1e-3, "at rank 0.25 a step is half as long as AdamW's; its best rate in docs/study.md is 2.5 times that"
+)
+PROTECTED = OwnRate(3e-3, "the null space bears more: +0.1 nats on SmolLM2-135M, +1.1 on 8 M parameters")
+PROJECTED = OwnRate(3e-3, "inside the null space as GEMS: +0.6 nats on 8 M parameters, in docs/study_parts.md")
+OF_THE_AUTHORS = OwnRate(5e-4, "the authors' own, of their train.sh")
+
+
+@dataclass(frozen=True)
 class TuningMethod:
     """A method, as far as it is known before its optimiser is built.
 
@@ -24,6 +49,7 @@ class TuningMethod:
       adapters: whether low-rank adapters train in place of the kernels.
       whole_rank: whether ``gems.rank`` must be a number of columns.
       low_rank: whether it takes gradients that are projected already, see `gems_jax.projected_task_grads`.
+      own_rate: learning rate of kernels where ``train.learning_rate`` is null.
     """
 
     label: str
@@ -34,6 +60,7 @@ class TuningMethod:
     adapters: bool = False
     whole_rank: bool = False
     low_rank: bool = False
+    own_rate: OwnRate = ADAMW
 
 
 # Fields of the section ``gems`` that make GaLore of GEMS: one subspace of the joint gradient, moments inside it.
@@ -42,11 +69,17 @@ GALORE: Mapping[str, Any] = MappingProxyType({"task_rank": 0, "null_space": Fals
 # `gems_jax.training.optimiser.methods.register_method` adds to it.
 METHODS: dict[str, TuningMethod] = {
     "adamw": TuningMethod("joint AdamW", "AdamW on the mean loss of all tasks"),
-    "lora": TuningMethod("LoRA", "AdamW on low-rank adapters of the kernels", adapters=True),
-    "galore": TuningMethod("GaLore", "Adam inside one subspace of the joint gradient", low_rank=True),
+    "lora": TuningMethod("LoRA", "AdamW on low-rank adapters of the kernels", adapters=True, own_rate=ADAPTERS),
+    "galore": TuningMethod(
+        "GaLore", "Adam inside one subspace of the joint gradient", low_rank=True, own_rate=SUBSPACE
+    ),
     "pcgrad": TuningMethod("PCGrad", "AdamW on gradients whose conflicting parts are projected out"),
     "gems": TuningMethod(
-        "GEMS", "shared and task subspaces inside the null space of general text", "option", low_rank=True
+        "GEMS",
+        "shared and task subspaces inside the null space of general text",
+        "option",
+        low_rank=True,
+        own_rate=PROTECTED,
     ),
     "cagrad": TuningMethod("CAGrad", "AdamW on the direction near the mean that helps the worst task most"),
     "nash-mtl": TuningMethod("Nash-MTL", "AdamW on the tasks' bargaining solution"),
@@ -57,7 +90,10 @@ METHODS: dict[str, TuningMethod] = {
     "aligned-mtl": TuningMethod("Aligned-MTL", "AdamW on gradients made orthogonal and equally long"),
     "upgrad": TuningMethod("UPGrad", "AdamW on the mean of gradients projected onto the cone that hurts no task"),
     "adamw-constrained": TuningMethod(
-        "joint AdamW inside the null space", "joint AdamW, its updates projected onto the null space", "always"
+        "joint AdamW inside the null space",
+        "joint AdamW, its updates projected onto the null space",
+        "always",
+        own_rate=PROJECTED,
     ),
     "osft": TuningMethod(
         "OSFT", "joint AdamW, its updates kept off the weights' leading singular directions on both sides", "weights"
@@ -72,5 +108,6 @@ METHODS: dict[str, TuningMethod] = {
         stays_inside=False,
         own_rates=True,
         whole_rank=True,
+        own_rate=OF_THE_AUTHORS,
     ),
 }

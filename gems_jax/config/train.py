@@ -35,7 +35,7 @@ class TrainConfig:
       sampling: how many rows each task has in a step: ``equal``, in ``ratio`` to the tables' sizes, or by
         ``temperature``; see `gems_jax.data.batching.pipeline.task_batches`.
       temperature: temperature of that sampling, from 1 (``ratio``) upwards (towards ``equal``).
-      learning_rate: learning rate of kernels.
+      learning_rate: learning rate of kernels; ``null``: the method's own, which docs/methods.md lists.
       item_learning_rate: learning rate of the item rows, which are added to the embedding.
       other_learning_rate: learning rate of pretrained rows, norms and relative positions, where they are trained.
       schedule: course of the learning rates after ``warmup``: ``cosine`` or ``linear`` decay to 0, or ``constant``.
@@ -85,7 +85,7 @@ class TrainConfig:
     gradients: Literal["auto", "full", "projected"] = "auto"
     sampling: Literal["equal", "ratio", "temperature"] = "equal"
     temperature: float = 1.0
-    learning_rate: float = 3e-3
+    learning_rate: float | None = None
     item_learning_rate: float = 3e-3
     other_learning_rate: float = 1e-3
     schedule: Literal["cosine", "linear", "constant"] = "linear"

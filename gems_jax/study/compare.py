@@ -46,6 +46,7 @@ def compare(config: Config, study: StudyConfig, workdir: Path, command: str, run
       ValueError: a work directory of other settings; options that cannot be; nothing to sum up.
       Stopped: after a signal.
     """
+    study = study.with_rate(config.train.learning_rate)
     with claim_waiting(workdir / "claims" / "settings"):
         check_settings(config, study, workdir)
     results: dict[Trial, dict[str, Any]] = {}

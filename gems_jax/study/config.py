@@ -1,5 +1,6 @@
 """The configuration of a study: what it compares and how often."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ class StudyConfig:
       main: methods that are run with ``seeds`` seeds.
       seeds: number of seeds of the main methods.
       rest_seeds: number of seeds of the other methods.
-      grid: learning rates of kernels that are tried for every method, each with the first seed.
+      grid: learning rates of kernels that are tried for every method, each with the first seed; empty:
+        ``train.learning_rate`` alone, and where that is null each method's own.
       item_grid: learning rates of item rows, each tried with every one of ``grid``; empty: ``train.item_learning_rate``
         alone.
       metric: validation metric whose mean over the tasks chooses the learning rate.
@@ -50,8 +52,6 @@ class StudyConfig:
         for name in (*self.methods, *self.main, self.reference):
             if name not in study_methods():
                 yield f"study.methods has no method {name!r}; choose among {', '.join(study_methods())}"
-        if not self.grid:
-            yield "study.grid must hold a learning rate"
         for field in ("grid", "item_grid"):
             given = getattr(self, field)
             if len(set(given)) < len(given):
@@ -62,15 +62,22 @@ class StudyConfig:
         if self.budget is not None and self.reference not in self.names():
             yield f"study.budget is a share of what {self.reference!r} forgets: study.methods must have it"
 
-    def rates(self) -> tuple[Rates, ...]:
-        """The learning rates that are tried for every method, ascending.
+    def rates(self, method: str) -> tuple[Rates, ...]:
+        """The learning rates that are tried for a method, ascending.
 
         Example:
-          >>> StudyConfig(grid=(2e-3, 1e-3)).rates(), StudyConfig(grid=(1e-3,), item_grid=(1e-2, 3e-3)).rates()
-          (((0.001, None), (0.002, None)), ((0.001, 0.003), (0.001, 0.01)))
+          >>> StudyConfig(grid=(2e-3, 1e-3)).rates("gems")
+          ((0.001, None), (0.002, None))
+          >>> StudyConfig(grid=(), item_grid=(1e-2, 3e-3)).rates("adamw")
+          ((0.0003, 0.003), (0.0003, 0.01))
         """
         of_items: list[float | None] = [*sorted(self.item_grid)]
-        return tuple((rate, items) for rate in sorted(self.grid) for items in of_items or [None])
+        of_kernels = sorted(self.grid) or [study_methods()[method].own_rate]
+        return tuple((rate, items) for rate in of_kernels for items in of_items or [None])
+
+    def with_rate(self, given: float | None) -> "StudyConfig":
+        """The study with the learning rate that its configuration gives as its grid, where it has none itself."""
+        return self if self.grid or given is None else dataclasses.replace(self, grid=(given,))
 
     def names(self) -> tuple[str, ...]:
         """The methods of the study, main ones first."""

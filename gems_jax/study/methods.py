@@ -20,12 +20,19 @@ class StudyMethod:
       changes: fields of the study's configuration, dotted, and their values.
       whole_rank: whether ``gems.rank`` must be a number of directions; a share is then taken of the model's width.
       strength_of: the method that this is, held to the base model more or less; empty: a method of its own.
+      rate_of: the method of `gems_jax.config.methods.METHODS` whose learning rate it has where none is given.
     """
 
     label: str
     changes: Mapping[str, Any]
     whole_rank: bool = False
     strength_of: str = ""
+    rate_of: str = "gems"
+
+    @property
+    def own_rate(self) -> float:
+        """The learning rate of kernels where neither the study nor its configuration gives one."""
+        return METHODS[self.rate_of].own_rate.value
 
 
 def _gems(label: str, **changes: Any) -> StudyMethod:
@@ -63,20 +70,26 @@ _VARIANTS = {
     "gems-replay": _gems("GEMS with replay of general text", train__text_task="replay"),
     "gems-distill": _gems("GEMS with distillation on general text", train__text_task="distill"),
     "adamw-replay": StudyMethod(
-        "joint AdamW with replay of general text", {"train.method": "adamw", "train.text_task": "replay"}
+        "joint AdamW with replay of general text",
+        {"train.method": "adamw", "train.text_task": "replay"},
+        rate_of="adamw",
     ),
     "adamw-distill": StudyMethod(
-        "joint AdamW with distillation on general text", {"train.method": "adamw", "train.text_task": "distill"}
+        "joint AdamW with distillation on general text",
+        {"train.method": "adamw", "train.text_task": "distill"},
+        rate_of="adamw",
     ),
     "lora-distill": StudyMethod(
-        "LoRA with distillation on general text", {"train.method": "lora", "train.text_task": "distill"}
+        "LoRA with distillation on general text",
+        {"train.method": "lora", "train.text_task": "distill"},
+        rate_of="lora",
     ),
 }
 # How tightly a method holds to the base model, beside the learning rate: the share of directions that are protected at
 # least, and the distance beyond which weights are averaged back.
 _STRENGTHS = {
     f"{name}-{word}": StudyMethod(
-        f"{METHODS[name].label}, {said}", {"train.method": name} | changes, METHODS[name].whole_rank, strength_of=name
+        f"{METHODS[name].label}, {said}", {"train.method": name} | changes, METHODS[name].whole_rank, name, name
     )
     for name, word, said, changes in (
         ("gems", "looser", "20 % protected", {"null_space.min_share": 0.2}),
@@ -101,7 +114,7 @@ REFERENCE = "adamw"
 def study_methods() -> dict[str, StudyMethod]:
     """All that a study can compare: the table's methods, those added to it, variants of GEMS, and other strengths."""
     table = {
-        name: StudyMethod(method.label, _CHANGES.get(name, {"train.method": name}), method.whole_rank)
+        name: StudyMethod(method.label, _CHANGES.get(name, {"train.method": name}), method.whole_rank, rate_of=name)
         for name, method in METHODS.items()
     }
     return table | {name: variant for name, variant in (_VARIANTS | _STRENGTHS).items() if name not in table}

@@ -128,11 +128,12 @@ def _setting(summary: Mapping[str, Any]) -> str:
             f"{unigram - loss:.2f} worse)."
         )
     main = [study_methods()[name].label for name in study["main"] if name in study["methods"]]
-    rates = ", ".join(f"{rate:g}" for rate in study["grid"])
+    rates = f"learning rates {', '.join(f'{rate:g}' for rate in study['grid'])}"
+    rates = rates if study["grid"] else "each one's own learning rate"
     if study.get("item_grid"):
         rates += f", with {', '.join(f'{rate:g}' for rate in study['item_grid'])} for item rows,"
     lines.append(
-        f"- {study['finished']} of {study['rows']} runs are finished: learning rates {rates} for every method with one "
+        f"- {study['finished']} of {study['rows']} runs are finished: {rates} for every method with one "
         "seed, then "
         f"{study['seeds']} seeds of {', '.join(main)}, {study['rest_seeds']} of the others."
     )
@@ -152,8 +153,9 @@ def _equal_forgetting(summary: Mapping[str, Any], reference: str) -> str:
 
 def _choice(summary: Mapping[str, Any]) -> str:
     """How the learning rates were come by."""
-    if len(summary["study"]["grid"]) == 1 and len(summary["study"].get("item_grid", [])) < 2:
-        return f"one learning rate for all, {summary['study']['grid'][0]:g}."
+    grid = summary["study"]["grid"]
+    if len(grid) < 2 and len(summary["study"].get("item_grid", [])) < 2:
+        return f"one learning rate for all, {grid[0]:g}." if grid else "each method has its own learning rate."
     rates = "rates of kernels and item rows of each method were"
     subject = rates if summary["study"].get("item_grid") else "rate of each method was"
     return f"the learning {subject} chosen on validation rows from the same grid."

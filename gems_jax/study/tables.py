@@ -142,16 +142,24 @@ def comparison_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
 def grid_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     """Validation results and general loss of all learning rates."""
     study = summary["study"]
-    row_of = {(row["method"], rates_of(row), row["seed"]): row for row in summary["rows"]}
-    grid = StudyConfig(grid=tuple(study["grid"]), item_grid=tuple(study.get("item_grid", ()))).rates()
+    tried = StudyConfig(grid=tuple(study["grid"]), item_grid=tuple(study.get("item_grid", ())))
+
+    def column(rates: Rates) -> str:
+        """The learning rates, a method's own in one column with the others'."""
+        items = "" if rates[1] is None else f", items {rates[1]:g}"
+        return spelled(rates) if tried.grid else f"its own{items}"
+
+    row_of = {(row["method"], column(rates_of(row)), row["seed"]): row for row in summary["rows"]}
+    columns = [column(rates) for rates in tried.rates(tried.reference)]
     rows = []
     for method in summary["methods"]:
         cells = []
-        for rates in grid:
+        for rates in columns:
             row = row_of.get((method["name"], rates, 0))
-            cells.append(_grid_cell(row, tasks, study["metric"], rates == rates_of(method)))
+            chosen = method["learning_rate"] is not None and rates == column(rates_of(method))
+            cells.append(_grid_cell(row, tasks, study["metric"], chosen))
         rows.append([method["label"], *cells])
-    return markdown_table(["", *map(spelled, grid)], rows)
+    return markdown_table(["", *columns], rows)
 
 
 def frontier_table(summary: Mapping[str, Any], tasks: list[str]) -> str:

@@ -143,7 +143,7 @@ def mean_forgetting(results: Results, trials: Sequence[Trial]) -> float:
 
 def _by_score(study: StudyConfig, results: Results, method: str) -> list[Rates]:
     """The learning rates of a finished grid that did not diverge, best first; none of an unfinished one."""
-    grid = [Trial(method, rate, study.seeds_of(method)[0], items) for rate, items in study.rates()]
+    grid = [Trial(method, rate, study.seeds_of(method)[0], items) for rate, items in study.rates(method)]
     if any(trial not in results for trial in grid):
         return []
     scores = {trial.rates: validation_score(results[trial], study.metric) for trial in grid}
@@ -162,7 +162,9 @@ def wanted_trials(study: StudyConfig, results: Results) -> list[Trial]:
     trials: list[Trial] = []
     names = study.names()
     for group in ([n for n in names if n in study.main], [n for n in names if n not in study.main]):
-        trials += [Trial(name, rate, study.seeds_of(name)[0], items) for name in group for rate, items in study.rates()]
+        trials += [
+            Trial(name, rate, study.seeds_of(name)[0], items) for name in group for rate, items in study.rates(name)
+        ]
         chosen = [(name, _by_score(study, results, name)[:1]) for name in group]
         tried = [(name, _budget_trials(study, results, name)[0]) for name in group]
         for kind in (chosen, tried):
@@ -174,7 +176,7 @@ def wanted_trials(study: StudyConfig, results: Results) -> list[Trial]:
 
 def total_trials(study: StudyConfig, results: Results = MappingProxyType({})) -> int:
     """Rows of the whole study, as far as it is known: what a budget adds shows when the grids are finished."""
-    total = sum(len(study.rates()) + len(study.seeds_of(name)) - 1 for name in study.names())
+    total = sum(len(study.rates(name)) + len(study.seeds_of(name)) - 1 for name in study.names())
     for name in study.names():
         more = set(_budget_trials(study, results, name)[0]) - {chosen_rates(study, results, name)}
         total += len(more) * (len(study.seeds_of(name)) - 1)

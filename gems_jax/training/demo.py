@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from gems_jax.config.own_rates import with_rates
 from gems_jax.config.paths import absolute
 from gems_jax.config.run import Config
 from gems_jax.models import load
@@ -16,7 +17,8 @@ from gems_jax.training.workdir.files import as_json, read_kept_config
 def variants(config: Config) -> dict[str, Config]:
     """The runs that the demo compares, the one of the report last."""
     unconstrained = dataclasses.replace(config.gems, null_space=False)
-    adamw = dataclasses.replace(config.train, method="adamw")
+    # At the run's own learning rate, which is more than joint AdamW has by itself: a model as small as this bears it.
+    adamw = dataclasses.replace(with_rates(config).train, method="adamw")
     return {
         "joint AdamW": dataclasses.replace(config, name="joint AdamW", train=adamw),
         "GEMS without null space": dataclasses.replace(config, name="GEMS without null space", gems=unconstrained),

@@ -88,7 +88,7 @@ def test_what_is_not_optional_is_not_null():
         ("evaluate.beams", 19), ("evaluate.rows", 0), ("evaluate.batch_size", 0), ("data.max_bad_fraction", 1.1),
         ("items.length_buckets", (16, 0)), ("null_space.energy", 1.1), ("null_space.min_share", 1.0),
         ("mesh.tensor", 0), ("model.path", ""), ("text.train", "a\0b"), ("train.metric", "eval/rec/ndcg@11"),
-        ("study.metric", "ndcg@11"), ("study.grid", (1e-3, 0.0)), ("study.grid", ()),
+        ("study.metric", "ndcg@11"), ("study.grid", (1e-3, 0.0)),
     ],
 )  # fmt: skip
 def test_values_just_outside_are_refused(name, value):
@@ -101,6 +101,7 @@ def test_values_just_outside_are_refused(name, value):
         ("train.seed", 2**32 - 1), ("train.item_learning_rate", 0.0), ("gems.rank", 1.0), ("gems.task_rank", 0),
         ("evaluate.beams", 20), ("data.num_negatives", 0), ("evaluate.samples", 0), ("train.clip", None),
         ("train.learning_rate", 1), ("items.length_buckets", (16, 24)), ("null_space.energy", 1.0),
+        ("train.learning_rate", None),
         ("data.files.separators", {"target": ""}), ("data.files.missing", ("", "-")), ("data.files.missing", ()),
     ],
 )  # fmt: skip
@@ -154,7 +155,7 @@ def test_all_wrong_fields_are_named_in_one_message(tmp_path, monkeypatch, capsys
     assert fails(capsys, "compare", "--workdir", "w", *words).splitlines() == [
         "gems-jax: error: 3 fields of the configuration cannot be:",
         "  train.steps must be a whole number from 1 on, got 0",
-        "  train.learning_rate must be a number above 0, got -1",
+        "  train.learning_rate must be a number above 0, or null, got -1",
         "  study.seeds must be a whole number from 1 on, got 0",
     ]
     assert everything_in(tmp_path) == ["c.yaml"]

@@ -19,6 +19,7 @@ from tiny import gems_jax
 
 from gems_jax import NullSpace, baselines, cli
 from gems_jax.config.methods import METHODS
+from gems_jax.config.own_rates import kernel_rate
 from gems_jax.config.run import Config
 from gems_jax.study import compare as comparing
 from gems_jax.study import summary as summing
@@ -94,6 +95,26 @@ def test_learning_rates_of_item_rows_are_tried_with_each_of_kernels():
     assert (made.learning_rate, made.item_learning_rate) == (1e-3, 1e-1)
 
 
+def test_without_learning_rates_each_method_is_run_at_its_own_or_all_at_the_configurations():
+    names = ("adamw", "lora", "galore", "gems-replay", "orbit-tighter", "lora-distill")
+    study = StudyConfig(methods=names, main=("adamw",), seeds=2, rest_seeds=1, grid=())
+    own = {Trial("adamw", 3e-4, 0), Trial("lora", 1e-3, 0), Trial("galore", 1e-3, 0), Trial("gems-replay", 3e-3, 0)}
+    own |= {Trial("orbit-tighter", 3e-4, 0), Trial("lora-distill", 1e-3, 0)}
+    assert set(wanted_trials(study, {})) == own
+    assert total_trials(study) == 7
+    assert chosen_rates(study, dict.fromkeys(own, scored(0.5)), "adamw") == (3e-4, None)
+    assert {row.learning_rate for row in wanted_trials(study.with_rate(0.02), {})} == {0.02}
+    assert StudyConfig(grid=(1e-3,)).with_rate(0.02).grid == (1e-3,)
+
+
+def test_a_studys_methods_have_the_rates_of_the_runs_they_configure():
+    names = set(study_methods()) - {"galore"}  # which a study spells out as GEMS
+    for name in names:
+        (rates,) = StudyConfig(grid=()).rates(name)
+        train = configured(Config(), name, rates, 0, width=96).train
+        assert train.learning_rate == kernel_rate(dataclasses.replace(train, learning_rate=None)), name
+
+
 def finished(study, levels, changes):
     """A study run to its end: validation levels by method and learning rate, forgetting by method, rate and seed."""
     results = {}
@@ -144,7 +165,6 @@ def test_a_budget_that_the_best_keeps_asks_for_nothing_more():
     [
         ({"methods": ("gem",)}, "no method 'gem'; choose among adamw"),
         ({"seeds": 0}, "study.seeds must be a whole number from 1 on"),
-        ({"grid": ()}, "study.grid"),
         ({"grid": (1e-3, 1e-3)}, "different learning rates"),
         ({"item_grid": (1e-3, 0.0)}, "study.item_grid must be a list, each a number above 0"),
         ({"valid_rows": -1}, "study.valid_rows"),
@@ -273,8 +293,10 @@ def test_variants_change_nothing_but_their_own_fields():
     config = Config()
     assert set(MAIN) <= set(study_methods())
     for name, method in study_methods().items():
-        made = configured(config, name, (config.train.learning_rate, None), config.train.seed, width=96)
-        back = {key: _value(config, key) for key in [*method.changes, "gems.rank", "null_space.path"]}
+        made = configured(config, name, (0.5, None), config.train.seed, width=96)
+        back = {
+            key: _value(config, key) for key in [*method.changes, "train.learning_rate", "gems.rank", "null_space.path"]
+        }
         assert changed(made, back).__dict__ | {"name": config.name} == config.__dict__
 
 

@@ -298,6 +298,13 @@ def test_a_study_of_one_learning_rate_does_not_say_that_it_chose_one(tmp_path):
     text = page_of(summary, tmp_path)
     assert "one learning rate for all, 0.01." in text
     assert "chosen" not in text.split("## Results")[1].split("## ")[0]
+    summary["study"]["grid"] = []
+    text = page_of(summary, tmp_path)
+    assert "runs are finished: each one's own learning rate for every method" in text
+    assert "each method has its own learning rate." in text
+    grid = text.split("## The grid")[1].split("## ")[0]
+    assert "|  | its own |" in grid
+    assert all("**" in line for line in grid.splitlines() if line.startswith(("| joint AdamW |", "| GEMS |")))
 
 
 def test_a_page_of_an_unfinished_study_leaves_out_what_is_not_there(tmp_path):

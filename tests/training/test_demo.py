@@ -5,6 +5,7 @@ Half a minute, so that the first command of the README cannot break unseen.
 
 import json
 
+import yaml
 from few_kernels import few_kernels
 from tiny import gems_jax, options
 
@@ -23,6 +24,8 @@ def test_the_demo_tunes_three_models_and_ends_in_a_report_that_compares_them(pre
     assert len({result["general"]["base_loss"] for result in results}) == 1
     page = (tmp_path / "gems" / "report.html").read_text()
     assert all(result["name"] in page for result in results)
+    kept = [yaml.safe_load((tmp_path / run / "config.yaml").read_text())["train"] for run in RUNS]
+    assert [train["learning_rate"] for train in kept] == [3e-3] * 3  # as docs/demo.md says
     capsys.readouterr()
     assert gems_jax(*command) == 0
     said = capsys.readouterr().out

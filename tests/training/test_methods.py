@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import gems_jax, metrics, options, read
+from tiny import fails, gems_jax, metrics, options, read
 
 from gems_jax import baselines
 from gems_jax.baselines.weighting import weighted
@@ -34,7 +34,45 @@ def test_documents_list_the_methods_there_are():
     assert set(re.findall(r"[(,] *`([a-z-]+)`", listed[0])) == set(METHODS) - {"gems"}
     rows = [line.split(" | ") for line in (ROOT / "docs" / "methods.md").read_text().splitlines() if line[:3] == "| `"]
     takes = {"never": "no |", "option": "with `gems.null_space` |", "always": "yes |", "weights": "of the weights |"}
-    assert rows == [[f"| `{n}`", m.label, m.about, takes[m.null_space]] for n, m in METHODS.items()]
+    takes = {word: said.removesuffix(" |") for word, said in takes.items()}
+    rates = {name: f"{method.own_rate.value:.0e}".replace("e-0", "e-") for name, method in METHODS.items()}
+    assert rows == [[f"| `{n}`", m.label, m.about, takes[m.null_space], f"{rates[n]} |"] for n, m in METHODS.items()]
+
+
+def test_documents_say_why_each_method_has_its_learning_rate():
+    page = (ROOT / "docs" / "methods.md").read_text()
+    rows = [re.fullmatch(r"\| (\de-\d) \| (.*) \| (.*) \|", line) for line in page.splitlines()]
+    listed = {row[3]: (float(row[1]), re.findall(r"`([a-z-]+)`", row[2])) for row in rows if row}
+    assert {m.own_rate.why: m.own_rate.value for m in METHODS.values()} == {
+        why: rate for why, (rate, _) in listed.items()
+    }
+    named = {name: why for why, (_, names) in listed.items() for name in names}
+    (others,) = [why for why, (_, names) in listed.items() if not names]
+    assert {name: named.get(name, others) for name in METHODS} == {n: m.own_rate.why for n, m in METHODS.items()}
+
+
+def test_a_run_has_its_methods_own_learning_rate_until_a_number_is_given(prepared, tmp_path, capsys):
+    few = {"train__method": "adamw", "train__steps": 1, "train__warmup": 0}
+    run, words = tmp_path / "run", options(prepared.root, **few)
+    assert gems_jax("train", "--dry-run", "--workdir", run, *words) == 0
+    said = capsys.readouterr().out
+    reason = f"kernels 0.0003 (of the method; {METHODS['adamw'].own_rate.why}; train.learning_rate sets another)"
+    assert reason in said
+    assert "  learning_rate: 0.0003\n" in said  # as the run will keep it
+    assert gems_jax("train", "--workdir", run, *words) == 0
+    assert reason in capsys.readouterr().out
+    assert metrics(run)[-1]["learning_rate"] == pytest.approx(3e-4)
+    # What is kept is a number, which another version's table would not change.
+    assert read("evaluate", "--workdir", run).train.learning_rate == 3e-4
+    assert gems_jax("train", "--workdir", run, *words, "--train.learning_rate", "3e-4") == 0
+    assert "is trained already (1 steps)" in capsys.readouterr().out
+    given = [*words, "--train.learning_rate", "3e-3"]
+    assert "train.learning_rate: 0.0003 there, 0.003 now" in fails(capsys, "train", "--workdir", run, *given)
+    assert gems_jax("train", "--workdir", tmp_path / "given", *given) == 0
+    assert "learning rates: kernels 0.003, item rows 0.003\n" in capsys.readouterr().out
+    assert metrics(tmp_path / "given")[-1]["learning_rate"] == pytest.approx(3e-3)
+    said = fails(capsys, "train", "--workdir", tmp_path / "given", *words)
+    assert "train.learning_rate: 0.003 there, 0.0003 now" in said
 
 
 def test_help_lists_them_too(capsys):

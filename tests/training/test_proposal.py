@@ -12,6 +12,7 @@ import gems_jax as gj
 from gems_jax import cli
 from gems_jax.arguments import config_of
 from gems_jax.config.base_model import ModelConfig
+from gems_jax.config.own_rates import kernel_rate
 from gems_jax.config.run import Config
 from gems_jax.data.text.general_text import read_lines
 from gems_jax.data.text.small_tokenizer import train_tokenizer
@@ -91,7 +92,7 @@ def test_less_is_kept_by_higher_rates_and_fewer_directions_and_medium_is_the_def
     assert high.learning_rate < medium.learning_rate < low.learning_rate
     assert high.min_share >= medium.min_share > low.min_share
     default = Config()
-    assert (default.train.learning_rate, default.null_space.energy) == (medium.learning_rate, medium.energy)
+    assert (kernel_rate(default.train), default.null_space.energy) == (medium.learning_rate, medium.energy)
     assert default.null_space.min_share == medium.min_share
 
 

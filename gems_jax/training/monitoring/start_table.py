@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from gems_jax.config.methods import METHODS
+from gems_jax.config.own_rates import said
 from gems_jax.config.run import Config
 from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.null_space.space import NullSpace
@@ -24,7 +25,7 @@ def start_table(
     ns: NullSpace | None,
     text: TextRows | None = None,
 ) -> str:
-    """Parameters, kernels in subspaces with ranks and bytes, optimiser memory beside AdamW's, null space, tokens.
+    """Parameters, learning rates, kernels in subspaces with ranks and bytes, optimiser memory, null space, tokens.
 
     Args:
       config: of the run.
@@ -41,6 +42,7 @@ def start_table(
     trained, fixed = (sum(x.size for x in jax.tree.leaves(tree) if hasattr(x, "size")) for tree in (params, frozen))
     train = config.train
     lines = [f"train: {train.method}, {trained:,} trained parameters of {trained + fixed:,}, {train.steps:,} steps"]
+    lines.append(said(train))
     table = state_bytes(tx, params)
     if METHODS[train.method].low_rank:
         lines.append(str(table))

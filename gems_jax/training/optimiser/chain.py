@@ -5,6 +5,7 @@ import warnings
 import optax
 
 from gems_jax.config.methods import METHODS
+from gems_jax.config.own_rates import with_rates
 from gems_jax.config.run import Config
 from gems_jax.config.train import TrainConfig
 from gems_jax.null_space.few_bits import FewBitsWarning
@@ -87,7 +88,7 @@ def make_method(config: Config, num_tasks: int, null_space: NullSpace | None) ->
         if method.null_space == "option":
             raise ValueError("gems.null_space is set but there is no null space; calibrate, or unset it")
         raise ValueError(f"train.method {name} needs a null space; calibrate first")
-    tx = BUILDERS[name](config, num_tasks, null_space if takes else None)
+    tx = BUILDERS[name](with_rates(config), num_tasks, null_space if takes else None)
     return _measured(tx) if takes and config.model.dtype != "float32" else tx
 
 

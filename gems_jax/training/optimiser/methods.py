@@ -11,6 +11,7 @@ import optax
 from gems_jax import baselines
 from gems_jax.config.methods import GALORE, METHODS, TuningMethod
 from gems_jax.config.optimiser import GemsConfig
+from gems_jax.config.own_rates import kernel_rate
 from gems_jax.config.run import Config
 from gems_jax.linalg.matrix_dims import stacked_matrix_dims
 from gems_jax.null_space.constraint import constrain_to_null_space
@@ -79,9 +80,9 @@ def _galore(config: Config, num_tasks: int, null_space: NullSpace | None) -> Tra
 
 
 def _released(config: Config, num_tasks: int, null_space: NullSpace | None) -> Transform:
-    train = config.train
+    train, rate = config.train, kernel_rate(config.train)
     optimiser = released(
-        schedule(train, train.learning_rate),
+        schedule(train, rate),
         num_tasks=num_tasks,
         rank=int(config.gems.rank),
         gap=config.gems.refresh_every,
@@ -93,8 +94,8 @@ def _released(config: Config, num_tasks: int, null_space: NullSpace | None) -> T
     )
     relative = {
         "kernels": 1.0,
-        "items": train.item_learning_rate / train.learning_rate,
-        "others": train.other_learning_rate / train.learning_rate,
+        "items": train.item_learning_rate / rate,
+        "others": train.other_learning_rate / rate,
     }
     rates = optax.partition({group: optax.scale(factor) for group, factor in relative.items()}, groups)
     return optax.with_extra_args_support(optax.chain(optimiser, rates))

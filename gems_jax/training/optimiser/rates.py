@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 
+from gems_jax.config.own_rates import kernel_rate
 from gems_jax.config.train import TrainConfig
 from gems_jax.leaf_path import leaf_path
 from gems_jax.types import PyTree
@@ -42,7 +43,7 @@ def peak_rates(config: TrainConfig) -> np.ndarray:
       >>> peak_rates(TrainConfig(learning_rate=0.5, item_learning_rate=0.25, other_learning_rate=2.0)).tolist()
       [0.5, 0.25, 2.0]
     """
-    return np.array([config.learning_rate, config.item_learning_rate, config.other_learning_rate], np.float32)
+    return np.array([kernel_rate(config), config.item_learning_rate, config.other_learning_rate], np.float32)
 
 
 def schedule(config: TrainConfig, peak: float = 1.0) -> optax.Schedule:

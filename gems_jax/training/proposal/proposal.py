@@ -91,7 +91,7 @@ def propose(
     protection = PROTECTIONS[keep]
     put("null_space", path=f"{runs}/null_space")
     put("null_space", f"of --keep {keep}", energy=protection.energy, min_share=protection.min_share)
-    put("train", reason(keep), learning_rate=protection.learning_rate)
+    put("train", f"{reason(keep)}; null: the method's own", learning_rate=protection.learning_rate)
     if shape.model_type not in T5.model_types:
         put("null_space", "decoders have tokens of enormous norm", unit_norm=True)
 

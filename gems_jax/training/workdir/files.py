@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from gems_jax.config.own_rates import with_rates
 from gems_jax.config.paths import absolute, is_path, same_files
 from gems_jax.config.renamed import current_values
 from gems_jax.config.run import Config
@@ -108,8 +109,8 @@ def _sum(text: str) -> str:
 
 
 def as_json(config: Config) -> dict[str, Any]:
-    """The configuration as JSON values."""
-    return json.loads(json.dumps(as_plain(config)))
+    """The configuration as JSON values, with numbers where it leaves learning rates to the method."""
+    return json.loads(json.dumps(as_plain(with_rates(config))))
 
 
 def with_defaults(kept: Mapping[str, Any]) -> dict[str, Any]:
