@@ -57,27 +57,57 @@ def test_notebooks_install_what_they_need_in_the_same_way_and_the_readme_lists_t
     assert [name for name in NAMES if f"notebooks/{name}" not in readme] == []
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-@pytest.mark.parametrize("works", [True, False])
-def test_the_first_cell_installs_a_clone_of_whatever_address_git_takes_or_says_what_is_missing(
-    tmp_path, monkeypatch, works
-):
-    origin, installed = tmp_path / "origin", []
-    (origin / "gems_jax").mkdir(parents=True)
-    (origin / "gems_jax/version.py").touch()
-    for words in ("init -q", "add .", "-c user.name=a -c user.email=a commit -qm a"):
-        subprocess.run(["git", *words.split()], cwd=origin, check=True)
-    source = next(cell.source for cell in read("quickstart.ipynb").cells if cell.cell_type == "code")
+def first_cell(monkeypatch, origin, works=True):
+    """Runs it where nothing is installed, with ``origin`` as the repository: what pip would get, and the clone."""
+    installed = []
+    source = next(cell.source for cell in read(NAMES[0]).cells if cell.cell_type == "code")
     source = source.replace('REPOSITORY = ""', f"REPOSITORY = {str(origin)!r}")  # a folder: pip takes no such address
-    source = re.sub(r"%pip install .*", "installed.append(checkout)", source)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    source = source.replace('Path("/dev"', f'Path("{origin.parent}/dev"')
+    source = re.sub(r"%pip install .*", "installed.append((package, checkout))", source)
+    elsewhere = origin.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(tempfile, "tempdir", str(origin.parent))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name if works and installed else None)
     ends = contextlib.nullcontext() if works else pytest.raises(SystemExit, match="not installed: gems_jax, flax")
     with ends:
         exec(source, {"installed": installed})  # noqa: S102
-    assert (installed[0] / "gems_jax/version.py").is_file()
+    return installed[0]
+
+
+@pytest.fixture
+def origin(tmp_path):
+    """A repository of git that looks like ours."""
+    origin = tmp_path / "origin"
+    (origin / "gems_jax").mkdir(parents=True)
+    (origin / "gems_jax/version.py").touch()
+    for words in ("init -q", "add .", "-c user.name=a -c user.email=a commit -qm a"):
+        subprocess.run(["git", *words.split()], cwd=origin, check=True)
+    return origin
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.parametrize("works", [True, False])
+def test_the_first_cell_installs_a_clone_of_whatever_address_git_takes_or_says_what_is_missing(
+    origin, monkeypatch, works
+):
+    _, checkout = first_cell(monkeypatch, origin, works)
+    assert (checkout / "gems_jax/version.py").is_file()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.parametrize(
+    ("device", "extra"),
+    [(None, None), ("nvidia0", "cuda12"), ("dxg", "cuda12"), ("accel0", "tpu"), ("vfio/0", "tpu"), ("vfio/vfio", None)],
+)
+def test_the_first_cell_installs_jax_for_the_gpu_or_tpu_that_the_machine_has(origin, monkeypatch, device, extra):
+    if device:
+        path = origin.parent / "dev" / device
+        path.parent.mkdir(parents=True)
+        path.touch()
+    package, _ = first_cell(monkeypatch, origin)
+    extras = [part for part in re.match(r"gems-jax\[(.*)\] @ ", package)[1].split(",") if part not in ("", "train")]
+    assert extras == ([extra] if extra else [])
 
 
 def check_quickstart(said, pictures):
