@@ -1,6 +1,7 @@
 """Notebooks run from top to bottom; a minute or two, as newcomers see them."""
 
 import contextlib
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -52,27 +53,42 @@ def test_what_is_stored_of_a_notebook_is_small_and_of_one_run_from_the_top(name)
 
 def test_notebooks_install_what_they_need_in_the_same_way_and_the_readme_lists_them():
     first = [next(cell.source for cell in read(name).cells if cell.cell_type == "code") for name in NAMES]
-    assert len({re.sub(r"NEEDED, EXTRA, BESIDE = .*", "", source) for source in first}) == 1
+    assert len({re.sub(r"EXTRAS, BESIDE = .*", "", source) for source in first}) == 1
+    beside = re.search(r'"(flax>.*?)"', "".join(first))[
+        1
+    ]  # an older one, as Colab has, cannot be imported with our jax
+    assert f'"{beside}",' in (NOTEBOOKS.parent / "pyproject.toml").read_text()
     readme = (NOTEBOOKS.parent / "README.md").read_text()
     assert [name for name in NAMES if f"notebooks/{name}" not in readme] == []
 
 
-def first_cell(monkeypatch, origin, works=True):
-    """Runs it where nothing is installed, with ``origin`` as the repository: what pip would get, and the clone."""
-    installed = []
-    source = next(cell.source for cell in read(NAMES[0]).cells if cell.cell_type == "code")
+def first_cell(monkeypatch, origin, name=NAMES[0], before=lambda package: None, works=True):
+    """Runs it with ``origin`` as the repository: what pip would get and the clone, or None if it asks pip for nothing.
+
+    Args:
+      before: version of a package that is there before, or None; all are there when pip has run, if it ``works``.
+    """
+    installed, real = [], importlib.metadata.version
+
+    def version(package):
+        found = real(package) if works and installed else before(package)
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return found
+
+    source = next(cell.source for cell in read(name).cells if cell.cell_type == "code")
     source = source.replace('REPOSITORY = ""', f"REPOSITORY = {str(origin)!r}")  # a folder: pip takes no such address
     source = source.replace('Path("/dev"', f'Path("{origin.parent}/dev"')
-    source = re.sub(r"%pip install .*", "installed.append((package, checkout))", source)
+    source = source.replace("%pip install --quiet {packages}", "installed.append((packages, checkout))")
     elsewhere = origin.parent / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     monkeypatch.setattr(tempfile, "tempdir", str(origin.parent))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if works and installed else None)
-    ends = contextlib.nullcontext() if works else pytest.raises(SystemExit, match="not installed: gems_jax, flax")
+    monkeypatch.setattr("importlib.metadata.version", version)
+    ends = contextlib.nullcontext() if works else pytest.raises(SystemExit, match="not installed: gems-jax;")
     with ends:
         exec(source, {"installed": installed})  # noqa: S102
-    return installed[0]
+    return installed[0] if installed else None
 
 
 @pytest.fixture
@@ -86,16 +102,19 @@ def origin(tmp_path):
     return origin
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+
+
+@needs_git
 @pytest.mark.parametrize("works", [True, False])
 def test_the_first_cell_installs_a_clone_of_whatever_address_git_takes_or_says_what_is_missing(
     origin, monkeypatch, works
 ):
-    _, checkout = first_cell(monkeypatch, origin, works)
+    _, checkout = first_cell(monkeypatch, origin, works=works)
     assert (checkout / "gems_jax/version.py").is_file()
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@needs_git
 @pytest.mark.parametrize(
     ("device", "extra"),
     [(None, None), ("nvidia0", "cuda12"), ("dxg", "cuda12"), ("accel0", "tpu"), ("vfio/0", "tpu"), ("vfio/vfio", None)],
@@ -105,9 +124,30 @@ def test_the_first_cell_installs_jax_for_the_gpu_or_tpu_that_the_machine_has(ori
         path = origin.parent / "dev" / device
         path.parent.mkdir(parents=True)
         path.touch()
-    package, _ = first_cell(monkeypatch, origin)
-    extras = [part for part in re.match(r"gems-jax\[(.*)\] @ ", package)[1].split(",") if part not in ("", "train")]
-    assert extras == ([extra] if extra else [])
+    packages, _ = first_cell(monkeypatch, origin)
+    extras = re.match(r'"gems-jax\[(.*)\] @ ', packages)[1].split(",")
+    assert [extra for extra in extras if extra != "train"] == ([extra] if extra else [])
+
+
+@needs_git
+@pytest.mark.parametrize(
+    ("name", "old", "asks"),
+    [
+        ("your_own_loop.ipynb", {}, False),
+        ("your_own_loop.ipynb", {"flax": "0.11.2"}, True),
+        ("your_own_loop.ipynb", {"jax": "0.7.2"}, True),
+        ("your_own_loop.ipynb", {"transformers": None}, False),
+        ("quickstart.ipynb", {"flax": "0.11.2"}, True),
+        ("quickstart.ipynb", {"transformers": None}, True),
+    ],
+)
+def test_the_first_cell_replaces_versions_that_do_not_do_and_asks_for_nothing_else(
+    origin, monkeypatch, name, old, asks
+):
+    real = importlib.metadata.version
+    asked = first_cell(monkeypatch, origin, name, lambda package: old.get(package, real(package)))
+    assert (asked is not None) == asks
+    assert not asks or "flax>=0.12.8,<0.13" in asked[0] or "[train]" in asked[0]
 
 
 def check_quickstart(said, pictures):
