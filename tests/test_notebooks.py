@@ -62,12 +62,16 @@ def test_notebooks_install_what_they_need_in_the_same_way_and_the_readme_lists_t
     assert [name for name in NAMES if f"notebooks/{name}" not in readme] == []
 
 
-def first_cell(monkeypatch, origin, name=NAMES[0], before=lambda package: None, works=True):
+def first_cell(monkeypatch, origin, name=NAMES[0], before=lambda package: None, ends=None, loaded=None):
     """Runs it with ``origin`` as the repository: what pip would get and the clone, or None if it asks pip for nothing.
 
     Args:
-      before: version of a package that is there before, or None; all are there when pip has run, if it ``works``.
+      before: version of a package that is there before, or None. All are there when pip has run, unless ``ends`` says
+        that they are not.
+      ends: what the cell ends with.
+      loaded: packages of a module that is loaded.
     """
+    works = ends is None or not ends.startswith("not installed")
     installed, real = [], importlib.metadata.version
 
     def version(package):
@@ -85,8 +89,8 @@ def first_cell(monkeypatch, origin, name=NAMES[0], before=lambda package: None, 
     monkeypatch.chdir(elsewhere)
     monkeypatch.setattr(tempfile, "tempdir", str(origin.parent))
     monkeypatch.setattr("importlib.metadata.version", version)
-    ends = contextlib.nullcontext() if works else pytest.raises(SystemExit, match="not installed: gems-jax;")
-    with ends:
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"re": loaded or []})
+    with pytest.raises(SystemExit, match=re.escape(ends)) if ends else contextlib.nullcontext():
         exec(source, {"installed": installed})  # noqa: S102
     return installed[0] if installed else None
 
@@ -106,11 +110,11 @@ needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
 
 @needs_git
-@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize("ends", [None, "not installed: gems-jax;"])
 def test_the_first_cell_installs_a_clone_of_whatever_address_git_takes_or_says_what_is_missing(
-    origin, monkeypatch, works
+    origin, monkeypatch, ends
 ):
-    _, checkout = first_cell(monkeypatch, origin, works=works)
+    _, checkout = first_cell(monkeypatch, origin, ends=ends)
     assert (checkout / "gems_jax/version.py").is_file()
 
 
@@ -148,6 +152,18 @@ def test_the_first_cell_replaces_versions_that_do_not_do_and_asks_for_nothing_el
     asked = first_cell(monkeypatch, origin, name, lambda package: old.get(package, real(package)))
     assert (asked is not None) == asks
     assert not asks or "flax>=0.12.8,<0.13" in asked[0] or "[train]" in asked[0]
+
+
+@needs_git
+def test_the_first_cell_asks_for_a_new_kernel_where_a_package_that_is_loaded_was_replaced(origin, monkeypatch):
+    real, old = importlib.metadata.version, {"flax": "0.11.2"}
+    first_cell(
+        monkeypatch,
+        origin,
+        before=lambda package: old.get(package, real(package)),
+        loaded=["flax", "jax"],
+        ends="it has an older flax loaded",
+    )
 
 
 def check_quickstart(said, pictures):
