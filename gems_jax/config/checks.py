@@ -55,6 +55,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"items.collisions has no effect: items.identifiers {items.identifiers or 'tokens'} {what}; leave it out"
     if not made and (items.levels, items.codebook_size) != (ItemsConfig.levels, ItemsConfig.codebook_size):
         yield f"items.levels and items.codebook_size need items.identifiers {' or '.join(QUANTISERS)}; leave them out"
+    if items.capacity_factor is not None and items.identifiers != "rkmeans":
+        yield "items.capacity_factor needs items.identifiers rkmeans; leave it out"
     for task, template in config.items.prompts.items():
         try:
             parse_template(template)

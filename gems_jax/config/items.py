@@ -23,6 +23,8 @@ class ItemsConfig:
         ``null``: such a file is refused. No two items share identifiers that are made here.
       levels: tokens of an identifier that is made here.
       codebook_size: tokens of each level.
+      capacity_factor: with ``rkmeans``: no token is that of more items than this multiple of an even share, before
+        items are told apart; ``null``: of as many as are nearest.
       path: folder of the identifiers that are made, with embeddings, codebooks and a card; it is made where it is
         missing.
       prompts: each task's template, with ``{history}`` (items' tokens), ``{history_titles}`` or both and,
@@ -40,6 +42,7 @@ class ItemsConfig:
     collisions: Literal["reassign", "group"] | None = None
     levels: int = 3
     codebook_size: int = 256
+    capacity_factor: float | None = None
     path: str = "runs/demo/identifiers"
     prompts: dict[str, str] = field(
         default_factory=lambda: {

@@ -127,6 +127,7 @@ RANGES: Mapping[str, Range] = types.MappingProxyType({
     "items.added_loss": Range(above=0),
     "items.levels": Range(1, 16),
     "items.codebook_size": Range(2, 65_536),
+    "items.capacity_factor": Range(1),
     "items.max_length": whole(1),
     "items.length_buckets": whole(1),
     "items.length_window": whole(1),

@@ -13,7 +13,12 @@ _PREFIXES, _SECOND, _TITLES, _LETTERS = 16, 32, 5, 90
 
 
 def card_of(
-    before: Identifiers, after: Identifiers, moved: Reassigned, titles: Sequence[str], made_of: Mapping[str, Any]
+    before: Identifiers,
+    after: Identifiers,
+    moved: Reassigned,
+    titles: Sequence[str],
+    made_of: Mapping[str, Any],
+    nearest: Identifiers | None = None,
 ) -> dict[str, Any]:
     """The card of identifiers, JSON values only.
 
@@ -23,9 +28,11 @@ def card_of(
       moved: what that took.
       titles: of the N items.
       made_of: what decides the identifiers.
+      nearest: of codes with a capacity: the codes of the same embeddings without one.
 
     Returns:
-      ``made_of``; ``before`` and ``after``, as of `Identifiers.report`; ``reassigned``, with the numbers of items
+      ``made_of``; ``before`` and ``after``, as of `Identifiers.report`, and so ``without_capacity``, where there is
+      one; ``reassigned``, with the numbers of items
       ``moved`` and ``spilled``; ``prefixes``, the first codes with the most items: ``token``, ``items``, ``second``
       (items of each second code, most first) and ``titles`` of some, those of neighbouring codes beside each other.
     """
@@ -33,6 +40,7 @@ def card_of(
         "made_of": dict(made_of),
         "before": before.report(),
         "after": after.report(),
+        **({} if nearest is None else {"without_capacity": nearest.report()}),
         "reassigned": {"moved": moved.moved, "spilled": moved.spilled},
         "prefixes": _largest_prefixes(after, titles),
     }
@@ -41,17 +49,30 @@ def card_of(
 def card_lines(card: Mapping[str, Any]) -> list[str]:
     """A card in a few lines: a table of the levels, and the collisions."""
     before, after, moved = card["before"], card["after"], card["reassigned"]
-    lines = [f"{'level':>5s}  {'codes used':>12s}  {'entropy, bits':>13s}  {'variance left':>13s}"]
-    levels = zip(after["used"], after["entropy_bits"], after["error"], strict=True)
-    for number, (used, entropy, left) in enumerate(levels, 1):
-        lines.append(f"{number:5d}  {used:5d} / {after['size']:<4d}  {entropy:13.2f}  {left:13.1%}")
+    lines = [f"{'level':>5s}  {'codes used':>12s}  {'most items':>10s}  {'entropy, bits':>13s}  {'variance left':>13s}"]
+    levels = zip(after["used"], after["largest"], after["entropy_bits"], after["error"], strict=True)
+    for number, (used, most, entropy, left) in enumerate(levels, 1):
+        lines.append(f"{number:5d}  {used:5d} / {after['size']:<4d}  {most:10,d}  {entropy:13.2f}  {left:13.1%}")
     shared = f"{before['in_collisions']:,} of {after['items']:,} items shared their identifier with another"
     if before["in_collisions"]:
         shared += (
             f": {moved['moved']:,} were moved, {moved['spilled']:,} of them to another prefix, which took the variance "
             f"left from {before['error'][-1]:.2%} to {after['error'][-1]:.2%}"
         )
-    return [*lines, shared]
+    return [*lines, shared, *capacity_lines(card)]
+
+
+def capacity_lines(card: Mapping[str, Any]) -> list[str]:
+    """What a capacity did, beside codes of the same embeddings without one, before items were moved; or nothing."""
+    if "without_capacity" not in card:
+        return []
+    kinds = (("as quantised", card["before"]), ("without items.capacity_factor", card["without_capacity"]))
+    return [
+        f"{what}: at most {' / '.join(f'{most:,}' for most in report['largest'])} items a code, entropy "
+        f"{' / '.join(f'{bits:.2f}' for bits in report['entropy_bits'])} bits, {report['in_collisions']:,} items in "
+        f"collisions, {report['error'][-1]:.2%} of the variance left"
+        for what, report in kinds
+    ]
 
 
 def _largest_prefixes(ids: Identifiers, titles: Sequence[str]) -> list[dict[str, Any]]:

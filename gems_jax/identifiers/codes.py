@@ -93,9 +93,9 @@ class Identifiers:
 
         Returns:
           ``items``, ``levels``, ``size`` (K, or the largest code and 1), ``distinct`` identifiers, ``in_collisions``
-          (items that share theirs), ``used`` (codes, of each level), ``entropy_bits`` (of each level; at most
-          ``log2 K``) and, where there were embeddings, ``error``: the share of their variance that is left after each
-          level.
+          (items that share theirs), ``used`` (codes, of each level), ``largest`` (items of the code that most have, of
+          each level), ``entropy_bits`` (of each level; at most ``log2 K``) and, where there were embeddings, ``error``:
+          the share of their variance that is left after each level.
         """
         count, levels = self.codes.shape
         use = [use_of_level(column) for column in self.codes.T]
@@ -105,8 +105,9 @@ class Identifiers:
             "size": int(self.codes.max()) + 1 if self.codebooks is None else self.codebooks.shape[1],
             "distinct": len(np.unique(self.codes, axis=0)),
             "in_collisions": in_collisions(self.codes),
-            "used": [used for used, _ in use],
-            "entropy_bits": [round(entropy, 4) for _, entropy in use],
+            "used": [used for used, _, _ in use],
+            "largest": [largest for _, largest, _ in use],
+            "entropy_bits": [round(entropy, 4) for _, _, entropy in use],
         }
         if self.errors:
             report["error"] = [round(error / max(self.errors[0], 1e-30), 6) for error in self.errors[1:]]

@@ -96,12 +96,16 @@ def nearest(rows: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarr
       rows: float32 ``[n, d]``, at most `CHUNK`; padded to a power of two, so that there are few programs.
       centres: float32 ``[K, d]``.
     """
-    count = len(rows)
-    padded = 1 << max(8, (count - 1).bit_length())
-    if padded != count:
-        rows = np.concatenate([rows, np.zeros((padded - count, rows.shape[1]), np.float32)])
-    codes, distances = _nearest(rows, centres)
-    return np.asarray(codes)[:count], np.asarray(distances)[:count]
+    codes, distances = _nearest(padded(rows), centres)
+    return np.asarray(codes)[: len(rows)], np.asarray(distances)[: len(rows)]
+
+
+def padded(rows: np.ndarray) -> np.ndarray:
+    """Rows ``[n, ...]`` with zeros behind them up to a power of two, 256 at least."""
+    wide = 1 << max(8, (len(rows) - 1).bit_length())
+    return (
+        rows if wide == len(rows) else np.concatenate([rows, np.zeros((wide - len(rows), *rows.shape[1:]), rows.dtype)])
+    )
 
 
 @jax.jit

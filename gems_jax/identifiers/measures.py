@@ -35,19 +35,19 @@ def counts_of(codes: np.ndarray) -> np.ndarray:
     return counts
 
 
-def use_of_level(codes: np.ndarray) -> tuple[int, float]:
-    """How many codes of a level any item has, and the entropy of the codes, in bits.
+def use_of_level(codes: np.ndarray) -> tuple[int, int, float]:
+    """How many codes of a level any item has, how many items the largest has, and the entropy of the codes, in bits.
 
     Args:
       codes: int ``[N]``.
 
     Example:
       >>> use_of_level(np.array([0, 0, 3, 3]))
-      (2, 1.0)
+      (2, 2, 1.0)
     """
     counts = np.bincount(codes)
     shares = counts[counts > 0] / len(codes)
-    return len(shares), float(-(shares * np.log2(shares)).sum()) + 0.0
+    return len(shares), int(counts.max()), float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
 def level_errors(codes: np.ndarray, rows: np.ndarray, codebooks: np.ndarray) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gems_jax.identifiers.balanced_kmeans import balanced_rkmeans
 from gems_jax.identifiers.checks import check_sizes, checked_embeddings
 from gems_jax.identifiers.codes import Identifiers, quantise
 from gems_jax.identifiers.kmeans import chunks_of, fit_kmeans, lloyd_pass, nearest, slices_of
@@ -14,7 +15,12 @@ _PASSES_OVER_ALL = 2
 
 
 def rkmeans(
-    embeddings: np.ndarray, levels: int = 3, size: int = 256, seed: int = 0, sample: int | None = None
+    embeddings: np.ndarray,
+    levels: int = 3,
+    size: int = 256,
+    seed: int = 0,
+    sample: int | None = None,
+    capacity_factor: float | None = None,
 ) -> Identifiers:
     """Codes of items by residual k-means.
 
@@ -29,6 +35,8 @@ def rkmeans(
       seed: of the starts; the same seed gives the same bits.
       sample: most items, drawn at random, that a codebook is fitted on until it hardly changes; of a larger catalogue
         all items then go into two more passes. ``None``: 1,024 for each code of a level.
+      capacity_factor: f; no code of a level is then given to more than ``ceil(f N / K)`` of the N items, at the least
+        cost that is found. ``None``: each item has the nearest code, however many have it.
 
     Returns:
       `Identifiers` with ``codebooks`` float32 ``[L, K, d]``.
@@ -46,9 +54,14 @@ def rkmeans(
     most = 1024 * size if sample is None else sample
     if most < 1:
         raise ValueError(f"sample must be at least 1, got {sample}")
+    if capacity_factor is not None and not 1 <= capacity_factor < np.inf:
+        raise ValueError(f"capacity_factor must be 1 or more, got {capacity_factor}")
     chosen: slice | np.ndarray = slice(None)
     if len(rows) > most:
         chosen = np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))
+    if capacity_factor is not None:
+        codes, books = balanced_rkmeans(rows, chosen, levels, size, seed, capacity_factor)
+        return Identifiers(codes, books, errors=level_errors(codes, rows, books))
     left = np.array(rows[chosen])
     books = np.zeros((levels, size, rows.shape[1]), np.float32)
     for level in range(levels):

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from gems_jax.identifiers.card import capacity_lines
 from gems_jax.report.charts import INK, NEUTRAL, STYLE, TASK_COLOURS, svg
 from gems_jax.report.style import CSS
 
@@ -36,11 +37,13 @@ def identifiers_page(card: Mapping[str, Any]) -> str:
         ),
     ]
     rows = "".join(
-        f"<tr><td>{level}</td><td>{used:,} of {after['size']:,}</td><td>{entropy:.2f}</td><td>{left:.1%}</td></tr>"
-        for level, (used, entropy, left) in enumerate(
-            zip(after["used"], after["entropy_bits"], after["error"], strict=True), 1
+        f"<tr><td>{level}</td><td>{used:,} of {after['size']:,}</td><td>{most:,}</td><td>{entropy:.2f}</td>"
+        f"<td>{left:.1%}</td></tr>"
+        for level, (used, most, entropy, left) in enumerate(
+            zip(after["used"], after["largest"], after["entropy_bits"], after["error"], strict=True), 1
         )
     )
+    capacity = "".join(f'<p class="note">{escape(line)}</p>' for line in capacity_lines(card))
     prefixes = "".join(
         f'<article class="card"><h3>{escape(prefix["token"])} · {prefix["items"]:,} items</h3><ul class="history">'
         + "".join(f"<li>{escape(title)}</li>" for title in prefix["titles"])
@@ -53,8 +56,8 @@ def identifiers_page(card: Mapping[str, Any]) -> str:
         f"<title>Identifiers of items</title><style>{CSS}</style></head><body><main><h1>Identifiers of items</h1>"
         f'<p class="lead">Codes of each item from its text: items alike begin alike.</p>'
         f'<div class="tiles">{"".join(tiles)}</div><h2>Levels</h2><div class="card scroll"><table><thead><tr>'
-        "<th>level</th><th>codes used</th><th>entropy, bits</th><th>variance left</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div><h2>Items of one first code</h2>"
+        "<th>level</th><th>codes used</th><th>most items of a code</th><th>entropy, bits</th><th>variance left</th>"
+        f"</tr></thead><tbody>{rows}</tbody></table>{capacity}</div><h2>Items of one first code</h2>"
         '<p class="lead">The first codes with the most items; a piece of a bar is a second code, the grey one all that '
         "are not listed.</p>"
         f'<div class="card"><figure>{prefix_picture(card)}</figure></div><div class="grid">{prefixes}</div>'

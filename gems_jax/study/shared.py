@@ -145,7 +145,7 @@ class Shared:
 
 def _identifiers(items: ItemsConfig) -> tuple[Any, ...]:
     """All that decides the items' tokens."""
-    return items.identifiers, items.collisions, items.levels, items.codebook_size, items.path
+    return items.identifiers, items.collisions, items.levels, items.codebook_size, items.capacity_factor, items.path
 
 
 def valid_tables(dataset: Dataset, rows: int) -> dict[str, Table]:

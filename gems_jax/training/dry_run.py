@@ -32,7 +32,7 @@ from gems_jax.training.workdir.files import as_json
 from gems_jax.types import Batch
 
 # Fields of section ``items`` that say how identifiers are made, and where.
-_IF_MADE = ("levels", "codebook_size", "path")
+_IF_MADE = ("levels", "codebook_size", "capacity_factor", "path")
 
 
 def dry_run(config: Config, workdir: Path) -> str:

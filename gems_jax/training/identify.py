@@ -35,7 +35,8 @@ _READ = {
     "texts": "the items' texts",
     "tokens": "tokens a text",
 }
-_MADE = _READ | {"identifiers": "items.identifiers", "levels": "items.levels", "codebook_size": "items.codebook_size"}
+_SIZES = ("levels", "codebook_size", "capacity_factor")
+_MADE = _READ | {name: f"items.{name}" for name in ("identifiers", *_SIZES)}
 _AGAIN = "make the identifiers again by gems-jax identify"
 
 
@@ -125,7 +126,8 @@ def identify(config: Config, dataset: Dataset, model: Any, tokenizer: Any) -> di
         embeddings = text_embeddings(model, tokenizer, texts, progress=True)
     ids = _quantised(config, embeddings, dataset.item_ids())
     apart, moved = ids.without_collisions(embeddings)
-    card = card_of(ids, apart, moved, dataset.titles(), made_of)
+    nearest = None if options.capacity_factor is None else rkmeans(embeddings, options.levels, options.codebook_size)
+    card = card_of(ids, apart, moved, dataset.titles(), made_of, nearest)
     _write(folder, dataset.item_ids(), apart, embeddings, card)
     print("\n".join(card_lines(card)))
     print(f"identify: identifiers in {folder}, shown in {folder / PAGE}")
@@ -136,7 +138,7 @@ def _quantised(config: Config, embeddings: np.ndarray, item_ids: Sequence[str]) 
     """Identifiers as ``items.identifiers`` says; of a file with the codebooks that fit its codes best."""
     options = config.items
     if options.identifiers == "rkmeans":
-        return rkmeans(embeddings, options.levels, options.codebook_size)
+        return rkmeans(embeddings, options.levels, options.codebook_size, capacity_factor=options.capacity_factor)
     if options.identifiers == "rqvae":
         return rqvae(embeddings, options.levels, options.codebook_size)
     assert options.identifiers is not None
@@ -166,7 +168,7 @@ def _made_of(config: Config, dataset: Dataset, model: Any | None, tokenizer: Any
     if model is not None:
         made_of["model"] = weights_fingerprint(nnx.state(model, nnx.Param))
     if options.identifiers in QUANTISERS:
-        return made_of | {"levels": options.levels, "codebook_size": options.codebook_size}
+        return made_of | {name: getattr(options, name) for name in _SIZES}
     assert options.identifiers is not None
     return made_of | {"identifiers": _digest([Path(options.identifiers).read_bytes()])}
 

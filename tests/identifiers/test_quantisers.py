@@ -122,9 +122,10 @@ def test_the_report_counts_codes_entropy_collisions_and_what_is_left(made: Any) 
     assert report["in_collisions"] == int((counts_of(made.codes) > 1).sum()) > 0
     assert report["distinct"] == len({tuple(row) for row in made.codes.tolist()})
     assert report["used"] == [24, 24]
+    assert report["largest"] == [int(np.bincount(column).max()) for column in made.codes.T]
     assert report["error"] == sorted(report["error"], reverse=True)
     assert json.loads(json.dumps(report)) == report
-    assert use_of_level(np.repeat([1, 5, 6, 9], 3)) == (4, 2.0)
+    assert use_of_level(np.repeat([1, 5, 6, 9], 3)) == (4, 3, 2.0)
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,26 @@ def test_embeddings_are_kept_and_the_folder_of_something_else_is_not_replaced(tu
     assert "nothing is to be made" in fails(capsys, "identify", *options(tmp_path))
 
 
+def test_codes_within_a_capacity_stand_beside_those_without_and_other_capacities_are_noticed(tuned, tmp_path, capsys):
+    made, argv = tuned
+    folder = tmp_path / "identifiers"
+    shutil.copytree(made.root / "identifiers", folder)
+    before = json.loads((folder / "card.json").read_text())
+    place = ("--items.path", folder, "--items.capacity_factor", "1.0")
+    said = fails(capsys, "train", *argv, *place, "--workdir", tmp_path / "run")
+    assert "items.capacity_factor differ; make the identifiers again by gems-jax identify" in said
+    assert gems_jax("identify", *argv, *place) == 0
+    said = capsys.readouterr().out
+    card = json.loads((folder / "card.json").read_text())
+    assert card["without_capacity"] == before["before"]
+    assert max(card["before"]["largest"]) <= -(-card["before"]["items"] // 24)
+    assert max(before["before"]["largest"]) > max(card["before"]["largest"])
+    assert card["after"]["in_collisions"] == 0
+    for line in ("as quantised: at most ", "without items.capacity_factor: at most "):
+        assert line in said
+        assert line in (folder / "card.html").read_text()
+
+
 def test_a_file_with_collisions_is_refused_with_their_number_or_separated(tuned, tmp_path):
     _, argv = tuned
     _, dataset, model, tokenizer = known(argv)
@@ -178,3 +198,8 @@ def test_fields_without_an_effect_are_named(tmp_path, capsys):
     assert read("train", *argv, "--items.identifiers", "tokens", "--workdir", "x").items.identifiers is None
     assert "items.collisions has no effect" in fails(capsys, "prepare", *argv, "--items.collisions", "reassign")
     assert "leave them out" in fails(capsys, "prepare", *argv, "--items.levels", "4")
+    for made in ("tokens", "rqvae"):
+        said = fails(capsys, "prepare", *argv, "--items.identifiers", made, "--items.capacity_factor", "1.5")
+        assert "items.capacity_factor needs items.identifiers rkmeans" in said
+    of = ("--items.identifiers", "rkmeans", "--items.capacity_factor")
+    assert "items.capacity_factor must be a number from 1 on" in fails(capsys, "prepare", *argv, *of, "0.5")
