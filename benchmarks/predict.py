@@ -8,7 +8,8 @@ requests to that of answers, and `rank_items` of the very same prompts in batche
 before. Both take turns; of each turn the CPU seconds of this process are counted, which other work on the machine does
 not lengthen as it does the time on the clock. What is written is the ratio of each turn, and both times. Loading the
 model and compiling are no part of either. Without ``--workdir`` the model is that of ``benchmarks/serve.py``, of
-random weights, ``--layers`` times two layers of ``--width``: what predict adds to a request is the same for any model.
+random weights, ``--layers`` times two layers of ``--width``: what predict adds to a request is the same for any model,
+and the less, the more often users and queries come again: how many there are is written, too.
 """
 
 import argparse
@@ -105,6 +106,8 @@ def main() -> None:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
         "items": assets.items.num_items,
         "requests": args.requests,
+        "users": len({one["user"] for one in requests}),
+        "queries": len({one["query"] for one in requests if "query" in one}),
         "batch_size": config.evaluate.batch_size,
         "beams": beams,
         "ratio": {"median": cut[1], "quartiles": [cut[0], cut[2]]},

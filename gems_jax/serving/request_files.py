@@ -1,5 +1,7 @@
 """Files of requests, read a block at a time: each row is a request's fields, or the reason why it cannot be read."""
 
+import heapq
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ from gems_jax.data.raw.raw_table import read_batches
 
 # `id` comes back with the answer; the others are those of a `Request`.
 FIELDS = ("id", "task", "user", "history", "query", "k", "allow", "deny")
+_number = operator.attrgetter("number")
 _LISTS = ("history", "allow", "deny")
 
 
@@ -53,7 +56,8 @@ def read_requests(path: Path) -> Iterator[RequestRow]:
                 f"{path} has the column {unknown[0]!r}, which no request has: rename it, or leave it out; a request "
                 f"has {', '.join(FIELDS)}"
             )
-        yield from sorted([*_rows(block, is_text), *_unread(quarantine)], key=lambda row: row.number)
+        # One by one: a block has many, and the collector of cycles would look at what lives of each.
+        yield from heapq.merge(_rows(block, is_text), sorted(_unread(quarantine), key=_number), key=_number)
     yield from _unread(quarantine)
 
 
