@@ -87,6 +87,7 @@ class Catalogue:
         self._users = UserHistories(dataset)
         self._shown = longest_input(dataset)
         self._has_query = {task: ("query",) in parse_template(template) for task, template in templates.items()}
+        self._asked = frozenset(self.tasks)
         self.longest = self._users.longest
         self._of_user = functools.lru_cache(_REMEMBERED)(
             functools.partial(_history_of, self._users, self._shown, self.removed)
@@ -111,8 +112,8 @@ class Catalogue:
           RequestError: no such task, user or item, a removed item to choose from, or a query where the task has none,
             or none where it needs one.
         """
-        check_task(self.dataset, request.task)
-        if request.task not in self._has_query:
+        if request.task not in self._asked:
+            check_task(self.dataset, request.task)
             raise RequestError("task", f"this run has no prompt for task {request.task!r} (items.prompts)")
         takes_query = self._has_query[request.task]
         if takes_query and request.query is None:

@@ -86,6 +86,8 @@ class PredictionFiles:
         self.done.left_out.update(str(line["what"]) for line in left_out)
         kept = [json.dumps({name: value for name, value in line.items() if name != "what"}) for line in left_out]
         for file, lines in zip(self._files, (answered, kept), strict=True):
+            if not lines:
+                continue
             file.write("".join(line + "\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
