@@ -27,11 +27,14 @@ def why_whole(train: Any, gems: Any) -> str | None:
     if train.text_task != "none":
         return f"train.text_task {train.text_task} takes whole gradients"
     has_task_bases = train.method != "galore" and gems.task_rank != 0
-    option = option_for_whole(gems.decomposition, gems.constraint, gems.stagger, gems.gate == "learned", has_task_bases)
+    option = option_for_whole(
+        gems.decomposition, gems.constraint, gems.stagger, gems.recovery, gems.gate == "learned", has_task_bases
+    )
     words = {
         "decomposition": f"gems.decomposition {gems.decomposition} is of whole gradients",
         "constraint": "gems.constraint gradient projects whole gradients",
         "stagger": "gems.stagger decomposes whole gradients of a few kernels in every step",
+        "recovery": f"gems.recovery {gems.recovery} adds what of whole gradients lies outside the bases",
         "gate": "gems.gate learned scores each task's update against the other tasks' gradients",
     }
     return None if option is None else words[option]

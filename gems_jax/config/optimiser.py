@@ -26,6 +26,8 @@ class GemsConfig:
       null_space: whether updates stay inside the null space.
       constraint: ``update``: every update is inside the null space; ``gradient``: only gradients are projected, as in
         the authors' release, which guarantees nothing.
+      recovery: ``fira``: updates also get what of the shared gradient lies outside the shared basis, inside the null
+        space, at the scale of what lies in it (arXiv 2410.01623); ``none``: nothing of it.
     """
 
     rank: int | float = 0.25
@@ -41,6 +43,7 @@ class GemsConfig:
     gate: Literal["heuristic", "learned", "equal"] = "heuristic"
     null_space: bool = True
     constraint: Literal["update", "gradient"] = "update"
+    recovery: Literal["none", "fira"] = "none"
 
 
 @dataclass(frozen=True)

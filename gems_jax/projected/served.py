@@ -159,11 +159,14 @@ def _wanted(entry: InitPlan, dtypes: Mapping[str, Any]) -> tuple[list[KernelPlan
 def _option_against(settings: Settings) -> str | None:
     """The option under which a step needs whole gradients, in words."""
     gate, has_task_bases = settings.gate.needs_progress, settings.task_rank != 0
-    option = option_for_whole(settings.decomposition, settings.constraint, settings.stagger, gate, has_task_bases)
+    option = option_for_whole(
+        settings.decomposition, settings.constraint, settings.stagger, settings.recovery, gate, has_task_bases
+    )
     words = {
         "decomposition": f"decomposition {settings.decomposition!r} is of the whole gradient",
         "constraint": "constraint 'gradient' projects the whole gradient",
         "stagger": "a staggered refresh is of the whole gradient of a few kernels",
+        "recovery": "recovery adds what of the whole gradient lies outside the bases",
         "gate": "the gate scores each task's former update against the other tasks' gradients",
     }
     return None if option is None else words[option]

@@ -65,6 +65,12 @@ _VARIANTS = {
     "gems-constant-gates": _gems("GEMS, constant gates", gems__gate="equal"),
     "gems-learned-gates": _gems("GEMS, learned gates", gems__gate="learned"),
     "gems-complementary": _gems("GEMS, complementary bases", gems__complementary=True),
+    "gems-recovery": _gems("GEMS with recovery from outside the basis", gems__recovery="fira"),
+    "fira": StudyMethod(
+        "Fira",
+        {"train.method": "gems", "gems.recovery": "fira"} | {f"gems.{field}": value for field, value in GALORE.items()},
+        rate_of="galore",
+    ),
     "gems-aligned": _gems("GEMS, aligned moments", gems__signs="align"),
     "gems-energy-alone": _gems("GEMS, directions by energy alone", null_space__min_share=None),
     "gems-replay": _gems("GEMS with replay of general text", train__text_task="replay"),

@@ -25,6 +25,7 @@ class BranchState(NamedTuple):
       task_inner: inner state, ``[T, k, ...]``, or ``None``.
       pending: ``[1 + T, k]`` bool, branches that wait for a usable gradient.
       previous: ``[T, k, r_t, q]`` the former step's low-rank updates, for learned gates, or ``None``.
+      recovered: ``[k]`` norms of what the former step added from outside the basis, or ``None``.
     """
 
     shared_basis: jax.Array
@@ -33,6 +34,7 @@ class BranchState(NamedTuple):
     task_inner: PyTree
     pending: jax.Array
     previous: jax.Array | None
+    recovered: jax.Array | None
 
 
 class TaskMask(NamedTuple):
@@ -47,6 +49,7 @@ class Steps(NamedTuple):
 
     Attributes:
       shared, tasks: low-rank updates ``[k, r, q]`` and ``[T, k, r_t, q]`` (or ``None``).
+      active: ``[k]`` bool, whether the shared branch took a step.
       energy: ``[1 + T]`` squared norms of the low-rank gradients, brought near 1 (`GradientDiagnostics.powers`).
       progress: ``[T]``, see `gems_jax.transform.gates.Signals`.
       refreshed, failed: ``[]`` int32 number of bases replaced, and of those that should have been.
@@ -54,6 +57,7 @@ class Steps(NamedTuple):
 
     shared: jax.Array
     tasks: jax.Array | None
+    active: jax.Array
     energy: jax.Array
     progress: jax.Array
     refreshed: jax.Array
@@ -180,7 +184,7 @@ def step_group(
     )
     energy = jnp.concatenate([squares(low * powers[0], 3)[None], energy])
     counts = (jnp.sum(which, dtype=jnp.int32) for which in (done, failed))
-    steps = Steps(step, tasks, energy, lows.progress, *counts)
+    steps = Steps(step, tasks, active, energy, lows.progress, *counts)
     return steps, state._replace(shared_inner=shared_inner)
 
 
@@ -191,6 +195,7 @@ def fuse(
     scale: float | jax.Array,
     across: Projector,
     side: str,
+    outside: jax.Array | None = None,
 ) -> jax.Array:
     """``dW = scale * (U_s X_s + sum_t g_t U_t X_t)``, one product (arXiv 2601.09496, section 3).
 
@@ -201,6 +206,7 @@ def fuse(
       scale: of the whole update.
       across: factor on the other axis, where the null space is not on the bases' side: ``X N`` is taken.
       side: ``"in"`` or ``"out"``, that the bases span.
+      outside: ``[k, p, q]`` what is added to it from outside the basis, before ``scale``.
 
     Returns:
       ``[k, in, out]``.
@@ -214,4 +220,7 @@ def fuse(
     if across.factor is not None:
         low = projected_axis_first(project_stack(projected_axis_first(low, "out"), across), "out")
     low = jnp.asarray(scale, low.dtype) * low
-    return matmul(basis, low) if side == "in" else matmul(low.mT, basis.mT)
+    update = matmul(basis, low) if side == "in" else matmul(low.mT, basis.mT)
+    if outside is not None:
+        update += projected_axis_first(jnp.asarray(scale, outside.dtype) * outside, side)
+    return update

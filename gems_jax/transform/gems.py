@@ -51,6 +51,7 @@ def gems(
     gate: Gate | None = None,
     null_space: NullSpace | None = None,
     constraint: Literal["update", "gradient"] = "update",
+    recovery: Literal["none", "fira"] = "none",
     weight_decay: float | jax.Array = 0.0,
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     matrix_dims: PyTree | MatrixRule | None = None,
@@ -91,6 +92,9 @@ def gems(
       null_space: see `NullSpace`; ``None``: no constraint.
       constraint: ``"update"``: exact on every update; ``"gradient"``: gradients are projected before the
         inner transform, as released, which guarantees nothing.
+      recovery: ``"fira"``: the update also gets what of the shared gradient lies outside the shared basis, inside the
+        null space, each column scaled as the basis' column was (arXiv 2410.01623); ``"none"``: nothing of it. Needs
+        whole gradients.
       weight_decay: decoupled; its term is projected too.
       mask: which leaves decay: a tree of bools like the parameters, or a callable giving one.
       matrix_dims: which leaves are kernels: callable ``(path, leaf) -> MatrixDims | None`` or a tree;
@@ -186,7 +190,7 @@ def _transform(settings: Settings) -> optax.GradientTransformationExtraArgs:
             extra=extra_args,
         )
         plan = make_plan(params, settings)
-        check_products(call.grads, plan)
+        check_products(call.grads, plan, settings)
         return take_step(call, params, state, plan, settings)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

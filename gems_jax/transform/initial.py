@@ -30,6 +30,7 @@ def initial_state(params: PyTree, plan: Plan, settings: Settings) -> GemsState:
     leaves, bare = jax.tree.leaves(params), unboxed(params)
     num_tasks, widest = settings.num_tasks, real_dtype(leaf.dtype for leaf in leaves)
     shared_basis, task_basis, shared_inner, task_inner, pending, previous = {}, {}, {}, {}, {}, {}
+    recovered = {}
     for k in plan.kernels:
         if k.rank == 0:
             continue
@@ -39,6 +40,8 @@ def initial_state(params: PyTree, plan: Plan, settings: Settings) -> GemsState:
         shared_inner[k.index] = init(jnp.zeros((*batch, k.rank, k.other), dtype))
         exists = jnp.arange(1 + num_tasks) <= (num_tasks if k.task_rank else 0)
         pending[k.index] = jnp.broadcast_to(exists.reshape(-1, *(1,) * len(batch)), (1 + num_tasks, *batch))
+        if settings.recovery != "none":
+            recovered[k.index] = jnp.zeros(batch, real_dtype([dtype]))
         if k.task_rank:
             low = jnp.zeros((num_tasks, *batch, k.task_rank, k.other), dtype)
             task_basis[k.index] = jnp.zeros((num_tasks, *batch, k.kept, k.task_rank), dtype)
@@ -58,6 +61,7 @@ def initial_state(params: PyTree, plan: Plan, settings: Settings) -> GemsState:
         task_inner=join_inner(structure, bare, task_inner),
         pending=mirror(bare, pending),
         previous=mirror(bare, previous),
+        recovered=mirror(bare, recovered),
         fallback=_initial_fallback(params, others, settings),
         gate=fresh_state(settings.gate, num_tasks, widest),
         null_space={} if null_space is None else factor_arrays(null_space, params),

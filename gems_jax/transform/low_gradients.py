@@ -15,13 +15,14 @@ from gems_jax.transform.plan import Group, KernelPlan, Plan
 from gems_jax.transform.refresh import Refresh, Refreshed, Request, members_due, room
 from gems_jax.transform.refresh_groups import refresh_groups
 from gems_jax.transform.refresh_request import request_refresh
+from gems_jax.transform.settings import Settings
 from gems_jax.transform.state import gather, to_matrices
 
 Gradient = jax.Array | LowRankGradient
 
 
-def check_products(grads: Sequence[Gradient], plan: Plan) -> None:
-    """Checks that each `LowRankGradient` is of a kernel of this plan, in its bases, and as it was made.
+def check_products(grads: Sequence[Gradient], plan: Plan, settings: Settings) -> None:
+    """Checks that each `LowRankGradient` is of a kernel of this plan, in its bases, as it was made, and enough.
 
     A transform in front that calculates with a tree's leaves would change the bases with the products; it makes numbers
     of the truth values beside them, too.
@@ -38,6 +39,11 @@ def check_products(grads: Sequence[Gradient], plan: Plan) -> None:
             raise ValueError(
                 f"the projected gradient of {plan.paths[i]!r} is in bases of shape {list(got)}, which this transform "
                 "does not have for it: call projected_task_grads with the same tx whose update takes its gradients"
+            )
+        if settings.recovery != "none":
+            raise ValueError(
+                f"recovery {settings.recovery!r} adds what lies outside the bases, and the projected gradient of "
+                f"{plan.paths[i]!r} does not have it: take task_value_and_grad, or recovery='none'"
             )
         if grad.done.dtype != bool:
             raise ValueError(

@@ -183,7 +183,7 @@ def _like_params(tree: PyTree, treedef: Any) -> list[PyTree]:
 def _rows(entry: InitPlan) -> list[StateRow]:
     plan, state, treedef = entry.plan, entry.state, entry.treedef
     kernels = {k.index: k for k in plan.kernels}
-    held = [state.shared_basis, state.task_basis, state.pending, state.previous]
+    held = [state.shared_basis, state.task_basis, state.pending, state.previous, state.recovered]
     for tree in (state.shared_inner, state.task_inner, state.fallback):
         held += _like_params(tree, treedef)
     sizes = [0] * len(plan.paths)

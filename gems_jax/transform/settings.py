@@ -49,6 +49,7 @@ class Settings:
     gate: Gate = field(default_factory=heuristic)
     null_space: NullSpace | None = None
     constraint: Literal["update", "gradient"] = "update"
+    recovery: Literal["none", "fira"] = "none"
     weight_decay: float | jax.Array = field(default=0.0, metadata=_NUMBER)
     mask: Mask = None
     matrix_dims: PyTree | MatrixRule | None = None
@@ -76,6 +77,7 @@ class Settings:
             ("decomposition", ("auto", *get_args(Decomposition), "random")),
             ("signs", ("canonical", "align")),
             ("moments", ("keep", "reset")),
+            ("recovery", ("none", "fira")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")

@@ -235,6 +235,7 @@ def _of_gems(state: GemsState, entry: InitPlan, find: _Find) -> GemsState:
         task_inner=each(low_rank, state.task_inner, lead=lead, task=True),
         pending=find.replicated(state.pending),
         previous=each(low_rank, state.previous, lead=lead, task=True),
+        recovered=find.replicated(state.recovered),
         fallback=each(find.like_parameter, state.fallback),
         gate=find.replicated(state.gate),
         null_space=factors,

@@ -61,6 +61,7 @@ class GemsState(NamedTuple):
       task_inner: the same, leading axes ``[T, *batch]``.
       pending: ``[1 + T, *batch]`` bool, branches that wait for a usable gradient.
       previous: ``[T, *batch, r_t, q]`` former low-rank updates, for gates that learn.
+      recovered: ``[*batch]`` norms of what was added from outside the bases, for ``recovery``.
       fallback: state of the transform for all other leaves.
       gate: state of the gate.
       null_space: factors by input.
@@ -74,6 +75,7 @@ class GemsState(NamedTuple):
     task_inner: PyTree
     pending: PyTree
     previous: PyTree
+    recovered: PyTree
     fallback: PyTree
     gate: PyTree
     null_space: dict[str, jax.Array]

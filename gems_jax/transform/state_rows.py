@@ -20,6 +20,7 @@ class StateRows(NamedTuple):
     task_inner: list[Any]
     pending: list[Any]
     previous: list[Any]
+    recovered: list[Any]
 
     @classmethod
     def read(cls, state: GemsState, treedef: Any, settings: Settings) -> "StateRows":
@@ -31,6 +32,7 @@ class StateRows(NamedTuple):
             split_inner(structure, state.task_inner, treedef),
             entries(state.pending, treedef),
             entries(state.previous, treedef),
+            entries(state.recovered, treedef),
         )
 
     def branch(self, group: Group, settings: Settings) -> BranchState:
@@ -48,6 +50,7 @@ class StateRows(NamedTuple):
             task_inner=collect(self.task_inner, 1) if has_tasks else None,
             pending=collect(self.pending, 1),
             previous=collect(self.previous, 1) if has_tasks and settings.gate.needs_progress else None,
+            recovered=collect(self.recovered, 0) if settings.recovery != "none" else None,
         )
 
     def write(self, group: Group, branch: BranchState, settings: Settings) -> None:
@@ -68,6 +71,8 @@ class StateRows(NamedTuple):
             spread(self.task_inner, branch.task_inner, 1)
         if branch.previous is not None:
             spread(self.previous, branch.previous, 1)
+        if branch.recovered is not None:
+            spread(self.recovered, branch.recovered, 0)
 
     def trees(self, params: PyTree, treedef: Any, settings: Settings) -> dict[str, PyTree]:
         """The state's fields, as trees like the unboxed parameters."""
@@ -81,4 +86,5 @@ class StateRows(NamedTuple):
             "task_inner": join_inner(structure, params, {i: self.task_inner[i] for i in with_tasks}),
             "pending": treedef.unflatten(self.pending),
             "previous": treedef.unflatten(self.previous),
+            "recovered": treedef.unflatten(self.recovered),
         }

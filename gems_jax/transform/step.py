@@ -19,6 +19,7 @@ from gems_jax.transform.group_gradients import GroupGradients, group_gradients
 from gems_jax.transform.in_turn import once
 from gems_jax.transform.low_gradients import Gradient, arrays_of, groups_of, low_gradients
 from gems_jax.transform.plan import Group, Plan
+from gems_jax.transform.recovery import recover
 from gems_jax.transform.refresh import refresh_at
 from gems_jax.transform.settings import Settings, chosen_leaves
 from gems_jax.transform.state import GemsState, entries, mirror, to_leaves, to_matrices, work_dtype
@@ -88,8 +89,12 @@ def take_step(
     updates: list[Any] = [None] * len(call.weights)
     emitted: list[jax.Array] = []
     scale = settings.scale
-    for group, old, (steps, branch) in zip(groups, before, branches, strict=True):
-        update = fuse(branch, steps, gates, scale, active.across(group), group[0].side)
+    for group, old, gradient, (steps, branch) in zip(groups, before, gradients, branches, strict=True):
+        outside = None
+        if branch.recovered is not None:
+            outside, former = recover(group, gradient, branch, steps, active, branch.recovered)
+            branch = branch._replace(recovered=former)
+        update = fuse(branch, steps, gates, scale, active.across(group), group[0].side, outside)
         scale = once(update, scale, 0)
         shared, task = once(update, (branch.shared_inner, branch.task_inner), (old.shared_inner, old.task_inner))
         branch = branch._replace(shared_inner=shared, task_inner=task)

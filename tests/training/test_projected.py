@@ -64,6 +64,7 @@ def test_an_update_in_parts_is_that_of_accumulated_whole_gradients(prepared, two
         ({"gems__stagger": True}, "gems.stagger decomposes whole gradients"),
         ({"gems__gate": "learned"}, "gems.gate learned scores each task's update"),
         ({"gems__constraint": "gradient"}, "gems.constraint gradient projects whole gradients"),
+        ({"gems__recovery": "fira"}, "gems.recovery fira adds what of whole gradients lies outside the bases"),
     ],
 )
 def test_options_that_need_whole_gradients_are_refused(changed, why, prepared, tmp_path, capsys):
@@ -78,6 +79,7 @@ def test_gradients_are_projected_by_themselves_for_large_kernels_on_one_device()
     assert not is_projected(train, gems, LEAST_PARAMETERS - 1, devices=1)
     assert not is_projected(train, gems, LEAST_PARAMETERS, devices=8)
     assert not is_projected(TrainConfig(accumulate=2), gems, LEAST_PARAMETERS, devices=1)
+    assert not is_projected(train, GemsConfig(recovery="fira"), LEAST_PARAMETERS, devices=1)
     assert not is_projected(TrainConfig(gradients="full"), gems, LEAST_PARAMETERS, devices=1)
     assert is_projected(TrainConfig(gradients="projected"), gems, 1, devices=8)
     assert why_whole(TrainConfig(method="galore"), GemsConfig(gate="learned")) is None

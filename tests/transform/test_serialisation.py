@@ -23,7 +23,9 @@ def transform():
     """Everything a state can hold: factors, former updates, a gate's network, moments of a partner in the chain."""
     ns, _ = make_null_space({"w": 8})
     gate = gj.gates.learned(learning_rate=1e-2, hidden=8)
-    tx = gj.gems(1e-2, num_tasks=2, rank=3, refresh_every=4, null_space=ns, gate=gate, matrix_dims=RULE)
+    tx = gj.gems(
+        1e-2, num_tasks=2, rank=3, refresh_every=4, null_space=ns, gate=gate, matrix_dims=RULE, recovery="fira"
+    )
     return optax.chain(tx, optax.trace(0.5))
 
 
