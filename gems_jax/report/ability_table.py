@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from gems_jax.evaluation.fact_summary import fact_lines
 from gems_jax.report.results import ResultRow
 
-_HEADS = ("KL to the base model, nats", "next token right, before", "after", "kept where it was sure")
+_HEADS = ("KL to the base model, nats", "next token right, before", "after", "kept where it was sure", "facts kept")
 
 
 def ability_table(rows: Sequence[ResultRow]) -> str:
-    """Distance from the base model, accuracy and choices on general text, of every run that has them.
+    """Distance from the base model, accuracy and choices on general text, and facts kept, of every run that has them.
 
     Args:
       rows: methods, top to bottom; see `gems_jax.evaluation.drift.general_drift` for what is shown.
@@ -29,7 +30,10 @@ def ability_table(rows: Sequence[ResultRow]) -> str:
         if "kl" in general:
             cells = [
                 _cell(general, "kl", "{:.3f}"),
-                *(_cell(general, name, "{:.1%}") for name in ("base_accuracy", "accuracy", "sure_agreement")),
+                *(
+                    _cell(general, name, "{:.1%}")
+                    for name in ("base_accuracy", "accuracy", "sure_agreement", "facts_kept")
+                ),
             ]
             classes = ' class="ours"' if row.kind == "run" else ""
             body += f"<tr{classes}><td>{escape(row.name)}</td>{''.join(cells)}</tr>"
@@ -38,8 +42,14 @@ def ability_table(rows: Sequence[ResultRow]) -> str:
     heads = "".join(f"<th>{head}</th>" for head in ("Run", *_HEADS))
     return (
         '<div class="card scroll"><h3>General ability</h3>'
-        f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>{_of_facts(rows)}"
     )
+
+
+def _of_facts(rows: Sequence[ResultRow]) -> str:
+    """How many facts were asked, of the run itself, or why there is no share of them."""
+    own = next((row.values.get("general") or {} for row in rows if row.kind == "run"), {})
+    return "".join(f'<p class="footnote">{escape(line[0].upper() + line[1:])}.</p>' for line in fact_lines(own))
 
 
 def _cell(general: Mapping[str, Any], name: str, form: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gems_jax.evaluation.fact_summary import fact_lines
 from gems_jax.evaluation.simple_rankers import missing_lines
 from gems_jax.report.results import task_label
 from gems_jax.staging import write_text
@@ -174,6 +175,9 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
     missing = [m["label"] for m in summary["methods"] if "numbers" not in m]
     if missing:
         remarks.append(f"Not finished, or every run diverged: {'; '.join(missing)}.")
+    general = next((row["general"] for row in summary["rows"] if "general" in row), {})
+    if "facts_kept" not in general:  # else the table has each method's
+        remarks += [f"{line[0].upper()}{line[1:]}." for line in fact_lines(general)]
     rankers = summary["base"].get("rankers", {})
     remarks += [f"{line}." for line in missing_lines(rankers, task_label)]
     return remarks

@@ -16,6 +16,7 @@ from gems_jax.config.text_task import trained_tasks
 from gems_jax.data.batching.pipeline import task_batches
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.evaluate import evaluate_ranking
+from gems_jax.evaluation.facts import kept_facts
 from gems_jax.study.curves import curves
 from gems_jax.study.measure import circumstances, peak_memory, reset_peak_memory
 from gems_jax.study.methods import configured
@@ -100,6 +101,8 @@ def measured(config: Config, shared: Shared, tuned: Any, folder: Path) -> dict[s
     drift = general_drift(assets.model, tuned, shared.text, shift=shared.shift(config))
     if not math.isfinite(drift["loss"]):
         return {"diverged": f"the loss on general text is {drift['loss']}"}
+    if config.evaluate.facts:
+        drift |= kept_facts(shared.facts(), tuned, assets.tokenizer, samples=0)[0]
     measurements: dict[str, Any] = {"general": drift}
     for split, tables in shared.tables.items():
         measurements[split] = evaluate_ranking(

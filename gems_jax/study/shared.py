@@ -15,9 +15,11 @@ from gems_jax.data.dataset import storage
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.text.general_text import read_lines, token_stream
 from gems_jax.evaluation.drift import general_loss, read_shift
+from gems_jax.evaluation.facts import KnownFacts, known_facts
 from gems_jax.evaluation.output_shift import OutputShift
 from gems_jax.evaluation.simple_rankers import simple_rankers
 from gems_jax.models import load
+from gems_jax.models.hf.tokenizer import load_tokenizer
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import write_json
 from gems_jax.study.claims import claim_waiting
@@ -67,6 +69,7 @@ class Shared:
         self.text = heldout_text(tokenizer, config, self.model.layout)
         self.programs: Programs = {}
         self._shift: OutputShift | None = None
+        self._facts: KnownFacts | None = None
         self._spectra: dict[int, dict[str, list[float]]] = {}
         self._assets: dict[Any, Assets] = {}
         self._null_spaces: dict[str, NullSpace] = {}
@@ -100,6 +103,12 @@ class Shared:
         if self._shift is None:
             self._shift = read_shift(self.assets(config).model, self.text)
         return self._shift
+
+    def facts(self) -> KnownFacts:
+        """What the base model is sure of."""
+        if self._facts is None:
+            self._facts = known_facts(self.model, load_tokenizer(self._folder, self.model.config.vocab_size))
+        return self._facts
 
     def spectra_before(self, config: Config, batch: Mapping[str, Any]) -> dict[str, list[float]]:
         """Spectra of the gradients by the base model of a seed's first batch."""

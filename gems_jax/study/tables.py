@@ -11,7 +11,7 @@ from gems_jax.study.methods import REFERENCE, Rates, study_methods
 from gems_jax.study.old_names import FORGETTING
 from gems_jax.study.trials import spelled
 
-_FORGETTING = f"general/{FORGETTING}"
+_FORGETTING, _FACTS = f"general/{FORGETTING}", "general/facts_kept"
 
 _SHOWN = ("ndcg@10", "hit@10")
 _RANKERS = {"popularity": "popularity", "co-occurrence": "item co-occurrence", "BM25": "BM25"}
@@ -37,12 +37,15 @@ def summary_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
     """Rankers without a model, then the methods: metrics of each task, drift, time, memory."""
     head = ["", "learning rate", "seeds", *(f"{task_label(t)} {m}" for t in tasks for m in _SHOWN)]
     head += ["forgetting", "same choice", "seconds a run", "optimiser, MiB"]
-    rows = []
+    ranked, rows = [], []
     for name, measured in summary["base"].get("rankers", {}).items():
         if measured:
             cells = [f"{measured[t][m]:.3f}" if m in measured.get(t, {}) else _NONE for t in tasks for m in _SHOWN]
-            rows.append([_RANKERS.get(name, name), _NONE, _NONE, *cells, *[_NONE] * 4])
+            ranked.append([_RANKERS.get(name, name), _NONE, _NONE, *cells])
     finished = [method for method in summary["methods"] if "numbers" in method]
+    # Earlier studies did not ask, and a small base model knows too little.
+    asked = any(_FACTS in method["numbers"] for method in finished)
+    head[-2:-2] = ["facts kept"] * asked
     # Times are comparable on one machine alone: that of the most methods.
     usual = statistics.mode(method.get("timed_on") for method in finished)
     for method in finished:
@@ -52,9 +55,10 @@ def summary_table(summary: Mapping[str, Any], tasks: list[str]) -> str:
         rows.append([
             name, spelled(rates_of(method)), str(len(method["seeds"])), *cells,
             mean_and_spread(numbers.get(_FORGETTING)), mean_and_spread(numbers.get("general/top1_agreement")),
-            seconds, _mean(numbers, "optimiser_bytes", 2**20, ".1f"),
+            *[mean_and_spread(numbers.get(_FACTS))] * asked, seconds, _mean(numbers, "optimiser_bytes", 2**20, ".1f"),
         ])  # fmt: skip
-    return markdown_table(head, rows)
+    none = [[*row, *[_NONE] * (len(head) - len(row))] for row in ranked]
+    return markdown_table(head, [*none, *rows])
 
 
 def budget_table(summary: Mapping[str, Any], tasks: list[str]) -> str:

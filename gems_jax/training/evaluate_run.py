@@ -19,6 +19,8 @@ from gems_jax.evaluation.continuations import continuations
 from gems_jax.evaluation.drift import general_drift
 from gems_jax.evaluation.edited_catalogue import edited_catalogue, edited_lines
 from gems_jax.evaluation.evaluate import evaluate_ranking, load_rankings
+from gems_jax.evaluation.fact_summary import fact_lines
+from gems_jax.evaluation.facts import kept_facts, known_facts
 from gems_jax.evaluation.ranked_examples import readable_examples
 from gems_jax.evaluation.shared_identifiers import shared_identifiers, shared_lines
 from gems_jax.evaluation.simple_rankers import missing_lines, not_measured, settings_lines, simple_rankers
@@ -100,6 +102,10 @@ def evaluate_run(
     elif options.candidates == "auto" and any(table.negatives is not None for table in tables.values()):
         print(f"evaluate: {size:,} items are many: rows are ranked among their negatives alone (evaluate.candidates)")
     results["general"] = general_drift(base, tuned, text, progress=True)
+    if options.facts:
+        facts = known_facts(base, assets.tokenizer)
+        numbers, results["facts"] = kept_facts(facts, tuned, assets.tokenizer, samples=options.samples)
+        results["general"] |= numbers
     if options.continuations:
         results["continuations"] = _continued(config, assets, base, tuned, text[0])
     put_beside(results, others, folders, workdir, options.samples)
@@ -159,6 +165,7 @@ def table_of(results: dict[str, Any]) -> str:
     if CATALOGUE in results:
         parts += ["", f"among all {results['catalogue_size']:,} items:", _lines_of(results, results[CATALOGUE])]
     said = [*shared_lines(results), *settings_lines(results["baselines"]), *edited_lines(results)]
+    said += fact_lines(results.get("general", {}))
     said += unknown_lines(results.get("unknown_tokens", {}), results.get("unknown_words"))
     return "\n".join([*parts, *said, *results.get("not_compared", ())])
 

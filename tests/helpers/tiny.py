@@ -38,6 +38,7 @@ TUNING = {
     "evaluate.batch_size": 16,
     "evaluate.samples": 5,
     "evaluate.continuations": 0,
+    "evaluate.facts": False,
 }
 
 
