@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.argument_checks import check_number
 from gems_jax.baselines.simplex import minimise_on_simplex
 from gems_jax.baselines.weighting import Tasks, relative_gramian, share_of_present, weighted
 from gems_jax.types import PyTree
@@ -41,6 +42,7 @@ def cagrad(
       >>> [round(x, 3) for x in tx.update(grads, tx.init(params), params)[0].tolist()]
       [-3.0, -3.0]
     """
+    check_number("c", c)
     if not c >= 0:
         raise ValueError(f"cagrad's c must be at least 0, got {c}")
 

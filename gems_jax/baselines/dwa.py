@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.argument_checks import check_number, check_whole
 from gems_jax.baselines.weighting import Tasks, weighted
 
 
@@ -61,6 +62,8 @@ def dwa(
       >>> [round(x, 3) for x in updates.tolist()]
       [-1.124, -0.876]
     """
+    check_number("temperature", temperature)
+    check_whole("window", window)
     if not temperature > 0 or window < 1:
         raise ValueError(f"dwa needs temperature > 0 and window >= 1, got temperature={temperature}, window={window}")
 

@@ -9,6 +9,7 @@ import jax
 import optax
 import optax.contrib
 
+from gems_jax.argument_checks import check_number, check_transform, check_whole
 from gems_jax.baselines.joint import joint
 from gems_jax.boxes import unboxed
 from gems_jax.types import PyTree
@@ -57,8 +58,9 @@ def galore(
       [[-2.0, -2.0], [-2.0, -2.0], [-2.0, -2.0]]
     """
     rank = whole("rank", rank)
-    if refresh_every < 1:
-        raise ValueError(f"refresh_every is a number of steps, at least 1, got {refresh_every}")
+    check_transform("inner_tx", inner_tx)
+    check_number("scale", scale)
+    check_whole("refresh_every", refresh_every, least=1, what="a number of steps")
     low_rank = optax.contrib.scale_by_galore(
         rank=rank,
         update_proj_gap=refresh_every,

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.argument_checks import check_whole
 from gems_jax.baselines.weighting import Tasks, weighted
 
 
@@ -67,6 +68,7 @@ def pcgrad(
       >>> tx.update(jnp.array([[1.0, 0.0], [-1.0, 1.0]]), tx.init(params), params)[0].tolist()
       [-0.5, -1.5]
     """
+    check_whole("seed", seed)
 
     def init() -> jax.Array:
         # Plain numbers, which every format stores, rather than a key's own type.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.argument_checks import check_transform
 from gems_jax.baselines.weighting import Tasks, weighted
 from gems_jax.types import PyTree
 
@@ -54,6 +55,7 @@ def uncertainty(
     """
     # The task axis is a batch axis of this optimiser, so that a task's whole state can be kept as it was.
     trained_by = optax.adam(1e-3) if variance_tx is None else variance_tx
+    check_transform("variance_tx", trained_by)
 
     def init() -> UncertaintyState:
         start = jnp.zeros((num_tasks,), jnp.float32)

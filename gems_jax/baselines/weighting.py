@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.argument_checks import check_transform, check_whole
 from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.sizes import real_dtype, squares, task_peaks, to_one
@@ -109,7 +110,11 @@ def weighted(
       ValueError: here, ``num_tasks`` below 1; in ``update``, a leaf without its task axis (names the leaf), or
         ``task_losses`` or ``task_counts`` missing or of another shape, ``shared_grads`` where the method has no use
         for it.
+      TypeError: an argument of another type, named.
     """
+    check_transform("inner_tx", inner_tx)
+    if num_tasks is not None:
+        check_whole("num_tasks", num_tasks)
     if num_tasks is not None and num_tasks < 1:
         raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
     inner = optax.with_extra_args_support(inner_tx)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.argument_checks import check_number, check_transform
 from gems_jax.boxes import unboxed
 from gems_jax.linalg.sizes import squares
 from gems_jax.transform.settings import Mask, chosen_leaves
@@ -58,6 +59,7 @@ def orbit(
     Raises:
       ValueError: a number out of range, a mask that does not fit the parameters or holds none; in ``update`` no
         parameters.
+      TypeError: an argument of another type, named.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -71,6 +73,9 @@ def orbit(
       [0.75, 0.0] 0
       [0.75, 0.0] 1
     """
+    check_transform("tx", tx)
+    check_number("max_distance", max_distance)
+    check_number("share", share)
     if not isinstance(max_distance, jax.Array) and not max_distance > 0:
         raise ValueError(f"max_distance is a distance of weights, above 0, got {max_distance}")
     if not 0 < share <= 1:

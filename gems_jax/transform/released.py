@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.argument_checks import check_function, check_number, check_whole, refuse
 from gems_jax.extra_arguments import check_extras
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import MatrixRule, MatrixSpec, matrix_specs
@@ -113,6 +114,7 @@ def released(
 
     Raises:
       ValueError: a null space of the input side, arguments out of range, a leaf without its task axis.
+      TypeError: an argument of another type, named.
 
     Example:
       >>> import jax.numpy as jnp
@@ -123,6 +125,17 @@ def released(
       ((4, 4), 1)
     """
     rank = whole("rank", rank)
+    check_number("learning_rate", learning_rate, schedule=True)
+    for name, number in (("num_tasks", num_tasks), ("gap", gap)):
+        check_whole(name, number)
+    for name, value in (("scale", scale), ("weight_decay", weight_decay), ("b1", b1), ("b2", b2), ("eps", eps)):
+        check_number(name, value)
+    if gate is not None and not isinstance(gate, Gate):
+        refuse("gate", gate, "a gate: gems_jax.gates.heuristic(), learned() or constant(weights), called")
+    if null_space is not None and not isinstance(null_space, NullSpace | Mapping):
+        refuse("null_space", null_space, "a NullSpace of side 'out', or projectors by kernel path")
+    if bases is not None:
+        check_function("bases", bases, "a function of the step that gives the bases by kernel path")
     if num_tasks < 1 or rank < 1 or gap < 1:
         raise ValueError(f"num_tasks, rank and gap are at least 1, got {num_tasks}, {rank}, {gap}")
     if signs not in ("canonical", "lapack"):

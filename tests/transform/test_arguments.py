@@ -13,6 +13,7 @@ import gems_jax as gj
 NS = gj.NullSpace.from_moments({"w": np.diag([2.0, 1.0])}, rank=1)
 PARAMS = {"w": jnp.ones((2, 3))}
 TEXT = [{"x": jnp.eye(2)}]
+SGD = optax.sgd(1.0)
 
 
 def model(params, x):
@@ -21,6 +22,10 @@ def model(params, x):
 
 def gems(**options):
     return gj.gems(options.pop("learning_rate", 1e-3), num_tasks=2, **options)
+
+
+def released(**options):
+    return gj.presets.released(options.pop("learning_rate", 1e-3), num_tasks=2, rank=2, **options)
 
 
 def calibrated(text=TEXT, **options):
@@ -70,6 +75,29 @@ WRONG = {
     "tx is 'gems' (str); expected an optax transform": lambda: gj.accumulate("gems", 4),
     "max_consecutive_errors is '1' (str)": lambda: gj.apply_if_finite(gems(), "1"),
     "tx is gems (function); expected an optax transform": lambda: gj.state_bytes(gj.gems, PARAMS),
+    "tx is 'adam' (str); expected an optax transform": lambda: gj.orbit("adam", 1.0),
+    "max_distance is '10' (str); expected a number": lambda: gj.orbit(optax.sgd(1.0), "10"),
+    "max_distance is None (NoneType)": lambda: gj.orbit(optax.sgd(1.0), None),
+    "share is True (bool); expected a number": lambda: gj.orbit(optax.sgd(1.0), 1.0, share=True),
+    "learning_rate is '5e-4' (str); expected a number": lambda: released(learning_rate="5e-4"),
+    "num_tasks is 2.0 (float); expected a whole": lambda: gj.presets.released(1e-3, num_tasks=2.0, rank=2),
+    "gap is 1.5 (float); expected a whole number": lambda: released(gap=1.5),
+    "eps is '1e-6' (str); expected a number": lambda: released(eps="1e-6"),
+    "gate is 'heuristic' (str); expected a gate": lambda: released(gate="heuristic"),
+    "null_space is 'ns.npz' (str); expected a NullSpace of side 'out'": lambda: released(null_space="ns.npz"),
+    "bases is 3 (int); expected a function of the step": lambda: released(bases=3),
+    "inner_tx is 'sgd' (str); expected an optax transform": lambda: gj.baselines.upgrad("sgd"),
+    "inner_tx is adam (function); expected an optax transform": lambda: gj.baselines.galore(optax.adam, rank=2),
+    "num_tasks is '2' (str); expected a whole number": lambda: gj.baselines.upgrad(SGD, num_tasks="2"),
+    "c is '0.5' (str); expected a number": lambda: gj.baselines.cagrad(SGD, c="0.5"),
+    "temperature is None (NoneType)": lambda: gj.baselines.dwa(SGD, num_tasks=2, temperature=None),
+    "window is 2.5 (float); expected a whole": lambda: gj.baselines.dwa(SGD, num_tasks=2, window=2.5),
+    "seed is 0.5 (float); expected a whole number": lambda: gj.baselines.pcgrad(SGD, seed=0.5),
+    "scale is '2' (str); expected": lambda: gj.baselines.galore(SGD, rank=2, scale="2"),
+    "refresh_every is None (NoneType); expected a number of steps": lambda: gj.baselines.galore(
+        SGD, refresh_every=None
+    ),
+    "variance_tx is 'sgd' (str)": lambda: gj.baselines.uncertainty(SGD, num_tasks=2, variance_tx="sgd"),
     "loss_fn is 0.5 (float); expected a function (params, batch) -> scalar": lambda: gj.task_value_and_grad(0.5),
     "has_aux is 'no' (str)": lambda: gj.projected_task_grads(model, gems(), has_aux="no"),
     "chunk_size is 1.5 (float); expected the number of tasks": lambda: gj.task_value_and_grad(model, chunk_size=1.5),
