@@ -175,7 +175,7 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
     missing = [m["label"] for m in summary["methods"] if "numbers" not in m]
     if missing:
         remarks.append(f"Not finished, or every run diverged: {'; '.join(missing)}.")
-    general = next((row["general"] for row in summary["rows"] if "general" in row), {})
+    general: Mapping[str, Any] = next((row["general"] for row in summary["rows"] if "general" in row), {})
     if "facts_kept" not in general:  # else the table has each method's
         remarks += [f"{line[0].upper()}{line[1:]}." for line in fact_lines(general)]
     rankers = summary["base"].get("rankers", {})
