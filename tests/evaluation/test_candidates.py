@@ -53,7 +53,7 @@ def evaluated(model: T5, dataset: Dataset, workdir: Path, monkeypatch: pytest.Mo
         model=None,
         encode=lambda config, table: make_encoded(table),
     )
-    config = Config(evaluate=EvaluateConfig(**{"samples": 20, "continuations": 0} | options))
+    config = Config(evaluate=EvaluateConfig(**{"samples": 20, "continuations": 0, "facts": False} | options))
     return evaluate_run.evaluate_run(config, assets, SimpleNamespace(layout="decoder"), model, workdir)
 
 

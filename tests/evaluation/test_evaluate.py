@@ -193,7 +193,7 @@ def measured_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[i
             model=None,
             encode=lambda *args: None,
         )
-        config = Config(evaluate=EvaluateConfig(candidates="sampled", samples=0, continuations=0))
+        config = Config(evaluate=EvaluateConfig(candidates="sampled", samples=0, continuations=0, facts=False))
         return evaluate_run.evaluate_run(config, assets, SimpleNamespace(layout="decoder"), None, tmp_path)
 
     return run

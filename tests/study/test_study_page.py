@@ -307,6 +307,20 @@ def test_a_study_of_one_learning_rate_does_not_say_that_it_chose_one(tmp_path):
     assert all("**" in line for line in grid.splitlines() if line.startswith(("| joint AdamW |", "| GEMS |")))
 
 
+def test_what_methods_keep_of_facts_is_a_column_where_the_base_knows_enough(tmp_path):
+    assert "facts" not in page_of(made_up(), tmp_path)  # of a study from before they were asked
+    summary = made_up()
+    for row in summary["rows"]:
+        row.get("general", {}).update(facts_asked=341, facts_known=25, facts_kept=0.9)
+    summary["methods"][1]["numbers"]["general/facts_kept"] = {"mean": 0.96, "sd": 0.02}
+    lines = page_of(summary, tmp_path).split("## Results")[1].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    head = next(row for row in rows if "facts kept" in row)
+    assert head[-4:] == ["same choice", "facts kept", "seconds a run", "optimiser, MiB"]
+    of = {row[0]: row[-3] for row in rows if len(row) == len(head)}
+    assert (of["**GEMS**"], of["joint AdamW"], of["popularity"]) == ("0.960 ± 0.020", "–", "–")
+
+
 def test_a_page_of_an_unfinished_study_leaves_out_what_is_not_there(tmp_path):
     summary = made_up()
     del summary["methods"][1]["numbers"], summary["methods"][1]["against"]
@@ -359,7 +373,7 @@ def test_a_study_that_cannot_be_is_refused(argv, message, tmp_path, monkeypatch,
 def studied(prepared, tmp_path_factory):
     """Twenty-five seconds, for a study from the command to its page: two methods tuned and ranked."""
     folder = tmp_path_factory.mktemp("study")
-    words = ["compare", "--workdir", folder / "d", *options(prepared.root, train__steps=4),
+    words = ["compare", "--workdir", folder / "d", *options(prepared.root, train__steps=4, evaluate__facts=True),
              "--study.methods", "[adamw,gems]", "--study.seeds", "1", "--study.grid", "[0.01]",
              "--page", folder / "study.md"]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch, few_kernels():
@@ -387,6 +401,7 @@ def test_a_study_of_two_methods_ends_in_numbers_and_a_page(studied):
         assert result["general"]["forgetting"] == pytest.approx(
             result["general"]["loss_full"] - result["general"]["base_loss"]
         )
+        assert result["general"]["facts_asked"] == 341
     assert {"gate/rec", "captured/shared"} <= set(summary["methods"][1]["curves"])
     a, b = (
         metric_of_rows(load_rankings(folder / "d" / "runs" / name / "0.01" / "0" / "ranking_rec.npz"), "ndcg@10")
@@ -396,6 +411,9 @@ def test_a_study_of_two_methods_ends_in_numbers_and_a_page(studied):
     found = summary["methods"][1]["against"]["rec/ndcg@10"]
     assert (found["difference"], found["p_value"]) == (expected.difference, expected.p_value)
     text = (folder / "study.md").read_text()
+    assert re.search(
+        r"^Facts: the base model is sure of \d answers? to 341 prompts, too few to say", text, re.MULTILINE
+    )
     assert set(table_rows(text, "Results")) == {
         "",
         "popularity",

@@ -16,7 +16,12 @@ RUNS = ("joint_adamw", "gems_without_null_space", "gems")
 
 def test_the_demo_tunes_three_models_and_ends_in_a_report_that_compares_them(prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    command = ["demo", *options(prepared.root, train__steps=1, text__eval_batches=1), "--workdir", tmp_path / "gems"]
+    command = [
+        "demo",
+        *options(prepared.root, train__steps=1, text__eval_batches=1, evaluate__facts=True),
+        "--workdir",
+        tmp_path / "gems",
+    ]
     with few_kernels():
         assert gems_jax(*command) == 0
     results = [json.loads((tmp_path / run / "eval.json").read_text()) for run in RUNS]
@@ -24,6 +29,8 @@ def test_the_demo_tunes_three_models_and_ends_in_a_report_that_compares_them(pre
     assert len({result["general"]["base_loss"] for result in results}) == 1
     page = (tmp_path / "gems" / "report.html").read_text()
     assert all(result["name"] in page for result in results)
+    assert "Facts: the base model is sure of 0 answers to 341 prompts, too few to say what is kept (20)." in page
+    assert {result["general"]["facts_asked"] for result in results} == {341}
     kept = [yaml.safe_load((tmp_path / run / "config.yaml").read_text())["train"] for run in RUNS]
     assert [train["learning_rate"] for train in kept] == [3e-3] * 3  # as docs/demo.md says
     capsys.readouterr()
