@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from gems_jax.config.rankers import SasrecConfig, TigerConfig, TwoTowerConfig
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.evaluation.non_neural import Scorer
 from gems_jax.evaluation.simple_rankers import RANKERS, Ranker, searches
+from gems_jax.neural_rankers.kept import Keep, made_of
 from gems_jax.neural_rankers.sasrec_training import sasrec_scorer, train_sasrec
 from gems_jax.neural_rankers.tiger import TrainedTiger, tiger_scorer, train_tiger
 from gems_jax.neural_rankers.two_tower import TextTowers, train_two_tower, two_tower_scorer
@@ -22,7 +24,11 @@ Reader = Callable[[Sequence[str]], np.ndarray]
 
 
 def baselines(
-    options: EvaluateConfig, dataset: Dataset, read: Reader | None = None, removed: Collection[int] = ()
+    options: EvaluateConfig,
+    dataset: Dataset,
+    read: Reader | None = None,
+    removed: Collection[int] = (),
+    folder: Path | None = None,
 ) -> dict[str, Ranker]:
     """The rankers that ``evaluate.baselines`` asks for, by name, in a fixed order.
 
@@ -31,6 +37,7 @@ def baselines(
       dataset: whose training and validation rows they know.
       read: vectors of texts, by the base model in a run: what two towers rank by and TIGER's identifiers are made of.
       removed: items that are not ranked in the whole catalogue.
+      folder: where those that are trained are kept, and found again for the same rows, texts and settings.
 
     Example:
       >>> options = EvaluateConfig(baselines=("bm25", "popularity"))
@@ -39,10 +46,10 @@ def baselines(
     """
     texts = _Texts(dataset, read)
     neural = {
-        "SASRec": _sasrec(dataset, options.sasrec),
-        "TIGER": _tiger(dataset, options.tiger, texts, removed),
+        "SASRec": _sasrec(dataset, options.sasrec, folder),
+        "TIGER": _tiger(dataset, options.tiger, texts, removed, folder),
         "two-tower, base model": Ranker(searches, lambda _, table: _as_read(texts, table), "two-tower"),
-        "two-tower, trained": _two_tower(dataset, options.two_tower, texts),
+        "two-tower, trained": _two_tower(dataset, options.two_tower, texts, folder),
     }
     return {name: ranker for name, ranker in {**RANKERS, **neural}.items() if ranker.group in options.baselines}
 
@@ -70,13 +77,22 @@ def _trained(dataset: Dataset, train: Callable[[Table, Table], Any]) -> Callable
     return lambda table: of_task(table.task)
 
 
+def _kept(folder: Path | None, name: str, task: str, made: Callable[[], str]) -> Keep | None:
+    return None if folder is None else Keep(folder / f"{name}-{task}", made())
+
+
 def _recommends(table: Table) -> bool:
     return not searches(table)
 
 
-def _sasrec(dataset: Dataset, options: SasrecConfig) -> Ranker:
+def _sasrec(dataset: Dataset, options: SasrecConfig, folder: Path | None) -> Ranker:
     count = len(dataset.items)
-    of = _trained(dataset, lambda train, valid: train_sasrec(train, valid, count, options, progress=True))
+
+    def train(train: Table, valid: Table) -> Any:
+        keep = _kept(folder, "sasrec", train.task, lambda: made_of(options, (train, valid), count))
+        return train_sasrec(train, valid, count, options, progress=True, keep=keep)
+
+    of = _trained(dataset, train)
 
     def make(_: Any, table: Table) -> Scorer:
         return sasrec_scorer(of(table).model, table, options.max_length)
@@ -84,9 +100,14 @@ def _sasrec(dataset: Dataset, options: SasrecConfig) -> Ranker:
     return Ranker(_recommends, make, "sasrec", lambda table: dict(of(table).facts))
 
 
-def _tiger(dataset: Dataset, options: TigerConfig, texts: _Texts, removed: Collection[int]) -> Ranker:
+def _tiger(
+    dataset: Dataset, options: TigerConfig, texts: _Texts, removed: Collection[int], folder: Path | None
+) -> Ranker:
     def train(train: Table, valid: Table) -> TrainedTiger:
-        return train_tiger(texts.vectors.items, train, valid, options, removed, progress=True)
+        items = texts.vectors.items
+        known = (items, np.array(sorted(removed), np.int64))
+        keep = _kept(folder, "tiger", train.task, lambda: made_of(options, (train, valid), len(items), known))
+        return train_tiger(items, train, valid, options, removed, progress=True, keep=keep)
 
     of = _trained(dataset, train)
 
@@ -100,8 +121,18 @@ def _as_read(texts: _Texts, table: Table) -> Scorer:
     return two_tower_scorer(texts.vectors.queries(table), texts.vectors.items)
 
 
-def _two_tower(dataset: Dataset, options: TwoTowerConfig, texts: _Texts) -> Ranker:
-    of = _trained(dataset, lambda train, valid: train_two_tower(texts.vectors, train, valid, options, progress=True))
+def _two_tower(dataset: Dataset, options: TwoTowerConfig, texts: _Texts, folder: Path | None) -> Ranker:
+    def train(train: Table, valid: Table) -> Any:
+        towers = texts.vectors
+
+        def made() -> str:
+            known = (towers.items, towers.queries(train), towers.queries(valid))
+            return made_of(options, (train, valid), len(towers.items), known)
+
+        keep = _kept(folder, "two-tower-trained", train.task, made)
+        return train_two_tower(towers, train, valid, options, progress=True, keep=keep)
+
+    of = _trained(dataset, train)
 
     def make(_: Any, table: Table) -> Scorer:
         of_queries, of_items = of(table)[0]

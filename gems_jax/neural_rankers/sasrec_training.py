@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -14,6 +13,7 @@ from flax import nnx
 from gems_jax.config.rankers import SasrecConfig
 from gems_jax.data.dataset.tables import Table
 from gems_jax.neural_rankers.epochs import ROWS, Scores, catalogue_ndcg, product_scores, train_epochs
+from gems_jax.neural_rankers.kept import Keep
 from gems_jax.neural_rankers.sasrec import SasRec, cross_entropy
 from gems_jax.neural_rankers.sequences import histories, training_sequences
 
@@ -35,7 +35,12 @@ class Trained(NamedTuple):
 
 
 def train_sasrec(
-    training: Table, valid: Table, num_items: int, options: SasrecConfig, progress: bool = False
+    training: Table,
+    valid: Table,
+    num_items: int,
+    options: SasrecConfig,
+    progress: bool = False,
+    keep: Keep | None = None,
 ) -> Trained:
     """Trains with Adam until ndcg@10 of validation rows, among the whole catalogue, gets no better.
 
@@ -44,10 +49,11 @@ def train_sasrec(
       valid: validation rows; their targets choose the epoch and train nothing.
       num_items: N.
       options: sizes and the course of training; the same give the same weights.
-      progress: shows epochs done, the loss, the metric and the time left.
+      progress: shows steps done, the loss, the metric and the time left.
+      keep: where the result is kept, and found again.
 
     Raises:
-      ValueError: there are no training or validation rows, or the heads do not divide the width.
+      ValueError: training diverges, there are no training or validation rows, or the heads do not divide the width.
     """
     if options.width % options.heads:
         raise ValueError(f"SASRec's width {options.width} must be divisible by its {options.heads} heads")
@@ -65,27 +71,34 @@ def train_sasrec(
 
     program = dataclasses.replace(options, seed=0)  # what the program of an update depends on
 
-    def epoch(params: Any) -> tuple[Any, float]:
+    def epoch(params: Any, note: Any) -> Any:
         nonlocal opt_state, step
-        losses = []
         for of_batch in _batches(inputs, targets, options.batch_size, rng):
             its_key = jax.random.fold_in(key, step)
             params, opt_state, loss = _update(graphdef, program, params, opt_state, *of_batch, its_key)
-            losses.append(loss)
+            note(loss)
             step += 1
-        return params, float(jnp.mean(jnp.stack(losses)))
+        return params
 
     def measure(params: Any) -> float:
         return catalogue_ndcg(sasrec_scorer(nnx.merge(graphdef, params), valid, options.max_length), valid)
 
     params, course = train_epochs(
-        params, epoch, measure, epochs=options.epochs, patience=options.patience, what="SASRec", progress=progress
+        params,
+        epoch,
+        measure,
+        epochs=options.epochs,
+        patience=options.patience,
+        steps=sum(1 for _ in _batches(inputs, targets, options.batch_size, np.random.default_rng(0))),
+        what="SASRec",
+        rate_field="evaluate.sasrec.learning_rate",
+        keep=keep,
+        progress=progress,
     )
     facts = (
         dataclasses.asdict(options)
         | course
         | {
-            "steps": step,
             "sequences": len(inputs),
             "transitions": int((targets >= 0).sum()),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),

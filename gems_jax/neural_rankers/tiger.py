@@ -25,6 +25,7 @@ from gems_jax.items.tokens import ItemIndex
 from gems_jax.models import T5, T5Config
 from gems_jax.models.layer_stack import unstacked
 from gems_jax.neural_rankers.epochs import ROWS, Scores, catalogue_ndcg, train_epochs
+from gems_jax.neural_rankers.kept import Keep
 from gems_jax.neural_rankers.sequences import histories, training_sequences
 from gems_jax.ranking.rank_items import rank_items
 
@@ -87,6 +88,7 @@ def train_tiger(
     options: TigerConfig,
     removed: Collection[int] = (),
     progress: bool = False,
+    keep: Keep | None = None,
 ) -> TrainedTiger:
     """Trains with Adam until ndcg@10 of validation rows, found by beam search in the whole catalogue, gets no better.
 
@@ -99,7 +101,8 @@ def train_tiger(
       valid: validation rows, of which ``valid_rows`` choose the epoch; they train nothing.
       options: sizes and the course of training; the same give the same weights.
       removed: items that are not generated.
-      progress: shows epochs done, the loss, the metric and the time left.
+      progress: shows steps done, the loss, the metric and the time left.
+      keep: where the weights are kept, and found again.
 
     Raises:
       ValueError: there are no training or validation rows, the heads do not divide the width, there are more items
@@ -124,29 +127,34 @@ def train_tiger(
         0.0, options.learning_rate, warmup, max(a_pass * options.epochs, warmup + 1)
     )
 
-    def epoch(params: Any) -> tuple[Any, float]:
+    def epoch(params: Any, note: Any) -> Any:
         nonlocal opt_state, steps
-        losses = []
         for rows, width in _batches(contexts, options.batch_size, _TRAINED, rng):
             batch = _batch(contexts, targets, items, rows, width)
             its_key = jax.random.fold_in(key, steps)
             params, opt_state, loss = _update(graphdef, params, opt_state, batch, rate(steps + 1), its_key)
-            losses.append(loss)
+            note(loss)
             steps += 1
-        mean = float(jnp.mean(jnp.stack(losses)))
-        if not np.isfinite(mean):
-            raise ValueError(f"TIGER's training diverged by step {steps}: lower evaluate.tiger.learning_rate")
-        return params, mean
+        return params
 
     def measure(params: Any) -> float:
         trained = TrainedTiger(nnx.merge(graphdef, params), items, {})
         return catalogue_ndcg(tiger_scorer(trained, some, options), some)
 
     params, course = train_epochs(
-        params, epoch, measure, epochs=options.epochs, patience=options.patience, what="TIGER", progress=progress
+        params,
+        epoch,
+        measure,
+        epochs=options.epochs,
+        patience=options.patience,
+        steps=a_pass,
+        what="TIGER",
+        rate_field="evaluate.tiger.learning_rate",
+        keep=keep,
+        progress=progress,
     )
     facts = dataclasses.asdict(options) | facts | course
-    facts |= {"steps": steps, "transitions": len(targets)}
+    facts |= {"transitions": len(targets)}
     facts |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
     return TrainedTiger(nnx.merge(graphdef, params), items, facts)
 

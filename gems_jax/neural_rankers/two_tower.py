@@ -16,6 +16,7 @@ import optax
 from gems_jax.config.rankers import TwoTowerConfig
 from gems_jax.data.dataset.tables import Item, Table
 from gems_jax.neural_rankers.epochs import Scores, catalogue_ndcg, product_scores, train_epochs
+from gems_jax.neural_rankers.kept import Keep
 
 # Added to the logits of pairs that are no negatives.
 _HIDDEN = -1e9
@@ -84,7 +85,12 @@ def in_batch_loss(
 
 
 def train_two_tower(
-    towers: TextTowers, training: Table, valid: Table, options: TwoTowerConfig, progress: bool = False
+    towers: TextTowers,
+    training: Table,
+    valid: Table,
+    options: TwoTowerConfig,
+    progress: bool = False,
+    keep: Keep | None = None,
 ) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, Any]]:
     """Projections of both towers, by softmax over the items of a batch; they start as the identity.
 
@@ -95,7 +101,8 @@ def train_two_tower(
       training: training rows with queries.
       valid: validation rows; their targets choose the epoch and train nothing.
       options: the course of training; the same give the same projections.
-      progress: shows epochs done, the loss, ndcg@10 of validation rows and the time left.
+      progress: shows steps done, the loss, ndcg@10 of validation rows and the time left.
+      keep: where the projections are kept, and found again.
 
     Returns:
       The projections ``[d, d]`` of queries and items, and settings with ``"epochs"``, ``"steps"``, ``"best_epoch"``,
@@ -116,7 +123,7 @@ def train_two_tower(
     size = min(options.batch_size, len(pairs))
     identity = jnp.eye(items.shape[1])
     params, tx = (identity, identity), optax.adam(options.learning_rate)
-    opt_state, steps, rng = tx.init(params), 0, np.random.default_rng(options.seed)
+    opt_state, rng = tx.init(params), np.random.default_rng(options.seed)
 
     @jax.jit
     def update(params: Any, opt_state: Any, queries: jax.Array, items: jax.Array, same: jax.Array) -> Any:
@@ -124,26 +131,33 @@ def train_two_tower(
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    def epoch(params: Any) -> tuple[Any, float]:
-        nonlocal opt_state, steps
-        losses = []
+    def epoch(params: Any, note: Any) -> Any:
+        nonlocal opt_state
         order = rng.permutation(len(pairs))
         # What fills no batch is left for another epoch's order.
         for rows in order[: len(pairs) // size * size].reshape(-1, size):
             asked, found = pairs[rows].T
             same = np.isin(number_of(asked[:, None], found), right)
             params, opt_state, loss = update(params, opt_state, vectors[asked], items[found], same)
-            losses.append(loss)
-            steps += 1
-        return params, float(jnp.mean(jnp.stack(losses)))
+            note(loss)
+        return params
 
     def measure(params: Any) -> float:
         return catalogue_ndcg(two_tower_scorer(valid_queries @ params[0], items @ params[1]), valid)
 
     params, course = train_epochs(
-        params, epoch, measure, epochs=options.epochs, patience=options.patience, what="two towers", progress=progress
+        params,
+        epoch,
+        measure,
+        epochs=options.epochs,
+        patience=options.patience,
+        steps=len(pairs) // size,
+        what="two towers",
+        rate_field="evaluate.two_tower.learning_rate",
+        keep=keep,
+        progress=progress,
     )
-    facts = dataclasses.asdict(options) | course | {"steps": steps, "pairs": len(pairs), "width": items.shape[1]}
+    facts = dataclasses.asdict(options) | course | {"pairs": len(pairs), "width": items.shape[1]}
     return (np.asarray(params[0]), np.asarray(params[1])), facts
 
 

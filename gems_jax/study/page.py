@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gems_jax.evaluation.fact_summary import fact_lines
-from gems_jax.evaluation.simple_rankers import missing_lines
+from gems_jax.evaluation.simple_rankers import missing_lines, settings_lines
 from gems_jax.report.results import task_label
 from gems_jax.staging import write_text
 from gems_jax.study.figures import figures
@@ -179,7 +179,7 @@ def _remarks(summary: Mapping[str, Any]) -> list[str]:
     if "facts_kept" not in general:  # else the table has each method's
         remarks += [f"{line[0].upper()}{line[1:]}." for line in fact_lines(general)]
     rankers = summary["base"].get("rankers", {})
-    remarks += [f"{line}." for line in missing_lines(rankers, task_label)]
+    remarks += [f"{line}." for line in (*missing_lines(rankers, task_label), *settings_lines(rankers, task_label))]
     return remarks
 
 

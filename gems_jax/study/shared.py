@@ -1,6 +1,7 @@
 """All that the trials of a study share: data, base model, null spaces, evaluation rows, the base's measurements."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +15,12 @@ from gems_jax.data.batching.encoded_table import EncodedTable
 from gems_jax.data.dataset import storage
 from gems_jax.data.dataset.tables import Dataset, Table
 from gems_jax.data.text.general_text import read_lines, token_stream
+from gems_jax.evaluation.baselines import baselines
 from gems_jax.evaluation.drift import general_loss, read_shift
 from gems_jax.evaluation.facts import KnownFacts, known_facts
 from gems_jax.evaluation.output_shift import OutputShift
 from gems_jax.evaluation.simple_rankers import simple_rankers
+from gems_jax.identifiers.text_embeddings import text_embeddings
 from gems_jax.models import load
 from gems_jax.models.hf.tokenizer import load_tokenizer
 from gems_jax.null_space.space import NullSpace
@@ -45,7 +48,8 @@ class Shared:
       dataset: prepared interactions.
       text: batches that general-domain loss is measured on.
       tables: split -> task -> the rows that are measured.
-      base: loss of the base model on general text, beside a unigram guess; simple rankers on the test rows.
+      base: loss of the base model on general text, beside a unigram guess; the rankers of
+        ``evaluate.baselines`` on the test rows.
       width: of the model.
       programs: that trials have compiled.
     """
@@ -140,10 +144,12 @@ class Shared:
             return dict(json.loads(path.read_text(encoding="utf-8")))
 
     def _measure_base(self, tokenizer: Any) -> dict[str, Any]:
+        read = functools.partial(text_embeddings, self.model, tokenizer, progress=True)
+        rankers = baselines(self._config.evaluate, self.dataset, read, folder=self._workdir / "baselines")
         measurements: dict[str, Any] = {
             "general": general_loss(self.model, self.text),
             "general_with_items": general_loss(self.assets(self._config).model, self.text),
-            "rankers": simple_rankers(self.dataset, self.tables["test"], samples=0),
+            "rankers": simple_rankers(self.dataset, self.tables["test"], 0, rankers),
         }
         # Span corruption has targets of single pieces of the text, which a unigram model can guess at.
         tokens = token_stream(read_lines(self._config.text.train, "train", self._config.text.field), tokenizer)

@@ -117,7 +117,7 @@ def evaluate_run(
     # Rankers that exhaust the memory of the machine end the process: what was measured of the model is on file then.
     places = [(results, tables)] + ([] if whole is None else [(results[CATALOGUE], whole)])
     read = functools.partial(text_embeddings, base, assets.tokenizer, progress=True)
-    rankers = baselines(options, assets.dataset, read, removed)
+    rankers = baselines(options, assets.dataset, read, removed, workdir / "baselines")
     for place, of_place in places:
         place["baselines"] = not_measured(of_place, rankers)
     _write(workdir, results)
