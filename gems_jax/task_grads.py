@@ -148,39 +148,43 @@ def weighted_sum(grad: jax.Array, weights: jax.Array) -> jax.Array:
     return functools.reduce(jnp.add, terms)
 
 
-def inner_products(grad: jax.Array) -> jax.Array:
-    """``<G_s, G_t>`` of all pairs of tasks, ``[T, ...] -> [T, T]``, accumulated in float32 (float64 stays).
+def inner_products(grads: Sequence[jax.Array], num_tasks: int) -> jax.Array:
+    """``<G_s, G_t>`` of all pairs of tasks, of arrays ``[T, ...]`` together: ``[T, T]``, float32 or wider.
 
     Complex gradients give the real part, so that the product of a task with itself is its squared norm.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> inner_products(jnp.array([[1.0, 2.0], [0.0, 1.0]])).tolist()
-      [[5.0, 2.0], [2.0, 1.0]]
+      >>> inner_products([jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([1.0, 3.0])], 2).tolist()
+      [[6.0, 5.0], [5.0, 10.0]]
     """
-    grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
-    if jnp.iscomplexobj(grad):
-        return inner_products(grad.real) + inner_products(grad.imag)
-    num_tasks, axes = grad.shape[0], tuple(range(1, grad.ndim))
+    wide = [grad.astype(jnp.promote_types(grad.dtype, jnp.float32)) for grad in grads]
+    parts = [part for g in wide for part in ([g.real, g.imag] if jnp.iscomplexobj(g) else [g])]
     if num_tasks > 4:
-        return jnp.tensordot(grad, grad, (axes, axes), precision=jax.lax.Precision.HIGHEST)
+        axes = [tuple(range(1, g.ndim)) for g in parts]
+        products = [
+            jnp.tensordot(g, g, (a, a), precision=jax.lax.Precision.HIGHEST) for g, a in zip(parts, axes, strict=True)
+        ]
+        return functools.reduce(jnp.add, products, jnp.zeros((num_tasks, num_tasks), jnp.float32))
     # Few tasks: reductions at the speed of memory, where a product of such flat matrices is slow.
-    rows = list(grad)
-    pairs = {(s, t): jnp.sum(rows[s] * rows[t]) for s in range(num_tasks) for t in range(s + 1)}
+    rows = [list(g) for g in parts]
+
+    def of_pair(s: int, t: int) -> jax.Array:
+        return functools.reduce(jnp.add, [jnp.sum(row[s] * row[t]) for row in rows], jnp.zeros((), jnp.float32))
+
+    pairs = {(s, t): of_pair(s, t) for s in range(num_tasks) for t in range(s + 1)}
     entries = [pairs[max(s, t), min(s, t)] for s in range(num_tasks) for t in range(num_tasks)]
     return jnp.stack(entries).reshape(num_tasks, num_tasks)
 
 
 def gramian(leaves: Sequence[jax.Array], num_tasks: int) -> jax.Array:
-    """``[T, T]`` float32 sum of `inner_products` over leaves ``[T, ...]``, so that nothing is flattened.
+    """`inner_products` of leaves ``[T, ...]`` in float32.
 
     Example:
       >>> import jax.numpy as jnp
       >>> gramian([jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([1.0, 3.0])], 2).tolist()
       [[6.0, 5.0], [5.0, 10.0]]
     """
-    products = [inner_products(leaf).astype(jnp.float32) for leaf in leaves]
-    return functools.reduce(jnp.add, products, jnp.zeros((num_tasks, num_tasks), jnp.float32))
+    return inner_products(leaves, num_tasks).astype(jnp.float32)
 
 
 class MergeTasksState(NamedTuple):

@@ -78,15 +78,15 @@ class Size(NamedTuple):
         return jnp.isfinite(self.squares) & (self.squares > 0)
 
 
-def size_of(matrices: jax.Array, peak: jax.Array) -> Size:
+def size_of(parts: Sequence[jax.Array], peak: jax.Array) -> Size:
     """The `Size` of matrices ``[..., p, q]``.
 
     Args:
-      matrices: finite or not.
+      parts: the matrices, or pieces of their rows; finite or not.
       peak: ``[...]`` their largest entries, or bounds of these that are not far off: those of what they are sums of.
     """
     power = to_one(peak)
-    total = squares(matrices * power[..., None, None], 2)
+    total = functools.reduce(jnp.add, [squares(part * power[..., None, None], 2) for part in parts])
     return Size(jnp.where(is_normal(peak), total, 0 * peak), power)
 
 

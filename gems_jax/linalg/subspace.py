@@ -4,6 +4,7 @@ Kept side first: a gradient is ``[..., p, q]`` and a basis ``U: [..., p, r]`` sp
 of the constrained gradient. Callers transpose for the other side; leading axes are a stack of kernels.
 """
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -78,7 +79,8 @@ def _svd_vectors(matrix: jax.Array, rank: int) -> jax.Array:
 
 def is_finite(matrix: jax.Array) -> jax.Array:
     """Whether all entries of a matrix are, ``[..., p, q] -> [..., 1, 1]``."""
-    return jnp.all(jnp.isfinite(matrix), axis=(-2, -1), keepdims=True)
+    # By a sum, as 0 times anything else is not 0: XLA has sums on CPU ready, and compiles others for each shape.
+    return jnp.sum(matrix * 0, axis=(-2, -1), keepdims=True) == 0
 
 
 def _eigh_vectors(matrix: jax.Array, rank: int) -> jax.Array:
@@ -113,12 +115,13 @@ def canonical_signs(basis: jax.Array) -> jax.Array:
       >>> canonical_signs(jnp.array([[-0.8, 0.6], [0.6, 0.8]])).tolist()
       [[0.8..., 0.6...], [-0.6..., 0.8...]]
     """
-    sizes, rows = jnp.abs(basis), jax.lax.broadcasted_iota(jnp.int32, basis.shape, basis.ndim - 2)
-    # By reductions alone, which devices that share the rows do each on its own: looking an entry up gathers them.
+    sizes, rows = jnp.abs(basis), jax.lax.broadcasted_iota(basis.dtype, basis.shape, basis.ndim - 2)
+    # By reductions alone, which devices that share the rows do each on its own: looking an entry up gathers them. All
+    # of numbers with a point: XLA has these ready on CPU, and compiles others for each shape.
     largest = sizes == jnp.max(sizes, axis=-2, keepdims=True)
     first = jnp.min(jnp.where(largest, rows, basis.shape[-2]), axis=-2, keepdims=True)
-    negative = jnp.any((rows == first) & (basis < 0), axis=-2, keepdims=True)
-    return basis * jnp.where(negative, -1, 1).astype(basis.dtype)
+    entry = jnp.sum(jnp.where(rows == first, basis, 0), axis=-2, keepdims=True)
+    return basis * jnp.where(entry < 0, -1, 1).astype(basis.dtype)
 
 
 def align(basis: jax.Array, previous: jax.Array) -> jax.Array:
@@ -222,7 +225,8 @@ def _iterated(
         return project_inside(x, projector.project_once, exclude)
 
     # The former basis too: inside but for its rounding, which may meet a gradient that is much larger outside.
-    fill = jnp.broadcast_to(generic_columns(projector, previous.shape[-2], there, key), previous.shape)
+    normals = jax.random.normal(key, (math.prod(previous.shape[-2:]),), there.dtype)
+    fill = jnp.broadcast_to(generic_columns(projector, previous.shape[-2], there, normals), previous.shape)
     together = project(jnp.concatenate([previous, fill], axis=-1))
     start, fill = whole_columns(together[..., :rank]), whole_columns(together[..., rank:])
     # Generic directions inside see as much of what remains of the gradient as is their share of all directions.
@@ -287,12 +291,20 @@ def room_for(columns: jax.Array | None, rank: int, dtype: Any) -> jax.Array:
     return jnp.ones((1, rank), dtype) if columns is None else columns[..., None, :].astype(dtype)
 
 
-def generic_columns(projector: Projector, rows: int, there: jax.Array, key: jax.Array) -> jax.Array:
-    """Generic columns ``[..., p, rank]``, zeros where there is no room; of the null space where its basis is known."""
+def generic_columns(projector: Projector, rows: int, there: jax.Array, normals: jax.Array) -> jax.Array:
+    """Generic columns ``[..., p, rank]``, zeros where there is no room; of the null space where its basis is known.
+
+    ``normals``: at least ``p * rank`` numbers, normally distributed, of which the first are taken.
+    """
+
+    def block(rows: int) -> jax.Array:
+        columns = there.shape[-1]
+        return there * normals[: rows * columns].reshape(rows, columns)
+
     if projector.factor is None or not projector.complement:
-        return there * jax.random.normal(key, (rows, there.shape[-1]), there.dtype)
+        return block(rows)
     factor = projector.factor.astype(there.dtype)
-    return times(factor, there * jax.random.normal(key, (factor.shape[-1], there.shape[-1]), there.dtype))
+    return times(factor, block(factor.shape[-1]))
 
 
 def rounding(dtype: Any) -> float:

@@ -1,5 +1,6 @@
 """New bases by block power iteration, its products with the gradient being passes of the model (METHOD.md 11)."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -80,15 +81,15 @@ def bases_of(
     is_sweep = (number > BLOCKS) & (number <= LAST)
 
     def scaled_lows() -> list[Bases]:
-        return [(_scaled(shared.mT), None if task is None else _scaled(task.mT)) for shared, task in lows()]
+        return [(_scaled(shared).mT, None if task is None else _scaled(task).mT) for shared, task in lows()]
 
     # One conditional after the other: what goes into one is in memory until its end.
     blocks = _only_if(is_sweep, scaled_lows)
     seen = _only_if(is_sweep, lambda: across(blocks))
     made = [
         lambda: [group.bases for group in groups],
-        lambda: [_starts(group, refresh) for group in groups],
-        lambda: _next(groups, seen, bases, refresh),
+        lambda: _starts(groups, refresh),
+        lambda: _next(groups, seen, refresh),
         lambda: [_chosen(d, new, group.bases) for d, new, group in zip(done, bases, groups, strict=True)],
     ]
     return jax.lax.switch(jnp.where(number > BLOCKS, jnp.where(is_sweep, 2, 3), number), made)
@@ -131,30 +132,46 @@ def _chosen(where: jax.Array, new: Bases, old: Bases) -> Bases:
     return where_leading(where[0], new[0], old[0]), task
 
 
-def _starts(group: Branches, refresh: Refresh) -> Bases:
-    """The bases in force; random columns of length 1 in the null space for those asked for that have none."""
+def _normals(groups: Sequence[Branches], refresh: Refresh) -> dict[Any, jax.Array]:
+    """Numbers for the `generic_columns` of any basis, by its dtype: each draw is a program of its own."""
+    sizes: dict[Any, int] = {}
+    for basis in jax.tree.leaves([group.bases for group in groups]):
+        sizes[basis.dtype] = max(sizes.get(basis.dtype, 0), math.prod(basis.shape[-2:]))
+    return {dtype: jax.random.normal(refresh.key, (size,), dtype) for dtype, size in sizes.items()}
 
-    def start(basis: jax.Array, mask: jax.Array | None, has: jax.Array, asked: jax.Array) -> jax.Array:
-        room = room_for(mask, basis.shape[-1], basis.dtype)
-        fill = generic_columns(group.projector, basis.shape[-2], room, refresh.key)
+
+def _starts(groups: Sequence[Branches], refresh: Refresh) -> list[Bases]:
+    """The bases in force; random columns of length 1 in the null space for those asked for that have none."""
+    normals = _normals(groups, refresh)
+
+    def start(group: Branches, number: int, has: jax.Array, asked: jax.Array) -> jax.Array:
+        basis = group.bases[number]
+        assert basis is not None
+        room = room_for(group.masks[number], basis.shape[-1], basis.dtype)
+        fill = generic_columns(group.projector, basis.shape[-2], room, normals[basis.dtype])
         fill = project_inside(jnp.broadcast_to(fill, basis.shape), group.projector.project_once, None)
         lengths = jnp.linalg.norm(fill, axis=-2, keepdims=True)
         return where_leading(asked & ~has, fill / jnp.where(lengths > 0, lengths, 1), basis)
 
-    (shared, task), masks, warm = group.bases, group.masks, _has_bases(group)
-    made = None if task is None else start(task, masks[1], warm[1:], group.asked[1:])
-    return start(shared, masks[0], warm[0], group.asked[0]), made
+    def of_group(group: Branches) -> Bases:
+        warm, asked = _has_bases(group), group.asked
+        task = None if group.bases[1] is None else start(group, 1, warm[1:], asked[1:])
+        return start(group, 0, warm[0], asked[0]), task
+
+    return [of_group(group) for group in groups]
 
 
 def _scaled(block: jax.Array) -> jax.Array:
     """With a largest entry of 1; zeros where it is not finite."""
-    block, is_normal = scaled(jnp.where(is_finite(block), block, 0))
-    return jnp.where(is_normal, block, 0)
+    finite = is_finite(block)
+    block, is_normal = scaled(block)
+    return jnp.where(finite & is_normal, block, 0)
 
 
-def _next(groups: Sequence[Branches], across: Lows, bases: list[Bases], refresh: Refresh) -> list[Bases]:
-    """Orthonormal bases inside the null spaces of ``G V``, for the branches asked for."""
+def _next(groups: Sequence[Branches], across: Lows, refresh: Refresh) -> list[Bases]:
+    """The bases in force; orthonormal ones inside the null spaces of ``G V`` for the branches asked for."""
     made: dict[int, Bases] = {}
+    normals = _normals(groups, refresh)
     # Thin blocks alone: all of one form together, however many.
     for batch in together([form_of(group.bases, group.projector) for group in groups]):
         some = [groups[i] for i in batch]
@@ -165,30 +182,35 @@ def _next(groups: Sequence[Branches], across: Lows, bases: list[Bases], refresh:
         blocks = jax.tree.map(join, *(across[i] for i in batch))
         blocks = jax.tree.map(lambda x: x.mT, blocks)
         masks = [join_masks([group.masks[n] for group in some], counts, old[n]) for n in range(2)]
-        shared = _orthonormal(1, blocks[0], old[0], projector, masks[0], None, refresh)
+        asked = jnp.concatenate([group.asked for group in some], axis=1)
+        draw = normals[old[0].dtype]
+        shared = _orthonormal(1, (blocks[0], old[0], asked[0]), projector, masks[0], None, draw, refresh)
         exclude = shared if refresh.settings.complementary else None
         tasks: list[Any] = [None] * len(some)
         if old[1] is not None:
-            tasks = split(_orthonormal(2, blocks[1], old[1], projector, masks[1], exclude, refresh), counts, 1)
+            task = _orthonormal(2, (blocks[1], old[1], asked[1:]), projector, masks[1], exclude, draw, refresh)
+            tasks = split(task, counts, 1)
         made |= dict(zip(batch, zip(split(shared, counts), tasks, strict=True), strict=True))
-    return [_chosen(group.asked, made[i], bases[i]) for i, group in enumerate(groups)]
+    return [made[i] for i in range(len(groups))]
 
 
 def _orthonormal(
     depth: int,
-    blocks: jax.Array,
-    previous: jax.Array,
+    varying: tuple[jax.Array, jax.Array, jax.Array],
     projector: Projector,
     mask: jax.Array | None,
     exclude: jax.Array | None,
+    normals: jax.Array,
     refresh: Refresh,
 ) -> jax.Array:
+    """Of stacks of blocks, of the bases in force, and of whether these are to be replaced, ``depth`` axes ahead."""
+
     def one(varying: Any, shared: Any) -> jax.Array:
-        block, previous = varying
+        block, previous, asked = varying
         factor, exclude, columns = shared
         here = Projector(factor, projector.complement)
         room = room_for(columns, block.shape[-1], block.dtype)
-        fill = generic_columns(here, block.shape[-2], room, refresh.key)
+        fill = generic_columns(here, block.shape[-2], room, normals)
 
         def project(x: jax.Array) -> jax.Array:
             return project_inside(x, here.project_once, exclude)
@@ -199,9 +221,9 @@ def _orthonormal(
         if refresh.settings.signs == "align":
             warm = has_basis(previous)[..., None, None]
             basis = jnp.where(warm, align(basis, previous), basis)
-        return basis
+        return where_leading(asked, basis, previous)
 
-    varying, shared = (blocks, previous), (projector.factor, exclude, mask)
+    shared = (projector.factor, exclude, mask)
     return one(varying, shared) if mesh_of_devices() else map_stack(one, depth, varying, shared)
 
 
@@ -209,10 +231,11 @@ def _remain(group: Branches, bases: Bases, low: tuple[jax.Array, jax.Array | Non
     """``[1 + T, k]`` bool: branches asked for whose basis is finite and sees more than rounding of the gradient."""
 
     def remains(basis: jax.Array, low: jax.Array, size: Size) -> jax.Array:
-        share = jnp.sum(jnp.any(basis != 0, axis=-2), axis=-1) / basis.shape[-2]
+        there = jnp.max(jnp.abs(basis), axis=-2) > 0  # columns
+        share = jnp.sum(there.astype(low.dtype), axis=-1) / basis.shape[-2]
         seen = squares(low * size.power[..., None, None].astype(low.dtype), 2)
         enough = seen > rounding(low.dtype) ** 2 * share * size.squares
-        return enough & jnp.all(jnp.isfinite(basis), axis=(-2, -1))
+        return enough & is_finite(basis)[..., 0, 0]
 
     shared = remains(bases[0], low[0], group.sizes[0])[None]
     if bases[1] is None or low[1] is None or group.sizes[1] is None:

@@ -43,6 +43,7 @@ class Pass(NamedTuple):
 
     Attributes:
       number: of the pass that is next.
+      again: ``[]`` bool, whether there is one.
       bases, done: of each group, and which of them are new, ``[1 + T, k]``.
       products: of each group, of the shared bases with the sketch's columns behind them, ``[k, T, ...]``.
       passed: by the model, products apart.
@@ -50,6 +51,7 @@ class Pass(NamedTuple):
     """
 
     number: jax.Array
+    again: jax.Array
     bases: list[GroupBases]
     done: list[jax.Array]
     products: list[GroupProducts]
@@ -83,14 +85,16 @@ def last_pass(model: Model, groups: list[ServedGroup], sketches: list[jax.Array]
         else:
             lows = _merged(jax.tree.map(_exchanged, products), decided.weights)
             number, done = next_pass(number, branches, bases, lows, done)
-        return Pass(number, bases, done, products, passed, decided)
+        return Pass(number, number < END, bases, done, products, passed, decided)
 
     bases = [group.bases for group in groups]
     nothing = jax.tree.map(lambda x: jax.lax.full(x.shape, 0, x.dtype), jax.eval_shape(run, bases))
     passed, products, decided = nothing
     done = [jnp.zeros_like(asked) for asked in decided.asked]
-    start = Pass(jnp.int32(FIRST), bases, done, products, passed, decided)
-    last = jax.lax.while_loop(lambda now: now.number < END, step, start)
+    start = Pass(jnp.int32(FIRST), jnp.bool_(False), bases, done, products, passed, decided)
+    # By two of its values: of a condition on one XLA (of jaxlib 0.10.2) asks in pass after pass how it comes about, and
+    # copies the whole body for it: a third of the time to compile.
+    last = jax.lax.while_loop(lambda now: (now.number == FIRST) | now.again, step, start)
     return last._replace(products=jax.tree.map(_exchanged, last.products))
 
 
@@ -126,8 +130,8 @@ def _decide(
     diagnosed = diagnose_gradients([*(low for low, _ in pairs), *rests, *others], settings.num_tasks, counts, None)
     decided = Decided(diagnosed.weights, [], [], [])
     for group, (low, _), rest in zip(groups, pairs, rests, strict=True):
-        merged = group_gradients(low, rest, diagnosed)
-        sizes = merged.sizes() if group.bases[1] is not None else merged._replace(task=None).sizes()
+        of_shared, of_tasks = group_gradients(low, rest, diagnosed).sizes
+        sizes = of_shared, None if group.bases[1] is None else of_tasks
         pending = group.pending if group.bases[1] is not None else group.pending[:1]
         masks = column_masks(group.kernels, settings.complementary)
         wanted = (pending | refresh_at(state.count, settings).due) & room(masks, pending.shape)

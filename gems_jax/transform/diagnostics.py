@@ -54,8 +54,7 @@ def diagnose_gradients(
     peaks = task_peaks(stacked, num_tasks)
     tokens = jnp.ones((num_tasks,), jnp.float32) if counts is None else jnp.asarray(counts)
     powers = to_one(peaks)
-    products = functools.reduce(jnp.add, [inner_products(_scaled(g, powers)) for g in stacked], jnp.zeros_like(peaks))
-    products = jnp.broadcast_to(products, (num_tasks, num_tasks))
+    products = inner_products([_scaled(g, powers) for g in stacked], num_tasks)
     # A largest entry does not tell of NaN, a sum of squares does.
     finite = jnp.isfinite(peaks) & ~jnp.isnan(jnp.diagonal(products))
     tasks = finite & is_normal(peaks) if stacked else jnp.ones((num_tasks,), bool)

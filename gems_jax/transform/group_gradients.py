@@ -16,38 +16,25 @@ class GroupGradients(NamedTuple):
     Attributes:
       shared: ``[k, p, q]`` ``G_s``; of a `LowRankGradient` its products with the shared basis, ``[k, r, q]``.
       task: ``[T, k, p, q]``, or ``None`` where there are no task branches in this step.
-      rest: of a `LowRankGradient` what stands for the part outside, ``[k, z, q]`` and ``[T, k, z, q]``.
       peaks: bounds of their largest entries, ``[k]`` and ``[T, k]``.
+      sizes: norms, ``[k]`` and ``[T, k]``; of a `LowRankGradient` those of the whole.
     """
 
     shared: jax.Array
     task: jax.Array | None
-    rest: tuple[jax.Array, jax.Array] | None
     peaks: tuple[jax.Array, jax.Array | None]
-
-    def sizes(self) -> tuple[Size, Size | None]:
-        """Norms, ``[k]`` and ``[T, k]``."""
-        peak, task_peak = self.peaks
-        shared = _with_rest(size_of(self.shared, peak), None if self.rest is None else size_of(self.rest[0], peak))
-        if self.task is None or task_peak is None:
-            return shared, None
-        rest = None if self.rest is None else size_of(self.rest[1], task_peak)
-        return shared, _with_rest(size_of(self.task, task_peak), rest)
+    sizes: tuple[Size, Size | None]
 
     def energy(self, powers: jax.Array) -> jax.Array:
         """Squared norms of the gradients times ``powers``, ``[1 + T]``."""
         # By way of each kernel's, which are needed elsewhere too: squared once, and not kept.
-        shared, task = self.sizes()
+        shared, task = self.sizes
         powers = powers.astype(shared.power.dtype)
         of_shared = jnp.sum(shared.squares * (powers[0] / shared.power) ** 2)
         if task is None:
             return jnp.concatenate([of_shared[None], jnp.zeros_like(powers[1:])])
         of_tasks = jnp.sum(task.squares * (powers[1:, None] / task.power) ** 2, axis=-1)
         return jnp.concatenate([of_shared[None], of_tasks])
-
-
-def _with_rest(size: Size, rest: Size | None) -> Size:
-    return size if rest is None else size._replace(squares=size.squares + rest.squares)
 
 
 def group_gradients(
@@ -76,6 +63,7 @@ def group_gradients(
     there = diagnosed.present.shared
     shared = jnp.where(there, shared, 0)
     if len(gradient) != len(diagnosed.weights):
-        return GroupGradients(shared, None, None, (peak, None))
-    rests = None if rest is None else (jnp.where(there, weighted_sum(rest, diagnosed.weights), 0), rest)
-    return GroupGradients(shared, gradient, rests, (peak, peaks))
+        return GroupGradients(shared, None, (peak, None), (size_of([shared], peak), None))
+    outside = [] if rest is None else [jnp.where(there, weighted_sum(rest, diagnosed.weights), 0)]
+    of_tasks = size_of([gradient] if rest is None else [gradient, rest], peaks)
+    return GroupGradients(shared, gradient, (peak, peaks), (size_of([shared, *outside], peak), of_tasks))

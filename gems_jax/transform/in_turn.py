@@ -16,7 +16,7 @@ def once(there: jax.Array, x: PyTree, other: PyTree) -> PyTree:
     returned as it is.
 
     Args:
-      there: any array.
+      there: any number or array.
       x: tree of arrays or numbers.
       other: anything of these shapes that is there before; never taken.
 

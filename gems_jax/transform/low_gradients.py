@@ -121,7 +121,7 @@ def _as_they_came(grads: Sequence[Any], group: Group, gradients: GroupGradients)
 
     first = grads[0].shared
     progress = jnp.zeros(first.shape[:1], first.dtype)
-    lows = LowGradients(gradients.shared, stacked("task", 1), gradients.sizes(), progress)
+    lows = LowGradients(gradients.shared, stacked("task", 1), gradients.sizes, progress)
     bases = stacked("shared_basis", 0), stacked("task_basis", 1)
     return lows, Refreshed(bases, stacked("pending", 1), stacked("done", 1), stacked("failed", 1))
 

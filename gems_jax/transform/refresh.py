@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.linalg.projection import Projector
-from gems_jax.linalg.sizes import Size
+from gems_jax.linalg.sizes import Size, largest
 from gems_jax.linalg.stacks import map_stack, mesh_of_devices
 from gems_jax.linalg.subspace import Decomposition, make_basis
 from gems_jax.transform.settings import Settings
@@ -52,7 +52,7 @@ def refresh_at(count: jax.Array, settings: Settings) -> Refresh:
 
 def has_basis(basis: jax.Array) -> jax.Array:
     """Whether there is a basis: ``[..., p, r] -> [...]``; before the first refresh all entries are 0."""
-    return jnp.any(basis[..., 0] != 0, axis=-1)
+    return largest(jax.lax.index_in_dim(basis, 0, basis.ndim - 1, keepdims=False), 1) > 0
 
 
 def where_leading(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gems_jax.linalg.projection import Projector
-from gems_jax.linalg.sizes import Size
+from gems_jax.linalg.sizes import Size, size_of
 from gems_jax.transform.active_null_space import ActiveNullSpace
 from gems_jax.transform.branches import BranchState, TaskMask
 from gems_jax.transform.group_gradients import GroupGradients
@@ -37,14 +37,10 @@ def request_refresh(
       turns: of all kernels by index, see `gems_jax.transform.plan.Plan.turns`.
     """
     if group[0].task_rank == 0:
-        gradients = gradients._replace(task=None)
+        gradients = gradients._replace(task=None, sizes=(gradients.sizes[0], None))
     if active.constraint == "gradient":
-        shared, task = gradients.shared, gradients.task
-        gradients = gradients._replace(
-            shared=active.project(group, shared),
-            task=None if task is None else jax.vmap(lambda g: active.project(group, g))(task),
-        )
-    sizes = gradients.sizes()
+        gradients = _projected(gradients, group, active)
+    sizes = gradients.sizes
     bases: Bases = (state.shared_basis, None)
     pending = state.pending[:1]
     if sizes[1] is not None and state.task_basis is not None:
@@ -60,6 +56,16 @@ def request_refresh(
         turns=tuple(turn for k in group for turn in turns[k.index]),
         ids=jnp.asarray(member_ids(group), jnp.uint32),
     )
+
+
+def _projected(gradients: GroupGradients, group: Group, active: ActiveNullSpace) -> GroupGradients:
+    """Inside the null space."""
+    shared, (peak, task_peak) = active.project(group, gradients.shared), gradients.peaks
+    task, of_tasks = None, None
+    if gradients.task is not None and task_peak is not None:
+        task = jax.vmap(lambda g: active.project(group, g))(gradients.task)
+        of_tasks = size_of([task], task_peak)
+    return gradients._replace(shared=shared, task=task, sizes=(size_of([shared], peak), of_tasks))
 
 
 def usable_branches(sizes: tuple[Size, Size | None], present: TaskMask) -> jax.Array:

@@ -95,8 +95,9 @@ def take_step(
             outside, former = recover(group, gradient, branch, steps, active, branch.recovered)
             branch = branch._replace(recovered=former)
         update = fuse(branch, steps, gates, scale, active.across(group), group[0].side, outside)
-        scale = once(update, scale, 0)
-        shared, task = once(update, (branch.shared_inner, branch.task_inner), (old.shared_inner, old.task_inner))
+        there = largest(update, update.ndim)  # which diagnostics ask for: a number, whatever the kernels' shape
+        scale = once(there, scale, 0)
+        shared, task = once(there, (branch.shared_inner, branch.task_inner), (old.shared_inner, old.task_inner))
         branch = branch._replace(shared_inner=shared, task_inner=task)
         if decay is not None:
             update += _decay_of_group(call, group, decay.astype(update.dtype), decaying, active)
