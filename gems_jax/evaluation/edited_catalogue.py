@@ -47,6 +47,9 @@ def edited_lines(results: Mapping[str, Any], label: Callable[[str], str] = str) 
     Example:
       >>> edited_lines({"edited": {"added": 5, "removed": 1, "as_before": ["rec"], "whole": {}}})
       ['catalogue edited: +5 -1 items since training; rows with candidates of their own are ranked as before']
+      >>> new = {"added": 5, "removed": 0, "as_before": [], "whole": {}}
+      >>> edited_lines({"edited": new, "baselines": {"SASRec": {"rec": {"settings": {"width": 64}}}}})
+      ['catalogue edited: +5 -0 items since training; added items have no training rows for SASRec']
     """
     edited = results.get("edited")
     if not edited:
@@ -58,4 +61,9 @@ def edited_lines(results: Mapping[str, Any], label: Callable[[str], str] = str) 
         )
     if edited["as_before"]:
         said.append("rows with candidates of their own are ranked as before")
+    trained = [
+        name for name, tasks in results.get("baselines", {}).items() if any("settings" in e for e in tasks.values())
+    ]
+    if edited["added"] and trained:
+        said.append(f"added items have no training rows for {', '.join(trained)}")
     return ["; ".join(said)]

@@ -62,8 +62,8 @@ def train_epochs(
         return found
     if progress:
         print(
-            f"evaluate: {what} is trained: {epochs} epochs of {steps:,} steps at most, until ndcg@10 of validation "
-            f"rows has not risen for {patience} epochs",
+            f"evaluate: {what} is trained, at most {epochs * steps:,} steps (epochs of {steps:,}), until ndcg@10 of "
+            f"validation rows has not risen for {patience} epochs",
             flush=True,
         )
     best, best_epoch, best_params = -math.inf, 0, params

@@ -38,7 +38,7 @@ def test_an_evaluation_and_its_repetition_show_the_same_and_train_once(argv, tmp
         assert gems_jax("evaluate", *argv, "--workdir", tmp_path / "run") == 0
         found.append(json.loads((tmp_path / "run" / "eval.json").read_text()))
     said = capsys.readouterr().out
-    assert said.index("evaluate: SASRec is trained: 1 epochs of") < said.index("trained before on the same rows")
+    assert said.index("evaluate: SASRec is trained, at most ") < said.index("trained before on the same rows")
     for place in (None, "catalogue"):
         first, second = (whole["baselines"] if place is None else whole[place]["baselines"] for whole in found)
         assert first == second
