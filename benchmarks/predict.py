@@ -13,7 +13,6 @@ and the less, the more often users and queries come again: how many there are is
 """
 
 import argparse
-import gc
 import json
 import statistics
 import tempfile
@@ -90,8 +89,6 @@ def main() -> None:
             """By an engine that knows nothing of the turn before."""
             engine = engine_of(config, assets, config.evaluate.batch_size, config.evaluate.beams)
             answers.unlink(missing_ok=True)
-            gc.collect()  # and then as the command does
-            gc.freeze()
             return seconds(lambda: predict(engine, file, answers))
 
         answered()

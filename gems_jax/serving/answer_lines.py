@@ -10,6 +10,8 @@ from gems_jax.serving.answers import Found
 
 # Items whose id and title are kept as they are written.
 _KEPT = 1 << 16
+# Behind a score, by whether the item is known.
+_ENDS = (', "known": false}', ', "known": true}')
 
 
 class AnswerLines:
@@ -26,7 +28,7 @@ class AnswerLines:
 
     def __init__(self, items: Sequence[Item]):
         self._items = items
-        self._named = functools.lru_cache(_KEPT)(self._begun)
+        self._begun = functools.lru_cache(_KEPT)(self._write)
 
     def line(self, row: int, name: str | int | None, found: Found) -> str:
         """The answer to a request.
@@ -39,15 +41,16 @@ class AnswerLines:
         # A sum is finite if all scores are.
         written = repr if math.isfinite(sum(found.scores)) else json.dumps
         items = [
-            f'{named}, "score": {score}, "known": {"true" if known else "false"}}}'
-            for named, score, known in zip(
-                map(self._named, found.items), map(written, found.scores), found.known, strict=True
+            begun + score + _ENDS[known]
+            for begun, score, known in zip(
+                map(self._begun, found.items), map(written, found.scores), found.known, strict=True
             )
         ]
         head = f'{{"row": {row}' if name is None else f'{{"row": {row}, "id": {json.dumps(name)}'
         notes = json.dumps(found.notes) if found.notes else "[]"
         return f'{head}, "items": [{", ".join(items)}], "notes": {notes}}}'
 
-    def _begun(self, number: int) -> str:
+    def _write(self, number: int) -> str:
+        """An item up to its score."""
         item = self._items[number]
-        return json.dumps({"item_id": item.item_id, "title": item.title})[:-1]
+        return f'{json.dumps({"item_id": item.item_id, "title": item.title})[:-1]}, "score": '

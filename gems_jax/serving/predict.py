@@ -1,6 +1,7 @@
 """A file of requests answered in the order of its rows, in constant memory; a killed run goes on where it was."""
 
 import contextlib
+import gc
 import hashlib
 import itertools
 import json
@@ -25,6 +26,8 @@ from gems_jax.staging import brought, check_writable
 
 # Rows that are sorted by length and answered together; after each such part what was done is on file.
 PART = 1024
+# New objects between two looks of the collector of cycles, of which none are made here.
+_BETWEEN_COLLECTIONS = (50_000, 20, 50)
 
 
 class Predicted(NamedTuple):
@@ -88,6 +91,8 @@ def predict(
     """
     check_paths(requests, out)
     with contextlib.ExitStack() as stack:
+        stack.callback(gc.set_threshold, *gc.get_threshold())
+        gc.set_threshold(*_BETWEEN_COLLECTIONS)
         here = stack.enter_context(brought(requests))
         origin = {"requests": _digest(here), "model": model, "part": part}
         files = stack.enter_context(_files(out, origin, stack))
