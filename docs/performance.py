@@ -34,10 +34,11 @@ TAIL = """
 ## Which gradients to take
 
 * `train.gradients: projected` (`gj.projected_task_grads`) gives the updates of whole gradients
-  ([optimiser.md](optimiser.md#gradients-that-are-never-formed)) in less time and two fifths to two thirds of the memory.
-  It takes longer to compile: the loss is in the program twice, with products by the bases and, for a refresh, across. Of
-  what it needs at 8 x 64 tokens 326 MiB are parameters, tables and the optimiser's state, and 78 the products of both
-  tasks. The table of 16 x 128 tokens is from before the step's program was made smaller and quicker to compile.
+  ([optimiser.md](optimiser.md#gradients-that-are-never-formed)) in less time and two fifths to two thirds of the
+  memory. It takes longer to compile: the loss is in the program twice, with products by the bases and, for a refresh,
+  across. Of what it needs at 8 x 64 tokens 326 MiB are parameters, tables and the optimiser's state, and 78 the
+  products of both tasks. The table of 16 x 128 tokens is from before the step's program was made smaller and quicker
+  to compile.
 * The thin products `x U` and `(x U)^T dy` cost `(r + r_t + 8) (1 / m + 1 / n)` of what a kernel's gradient `[m, n]`
   costs: with ranks of an eighth and a sixteenth of the smaller side a third to a half, with the trainer's defaults (a
   quarter and an eighth) up to four fifths. Lower ranks are faster.
