@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gems_jax.identifiers.capacity import Rows, capacity_of, codes_within, fit_prices
-from gems_jax.identifiers.kmeans import fit_kmeans, slices_of
+from gems_jax.identifiers.kmeans import add_rows, fit_kmeans, means_or, slices_of
 
 # Rows times codes that the passes are made with: 64 MiB of costs.
 _COSTS = 2**24
@@ -79,16 +79,10 @@ def _residuals(rows: np.ndarray, codes: np.ndarray, books: np.ndarray, level: in
 
 
 def _means(rows: Callable[[slice], np.ndarray], codes: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
-    """The mean of each code's rows, and the sum of squared distances from the centres before.
-
-    Sums of sorted rows on the host have the same bits each time. A centre without rows stays.
-    """
-    sums, counts, inertia = np.zeros(centres.shape), np.bincount(codes, minlength=len(centres)), 0.0
+    """The mean of each code's rows, and the sum of squared distances from the centres before."""
+    sums, counts, inertia = np.zeros(centres.shape), np.zeros(len(centres), np.int64), 0.0
     for part in slices_of(len(codes)):
         chunk, column = rows(part), codes[part]
         inertia += float(np.square(chunk - centres[column]).sum(dtype=np.float64))
-        order = np.argsort(column, kind="stable")
-        present, first = np.unique(column[order], return_index=True)
-        sums[present] += np.add.reduceat(chunk[order], first, axis=0)
-    moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)
-    return moved.astype(np.float32), inertia
+        add_rows(sums, counts, column, chunk)
+    return means_or(sums, counts, centres), inertia

@@ -60,8 +60,6 @@ def _improved(rows: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]
 def lloyd_pass(chunks: Iterable[np.ndarray], centres: np.ndarray) -> tuple[np.ndarray, float]:
     """One pass of k-means: each centre as the mean of the rows that are nearest to it.
 
-    Sums are of sorted rows and on the host, so that they have the same bits each time, on every device.
-
     Args:
       chunks: the rows, float32 ``[n, d]`` each.
       centres: float32 ``[K, d]``.
@@ -74,19 +72,32 @@ def lloyd_pass(chunks: Iterable[np.ndarray], centres: np.ndarray) -> tuple[np.nd
     far, far_rows = np.zeros(0, np.float32), np.zeros((0, width), np.float32)
     for rows in chunks:
         codes, distances = nearest(rows, centres)
-        order = np.argsort(codes, kind="stable")
-        present, first, count = np.unique(codes[order], return_index=True, return_counts=True)
-        sums[present] += np.add.reduceat(rows[order], first, axis=0)
-        counts[present] += count
+        add_rows(sums, counts, codes, rows)
         inertia += float(distances.sum(dtype=np.float64))
         top = np.argsort(-distances, kind="stable")[:_FARTHEST]
         far, far_rows = np.concatenate([far, distances[top]]), np.concatenate([far_rows, rows[top]])
         kept = np.argsort(-far, kind="stable")[:_FARTHEST]
         far, far_rows = far[kept], far_rows[kept]
-    moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres).astype(np.float32)
+    moved = means_or(sums, counts, centres)
     empty = np.flatnonzero(counts == 0)[: int((far > 0).sum())]
     moved[empty] = far_rows[: len(empty)]
     return moved, inertia
+
+
+def add_rows(sums: np.ndarray, counts: np.ndarray, codes: np.ndarray, rows: np.ndarray) -> None:
+    """Adds rows ``[n, d]`` to the sums ``[K, d]`` of their codes, and their numbers to the counts ``[K]``, in place.
+
+    Sums are of sorted rows and on the host, so that they have the same bits each time, on every device.
+    """
+    order = np.argsort(codes, kind="stable")
+    present, first, count = np.unique(codes[order], return_index=True, return_counts=True)
+    sums[present] += np.add.reduceat(rows[order], first, axis=0)
+    counts[present] += count
+
+
+def means_or(sums: np.ndarray, counts: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Means float32 ``[K, d]`` of what `add_rows` has added up; a centre without rows stays."""
+    return np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres).astype(np.float32)
 
 
 def nearest(rows: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
