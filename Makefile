@@ -8,6 +8,8 @@ CORE_TESTS := tests/test_house.py tests/test_task_grads.py $(addprefix tests/,li
 # Of these the files, and the examples, that need jax and optax alone.
 WHEEL_TESTS := $(addprefix tests/,test_task_grads.py linalg transform/test_transform.py null_space/test_null_space.py)
 CORE_EXAMPLES := plain_optax constrained_adamw three_tasks scan_on_a_mesh
+# Beside the core, what flax, orbax and transformers are asked for: models, checkpoints, tokenizers.
+MATRIX_TESTS := $(CORE_TESTS) $(addprefix tests/,items/test_items.py training/test_checkpoints.py data/test_prompts.py data/test_chat.py)
 PYTHONS ?= python3.11 python3.12 python3.13
 MATRIX_TOOLS := "pytest>=9,<10" "pytest-xdist>=3.8,<4" "hypothesis>=6.150,<7"
 
@@ -24,14 +26,14 @@ test: $(VENV)/test.stamp lint
 test-fast: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -n 2 -m "not slow" $(CORE_TESTS)
 
-# The core's tests with the lowest and with the newest versions of the ranges in pyproject.toml, by each Python.
+# With the lowest and with the newest versions of the ranges in pyproject.toml, by each Python.
 test-matrix:
 	for python in $(PYTHONS); do for end in lowest newest; do \
 		$$python -m venv --clear $(VENV)-matrix && \
 		$$python tests/helpers/ends.py $$end > $(VENV)-matrix/$$end.txt && \
-		$(VENV)-matrix/bin/pip install --quiet --constraint $(VENV)-matrix/$$end.txt --editable '.[train]' $(MATRIX_TOOLS) && \
+		$(VENV)-matrix/bin/pip install --quiet --constraint $(VENV)-matrix/$$end.txt --editable '.[train,serve]' $(MATRIX_TOOLS) && \
 		$(VENV)-matrix/bin/pip list | grep -E "^(jax|flax|optax|orbax-checkpoint|transformers) " && \
-		$(VENV)-matrix/bin/python -m pytest -q -n 2 -m "not slow" $(CORE_TESTS) || exit 1; \
+		$(VENV)-matrix/bin/python -m pytest -q -n 2 -m "not slow" $(MATRIX_TESTS) || exit 1; \
 	done; done
 
 lint: $(VENV)/test.stamp

@@ -1,17 +1,19 @@
-"""Ranking of items that training never saw: held out of the catalogue, added by ``items add``, ranked for test rows.
+"""Ranking of items that training never saw: identifiers that are added after it, and tokens that waited for it.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/new_items.py --data marketplace --users 1600 --share 0.1 \\
         --codebook_size 32 --steps 400 --pretrain_steps 400 --vocabulary 2000 --text FILE --heldout FILE \\
         --out benchmarks/results/new_items.json
 
-A share of the catalogue (``--share``) is taken out of it: out of the items, the training rows that have one as their
-target, all histories, and the text that the base model is pretrained on, which is ``--text`` and the titles of the
-items that stay. A small T5 is pretrained, its items get identifiers of residual k-means, and it is tuned for
-``--steps`` steps by joint AdamW. Then the items come back by `gems_jax.training.edit_items.add_items`, the code of
-``gems-jax items add``, and test rows are ranked, among the whole catalogue and among 99 other items drawn at random:
-rows whose target is a new item, and as many rows of others, which the model was tuned with. Popularity and BM25 (stems,
-of title and text) rank the same rows; BM25 knows the titles of new items. Intervals are of 95 %, by bootstrap over
-users. Each command adds its run to the file; one of the same settings is replaced.
+A share of the catalogue (``--share``) is new: no training row has such an item as its target, none has it in its
+history, and the text that the base model is pretrained on, which is ``--text`` and titles, has those of other items
+only. A small T5 is pretrained and tuned for ``--steps`` steps by joint AdamW. Then test rows are ranked, among the
+whole catalogue and among 99 other items drawn at random: rows whose target is a new item, and as many rows of others,
+which the model was tuned with. With ``--identifiers rkmeans`` items have identifiers of residual k-means; the new ones
+are not in the catalogue of training and come by `gems_jax.training.edit_items.add_items`, the code of ``gems-jax items
+add``. With ``tokens`` each item has a token of its own, which can only be where the new ones were known when training
+began: their rows start at their titles' and are nobody's target. Popularity and BM25 (stems, of title and text) rank
+the same rows; BM25 knows the titles of new items. Intervals are of 95 %, by bootstrap over users. Each command adds
+its run to the file; one of the same settings is replaced.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import dataclasses
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from gems_jax.config.items import ItemsConfig
 from gems_jax.config.run import Config
 from gems_jax.config.train import TrainConfig
 from gems_jax.data.dataset import storage
-from gems_jax.data.dataset.tables import Dataset, Row, Table
+from gems_jax.data.dataset.tables import Dataset, Item, Row, Table
 from gems_jax.evaluation.evaluate import rank_table
 from gems_jax.evaluation.non_neural import bm25, item_counts, same_for_all, titles
 from gems_jax.evaluation.ranking_summary import evaluate_scorer, summarise
@@ -45,9 +48,16 @@ from gems_jax.training.tuned import TunedRun, load_run
 KEPT = ("hit@10", "hit@10_ci", "ndcg@10", "ndcg@10_ci", "rows", "users", "candidates")
 
 
-def without(dataset: Dataset, held: frozenset[int]) -> Dataset:
-    """A dataset in which some items never were: no row has one as its target, no history has one."""
-    number = {old: new for new, old in enumerate(n for n in range(len(dataset.items)) if n not in held)}
+def without(dataset: Dataset, held: frozenset[int], listed: bool) -> Dataset:
+    """A dataset in which no row has one of some items as its target or in its history.
+
+    Args:
+      dataset: the whole one.
+      held: numbers of these items.
+      listed: whether they stay in the catalogue.
+    """
+    kept = [number for number in range(len(dataset.items)) if number not in held]
+    number = {old: old if listed else new for new, old in enumerate(kept)}
 
     def rows(table: Table) -> list[Row]:
         return [
@@ -62,13 +72,14 @@ def without(dataset: Dataset, held: frozenset[int]) -> Dataset:
         ]
 
     tables = {key: Table.from_rows(key[1], rows(table)) for key, table in dataset.tables.items()}
-    return dataclasses.replace(dataset, items=[dataset.items[old] for old in number], tables=tables)
+    items = dataset.items if listed else [dataset.items[old] for old in kept]
+    return dataclasses.replace(dataset, items=items, tables=tables)
 
 
 def measured_rows(
     dataset: Dataset, known: Dataset, task: str, held: frozenset[int], new: bool, rows: int, rng: np.random.Generator
 ) -> Table:
-    """Test rows whose target is a new item, or is none, in the numbers of a catalogue with the new items at its end."""
+    """Test rows whose target is a new item, or is none, in the numbers of the catalogue that they are ranked in."""
     table = dataset.table("test", task)
     places = {item.item_id: number for number, item in enumerate(known.items)}
     renumbered = np.array([places[item.item_id] for item in dataset.items], np.int32)
@@ -112,6 +123,9 @@ def measure(config: Config, run: TunedRun, table: Table, training: list[Table]) 
 def config_of(options: argparse.Namespace, root: Path, text: str) -> Config:
     """The run's configuration; whatever is made lies under ``root``."""
     width, steps = options.width, options.steps
+    codes: dict[str, Any] = {}
+    if options.identifiers == "rkmeans":
+        codes = {"identifiers": "rkmeans", "levels": 3, "codebook_size": options.codebook_size}
     return Config(
         name="new items",
         data=DataConfig(
@@ -131,13 +145,7 @@ def config_of(options: argparse.Namespace, root: Path, text: str) -> Config:
             batch_size=32,
             warmup=max(1, options.pretrain_steps // 10),
         ),
-        items=ItemsConfig(
-            identifiers="rkmeans",
-            levels=3,
-            codebook_size=options.codebook_size,
-            path=str(root / "identifiers"),
-            max_length=options.max_length,
-        ),
+        items=ItemsConfig(path=str(root / "identifiers"), max_length=options.max_length, **codes),
         train=TrainConfig(
             method="adamw",
             steps=steps,
@@ -152,10 +160,10 @@ def config_of(options: argparse.Namespace, root: Path, text: str) -> Config:
     )
 
 
-def text_of(dataset: Dataset, general: str, folder: Path) -> str:
-    """A pattern of general text and the titles of a catalogue."""
+def text_of(items: Sequence[Item], general: str, folder: Path) -> str:
+    """A pattern of general text and the titles of items."""
     folder.mkdir(parents=True)
-    (folder / "titles.txt").write_text("".join(f"{item.search_text}\n" for item in dataset.items), encoding="utf-8")
+    (folder / "titles.txt").write_text("".join(f"{item.search_text}\n" for item in items), encoding="utf-8")
     (folder / "general.txt").write_bytes(Path(general).read_bytes())
     return str(folder / "*.txt")
 
@@ -167,17 +175,20 @@ def measured(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     whole = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=str(root / "whole")))
     dataset = ensure_data(whole)
     held = frozenset(rng.permutation(len(dataset.items))[: round(options.share * len(dataset.items))].tolist())
-    reduced = without(dataset, held)
-    storage.save(reduced, config.data.dir)
-    config = config_of(options, root, text_of(reduced, options.text, root / "text"))
+    with_tokens = options.identifiers == "tokens"
+    storage.save(without(dataset, held, listed=with_tokens), config.data.dir)
+    old = [item for number, item in enumerate(dataset.items) if number not in held]
+    config = config_of(options, root, text_of(old, options.text, root / "text"))
     workdir, begin = root / "run", time.process_time()
     _, assets, _ = run_assets(config, workdir)
     made = time.process_time()
     tune(config, assets, None, workdir)
     tuned = time.process_time()
-    new = [dataset.items[number] for number in sorted(held)]
-    (root / "new.jsonl").write_text("".join(json.dumps(vars(item)) + "\n" for item in new), encoding="utf-8")
-    done = add_items(config, workdir, str(root / "new.jsonl"))
+    moved = 0
+    if not with_tokens:
+        new = [dataset.items[number] for number in sorted(held)]
+        (root / "new.jsonl").write_text("".join(json.dumps(vars(item)) + "\n" for item in new), encoding="utf-8")
+        moved = add_items(config, workdir, str(root / "new.jsonl")).moved
     run = load_run(config, workdir)
     training = [run.assets.dataset.tables["train", task] for task in run.assets.dataset.tasks]
     results: dict[str, Any] = {}
@@ -191,7 +202,7 @@ def measured(options: argparse.Namespace, root: Path) -> dict[str, Any]:
                 "99 others": measure(config, run, some, training),
             }
     return {
-        "catalogue": {"items": len(dataset.items), "held_out": len(held), "moved": done.moved},
+        "catalogue": {"items": len(dataset.items), "held_out": len(held), "moved": moved},
         "training_rows": {task: len(run.assets.dataset.table("train", task)) for task in run.assets.dataset.tasks},
         "words_of_text": len(Path(options.text).read_text(encoding="utf-8").split()),
         "cpu_seconds": {
@@ -224,6 +235,7 @@ def parsed(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--text", required=True, help="file of general text to pretrain on")
     parser.add_argument("--heldout", required=True, help="file of other general text")
     parser.add_argument("--share", type=float, default=0.05, help="of the catalogue that is held out")
+    parser.add_argument("--identifiers", choices=("rkmeans", "tokens"), default="rkmeans")
     parser.add_argument("--users", type=int, default=800, help="of the made-up shop")
     parser.add_argument("--rows", type=int, default=400, help="test rows of each task and kind, at most")
     parser.add_argument("--seed", type=int, default=0, help="of what is held out, and of the rows")
