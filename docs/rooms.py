@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # From the ground up. A module is in the room of the longest name here that its own begins with.
 FLOORS = (
-    ("gems_jax.types", "gems_jax.version", "gems_jax.google_store"),
+    ("gems_jax.types", "gems_jax.version", "gems_jax.first_few", "gems_jax.google_store"),
     ("gems_jax.object_store",),
     ("gems_jax.boxes", "gems_jax.extra_arguments", "gems_jax.staging", "gems_jax.whole_number"),
     ("gems_jax.argument_checks", "gems_jax.leaf_path", "gems_jax.checksums"),

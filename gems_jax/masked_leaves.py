@@ -12,6 +12,7 @@ import warnings
 
 import optax
 
+from gems_jax.first_few import first_few
 from gems_jax.leaf_path import named_leaves
 from gems_jax.types import PyTree
 
@@ -96,10 +97,9 @@ def warn_of_stacked_leaves(updates: PyTree, name: str) -> None:
     partition.complete = True
     unmerged = partition.unmerged(part)
     if unmerged:
-        shown = ", ".join(repr(path) for path in unmerged[:_SHOWN])
-        more = f" and {len(unmerged) - _SHOWN} more" if len(unmerged) > _SHOWN else ""
+        shown = first_few(map(repr, unmerged), _SHOWN)
         warnings.warn(
-            f"{shown}{more}: masked from {name}, and no transform beside it merges their task axis, so their updates "
+            f"{shown}: masked from {name}, and no transform beside it merges their task axis, so their updates "
             "keep the shape [T, *shape], and optax.apply_updates gives it to the parameters; to freeze them: "
             "optax.partition({'train': tx, 'freeze': optax.chain(gems_jax.merge_tasks(), optax.set_to_zero())}, "
             "labels), and merge_tasks() first also in other transforms beside it",

@@ -14,6 +14,7 @@ import yaml
 from gems_jax.config.paths import begins_elsewhere, beside, is_path, is_relative
 from gems_jax.config.ranges import hints_of, wrong_value
 from gems_jax.config.renamed import current_node, say_renamed
+from gems_jax.first_few import first_few
 
 # A configuration is written by hand: more than this is another file, or one that is meant to do harm.
 MOST_BYTES = 1 << 18
@@ -59,7 +60,7 @@ def read_config(path: str, known: Mapping[str, Any]) -> str:
     file = Path(path)
     if file.is_dir():
         names = sorted(entry.name for entry in file.glob("*.y*ml"))
-        there = f"it holds {', '.join(names[:3])}" if names else "give a YAML file"
+        there = f"it holds {first_few(names, 3)}" if names else "give a YAML file"
         raise ValueError(f"--config {path} is a folder: {there}")
     if not file.exists():
         raise FileNotFoundError(f"--config {path} does not exist")

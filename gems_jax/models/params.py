@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gems_jax.first_few import first_few
 from gems_jax.leaf_path import leaf_path
 
 
@@ -42,7 +43,8 @@ def model_from_params(model: type, config: Any, params: Mapping[str, Any]) -> An
     missing, unknown = set(names) - set(params), set(params) - set(names)
     if missing or unknown:
         raise ValueError(
-            f"parameters do not fit this {kind}: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
+            f"parameters do not fit this {kind}: missing {first_few(sorted(missing)) or 'none'}, "
+            f"unknown {first_few(sorted(unknown)) or 'none'}"
         )
     leaves = []
     for name, (_, leaf) in zip(names, shapes, strict=True):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gems_jax.argument_checks import check_flag, check_matrix_rule, check_whole, refuse
+from gems_jax.first_few import first_few
 from gems_jax.linalg.matrix_dims import MatrixRule
 from gems_jax.linalg.stacks import check_auto
 from gems_jax.null_space.directions import (
@@ -116,8 +117,8 @@ def estimate_null_space(
     distinct = kernel_inputs(function.apply, function.params, function.called(first), specs, side, masks_of(first))
     remarks = observed.remarks | distinct.remarks
     if not distinct.inputs:
-        kernels = ", ".join(list(specs or remarks)[:3])
-        raise ValueError(f"the model's pass uses none of its kernels ({kernels}, ...) in products: {_listed(remarks)}")
+        kernels = first_few(specs or remarks, 3)
+        raise ValueError(f"the model's pass uses none of its kernels ({kernels}) in products: {_listed(remarks)}")
     _warn(distinct, remarks, first)
     groups = moment_groups(distinct.inputs, memory_limit, 1 if mesh is None else mesh.size)
     if len(groups) > 1 and isinstance(batches, Iterator):
@@ -263,13 +264,11 @@ def _warn(distinct: Inputs, remarks: Mapping[str, str], batch: TextBatch) -> Non
 
 
 def _names(kernels: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(kernels) - most} more" if len(kernels) > most else ""
-    return ", ".join(map(repr, kernels[:most])) + more
+    return first_few(map(repr, kernels), most)
 
 
 def _listed(remarks: Mapping[str, str], most: int = 5) -> str:
-    lines = [f"{path!r}: {text}" for path, text in list(remarks.items())[:most]]
-    return "; ".join(lines) + (f"; and {len(remarks) - most} more" if len(remarks) > most else "")
+    return first_few((f"{path!r}: {text}" for path, text in remarks.items()), most, between="; ")
 
 
 def _progress(batches: Iterable[TextBatch], show: bool, label: str) -> Iterable[TextBatch]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gems_jax.first_few import first_few
 from gems_jax.leaf_path import named_leaves
 from gems_jax.linalg.matrix_dims import (
     MatrixDims,
@@ -92,7 +93,7 @@ def weight_directions(params: PyTree, rule: Rule, matrix_dims: MatrixRule | None
         elif len(leaf.shape) > 1:
             found.left_out[path] = "matrix_dims gives it no role" if spec is None else "it has no entries"
     if not found.factors:
-        seen = ", ".join(list(found.left_out)[:3]) or "no leaf has two axes"
+        seen = first_few(found.left_out, 3) or "no leaf has two axes"
         raise ValueError(f"there are no kernels under matrix_dims ({seen}); give a rule that names them")
     return found
 

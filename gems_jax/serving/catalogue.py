@@ -9,10 +9,9 @@ import numpy as np
 from gems_jax.data.batching.prompts import parse_template
 from gems_jax.data.dataset.tables import Dataset, Item
 from gems_jax.data.dataset.user_history import UserHistories, longest_input
+from gems_jax.first_few import first_few
 from gems_jax.serving.requests import Request, RequestError
 
-# Ids that an error names.
-_NAMED = 5
 # Users whose histories are kept as rankings need them: many ask more than once.
 _REMEMBERED = 8192
 _NOTHING = np.zeros(0, np.int32)
@@ -169,10 +168,9 @@ class Catalogue:
     def _numbers_of(self, field: str, item_ids: Sequence[str]) -> list[int]:
         unknown = [item_id for item_id in dict.fromkeys(item_ids) if item_id not in self._numbers]
         if unknown:
-            more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
             raise RequestError(
                 field,
-                f"the catalogue has no item {', '.join(map(repr, unknown[:_NAMED]))}{more}; it has "
+                f"the catalogue has no item {first_few(map(repr, unknown))}; it has "
                 f"{len(self._numbers):,}, such as {self.dataset.items[0].item_id!r}",
             )
         return [self._numbers[item_id] for item_id in item_ids]

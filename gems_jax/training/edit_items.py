@@ -14,6 +14,7 @@ from gems_jax.data.raw.catalogue_file import read_items
 from gems_jax.data.raw.options import TableFiles
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.text.plain_text import plain_ids
+from gems_jax.first_few import first_few
 from gems_jax.items.tokens import read_identifiers
 from gems_jax.staging import as_path, brought, check_writable, escaped, is_remote
 from gems_jax.training.new_identifiers import identifiers_of
@@ -23,8 +24,8 @@ from gems_jax.training.workdir.assets import AssetRecord, check_record, item_dig
 from gems_jax.training.workdir.copies import editing
 from gems_jax.training.workdir.edits import NAME, CatalogueEdits, Edit, NewItem, write_edits
 
-# Ids that an error names.
-_NAMED = 5
+# Rows left out that an edit's lines show.
+_SHOWN = 5
 
 
 class Edited(NamedTuple):
@@ -224,8 +225,7 @@ def _readable(items: Sequence[Item], tokenizer: object, quarantine: Quarantine, 
 def _refuse(ids: Sequence[str], message: str) -> None:
     """Raises where there are ids, of which the first stand in the message."""
     if ids:
-        named = ", ".join(map(repr, ids[:_NAMED])) + (f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else "")
-        raise ValueError(message.format(named))
+        raise ValueError(message.format(first_few(map(repr, ids))))
 
 
 def _now() -> str:
@@ -258,7 +258,7 @@ def edit_lines(done: Edited, undone: bool = False) -> list[str]:
     if done.moved:
         what = "those in --identifiers" if done.brought else "the nearest"
         lines.append(f"items: {done.moved:,} have other codes than {what}, which other items have")
-    shown = edit.left_out[:_NAMED] if not undone else ()
+    shown = edit.left_out[:_SHOWN] if not undone else ()
     lines += [f"items: left out: {row['id']}: {row['reason']}" for row in shown]
     return [*lines, f"items: {done.edits.notice() or 'the catalogue is that of training again'}"]
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from gems_jax.first_few import first_few
 from gems_jax.object_store import StorePath
 from gems_jax.staging import as_path, check_writable, is_remote
 
@@ -95,7 +96,7 @@ def check_folder(
     foreign = sorted(path.name for path in target.iterdir() if path.is_dir() or not _OWN.fullmatch(path.name))
     if foreign:
         raise ValueError(
-            f"--out {folder} holds what no export wrote, beside an export ({', '.join(foreign[:3])}): it would be "
+            f"--out {folder} holds what no export wrote, beside an export ({first_few(foreign, 3)}): it would be "
             "lost; move it elsewhere, or give another folder"
         )
 

@@ -16,6 +16,7 @@ from jax.extend import core
 
 from gems_jax.argument_checks import check_transform
 from gems_jax.boxes import unboxed
+from gems_jax.first_few import first_few
 from gems_jax.null_space.few_bits import FewBitsWarning
 from gems_jax.transform.plan import Plan
 from gems_jax.transform.settings import Settings
@@ -70,10 +71,9 @@ def _plans(program: core.Jaxpr) -> Iterator[InitPlan]:
 def bearing_plan(state: GemsState, settings: Settings, plan: Plan, params: PyTree) -> GemsState:
     """A new state in whose program `init_shapes` finds the plan; warns of kernels that are left unprotected."""
     if plan.unprotected:
-        shown = "; ".join(f"{path!r}: {plan.left_out[path]}" for path in plan.unprotected[:5])
-        more = f"; and {len(plan.unprotected) - 5} more" if len(plan.unprotected) > 5 else ""
+        shown = first_few((f"{path!r}: {plan.left_out[path]}" for path in plan.unprotected), between="; ")
         warnings.warn(
-            f"{len(plan.unprotected)} {_UNPROTECTED}: {shown}{more}; name their axes with matrix_dims, or freeze them",
+            f"{len(plan.unprotected)} {_UNPROTECTED}: {shown}; name their axes with matrix_dims, or freeze them",
             stacklevel=4,
         )
     shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -9,6 +9,7 @@ import jax
 import optax
 
 from gems_jax.boxes import is_like, unboxed
+from gems_jax.first_few import first_few
 from gems_jax.transform.init_plans import InitPlan, init_shapes
 from gems_jax.transform.plan import KernelPlan
 from gems_jax.transform.state import entries, gems_states
@@ -159,8 +160,7 @@ def _free(entry: InitPlan) -> list[str]:
 
 
 def _listed(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else ""
-    return ", ".join(paths[:_LISTED]) + more
+    return first_few(paths, _LISTED)
 
 
 def _bytes(tree: PyTree) -> int:

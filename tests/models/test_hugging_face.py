@@ -192,8 +192,8 @@ def test_random_weights_are_made_from_a_config_a_mapping_or_a_folder(folder: Pat
         ({"d_ff": "24"}, r"whole numbers for \['d_ff'\]"),
         ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu'"),
         ({"num_heads": 0}, "config.json: T5Config.num_heads must be at least 1"),
-        ({"num_layers": 3}, r"missing \['encoder.block.2.layer.0.SelfAttention.k.weight'"),
-        ({"num_layers": 1}, r"unknown \['encoder.block.1.layer.0.SelfAttention.k.weight'"),
+        ({"num_layers": 3}, r"missing encoder.block.2.layer.0.SelfAttention.k.weight"),
+        ({"num_layers": 1}, r"unknown encoder.block.1.layer.0.SelfAttention.k.weight"),
         ({"d_ff": 32}, r"tensor \S+wi_0.weight has shape \(24, 16\), config.json asks for \(32, 16\)"),
         ({"vocab_size": 41}, r"tensor shared.weight has shape \(40, 16\), config.json asks for \(41, 16\)"),
     ],
@@ -206,10 +206,10 @@ def test_a_config_that_does_not_fit_is_named(values: dict[str, Any], message: st
 
 def test_missing_and_unknown_tensors_are_named(damaged: Path) -> None:
     change_tensors(damaged, lambda tensors: tensors.update(extra=np.zeros(2, np.float32)))
-    with pytest.raises(ValueError, match=r"missing \[\], unknown \['extra'\]"):
+    with pytest.raises(ValueError, match="missing none; unknown extra"):
         load(damaged)
     change_tensors(damaged, lambda tensors: tensors.pop("extra") is tensors.pop("shared.weight"))
-    with pytest.raises(ValueError, match=r"missing \['shared.weight'\], unknown \[\]"):
+    with pytest.raises(ValueError, match="missing shared.weight; unknown none"):
         load(damaged)
 
 
@@ -356,7 +356,7 @@ def test_whether_the_output_layer_is_tied_is_what_the_weights_say(damaged: Path)
     assert load(damaged)[0].config.tie_word_embeddings
     change_config(damaged, tie_word_embeddings=False)
     change_tensors(damaged, lambda tensors: tensors.pop("lm_head.weight"))
-    with pytest.raises(ValueError, match=r"missing \['lm_head.weight'\]"):
+    with pytest.raises(ValueError, match="missing lm_head.weight"):
         load(damaged)
 
 

@@ -152,7 +152,9 @@ def test_nothing_that_is_not_finite_enters_a_checkpoint(value, three):
     params, state = after(4)
     params["b"]["c"] = params["b"]["c"].at[1, 2].set(value)
     with Checkpoints(three) as checkpoints:
-        with pytest.raises(ValueError, match=r"the params hold nan or inf \(b/c .*train.learning_rate"):
+        with pytest.raises(
+            ValueError, match=r"the params hold nan or inf \(b/c\) and are not saved: lower train.learning_rate"
+        ):
             checkpoints.save(4, params, state, position(4))
         assert checkpoints.steps() == [1, 2, 3]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from gems_jax.data.preparation.options import Preprocessing
 from gems_jax.data.raw.options import TableFiles
+from gems_jax.first_few import first_few
 
 SHOWN = 6
 # Settings that older cards have under another name.
@@ -24,9 +25,8 @@ class OtherDataset(ValueError):
     """
 
     def __init__(self, folder: str | Path, differences: Sequence[str]):
-        more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         super().__init__(
-            f"{folder} holds another dataset than the one asked for: {'; '.join(differences[:SHOWN])}{more}. Name "
+            f"{folder} holds another dataset than the one asked for: {first_few(differences, SHOWN, '; ')}. Name "
             "another data.dir for this one or, if no run needs the other any more, remove the folder"
         )
         self.differences = differences

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from gems_jax.data.raw.options import Reading
+from gems_jax.first_few import first_few
 
 BLOCK_BYTES = 16 * 2**20
 # However well it is compressed, this much is always read.
@@ -115,7 +116,7 @@ def _find(folder: Path, name: str, wanted: Callable[[Path], bool], what: str, re
         entries = sorted(target.iterdir())
         files = [str(path) for path in entries if path.is_file() and wanted(path)]
         if not files:
-            there = ", ".join(path.name + "/" * path.is_dir() for path in entries[:10]) or "nothing"
+            there = first_few((path.name + "/" * path.is_dir() for path in entries), 10) or "nothing"
             raise FileNotFoundError(f"{target} is a folder without a {what}; it holds {there}; {remedy}, or a pattern")
         return files
     if set(local) & set("*?["):

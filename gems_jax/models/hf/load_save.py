@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from gems_jax.first_few import first_few
 from gems_jax.linalg.stacks import check_auto
 from gems_jax.models.config_checks import MAX_PARAMETERS, read_object, shown
 from gems_jax.models.config_options import as_whole
@@ -234,8 +235,8 @@ def _check_tensors(
     unknown = [name for name in others if not any(re.fullmatch(each, name) for each in ignored)]
     if missing or unknown:
         raise ValueError(
-            f"{folder}: the weights do not fit {_CONFIG}: missing {missing[:5]}, unknown {unknown[:5]} "
-            f"({len(missing)} and {len(unknown)} tensors)"
+            f"{folder}: the weights do not fit {_CONFIG}: missing {first_few(missing) or 'none'}; "
+            f"unknown {first_few(unknown) or 'none'}"
         )
     for leaf, weight in weights.items():
         shape = stored_shape(shapes[leaf], weight, config.num_added_tokens if leaf in ITEM_TABLES else 0)

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gems_jax.first_few import first_few
+
 # Of a process whose cluster is gone; the run goes on when all are started again.
 EXIT_MEMBER_LOST = 75
 _HEARTBEAT = "GEMS_JAX_HEARTBEAT_TIMEOUT"
@@ -79,7 +81,8 @@ def check_agreement(values: Mapping[str, Any]) -> None:
     for number, other in enumerate(by_process):
         differ = [name for name in by_process[0] | other if by_process[0].get(name) != other.get(name)]
         if differ:
-            shown = "; ".join(_both(name, by_process[0].get(name), other.get(name), number) for name in differ[:5])
+            both = (_both(name, by_process[0].get(name), other.get(name), number) for name in differ)
+            shown = first_few(both, between="; ")
             raise ValueError(
                 f"the {len(by_process)} processes of this run were not started alike: {shown}; start all with the same "
                 "configuration, data and models"

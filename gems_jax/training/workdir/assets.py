@@ -19,6 +19,7 @@ from gems_jax.data.batching.prompts import parse_template
 from gems_jax.data.batching.wording import spaces_matter
 from gems_jax.data.dataset.remote import local_path
 from gems_jax.data.dataset.tables import Dataset, Item, Table
+from gems_jax.first_few import first_few
 from gems_jax.null_space.space import NullSpace
 from gems_jax.staging import is_remote
 from gems_jax.training.stages import Assets
@@ -212,7 +213,7 @@ def _differences(kept: AssetRecord, now: AssetRecord, training: bool) -> list[st
         for what, is_of in (("base model", False), ("tokenizer", True)):
             names = [name for name in changed if (name in _TOKENIZER_FILES) == is_of]
             if names:
-                differences.append(f"the {what} is another ({', '.join(names[:3])})")
+                differences.append(f"the {what} is another ({first_few(names, 3)})")
     if not differences and kept.vocabulary != now.vocabulary:
         differences.append("the tokenizer has another vocabulary")
     if training:

@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gems_jax.checksums import damage, write_checksums
+from gems_jax.first_few import first_few
 from gems_jax.leaf_path import named_leaves
 from gems_jax.object_store import StorePath, said_by
 from gems_jax.staging import remove_folder
@@ -181,7 +182,7 @@ class Checkpoints:
             bad = [path for path, is_bad in jax.device_get(_not_finite(part)).items() if is_bad]
             if bad:
                 raise ValueError(
-                    f"after step {step} the {name} hold nan or inf ({bad[0]} and {len(bad) - 1} more) and are not "
+                    f"after step {step} the {name} hold nan or inf ({first_few(bad, 1)}) and are not "
                     "saved: lower train.learning_rate or train.item_learning_rate, lengthen train.warmup, or set "
                     f"train.clip, and run again: it goes on from the last checkpoint in {self.directory}"
                 )

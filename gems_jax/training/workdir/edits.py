@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from gems_jax.data.dataset.tables import Item
+from gems_jax.first_few import first_few
 from gems_jax.training.workdir.sealed import read_sealed, write_sealed
 
 NAME = "catalogue_edits.json"
 FORMAT_VERSION = 1
-# Ids that a line of a list names.
-_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +69,11 @@ class Edit:
           '2026-11-30T04:05:06Z  removed 2 (B01, B02)'
         """
         done = {"added": [one.item_id for one in self.added], "brought back": self.returned, "removed": self.removed}
-        parts = [f"{what} {len(ids):,} ({_some(ids)})" for what, ids in done.items() if ids]
+        parts = [f"{what} {len(ids):,} ({first_few(ids)})" for what, ids in done.items() if ids]
         if self.left_out:
             reasons = Counter(row["reason"] for row in self.left_out).most_common()
             parts.append(f"left out {len(self.left_out):,} rows ({', '.join(f'{n:,}: {why}' for why, n in reasons)})")
         return f"{self.when}  {'; '.join(parts)}" + (f"  from {self.source}" if self.source else "")
-
-
-def _some(ids: Any) -> str:
-    return ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else "")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from gems_jax.config.own_rates import with_rates
 from gems_jax.config.paths import absolute, is_path, same_files
 from gems_jax.config.renamed import current_values
 from gems_jax.config.run import Config
+from gems_jax.first_few import first_few
 from gems_jax.staging import is_remote, write_text
 from gems_jax.training.distributed.cluster import check_agreement
 from gems_jax.training.stages import as_plain
@@ -71,8 +72,8 @@ def check_config(config: Config, workdir: Path) -> None:
 
 
 def shown_differences(there: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Both values of the first five of these fields, for a message."""
-    return "; ".join(f"{n}: {there.get(n)!r} there, {now.get(n)!r} now" for n in names[:5])
+    """Both values of the first few of these fields, for a message."""
+    return first_few((f"{n}: {there.get(n)!r} there, {now.get(n)!r} now" for n in names), between="; ")
 
 
 def keep_config(config: Config, workdir: Path) -> None:
