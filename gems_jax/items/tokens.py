@@ -1,5 +1,6 @@
 """Items as tokens: one new token an item, or several that items share."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -99,7 +100,8 @@ def add_item_tokens(tokenizer: Any, item_ids: Sequence[str], vocab_size: int | N
     """Adds one token for each item to a tokenizer, in place.
 
     A token takes the spaces before it along, so that between the tokens of a history of items no other token stands.
-    A word behind it keeps its space, with which byte-level tokenizers spell it as in any text.
+    A word behind it is spelled as behind any other word: it keeps its space, with which byte-level tokenizers spell it
+    so, unless the tokenizer puts one there by itself (Llama 2's, from transformers 5.24 on).
 
     Args:
       tokenizer: a Hugging Face tokenizer.
@@ -145,7 +147,8 @@ def _add_tokens(tokenizer: Any, tokens: Sequence[str], vocab_size: int | None) -
         )
     unused = [f"<unused_{number}>" for number in range(size, start)]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in unused])
-    tokenizer.add_tokens([AddedToken(token, lstrip=True, normalized=False) for token in tokens])
+    rstrip = _has_own_space_behind(tokenizer, tokens[0])
+    tokenizer.add_tokens([AddedToken(token, lstrip=True, rstrip=rstrip, normalized=False) for token in tokens])
     ids = tokenizer.convert_tokens_to_ids(list(tokens))
     if list(ids) != list(range(start, start + len(tokens))):
         raise ValueError(
@@ -153,6 +156,20 @@ def _add_tokens(tokenizer: Any, tokens: Sequence[str], vocab_size: int | None) -
             f"{start + len(tokens) - 1}: its ids have gaps; renumber its added tokens"
         )
     return list(ids)
+
+
+def _has_own_space_behind(tokenizer: Any, token: str) -> bool:
+    """Whether a word behind an added token is spelled as behind any other word without the space, and not with it."""
+    from transformers import AddedToken
+
+    tried = copy.deepcopy(tokenizer)  # a token that was added cannot be taken out
+    tried.add_tokens([AddedToken(token, lstrip=True, normalized=False)])
+
+    def ids(text: str) -> list[int]:
+        return list(tried(text, add_special_tokens=False)["input_ids"])
+
+    word = ids("a a")[len(ids("a")) :]
+    return ids(f"{token} a")[1:] != word and ids(f"{token}a")[1:] == word
 
 
 def load_item_identifiers(

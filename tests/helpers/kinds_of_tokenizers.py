@@ -1,7 +1,7 @@
 """Small tokenizers of the kinds that published models have."""
 
 from shared import SHARED
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gems_jax.data.text.small_tokenizer import train_tokenizer
@@ -13,7 +13,7 @@ CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-MADE, PUBLISHED = ["own", "bytes", "word pieces"], ["t5_small", "qwen3", "llama2"]
+MADE, PUBLISHED = ["own", "bytes", "word pieces", "space in front"], ["t5_small", "qwen3", "llama2"]
 
 
 def tokenizer_of(kind):
@@ -31,6 +31,15 @@ def tokenizer_of(kind):
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
         backend.train_from_iterator(LINES, trainer)
+    elif kind == "space in front":  # Llama 2's from transformers 5.24 on: of every piece of text, behind items, too
+        backend = Tokenizer(models.BPE(unk_token="[UNK]"))
+        marks = [normalizers.Replace(" ", "\u2581"), normalizers.Replace(Regex(r"\A\u2581"), "\u2581\u2581")]
+        backend.normalizer = normalizers.Sequence(marks)
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+        backend.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
+        backend.train_from_iterator(
+            LINES, trainers.BpeTrainer(vocab_size=80, special_tokens=special, show_progress=False)
+        )
     else:
         backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         backend.normalizer = normalizers.BertNormalizer()

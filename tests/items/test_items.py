@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from kinds_of_tokenizers import MADE, tokenizer_of
 from shared import SHARED, needs_shared
 
 from gems_jax.data.batching.prompts import item_rows
@@ -74,6 +75,12 @@ def encoded_between(tokenizer: Any, ids: list[int]) -> None:
 
 
 def test_no_stray_token_stands_between_item_tokens(tokenizer: Any) -> None:
+    encoded_between(tokenizer, add_item_tokens(tokenizer, ["B01", "B02", "b01"]))
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_words_behind_an_item_are_spelled_as_behind_any_other_word(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
     encoded_between(tokenizer, add_item_tokens(tokenizer, ["B01", "B02", "b01"]))
 
 
