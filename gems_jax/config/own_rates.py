@@ -27,17 +27,23 @@ def with_rates(config: Config) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=kernel_rate(config.train)))
 
 
-def said(train: TrainConfig) -> str:
+def said(config: Config) -> str:
     """The learning rates for readers, and where the kernels' is from.
 
     Example:
-      >>> said(TrainConfig(learning_rate=0.5))
+      >>> said(Config(train=TrainConfig(learning_rate=0.5)))
       'learning rates: kernels 0.5, item rows 0.003'
-      >>> print(said(TrainConfig(method="released")).replace("; ", ";\\n"))
+      >>> print(said(Config(train=TrainConfig(method="released"))).replace("; ", ";\\n"))
       learning rates: kernels 0.0005 (of the method;
       the authors' own, of their train.sh;
       train.learning_rate sets another), item rows 0.003
     """
-    rate = METHODS[train.method].own_rate
-    own = f" (of the method; {rate.why}; train.learning_rate sets another)" if train.learning_rate is None else ""
-    return f"learning rates: kernels {kernel_rate(train):g}{own}, item rows {train.item_learning_rate:g}"
+    train = config.train
+    rates = f"learning rates: kernels {kernel_rate(train):g}{{}}, item rows {train.item_learning_rate:g}"
+    if train.learning_rate is not None:
+        return rates.format("")
+    why = METHODS[train.method].own_rate.why
+    if train.method == "gems" and not config.gems.null_space:
+        galore = METHODS["galore"].own_rate.value
+        why = f"for updates inside the null space, which gems.null_space false gives up: GaLore has {galore:g}"
+    return rates.format(f" (of the method; {why}; train.learning_rate sets another)")

@@ -13,6 +13,8 @@ from gems_jax import baselines
 from gems_jax.baselines.weighting import weighted
 from gems_jax.config.checks import check
 from gems_jax.config.methods import METHODS, TuningMethod
+from gems_jax.config.optimiser import GemsConfig
+from gems_jax.config.own_rates import said as rates_said
 from gems_jax.config.run import Config
 from gems_jax.config.train import TrainConfig
 from gems_jax.study.config import StudyConfig
@@ -49,6 +51,14 @@ def test_documents_say_why_each_method_has_its_learning_rate():
     named = {name: why for why, (_, names) in listed.items() for name in names}
     (others,) = [why for why, (_, names) in listed.items() if not names]
     assert {name: named.get(name, others) for name in METHODS} == {n: m.own_rate.why for n, m in METHODS.items()}
+
+
+def test_no_null_space_is_named_as_the_reason_of_a_learning_rate_where_there_is_none():
+    protected, free = Config(), Config(gems=GemsConfig(null_space=False))
+    assert METHODS["gems"].own_rate.why in rates_said(protected)
+    assert METHODS["gems"].own_rate.why not in rates_said(free)
+    assert "kernels 0.003" in rates_said(free)
+    assert "gems.null_space false gives up: GaLore has 0.001;" in rates_said(free)
 
 
 def test_a_run_has_its_methods_own_learning_rate_until_a_number_is_given(prepared, tmp_path, capsys):

@@ -42,7 +42,7 @@ def start_table(
     trained, fixed = (sum(x.size for x in jax.tree.leaves(tree) if hasattr(x, "size")) for tree in (params, frozen))
     train = config.train
     lines = [f"train: {train.method}, {trained:,} trained parameters of {trained + fixed:,}, {train.steps:,} steps"]
-    lines.append(said(train))
+    lines.append(said(config))
     table = state_bytes(tx, params)
     if METHODS[train.method].low_rank:
         lines.append(str(table))
