@@ -197,4 +197,4 @@ class Engine:
         # Those that are no items come last.
         count = min(ranking.k, items.index(-1) if -1 in items else len(items))
         items = items[:count]
-        return Found(items, scores[:count], [item in ranking.known for item in items], notes)
+        return Found(items, scores[:count], list(map(ranking.known.__contains__, items)), notes)

@@ -135,7 +135,7 @@ class _Part(NamedTuple):
 
     def lines(self, engine: Engine, lines: AnswerLines) -> list[str]:
         """Of the answers, which this waits for."""
-        return [lines.line(*head, found) for head, found in zip(self.heads, engine.receive(self.sent), strict=True)]
+        return lines.of(self.heads, engine.receive(self.sent))
 
 
 def _parts(engine: Engine, rows: Iterator[RequestRow], size: int) -> Iterator[_Part]:

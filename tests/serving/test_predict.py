@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import shop
@@ -14,7 +15,7 @@ from shop import Shop
 
 from gems_jax.data.dataset.tables import Item
 from gems_jax.serving import prediction_files
-from gems_jax.serving.answer_lines import AnswerLines
+from gems_jax.serving.answer_lines import AnswerLines, number_texts
 from gems_jax.serving.answers import Found
 from gems_jax.serving.catalogue import Catalogue
 from gems_jax.serving.predict import predict
@@ -108,10 +109,21 @@ def test_lines_are_those_of_json_dumps_whatever_titles_ids_notes_and_scores_hold
     known = [False, True, False]
     scores = [-1.1920928955078125e-07, float("-inf"), -12.0]
     of_rows = [Found([0], scores[:1], known[:1]), Found([2, 0, 1], scores, known, ('"cut"',)), Found([], [], [])]
-    lines = AnswerLines(items)
-    for row, (name, found) in enumerate(zip(('x"', None, 7), of_rows, strict=True), 1):
-        head = {"row": row} | ({} if name is None else {"id": name})
-        assert lines.line(row, name, found) == json.dumps(head | found.answer(items).as_json())
+    heads = [(1, 'x"'), (2, None), (3, 7)]
+    wanted = [
+        json.dumps({"row": row} | ({} if name is None else {"id": name}) | found.answer(items).as_json())
+        for (row, name), found in zip(heads, of_rows, strict=True)
+    ]
+    assert AnswerLines(items).of(heads, of_rows) == wanted
+
+
+def test_scores_of_any_size_are_written_as_json_dumps_writes_them():
+    random = np.random.default_rng(0)
+    sizes = 10.0 ** random.uniform(-20, 20, 5_000)
+    exact = [0.0, -0.0, 1e-4, 9.999e-5, 1e9, 999999999.5, 1e16, 5e-324, float("inf"), float("nan")]
+    numbers = [*exact, *sizes, *np.float32(-sizes).tolist(), *np.round(random.normal(0, 9, 5_000), 2), *range(9)]
+    values = [float(number) for number in numbers]
+    assert number_texts(values) == [json.dumps(value) for value in values]
 
 
 def test_a_file_is_answered_with_the_bytes_of_its_requests_ranked_together(tmp_path):
