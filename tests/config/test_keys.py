@@ -268,7 +268,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_number_of_layers_is_held_against_the_tensors_before_anything_is_made(folder: Path) -> None:
     values = json.loads((folder / "config.json").read_text())
-    for layers, message in ((10_000, r"missing \['encoder.block.10.layer"), (100_000_000, "must be at most 10,000")):
+    for layers, message in ((10_000, "missing encoder.block.10.layer"), (100_000_000, "must be at most 10,000")):
         (folder / "config.json").write_text(json.dumps(values | {"num_layers": layers}))
         with pytest.raises(ValueError, match=message):
             load(folder)
