@@ -1,12 +1,12 @@
 """Rankers that need no tuned language model, on Amazon "Industrial & Scientific": what docs/leaderboard.md shows.
 
-    OPENBLAS_NUM_THREADS=1 python benchmarks/leaderboard.py --data ../shared/data/amazon_scientific \\
+    OPENBLAS_NUM_THREADS=1 python benchmarks/leaderboard.py --data data/amazon_scientific \\
         --parts popularity cooccurrence bm25 --out benchmarks/results/leaderboard.json
-    OPENBLAS_NUM_THREADS=1 python benchmarks/leaderboard.py --data ../shared/data/amazon_scientific \\
+    OPENBLAS_NUM_THREADS=1 python benchmarks/leaderboard.py --data data/amazon_scientific \\
         --parts sasrec --seeds 0 1 --out benchmarks/results/leaderboard.json
-    OPENBLAS_NUM_THREADS=1 python benchmarks/leaderboard.py --data ../shared/data/amazon_scientific \\
+    OPENBLAS_NUM_THREADS=1 python benchmarks/leaderboard.py --data data/amazon_scientific \\
         --parts tiger --tfidf --tiger width=64 layers=2 epochs=20 --out benchmarks/results/leaderboard.json
-    OPENBLAS_NUM_THREADS=1 python benchmarks/leaderboard.py --data ../shared/data/amazon_scientific \\
+    OPENBLAS_NUM_THREADS=1 python benchmarks/leaderboard.py --data data/amazon_scientific \\
         --parts two-tower two-tower-trained tiger --model PATH --model-name NAME \\
         --out benchmarks/results/leaderboard.json
     python docs/leaderboard.py

@@ -104,7 +104,7 @@ def measure(encoded: dict[str, EncodedTable], batch_size: int, batches: int, rou
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", default="../shared/data/amazon_scientific", help="folder of the raw files")
+    parser.add_argument("--path", default="data/amazon_scientific", help="folder of the raw files")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--examples", type=int, default=65_536, help="of each round")
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,8 +1,8 @@
 """The Python of README.md and of pages in docs/ runs as it stands, block after block."""
 
+import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +10,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny import gems_jax, read
+from shared import SHARED, needs_shared
+
+from gems_jax.data.raw.quarantine import Quarantine
+from gems_jax.data.sources import amazon_scientific
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,6 +39,18 @@ def test_the_readme_takes_a_step_inside_the_null_space():
     assert leaks.keys() == {"dense"}
     assert leaks["dense"] <= 1e-5
     assert float(jnp.linalg.norm(defined["updates"]["dense"])) > 0
+    general = jnp.eye(16)[:4]
+    before = jax.tree.map(jnp.subtract, defined["params"], defined["updates"])
+    np.testing.assert_allclose(
+        *(defined["model"](params, general) for params in (defined["params"], before)), atol=1e-6
+    )
+
+
+def test_the_readme_is_a_front_page():
+    text = (ROOT / "README.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len([line for line in program.splitlines() if line]) == 10  # as its heading says
+    assert len(text.splitlines()) <= 110
 
 
 def test_every_script_of_the_benchmarks_finds_what_it_imports_when_a_file_of_it_is_run():
@@ -89,18 +104,27 @@ def test_the_program_of_the_identifiers_page_separates_its_items():
     assert run("docs/identifiers.md")["apart"].report()["in_collisions"] == 0
 
 
-def test_the_log_of_the_tutorial_is_made_prepared_and_named_by_its_commands(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs/tutorial.md").read_text()
-    run("docs/tutorial.md")
-    Path("shop.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1))
-    assert gems_jax("prepare", "--config", "shop.yaml") == 0
-    assert "train: rec 800, src 800" in capsys.readouterr().out
-    commands = re.findall(r"^gems-jax (.*)$", text, re.MULTILINE)
-    assert [shlex.split(words)[0] for words in commands][-3:] == ["recommend", "search", "export"]
-    for words in commands:
-        config = read(*shlex.split(words), *([] if "--config" in words else ["--config", "shop.yaml"]))
-        assert Path(config.data.dir).resolve() == tmp_path / "runs/shop/data"
+def queries_made(items, folder, monkeypatch):
+    (folder / "data/amazon_scientific").mkdir(parents=True)
+    (folder / "data/amazon_scientific/Scientific.item.json").write_bytes(items)
+    monkeypatch.chdir(folder)
+    run("docs/datasets.md")
+    return amazon_scientific.read_queries(
+        Path("data/amazon_scientific/queries.tsv"), json.loads(items), Quarantine(1.0)
+    )
+
+
+def test_the_queries_of_a_dataset_are_made_of_its_category_paths(tmp_path, monkeypatch):
+    items = {"7": {"categories": "Industrial & Scientific,Fasteners,Staples"}, "9": {"categories": ""}}
+    assert queries_made(json.dumps(items).encode(), tmp_path, monkeypatch) == {"7": "fasteners staples"}
+
+
+@needs_shared
+def test_the_queries_of_the_published_items_are_those_of_the_results(tmp_path, monkeypatch):
+    theirs = SHARED / "data/amazon_scientific"
+    made = queries_made((theirs / "Scientific.item.json").read_bytes(), tmp_path, monkeypatch)
+    rows = (line.split("\t") for line in (theirs / "queries.tsv").read_text().splitlines()[1:])
+    assert made == {item: query for item, _, query in rows if query}
 
 
 def test_messages_that_are_explained_are_messages_of_the_code():
