@@ -1,6 +1,7 @@
 """The page of a study, made from its ``study.json`` alone."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -230,7 +231,10 @@ def _budget(summary: Mapping[str, Any], tasks: list[str]) -> list[str]:
 
 
 def _made_by(summary: Mapping[str, Any], name: str) -> str:
-    lines = [f"```\n{summary['command']}\ngems-jax compare --results study.json --page docs/{name}\n```"]
+    command = summary["command"]
+    workdir = re.search(r" --workdir (\S+)", command)
+    results = f"{workdir[1]}/study.json" if workdir else "study.json"
+    lines = [f"```bash\n{command}\ngems-jax compare --results {results} --page docs/{name}\n```"]
     circumstances = summary["circumstances"]
     for entry in circumstances:
         where = entry["where"]

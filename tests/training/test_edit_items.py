@@ -4,6 +4,7 @@ About a minute of CPU: it tunes a run, and each edit is seen through a model tha
 """
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+from documented import blocks
 from identified import RUN, identified_options
 from tiny import Made, documented_program, everything_in, fails, gems_jax, options, read, say
 
@@ -102,6 +104,23 @@ def test_added_items_are_ranked_as_if_they_had_always_had_their_codes(run, tmp_p
     np.testing.assert_allclose([item.score for item in answer.items], np.asarray(scores)[0], atol=1e-5)
     alone = recommender.search("copper lamp", allow=["new1", "new2", "new3"], k=3)
     assert {item.item_id for item in alone.items} == {"new1", "new2", "new3"}
+
+
+def test_the_commands_of_the_page_on_identifiers_edit_a_run_in_their_order(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "new.jsonl", NEW)
+    lines = [line for block in blocks() if block.page == "docs/identifiers.md" for line in block.text.splitlines()]
+    shown = [line for line in lines if line.startswith("gems-jax items ")]
+    said = []
+    for words in shown:
+        *argv, option, workdir = shlex.split(words)[1:]
+        assert (option, workdir) == ("--workdir", "runs/demo_codes/gems")
+        assert gems_jax(*argv, option, run) == 0
+        said.append(capsys.readouterr().out)
+    assert [words.split()[2] for words in shown] == ["add", "remove", "list", "undo"]
+    edited = ["+3 -0", "+3 -2", "+3 -2", "+3 -0"]
+    for text, counts in zip(said, edited, strict=True):
+        assert f"catalogue edited: {counts} items since training" in text
 
 
 def test_removed_items_are_known_and_never_in_an_answer(run, tmp_path, capsys):
