@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 # LAPACK's threads fight XLA's on CPU.
 export OPENBLAS_NUM_THREADS ?= 1
 CORE_TESTS := tests/test_house.py tests/test_task_grads.py $(addprefix tests/,linalg null_space transform projected baselines)
-# Of these the files, and the examples, that need jax and optax alone.
-WHEEL_TESTS := $(addprefix tests/,test_task_grads.py linalg transform/test_transform.py null_space/test_null_space.py)
+# Of these the files, one of what takes long, and the examples that need jax and optax alone.
+WHEEL_TESTS := $(addprefix tests/,test_task_grads.py linalg transform/test_transform.py null_space/test_null_space.py \
+	baselines/test_formulas.py) \
+	"tests/projected/test_training.py::test_each_step_from_one_state_is_that_on_whole_gradients[protected]"
 CORE_EXAMPLES := plain_optax constrained_adamw three_tasks scan_on_a_mesh
 # Beside the core, what flax, orbax and transformers are asked for: models, checkpoints, tokenizers.
 MATRIX_TESTS := $(CORE_TESTS) $(addprefix tests/,items/test_items.py training/test_checkpoints.py data/test_prompts.py data/test_chat.py)
