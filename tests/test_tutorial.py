@@ -83,7 +83,7 @@ def test_every_step_of_the_page_was_done_with_the_configuration_of_the_page(foll
 
 
 def test_the_rows_that_the_page_shows_are_rows_that_evaluate_prints(followed):
-    (shown,) = pieces("")
+    (shown,) = pieces("text")
     table = lambda text: [re.split(r"  +", line)[0] for line in text.splitlines()]  # noqa: E731
     assert shown.splitlines()[0] in followed[1]["evaluate"].splitlines()
     assert set(table(shown)) <= set(table(followed[1]["evaluate"]))
