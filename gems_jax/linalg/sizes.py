@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gems_jax.linalg.stacks import as_they_lie
+
 
 def real_dtype(dtypes: Iterable[Any]) -> Any:
     """The dtype of statistics of arrays of these dtypes: float32, or float64 where one of them is as precise.
@@ -32,10 +34,15 @@ def largest(x: jax.Array, axes: int) -> jax.Array:
     return jnp.max(jnp.abs(x), axis=tuple(range(x.ndim - axes, x.ndim)), initial=0)
 
 
+def largest_of_each(stacks: jax.Array) -> jax.Array:
+    """`largest` of each matrix, ``[T, k, ..., p, q] -> [T, k, ...]``."""
+    return as_they_lie(lambda x: largest(x, 2), stacks)
+
+
 def task_peaks(stacked: Sequence[jax.Array], num_tasks: int) -> jax.Array:
     """``[T]``: each task's entry of largest magnitude, see `largest`."""
     # By way of each kernel's, which are needed elsewhere too.
-    sizes = [largest(largest(g, 2), g.ndim - 3) if g.ndim > 3 else largest(g, g.ndim - 1) for g in stacked]
+    sizes = [largest(largest_of_each(g), g.ndim - 3) if g.ndim > 3 else largest(g, g.ndim - 1) for g in stacked]
     return functools.reduce(jnp.maximum, sizes, jnp.zeros((num_tasks,), jnp.float32))
 
 

@@ -1,7 +1,9 @@
 """Stacks of kernels: worked through member by member, spread over devices, or together where they lie."""
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -101,6 +103,59 @@ def by_member(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Arr
     return jnp.moveaxis(jax.lax.map(one, members), 0, -3)
 
 
+def exchanged(tree: Any) -> Any:
+    """Arrays ``[T, k, ...]`` as ``[k, T, ...]``, and back."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), tree)
+
+
+_TASKS_LIE_FIRST = contextvars.ContextVar("tasks_lie_first", default=False)
+
+
+@contextlib.contextmanager
+def tasks_lie_first() -> Iterator[None]:
+    """In here gradients lie in memory as their shape says: sums of them that a state keeps do."""
+    token = _TASKS_LIE_FIRST.set(True)
+    try:
+        yield
+    finally:
+        _TASKS_LIE_FIRST.reset(token)
+
+
+def as_they_lie(function: Callable[..., Any], *stacks: Any) -> Any:
+    """``function`` of the tasks' stacks, in the order of axes in which gradients lie in memory.
+
+    A scan over layers leaves the tasks' gradients as ``[k, T, ...]``, and ``jax.vmap`` exchanges the axes for the
+    caller. Work on all of them exchanges them back: the compiler takes both exchanges away. Otherwise it makes copies
+    of all gradients: a step takes twice the memory.
+
+    Args:
+      function: on trees of arrays with any two leading axes.
+      stacks: trees of arrays ``[T, k, ...]``.
+
+    Returns:
+      Tree of arrays ``[T, k, ...]``.
+    """
+    return function(*stacks) if _TASKS_LIE_FIRST.get() else exchanged(function(*exchanged(stacks)))
+
+
+def into_conditional(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Gradients as they lie in memory, see `as_they_lie`, and what makes them again of these inside of a conditional.
+
+    Its operands are made as their shape says, whatever is done with them inside: the two leading axes ``[T, k]`` are
+    one, in the order of memory. On a mesh nothing is changed.
+    """
+    if _TASKS_LIE_FIRST.get() or mesh_of_devices() is not None:
+        return tree, lambda same: same
+
+    def put(x: jax.Array) -> jax.Array:
+        return exchanged(x).reshape(-1, *x.shape[2:]) if x.ndim > 3 else x
+
+    def take(x: jax.Array, like: jax.Array) -> jax.Array:
+        return exchanged(x.reshape(like.shape[1], like.shape[0], *like.shape[2:])) if like.ndim > 3 else x
+
+    return jax.tree.map(put, tree), lambda operands: jax.tree.map(take, operands, tree)
+
+
 def map_stack(function: Callable[..., Any], depth: int, varying: Any, shared: Any) -> Any:
     """``function(varying, shared)``, which takes stacks; on CPU it gets their members one by one.
 
@@ -110,18 +165,25 @@ def map_stack(function: Callable[..., Any], depth: int, varying: Any, shared: An
 
     Args:
       function: on trees of arrays with any leading axes.
-      depth: leading axes of ``varying``.
-      varying: tree of arrays ``[*lead, ...]``.
-      shared: tree of arrays with the last of these leading axes only.
+      depth: leading axes of ``varying``, 1 or 2.
+      varying: tree of arrays ``[k, ...]`` or ``[T, k, ...]``.
+      shared: tree of arrays ``[k, ...]``.
     """
     mesh = mesh_of_devices()
     if mesh is not None:
         return _spread(function, depth, varying, shared, mesh)
     if jax.default_backend() != "cpu":
         return function(varying, shared)
-    if depth > 1:
-        return jax.lax.map(lambda members: map_stack(function, depth - 1, members, shared), varying)
-    return jax.lax.map(lambda members: function(*members), (varying, shared))
+    if depth == 1:
+        return jax.lax.map(lambda members: function(*members), (varying, shared))
+
+    if _TASKS_LIE_FIRST.get():
+        return jax.lax.map(lambda members: map_stack(function, 1, members, shared), varying)
+
+    def of_tasks(members: tuple[Any, Any]) -> Any:
+        return jax.lax.map(lambda task: function(task, members[1]), members[0])
+
+    return exchanged(jax.lax.map(of_tasks, (exchanged(varying), shared)))
 
 
 def _spread(function: Callable[..., Any], depth: int, varying: Any, shared: Any, mesh: AbstractMesh) -> Any:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gems_jax.linalg.orthonormal import orthonormal_columns, orthonormal_inside
 from gems_jax.linalg.projection import Projector
 from gems_jax.linalg.sizes import Size, squares
-from gems_jax.linalg.stacks import map_stack, mesh_of_devices, whole_columns
+from gems_jax.linalg.stacks import exchanged, map_stack, mesh_of_devices, whole_columns
 from gems_jax.linalg.subspace import (
     WARM_SWEEPS,
     align,
@@ -22,6 +22,7 @@ from gems_jax.linalg.subspace import (
     rounding,
     scaled,
 )
+from gems_jax.projected.packed_bases import PackedBases, packed, where_they_lie
 from gems_jax.transform.refresh import Bases, Masks, Refresh, has_basis, where_leading
 from gems_jax.transform.refresh_batches import form_of, join, join_masks, split, together
 
@@ -58,41 +59,76 @@ FIRST, BLOCKS, LAST = 0, 1, 1 + COLD_SWEEPS
 STAYED, END = LAST + 1, LAST + 2
 
 
+def sweep(number: jax.Array, lows: Callable[[], Lows], across: Callable[[list[Bases]], Lows]) -> Lows:
+    """``(G V)^T`` of the former pass' ``V^T = U^T G`` where pass ``number`` is one of a sweep; by a pass of the model.
+
+    Args:
+      number: of the pass.
+      lows: gives the former pass' products with the gradients, of the shared basis with the merged one.
+      across: ``V: [.., q, r]`` of all groups -> ``(G V)^T``, merged likewise.
+    """
+
+    def blocks() -> list[Bases]:
+        return [(_scaled(shared).mT, None if task is None else exchanged(_scaled(task).mT)) for shared, task in lows()]
+
+    # One conditional after the other: what goes into one is in memory until its end. All numbers of a block in a row,
+    # else the compiler leaves it as it was before it was transposed, and makes a copy beside it for the model.
+    rows = _only_if(_is_sweep(number), lambda: jax.tree.map(jnp.ravel, blocks()))
+    ordered = jax.tree.map(lambda row, block: row.reshape(block.shape), rows, jax.eval_shape(blocks))
+    return _only_if(_is_sweep(number), lambda: across([(shared, exchanged(task)) for shared, task in ordered]))
+
+
 def bases_of(
     number: jax.Array,
     groups: Sequence[Branches],
-    bases: list[Bases],
+    former: list[PackedBases],
     done: list[jax.Array],
-    lows: Callable[[], Lows],
-    across: Callable[[list[Bases]], Lows],
+    seen: Lows,
+    sketches: list[jax.Array],
     refresh: Refresh,
-) -> list[Bases]:
-    """The bases of a pass: ``U <- N G (G^T U)`` of the former pass' ``G^T U``, by one pass more.
+) -> list[PackedBases]:
+    """The bases of a pass: ``U <- N G (G^T U)`` in a sweep, random blocks ahead of one; those in force at first.
 
     Args:
       number: of the pass.
       groups: the branches of all groups.
-      bases, done: of the former pass, and which of them replace those in force.
-      lows: gives their products with the gradients, of the shared basis with the merged one.
-      across: ``V: [.., q, r]`` of all groups -> ``(G V)^T``, merged likewise, by a pass of the model.
+      former, done: the former pass' bases, and which of them replace those in force.
+      seen: what `sweep` gives.
+      sketches: packed with the bases.
       refresh: key and signs.
     """
 
-    is_sweep = (number > BLOCKS) & (number <= LAST)
+    def all_packed(some: Sequence[int], bases: Sequence[Bases]) -> list[PackedBases]:
+        return [packed(these, sketches[i]) for i, these in zip(some, bases, strict=True)]
 
-    def scaled_lows() -> list[Bases]:
-        return [(_scaled(shared).mT, None if task is None else _scaled(task).mT) for shared, task in lows()]
+    def starts(_: list[PackedBases]) -> list[PackedBases]:
+        return all_packed(every, _starts(groups, refresh))
 
-    # One conditional after the other: what goes into one is in memory until its end.
-    blocks = _only_if(is_sweep, scaled_lows)
-    seen = _only_if(is_sweep, lambda: across(blocks))
-    made = [
-        lambda: [group.bases for group in groups],
-        lambda: _starts(groups, refresh),
-        lambda: _next(groups, seen, refresh),
-        lambda: [_chosen(d, new, group.bases) for d, new, group in zip(done, bases, groups, strict=True)],
-    ]
-    return jax.lax.switch(jnp.where(number > BLOCKS, jnp.where(is_sweep, 2, 3), number), made)
+    def chosen(former: list[PackedBases]) -> list[PackedBases]:
+        each = zip(done, former, groups, strict=True)
+        return all_packed(every, [_chosen(d, new.bases, group.bases) for d, new, group in each])
+
+    def renewed(former: list[PackedBases]) -> list[PackedBases]:
+        bases = where_they_lie(number == BLOCKS, starts, former)
+        # Thin blocks alone: all of one form together, however many; one form after the other.
+        for some in together([form_of(group.bases, group.projector) for group in groups]):
+            these, blocks = [groups[i] for i in some], [seen[i] for i in some]
+
+            def orthonormal(_: Any, some: Any = some, these: Any = these, blocks: Any = blocks) -> list[PackedBases]:
+                return all_packed(some, _next(these, blocks, refresh))
+
+            new = where_they_lie(_is_sweep(number), orthonormal, [bases[i] for i in some])
+            for i, of_group in zip(some, new, strict=True):
+                bases[i] = of_group
+        return where_they_lie(number == STAYED, chosen, bases)
+
+    every = range(len(groups))
+    # In most steps nothing is due, and one question says so: some devices wait for the host at each.
+    return where_they_lie(number > FIRST, renewed, former)
+
+
+def _is_sweep(number: jax.Array) -> jax.Array:
+    return (number > BLOCKS) & (number <= LAST)
 
 
 def _only_if(condition: jax.Array, compute: Callable[[], Any]) -> Any:
@@ -169,29 +205,25 @@ def _scaled(block: jax.Array) -> jax.Array:
 
 
 def _next(groups: Sequence[Branches], across: Lows, refresh: Refresh) -> list[Bases]:
-    """The bases in force; orthonormal ones inside the null spaces of ``G V`` for the branches asked for."""
-    made: dict[int, Bases] = {}
-    normals = _normals(groups, refresh)
-    # Thin blocks alone: all of one form together, however many.
-    for batch in together([form_of(group.bases, group.projector) for group in groups]):
-        some = [groups[i] for i in batch]
-        counts = [group.bases[0].shape[0] for group in some]
-        factor = jax.tree.map(join, *(group.projector.factor for group in some))
-        projector = some[0].projector._replace(factor=factor)
-        old = jax.tree.map(join, *(group.bases for group in some))
-        blocks = jax.tree.map(join, *(across[i] for i in batch))
-        blocks = jax.tree.map(lambda x: x.mT, blocks)
-        masks = [join_masks([group.masks[n] for group in some], counts, old[n]) for n in range(2)]
-        asked = jnp.concatenate([group.asked for group in some], axis=1)
-        draw = normals[old[0].dtype]
-        shared = _orthonormal(1, (blocks[0], old[0], asked[0]), projector, masks[0], None, draw, refresh)
+    """The bases in force; orthonormal ones inside the null spaces of ``G V`` for the branches asked for.
+
+    All groups are of one form, see `gems_jax.transform.refresh_batches`.
+    """
+    counts = [group.bases[0].shape[0] for group in groups]
+    factor = jax.tree.map(join, *(group.projector.factor for group in groups))
+    projector = groups[0].projector._replace(factor=factor)
+    old = jax.tree.map(join, *(group.bases for group in groups))
+    blocks = jax.tree.map(lambda x: x.mT, jax.tree.map(join, *across))
+    masks = [join_masks([group.masks[n] for group in groups], counts, old[n]) for n in range(2)]
+    asked = jnp.concatenate([group.asked for group in groups], axis=1)
+    draw = _normals(groups, refresh)[old[0].dtype]
+    shared = _orthonormal(1, (blocks[0], old[0], asked[0]), projector, masks[0], None, draw, refresh)
+    tasks: list[Any] = [None] * len(groups)
+    if old[1] is not None:
         exclude = shared if refresh.settings.complementary else None
-        tasks: list[Any] = [None] * len(some)
-        if old[1] is not None:
-            task = _orthonormal(2, (blocks[1], old[1], asked[1:]), projector, masks[1], exclude, draw, refresh)
-            tasks = split(task, counts, 1)
-        made |= dict(zip(batch, zip(split(shared, counts), tasks, strict=True), strict=True))
-    return [made[i] for i in range(len(groups))]
+        task = _orthonormal(2, (blocks[1], old[1], asked[1:]), projector, masks[1], exclude, draw, refresh)
+        tasks = split(task, counts, 1)
+    return list(zip(split(shared, counts), tasks, strict=True))
 
 
 def _orthonormal(

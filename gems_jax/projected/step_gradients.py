@@ -5,11 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gems_jax.linalg.stacks import exchanged
 from gems_jax.projected.model_passes import Model, ServedGroup
+from gems_jax.projected.packed_bases import SKETCH
 from gems_jax.projected.passes import Passed
-from gems_jax.projected.step_passes import SKETCH, apart, last_pass, outside
+from gems_jax.projected.step_passes import inside, last_pass, outside
+from gems_jax.transform.in_turn import once
 from gems_jax.transform.low_rank_gradient import LowRankGradient
 from gems_jax.transform.state_rows import StateRows
+from gems_jax.types import PyTree
 
 
 def gradients(model: Model, counts: jax.Array | None) -> tuple[Passed, dict[int, Any]]:
@@ -34,14 +38,17 @@ def gradients(model: Model, counts: jax.Array | None) -> tuple[Passed, dict[int,
     last = last_pass(model, groups, sketches, counts)
 
     grads: dict[int, Any] = dict(last.passed.grads)
-    for group, sketch, bases, done, wide, asked, waiting in zip(
+    there = last.number
+    for group, sketch, packed, done, products, asked, waiting in zip(
         groups, sketches, last.bases, last.done, last.products, last.decided.asked, last.decided.waiting, strict=True
     ):
-        shared, seen = apart(wide)
-        rest = outside(bases[0], sketch, shared, seen)
+        # Arranged anew one group after the other, each in what the one before has left.
+        (wide, own), packed = _once(there, (products, packed))
+        (wide, own), bases = exchanged((wide, own)), packed.bases
+        shared, there = inside(wide), outside(bases[0], sketch, wide)
         # What no task branch can wait for stays as it was.
         waiting = jnp.concatenate([waiting, group.pending[len(waiting) :]])
-        fields = [(shared, 1), (wide[1], 1), (rest, 1), (bases[0], 0), (bases[1], 1)]
+        fields = [(shared, 1), (own, 1), (there, 1), (bases[0], 0), (bases[1], 1)]
         fields += [(done, 1), (asked & ~done, 1), (waiting, 1)]
         columns = [group.by_leaf(x, leading) for x, leading in fields]
         grads |= {i: LowRankGradient(*(column[i] for column in columns)) for i in group.leaves}
@@ -51,3 +58,7 @@ def gradients(model: Model, counts: jax.Array | None) -> tuple[Passed, dict[int,
 def _sketch(basis: jax.Array, key: jax.Array) -> jax.Array:
     """``Z: [k, p, z]`` with ``E[Z Z^T] = 1``."""
     return jax.random.rademacher(key, (*basis.shape[:-1], SKETCH), basis.dtype) * SKETCH**-0.5
+
+
+def _once(there: jax.Array, tree: PyTree) -> PyTree:
+    return once(there, tree, jax.tree.map(jnp.zeros_like, tree))

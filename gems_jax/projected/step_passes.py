@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from gems_jax.linalg.orthonormal import matmul
 from gems_jax.linalg.sizes import Size
+from gems_jax.linalg.stacks import exchanged
 from gems_jax.projected.model_passes import GroupProducts, Model, ServedGroup, run_groups
+from gems_jax.projected.packed_bases import SKETCH, PackedBases, packed, where_they_lie
 from gems_jax.projected.passes import Passed
-from gems_jax.projected.power_iteration import BLOCKS, END, FIRST, Branches, Lows, bases_of, next_pass
+from gems_jax.projected.power_iteration import BLOCKS, END, FIRST, Branches, Lows, bases_of, next_pass, sweep
 from gems_jax.task_grads import weighted_sum
 from gems_jax.transform.active_null_space import ActiveNullSpace
 from gems_jax.transform.diagnostics import diagnose_gradients
@@ -18,9 +20,6 @@ from gems_jax.transform.random_bases import draw_bases, member_ids
 from gems_jax.transform.refresh import Bases as GroupBases
 from gems_jax.transform.refresh import NewBases, Refresh, refresh_at, room
 from gems_jax.transform.refresh_request import column_masks, projector_of, usable_branches
-
-# Random columns that norms and inner products of whole gradients are estimated with.
-SKETCH = 8
 
 
 class Decided(NamedTuple):
@@ -52,7 +51,7 @@ class Pass(NamedTuple):
 
     number: jax.Array
     again: jax.Array
-    bases: list[GroupBases]
+    bases: list[PackedBases]
     done: list[jax.Array]
     products: list[GroupProducts]
     passed: Passed
@@ -65,16 +64,15 @@ def last_pass(model: Model, groups: list[ServedGroup], sketches: list[jax.Array]
     how = refresh_at(state.count, settings)
 
     @jax.jit  # traced once, for its shapes and in the loop
-    def run(bases: list[GroupBases]) -> tuple[Passed, list[GroupProducts], Decided]:
-        wide = [(jnp.concatenate([b[0], z], axis=-1), b[1]) for b, z in zip(bases, sketches, strict=True)]
-        passed, products = run_groups(model, groups, wide)
+    def run(bases: list[PackedBases]) -> tuple[Passed, list[GroupProducts], Decided]:
+        passed, products = run_groups(model, groups, [these.with_sketch for these in bases])
         passed = passed._replace(products={})
-        decided = _decide(model, groups, sketches, bases, products, passed, counts)
-        return passed, jax.tree.map(_exchanged, products), decided
+        decided = _decide(model, groups, sketches, [these.bases for these in bases], products, passed, counts)
+        return passed, exchanged(products), decided
 
     def step(now: Pass) -> Pass:
         number, decided = now.number, now.decided
-        bases, done = _bases(model, groups, now, how)
+        bases, done = _bases(model, groups, sketches, now, how)
         # Always taken: what a pass needs is not there before it begins.
         passed, products, found = jax.lax.cond(number < END, run, lambda _: nothing, bases)
         decided = jax.tree.map(lambda new, old: jnp.where(number == FIRST, new, old), found, decided)
@@ -83,34 +81,32 @@ def last_pass(model: Model, groups: list[ServedGroup], sketches: list[jax.Array]
             asked = jnp.any(jnp.stack([jnp.any(b.asked) for b in branches]))
             number = jnp.where((number == FIRST) & asked, BLOCKS, END)
         else:
-            lows = _merged(jax.tree.map(_exchanged, products), decided.weights)
-            number, done = next_pass(number, branches, bases, lows, done)
+            lows = _merged(exchanged(products), decided.weights)
+            number, done = next_pass(number, branches, [these.bases for these in bases], lows, done)
         return Pass(number, number < END, bases, done, products, passed, decided)
 
-    bases = [group.bases for group in groups]
+    bases = [packed(group.bases, sketch) for group, sketch in zip(groups, sketches, strict=True)]
     nothing = jax.tree.map(lambda x: jax.lax.full(x.shape, 0, x.dtype), jax.eval_shape(run, bases))
     passed, products, decided = nothing
     done = [jnp.zeros_like(asked) for asked in decided.asked]
     start = Pass(jnp.int32(FIRST), jnp.bool_(False), bases, done, products, passed, decided)
     # By two of its values: of a condition on one XLA (of jaxlib 0.10.2) asks in pass after pass how it comes about, and
     # copies the whole body for it: a third of the time to compile.
-    last = jax.lax.while_loop(lambda now: (now.number == FIRST) | now.again, step, start)
-    return last._replace(products=jax.tree.map(_exchanged, last.products))
+    return jax.lax.while_loop(lambda now: (now.number == FIRST) | now.again, step, start)
 
 
-def _exchanged(x: jax.Array) -> jax.Array:
-    """``[T, k, ...]`` of ``[k, T, ...]``, as scans over stacks leave products, and back."""
-    return jnp.moveaxis(x, 0, 1)
+def inside(wide: jax.Array) -> jax.Array:
+    """``U^T G`` of ``[U Z]^T G``."""
+    return wide[..., :-SKETCH, :]
 
 
-def apart(wide: GroupProducts) -> tuple[jax.Array, jax.Array]:
-    """``U^T G`` and ``Z^T G``."""
-    return wide[0][..., :-SKETCH, :], wide[0][..., -SKETCH:, :]
-
-
-def outside(basis: jax.Array, sketch: jax.Array, low: jax.Array, seen: jax.Array) -> jax.Array:
-    """``Z^T (1 - U U^T) G`` of ``Z^T G`` and ``U^T G``."""
-    return seen - matmul(matmul(sketch.mT, basis), low)
+def outside(basis: jax.Array, sketch: jax.Array, wide: jax.Array) -> jax.Array:
+    """``Z^T (1 - U U^T) G = [-Z^T U, 1] [U Z]^T G``, ``[T, k, SKETCH, q]``."""
+    less = jnp.concatenate(
+        [-matmul(sketch.mT, basis), jnp.broadcast_to(jnp.eye(SKETCH, dtype=basis.dtype), (len(basis), SKETCH, SKETCH))],
+        axis=-1,
+    )
+    return exchanged(matmul(jnp.broadcast_to(less[:, None], (len(less), len(wide), *less.shape[1:])), exchanged(wide)))
 
 
 def _decide(
@@ -124,12 +120,12 @@ def _decide(
 ) -> Decided:
     """By a pass with the bases in force."""
     settings, state = model.served.settings, model.served.state
-    pairs = [apart(wide) for wide in products]
-    rests = [outside(b[0], z, *pair) for b, z, pair in zip(bases, sketches, pairs, strict=True)]
+    lows = [inside(wide) for wide, _ in products]
+    rests = [outside(b[0], z, wide) for b, z, (wide, _) in zip(bases, sketches, products, strict=True)]
     others = [passed.grads[i] for i in sorted(model.served.leaves.values()) if i in passed.grads]
-    diagnosed = diagnose_gradients([*(low for low, _ in pairs), *rests, *others], settings.num_tasks, counts, None)
+    diagnosed = diagnose_gradients([*lows, *rests, *others], settings.num_tasks, counts, None)
     decided = Decided(diagnosed.weights, [], [], [])
-    for group, (low, _), rest in zip(groups, pairs, rests, strict=True):
+    for group, low, rest in zip(groups, lows, rests, strict=True):
         of_shared, of_tasks = group_gradients(low, rest, diagnosed).sizes
         sizes = of_shared, None if group.bases[1] is None else of_tasks
         pending = group.pending if group.bases[1] is not None else group.pending[:1]
@@ -159,8 +155,8 @@ def _branches(model: Model, groups: list[ServedGroup], decided: Decided) -> list
 
 
 def _bases(
-    model: Model, groups: list[ServedGroup], now: Pass, how: Refresh
-) -> tuple[list[GroupBases], list[jax.Array]]:
+    model: Model, groups: list[ServedGroup], sketches: list[jax.Array], now: Pass, how: Refresh
+) -> tuple[list[PackedBases], list[jax.Array]]:
     """The bases of the next pass, and which are new."""
     weights, branches = now.decided.weights, _branches(model, groups, now.decided)
 
@@ -168,20 +164,23 @@ def _bases(
         products = run_groups(model, groups, others, across=True)[1]
         return [(weighted_sum(shared, weights), own) for shared, own in products]
 
-    if how.method != "random":
-        lows = lambda: _merged(jax.tree.map(_exchanged, now.products), weights)  # noqa: E731
-        return bases_of(now.number, branches, now.bases, now.done, lows, across, how), now.done
+    if how.method == "random":
 
-    def draw(_: Any) -> Any:
-        drawn = [_drawn(branch, member_ids(group.kernels), how) for branch, group in zip(branches, groups, strict=True)]
-        return [(shared, task) for shared, task, _ in drawn], [done for *_, done in drawn]
+        def bases_and_done(_: Any) -> Any:
+            ids = [member_ids(group.kernels) for group in groups]
+            drawn = [_drawn(branch, numbers, how) for branch, numbers in zip(branches, ids, strict=True)]
+            new = [packed((shared, task), z) for (shared, task, _), z in zip(drawn, sketches, strict=True)]
+            return new, [done for *_, done in drawn]
 
-    return jax.lax.cond(now.number == FIRST, lambda kept: kept, draw, (now.bases, now.done))
+        return where_they_lie(now.number > FIRST, bases_and_done, (now.bases, now.done))
+
+    seen = sweep(now.number, lambda: _merged(exchanged(now.products), weights), across)
+    return bases_of(now.number, branches, now.bases, now.done, seen, sketches, how), now.done
 
 
 def _merged(products: list[GroupProducts], weights: jax.Array) -> Lows:
     """Without the sketch, of the merged gradient where the basis is shared."""
-    return [(weighted_sum(apart(wide)[0], weights), wide[1]) for wide in products]
+    return [(weighted_sum(inside(wide), weights), own) for wide, own in products]
 
 
 def _drawn(branches: Branches, ids: tuple[int, ...], how: Refresh) -> NewBases:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gems_jax.linalg.sizes import global_norm, is_normal, largest, squares, task_peaks, to_one
 from gems_jax.task_grads import inner_products, task_weights
 from gems_jax.transform.branches import BranchState, Steps, TaskMask
+from gems_jax.transform.in_turn import once
 from gems_jax.transform.state import Diagnostics, work_dtype
 
 
@@ -54,7 +55,10 @@ def diagnose_gradients(
     peaks = task_peaks(stacked, num_tasks)
     tokens = jnp.ones((num_tasks,), jnp.float32) if counts is None else jnp.asarray(counts)
     powers = to_one(peaks)
-    products = inner_products([_scaled(g, powers) for g in stacked], num_tasks)
+    products = jnp.zeros((num_tasks, num_tasks), powers.dtype)
+    for g in stacked:  # one after the other: tasks are copied apart for it
+        own = once(products, powers, jnp.ones_like(powers))
+        products += inner_products([_scaled(g, own)], num_tasks).astype(products.dtype)
     # A largest entry does not tell of NaN, a sum of squares does.
     finite = jnp.isfinite(peaks) & ~jnp.isnan(jnp.diagonal(products))
     tasks = finite & is_normal(peaks) if stacked else jnp.ones((num_tasks,), bool)

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gems_jax.linalg.sizes import Size, largest, size_of
+from gems_jax.linalg.sizes import Size, largest, largest_of_each, size_of
+from gems_jax.linalg.stacks import as_they_lie
 from gems_jax.task_grads import weighted_sum
 from gems_jax.transform.diagnostics import GradientDiagnostics
 
@@ -51,9 +52,9 @@ def group_gradients(
       diagnosed: of the step, for the tasks' weights.
       shared: ``[k, p, q]`` the caller's own ``G_s``, or ``None``.
     """
-    peaks = largest(gradient, 2)
+    peaks = largest_of_each(gradient)
     if rest is not None:
-        peaks = jnp.maximum(peaks, largest(rest, 2))
+        peaks = jnp.maximum(peaks, largest_of_each(rest))
     if shared is None:
         shared = weighted_sum(gradient, diagnosed.weights)
         is_there = diagnosed.weights[:, None] > 0 if len(peaks) > 1 else True
@@ -65,5 +66,6 @@ def group_gradients(
     if len(gradient) != len(diagnosed.weights):
         return GroupGradients(shared, None, (peak, None), (size_of([shared], peak), None))
     outside = [] if rest is None else [jnp.where(there, weighted_sum(rest, diagnosed.weights), 0)]
-    of_tasks = size_of([gradient] if rest is None else [gradient, rest], peaks)
+    parts = [gradient] if rest is None else [gradient, rest]
+    of_tasks = as_they_lie(size_of, parts, peaks)
     return GroupGradients(shared, gradient, (peak, peaks), (size_of([shared, *outside], peak), of_tasks))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gems_jax.linalg.orthonormal import matmul
+from gems_jax.linalg.stacks import as_they_lie
 from gems_jax.transform.active_null_space import ActiveNullSpace
 from gems_jax.transform.branches import BranchState, LowGradients, TaskMask
 from gems_jax.transform.group_gradients import GroupGradients
@@ -133,7 +134,9 @@ def _products(state: BranchState, request: Request, refreshed: Refreshed) -> Low
     if state.previous is not None and state.task_basis is not None:
         seen = matmul(state.task_basis.mT, shared_grad[None])
         progress = jnp.sum(seen * state.previous, axis=(1, 2, 3))
-    low = None if task is None or task_grad is None else matmul(task.mT, task_grad)
+    low = None
+    if task is not None and task_grad is not None:
+        low = as_they_lie(lambda basis, gradient: matmul(basis.mT, gradient), task, task_grad)
     return LowGradients(matmul(shared.mT, shared_grad), low, request.sizes, progress)
 
 

@@ -141,10 +141,10 @@ def to_matrices(leaves: Sequence[jax.Array], group: Sequence[KernelPlan], leadin
     spec, side = group[0].spec, group[0].side
     if len(leaves) == 1:
         return projected_axis_first(spec.to_matrices(leaves[0], leading), side)
-    joined = jax.lax.concatenate(list(leaves), leading)
-    joined = joined.reshape(*joined.shape[:leading], len(leaves), *spec.shape)
+    joined = jnp.stack(leaves)
     stacked = spec.to_matrices(joined, leading + 1)
-    return projected_axis_first(stacked.reshape(*stacked.shape[: leading + 1], *stacked.shape[-2:]), side)
+    stacked = stacked.reshape(*stacked.shape[: leading + 1], *stacked.shape[-2:])
+    return projected_axis_first(jnp.moveaxis(stacked, 0, leading), side)
 
 
 def to_leaves(matrices: jax.Array, group: Sequence[KernelPlan]) -> list[jax.Array]:

@@ -14,6 +14,7 @@ from gems_jax.argument_checks import check_transform, check_whole
 from gems_jax.boxes import unboxed
 from gems_jax.extra_arguments import check_extras
 from gems_jax.linalg.sizes import real_dtype
+from gems_jax.linalg.stacks import into_conditional, tasks_lie_first
 from gems_jax.task_batch import check_per_task
 from gems_jax.task_grads import check_task_axis
 from gems_jax.transform.state import gems_states, work_dtype
@@ -156,7 +157,8 @@ def accumulate(
         shapes = _update_shapes(tx, means, state.inner, params, extra)
 
         def emit(_: None) -> tuple[PyTree, AccumulateState]:
-            steps, inner = tx.update(means, state.inner, params, **extra)
+            with tasks_lie_first():
+                steps, inner = tx.update(means, state.inner, params, **extra)
             empty = jax.tree.map(jnp.zeros_like, gradients)
             zeros = jnp.zeros_like(counted)
             return steps, AccumulateState(jnp.zeros((), jnp.int32), empty, zeros, zeros, inner)
@@ -216,8 +218,10 @@ def apply_if_finite(
         total = jnp.where(finite, state.total, optax.safe_increment(state.total))
         shapes = _update_shapes(tx, updates, state.inner, params, extra_args)
 
+        operands, again = into_conditional(updates)
+
         def apply(_: None) -> tuple[PyTree, PyTree]:
-            return tx.update(updates, state.inner, params, **extra_args)
+            return tx.update(again(operands), state.inner, params, **extra_args)
 
         def refuse(_: None) -> tuple[PyTree, PyTree]:
             return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), state.inner

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gems_jax.linalg.stacks import into_conditional
 from gems_jax.transform.low_rank_gradient import is_low_rank, whole_shapes
 from gems_jax.transform.state import work_dtype
 from gems_jax.types import PyTree
@@ -71,8 +72,10 @@ def refuse_not_finite(tx: optax.GradientTransformation, num_tasks: int) -> optax
     ) -> tuple[PyTree, GuardState]:
         finite = tasks_finite(task_losses, updates)
 
+        operands, again = into_conditional(updates)
+
         def apply() -> tuple[PyTree, PyTree]:
-            steps, inner = tx.update(updates, state.inner, params, task_losses=task_losses, **extra)
+            steps, inner = tx.update(again(operands), state.inner, params, task_losses=task_losses, **extra)
             return jax.tree.map(lambda u: u.astype(work_dtype(u.dtype)), steps), inner
 
         def refuse() -> tuple[PyTree, PyTree]:
