@@ -10,7 +10,6 @@ import json
 import runpy
 import sys
 
-ROOT = sys.argv[1]
 INSTALLED = [folder for folder in sys.path[1:] if folder]
 _read_known = argparse.ArgumentParser.parse_known_args
 _read_all = argparse.ArgumentParser.parse_args
@@ -40,12 +39,12 @@ def stopping():
         argparse.ArgumentParser.parse_known_args, argparse.ArgumentParser.parse_args = _read_known, _read_all
 
 
-def tried(script, words):
+def tried(root, script, words):
     """Runs a script with what Python puts on its path: a script's folder, not the checkout."""
     for name in [name for name in sys.modules if name.split(".")[0] in ("benchmarks", "planning")]:
         del sys.modules[name]
     name = script.removeprefix("-m ")
-    sys.path[:] = [ROOT if name != script else script.rpartition("/")[0], *INSTALLED]
+    sys.path[:] = [root if name != script else script.rpartition("/")[0], *INSTALLED]
     sys.argv = [script, *(words or ())]
     run = runpy.run_module if name != script else runpy.run_path
     try:
@@ -59,9 +58,14 @@ def tried(script, words):
             parse_config(rest)
 
 
-for script, words in json.load(sys.stdin):
-    try:
-        tried(script, words)
-    except SystemExit as end:
-        if end.code not in (None, 0):
-            sys.exit(f"{script} {words} ends with {end.code}")
+def main(root):
+    for script, words in json.load(sys.stdin):
+        try:
+            tried(root, script, words)
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                sys.exit(f"{script} {words} ends with {end.code}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
