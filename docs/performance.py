@@ -34,11 +34,13 @@ TAIL = """
 ## Which gradients to take
 
 * `train.gradients: projected` (`gj.projected_task_grads`) gives the updates of whole gradients
-  ([optimiser.md](optimiser.md#gradients-that-are-never-formed)) in less time and two fifths to two thirds of the
+  ([optimiser.md](optimiser.md#gradients-that-are-never-formed)) in less time and three fifths to three quarters of the
   memory. It takes longer to compile: the loss is in the program twice, with products by the bases and, for a refresh,
   across. Of what it needs at 8 x 64 tokens 326 MiB are parameters, tables and the optimiser's state, and 78 the
-  products of both tasks. The table of 16 x 128 tokens is from before the step's program was made smaller and quicker
-  to compile.
+  products of both tasks. The table of 16 x 128 tokens is from before steps took less memory: its programs need 974 MiB
+  (whole gradients) and 733 (projected) now.
+* A step on whole gradients has this memory in a loop of your own, with gradients and update in one `jax.jit`. A run's
+  own step asks first whether all is finite, which makes two copies more of all gradients.
 * The thin products `x U` and `(x U)^T dy` cost `(r + r_t + 8) (1 / m + 1 / n)` of what a kernel's gradient `[m, n]`
   costs: with ranks of an eighth and a sixteenth of the smaller side a third to a half, with the trainer's defaults (a
   quarter and an eighth) up to four fifths. Lower ranks are faster.
