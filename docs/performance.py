@@ -40,7 +40,7 @@ TAIL = """
   products of both tasks. The table of 16 x 128 tokens is from before steps took less memory: its programs need 974 MiB
   (whole gradients) and 733 (projected) now.
 * A step on whole gradients has this memory in a loop of your own, with gradients and update in one `jax.jit`. A run's
-  own step asks first whether all is finite, which makes two copies more of all gradients.
+  own step asks first whether all is finite, which makes one more copy of all gradients.
 * The thin products `x U` and `(x U)^T dy` cost `(r + r_t + 8) (1 / m + 1 / n)` of what a kernel's gradient `[m, n]`
   costs: with ranks of an eighth and a sixteenth of the smaller side a third to a half, with the trainer's defaults (a
   quarter and an eighth) up to four fifths. Lower ranks are faster.

@@ -7,22 +7,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from documented import fenced, run
 from shared import SHARED, needs_shared
 
 from gems_jax.data.raw.quarantine import Quarantine
 from gems_jax.data.sources import amazon_scientific
 
 ROOT = Path(__file__).parent.parent
-
-
-def run(path):
-    """Names that the page's programs define."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
-    assert blocks
-    defined = {"__name__": "page"}
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"{path}, block {number + 1}", "exec"), defined)  # noqa: S102
-    return defined
 
 
 def first_update(tx, params):
@@ -45,7 +36,7 @@ def test_the_readme_takes_a_step_inside_the_null_space():
 
 def test_the_readme_is_a_front_page():
     text = (ROOT / "README.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (program,) = fenced("README.md", "python")
     assert len([line for line in program.splitlines() if line]) == 10  # as its heading says
     assert len(text.splitlines()) <= 112
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from documented import blocks, commands, hidden
+from documented import blocks, commands, hidden, run
 from few_kernels import few_kernels
 from named_code import ROOT
 from tiny import MODEL, TUNING, gems_jax, read
@@ -236,18 +236,9 @@ def demo(prepared, shown, tmp_path_factory):
     return here
 
 
-def python_of(page):
-    """What the page's Python defines."""
-    defined = {"__name__": "page"}
-    for block in blocks():
-        if (block.page, block.language) == (page, "python"):
-            exec(compile(block.text, page, "exec"), defined)  # noqa: S102
-    return defined
-
-
 def test_the_demo_s_run_answers_as_the_page_on_answers_asks_it(demo, shown, monkeypatch, capsys):
     monkeypatch.chdir(demo)
-    recommender = python_of("docs/serving.md")["recommender"]
+    recommender = run("docs/serving.md")["recommender"]
     assert len([line for line in capsys.readouterr().out.splitlines() if re.match(r"A\d+ ", line)]) == 5
     (predict,) = [words for page, words in of(shown, "gems-jax") if page == "docs/serving.md" and "predict" in words]
     (curl,) = [words for page, words in of(shown, "curl") if page == "docs/serving.md"]
@@ -263,7 +254,7 @@ def test_the_method_of_the_page_on_methods_tunes(demo, monkeypatch):
     monkeypatch.chdir(demo)
     try:
         with few_kernels():
-            python_of("docs/methods.md")
+            run("docs/methods.md")
     finally:
         METHODS.pop("first-task"), BUILDERS.pop("first-task")
     kept = yaml.safe_load(Path("runs/first/config.yaml").read_text())

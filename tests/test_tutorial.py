@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from documented import fenced
 from few_kernels import few_kernels
 from tiny import gems_jax, metrics
 
@@ -36,12 +37,6 @@ SMALLER = {
 }
 
 
-def pieces(language):
-    return [
-        text for name, text in re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) if name == language
-    ]
-
-
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
     """A folder in which somebody has done all that the page says, and what each command printed."""
@@ -49,7 +44,7 @@ def followed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, few_kernels():
         patch.chdir(folder)
         patch.setenv("OPENBLAS_NUM_THREADS", "1")
-        (program,), (config,) = pieces("python"), pieces("yaml")
+        (program,), (config,) = fenced("docs/tutorial.md", "python"), fenced("docs/tutorial.md", "yaml")
         exec(compile(program, "make_log.py", "exec"), {"__name__": "__main__"})  # noqa: S102
         fields = yaml.safe_load(config)
         smaller = {name: fields.get(name, {}) | changed for name, changed in SMALLER.items()}
@@ -83,7 +78,7 @@ def test_every_step_of_the_page_was_done_with_the_configuration_of_the_page(foll
 
 
 def test_the_rows_that_the_page_shows_are_rows_that_evaluate_prints(followed):
-    (shown,) = pieces("text")
+    (shown,) = fenced("docs/tutorial.md", "text")
     table = lambda text: [re.split(r"  +", line)[0] for line in text.splitlines()]  # noqa: E731
     assert shown.splitlines()[0] in followed[1]["evaluate"].splitlines()
     assert set(table(shown)) <= set(table(followed[1]["evaluate"]))

@@ -176,7 +176,6 @@ def map_stack(function: Callable[..., Any], depth: int, varying: Any, shared: An
         return function(varying, shared)
     if depth == 1:
         return jax.lax.map(lambda members: function(*members), (varying, shared))
-
     if _TASKS_LIE_FIRST.get():
         return jax.lax.map(lambda members: map_stack(function, 1, members, shared), varying)
 

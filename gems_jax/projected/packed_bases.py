@@ -32,7 +32,8 @@ class PackedBases(NamedTuple):
         if self.tasks is None:
             return None
         stack, inputs, _ = self.wide.shape
-        return jnp.moveaxis(self.tasks.reshape(stack, -1, inputs, self.tasks.shape[-1]), 1, 0)
+        of_layers: jax.Array = exchanged(self.tasks.reshape(stack, -1, inputs, self.tasks.shape[-1]))
+        return of_layers
 
     @property
     def bases(self) -> Bases:

@@ -108,16 +108,15 @@ def bases_of(
         each = zip(done, former, groups, strict=True)
         return all_packed(every, [_chosen(d, new.bases, group.bases) for d, new, group in each])
 
+    def orthonormal(some: Sequence[int]) -> Callable[[list[PackedBases]], list[PackedBases]]:
+        these, blocks = [groups[i] for i in some], [seen[i] for i in some]
+        return lambda _: all_packed(some, _next(these, blocks, refresh))
+
     def renewed(former: list[PackedBases]) -> list[PackedBases]:
         bases = where_they_lie(number == BLOCKS, starts, former)
         # Thin blocks alone: all of one form together, however many; one form after the other.
         for some in together([form_of(group.bases, group.projector) for group in groups]):
-            these, blocks = [groups[i] for i in some], [seen[i] for i in some]
-
-            def orthonormal(_: Any, some: Any = some, these: Any = these, blocks: Any = blocks) -> list[PackedBases]:
-                return all_packed(some, _next(these, blocks, refresh))
-
-            new = where_they_lie(_is_sweep(number), orthonormal, [bases[i] for i in some])
+            new = where_they_lie(_is_sweep(number), orthonormal(some), [bases[i] for i in some])
             for i, of_group in zip(some, new, strict=True):
                 bases[i] = of_group
         return where_they_lie(number == STAYED, chosen, bases)

@@ -38,6 +38,20 @@ def blocks():
     return found
 
 
+def fenced(page, language):
+    """The texts of a page's blocks in one language."""
+    return [block.text for block in blocks() if (block.page, block.language) == (page, language)]
+
+
+def run(page):
+    """What the page's Python defines, run block after block."""
+    programs, defined = fenced(page, "python"), {"__name__": "page"}
+    assert programs
+    for number, program in enumerate(programs):
+        exec(compile(program, f"{page}, block {number + 1}", "exec"), defined)  # noqa: S102
+    return defined
+
+
 def hidden():
     """Code that no fence shows, by the spaces before it: none of the tests would find it."""
     found = []
